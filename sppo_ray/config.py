@@ -1,0 +1,565 @@
+"""The one source of settings: a frozen pydantic tree, read from a YAML recipe and `--a.b=c` overrides.
+
+Importing this module imports neither torch nor Ray, so that a typo costs a millisecond and not a minute. An unknown
+key is an error that names the nearest valid one; a setting that cannot work is refused with the remedy.
+All batch sizes are in SAMPLES over all ranks (one response = one sample).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sppo_ray.errors import UserError
+
+Dtype = Literal["float32", "bfloat16"]
+PositiveInt = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+# --------------------------------------------------------------------------------------------------- algorithm
+
+
+class SPPOSettings(Settings):
+    """Sequence-Level PPO: advantage = reward - value(prompt), PPO clip on per-token ratios (arXiv 2604.08865)."""
+
+    type: Literal["sppo"] = "sppo"
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Ratios below 1 - clip_low are clipped."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """Ratios above 1 + clip_high are clipped."""
+    loss_aggregation: Literal["token-mean", "sequence-mean"] = "token-mean"
+    old_logprobs: Literal["rollout", "learner"] = "rollout"
+    """Where pi_old comes from: the engine's own log-probs, or a forward of the learner before the update."""
+    importance_cap: Annotated[float, Field(ge=1)] | None = None
+    """Truncated importance sampling: each token's loss is weighted by min(pi_learner / pi_engine, cap) at the weights
+    before the update. None = off. Needs old_logprobs = learner."""
+
+    @model_validator(mode="after")
+    def _cap_needs_learner_logprobs(self) -> SPPOSettings:
+        if self.importance_cap is not None and self.old_logprobs != "learner":
+            raise ValueError(
+                "importance_cap corrects engine against learner and needs both log-probs: set old_logprobs to "
+                "learner, or importance_cap to null"
+            )
+        return self
+
+
+Algorithm = SPPOSettings
+
+
+# -------------------------------------------------------------------------------------------------------- data
+
+
+class RunningSumData(Settings):
+    """The package's own task: add up labelled numbers step by step (`sppo_ray.tasks.running_sum`)."""
+
+    type: Literal["running-sum"] = "running-sum"
+    name: str = "running-sum"
+    size: PositiveInt = 100_000
+    """Number of distinct prompts; prompt i is generated from (seed, i)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_operands: Annotated[int, Field(ge=2, le=26)] = 8
+
+
+class ParquetData(Settings):
+    """The field's format: data_source, prompt (chat messages), reward_model.ground_truth, extra_info."""
+
+    type: Literal["parquet"] = "parquet"
+    name: str | None = None
+    """Overrides `data_source` in metrics when given."""
+    path: str
+    """A file, a directory of files, or a glob."""
+
+
+class JsonlData(Settings):
+    """One JSON object a line: `prompt` (a string or chat messages) and `ground_truth` (keys configurable)."""
+
+    type: Literal["jsonl"] = "jsonl"
+    name: str | None = None
+    path: str
+    prompt_key: str = "prompt"
+    ground_truth_key: str = "ground_truth"
+
+
+class HFDiskData(Settings):
+    """A Hugging Face dataset written by `save_to_disk`."""
+
+    type: Literal["hf-disk"] = "hf-disk"
+    name: str | None = None
+    path: str
+    split: str | None = None
+    prompt_key: str = "prompt"
+    ground_truth_key: str = "ground_truth"
+
+
+class ReasoningGymData(Settings):
+    """A procedural task of the reasoning-gym package, scored by its own verifier."""
+
+    type: Literal["reasoning-gym"] = "reasoning-gym"
+    task: str
+    size: PositiveInt = 10_000
+    seed: Annotated[int, Field(ge=0)] = 0
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    """Handed to `reasoning_gym.create_dataset`."""
+
+    @property
+    def name(self) -> str:
+        return f"reasoning-gym/{self.task}"
+
+
+DataSource = Annotated[
+    Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData], Field(discriminator="type")
+]
+
+
+class DataSettings(Settings):
+    train: tuple[DataSource, ...]
+    held_out: tuple[DataSource, ...] = ()
+    """Evaluation sets. A prompt that is also in `train` is refused, unless allow_overlap."""
+    allow_overlap: bool = False
+    prompts_per_step: PositiveInt = 256
+    samples_per_prompt: PositiveInt = 1
+    """N. Sequence-Level PPO needs 1: the critic is the baseline."""
+    minibatch_size: PositiveInt = 64
+    """Samples an optimizer step, over all learner ranks."""
+    max_prompt_tokens: PositiveInt = 1024
+    overlong_prompts: Literal["refuse", "drop"] = "refuse"
+    """A prompt longer than max_prompt_tokens: stop and name it, or leave it out and count it. Never cut."""
+    shuffle: bool = True
+    system_prompt: str | None = None
+    """Put in front of messages that have no system message."""
+    prompt_suffix: str | None = None
+    """Appended to the last user message, e.g. how to mark the final answer."""
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.prompts_per_step * self.samples_per_prompt
+
+    @property
+    def minibatches_per_step(self) -> int:
+        return self.samples_per_step // self.minibatch_size
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> DataSettings:
+        if not self.train:
+            raise ValueError("train names no data source: give at least one")
+        if self.samples_per_step % self.minibatch_size:
+            raise ValueError(
+                f"minibatch_size {self.minibatch_size} does not divide the {self.samples_per_step} samples of a step "
+                f"(prompts_per_step x samples_per_prompt): nearest that do are {_near_divisors(self.samples_per_step, self.minibatch_size)}"
+            )
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------ models
+
+
+class OptimizerSettings(Settings):
+    """AdamW and its schedule. Steps of the schedule are optimizer steps (minibatches)."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-6
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Global gradient norm bound; null = no clipping."""
+    schedule: Literal["constant", "linear"] = "constant"
+    final_lr_fraction: Probability = 0.1
+    """linear: the learning rate falls in a straight line to this fraction of lr at the run's last step."""
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class ModelSettings(Settings):
+    model: str
+    """A Transformers checkpoint directory, or `builtin:NAME` for one that the package makes (sppo-ray prepare)."""
+    dtype: Dtype = "float32"
+    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    optimizer: OptimizerSettings = OptimizerSettings()
+    ranks: PositiveInt = 1
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    offload_optimizer: bool = False
+    gradient_checkpointing: bool = False
+    max_tokens_per_microbatch: PositiveInt = 8192
+    """Padded tokens of one forward on one rank; gradient accumulation follows from it."""
+    cpus_per_rank: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+
+
+class LearnerSettings(ModelSettings):
+    """The policy and its optimizer."""
+
+
+class CriticSettings(ModelSettings):
+    """The prompt-only value model; any Transformers causal LM, of any size and with any tokenizer."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps at the start in which only the critic learns."""
+
+
+# ----------------------------------------------------------------------------------------------------- rollout
+
+
+class RolloutSettings(Settings):
+    workers: PositiveInt = 1
+    tensor_parallel_size: PositiveInt = 1
+    max_response_tokens: PositiveInt = 8192
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    dtype: Dtype = "float32"
+    max_sequences: PositiveInt = 256
+    """Responses that one engine generates at the same time."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = 1.0
+    """CPU: size of the KV cache of one engine."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
+    block_size: PositiveInt = 32
+    enforce_eager: bool = True
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """A worker that has work and finishes nothing for so long is taken for dead."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """A worker's restarts before the run stops."""
+
+
+class WeightSyncSettings(Settings):
+    backend: Literal["flat", "nccl", "ipc"] = "flat"
+    """flat = one buffer a version through Ray's object store (CPU and GPU); nccl, ipc = vLLM's own GPU transports."""
+    verify: bool = True
+    """Compare digest, parameter count and a probe's log-probs on every engine at every sync."""
+    max_probe_difference: Annotated[float, Field(gt=0)] | None = None
+    """Largest allowed |engine - learner| of the probe's log-probs. None = 1e-3 in float32, 1.0 (mean 0.2) in bfloat16."""
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+
+
+# ----------------------------------------------------------------------------------------------------- rewards
+
+
+class MathReward(Settings):
+    """Final answer in \\boxed{} compared by math-verify."""
+
+    type: Literal["math"] = "math"
+
+
+class RunningSumReward(Settings):
+    """Exact final answer of the running sum."""
+
+    type: Literal["running-sum"] = "running-sum"
+
+
+class ReasoningGymReward(Settings):
+    """The task's own verifier of reasoning-gym; `full_only` turns partial credit into 0."""
+
+    type: Literal["reasoning-gym"] = "reasoning-gym"
+    full_only: bool = True
+
+
+class CustomReward(Settings):
+    """A function of your own: `def f(response: str, ground_truth: str, extra: dict) -> float`."""
+
+    type: Literal["custom"] = "custom"
+    function: str
+    """Import path "package.module:function"."""
+    range: tuple[float, float] = (0.0, 1.0)
+    """The declared range of the reward. Sequence-Level PPO's critic needs [0, 1]."""
+
+
+RewardFunction = Annotated[
+    Union[MathReward, RunningSumReward, ReasoningGymReward, CustomReward], Field(discriminator="type")
+]
+
+
+class RewardSettings(Settings):
+    function: RewardFunction = MathReward()
+    processes: PositiveInt = 1
+    """Verifier processes; each can be killed and replaced without harm to the others."""
+    deadline_s: Annotated[float, Field(gt=0)] = 10.0
+    """A sample that takes longer is counted as a reward error and its process is replaced."""
+    memory_mib: PositiveInt = 2048
+    """Address-space growth that one process may use on a sample."""
+    max_error_rate: Probability = 0.1
+    """The run stops when more of a step's samples than this are reward errors."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _range_fits_bce(self) -> RewardSettings:
+        declared = getattr(self.function, "range", (0.0, 1.0))
+        low, high = declared
+        if low < 0.0 or high > 1.0 or low >= high:
+            raise ValueError(
+                f"function.range is [{low}, {high}], but the critic of Sequence-Level PPO is trained by binary "
+                "cross-entropy and needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), and declare [0, 1]"
+            )
+        return self
+
+
+# -------------------------------------------------------------------------------------------------------- loop
+
+
+class LoopSettings(Settings):
+    steps: PositiveInt = 100
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """Policy versions that a sample may lie behind the learner. 0 = synchronous, reproducible bit for bit."""
+    minibatch_order: Literal["finish", "dispatch"] = "finish"
+    """finish = a minibatch is the next samples that finish; dispatch = in the order of the prompts, which makes a run
+    with several rollout workers reproducible too."""
+
+
+class EvalSettings(Settings):
+    every: Annotated[int, Field(ge=0)] = 10
+    """Steps between evaluations; 0 = only at the start and the end."""
+    prompts: PositiveInt | None = None
+    """First so many prompts of each held-out set; null = all."""
+    samples_per_prompt: PositiveInt = 1
+    """k of avg@k, pass@k and maj@k."""
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    """null = as in training."""
+    at_start: bool = True
+
+
+class CheckpointSettings(Settings):
+    every: Annotated[int, Field(ge=0)] = 50
+    """Steps between checkpoints; 0 = only at the end."""
+    keep: PositiveInt = 2
+    export: bool = True
+    """Write policy and critic as plain Transformers checkpoints at the end."""
+
+
+class LoggingSettings(Settings):
+    tensorboard: bool = True
+    trajectories: bool = True
+    progress: Literal["auto", "live", "plain", "off"] = "auto"
+
+
+class ClusterSettings(Settings):
+    address: str | None = None
+    """A Ray cluster to join ("auto" or host:port). null = $RAY_ADDRESS when set (a Ray job), else a local one."""
+    local_cpus: PositiveInt | None = None
+    """Logical CPUs of the local cluster; null = all of the machine."""
+    ready_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+
+
+class RunConfig(Settings):
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = cuda when the Ray cluster has GPUs, else cpu."""
+    algorithm: Algorithm = SPPOSettings()
+    data: DataSettings
+    learner: LearnerSettings
+    critic: CriticSettings
+    rollout: RolloutSettings = RolloutSettings()
+    reward: RewardSettings = RewardSettings()
+    weight_sync: WeightSyncSettings = WeightSyncSettings()
+    loop: LoopSettings = LoopSettings()
+    eval: EvalSettings = EvalSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    logging: LoggingSettings = LoggingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _possible_together(self) -> RunConfig:
+        if self.algorithm.type == "sppo" and self.data.samples_per_prompt != 1:
+            raise ValueError(
+                f"data.samples_per_prompt is {self.data.samples_per_prompt}, but sppo draws one sample a prompt (its critic is the "
+                "baseline): set it to 1 and raise data.prompts_per_step instead"
+            )
+        if self.learner.ranks > self.data.minibatch_size:
+            raise ValueError(
+                f"learner.ranks {self.learner.ranks} exceeds data.minibatch_size {self.data.minibatch_size}: a rank would "
+                "have no sample; raise the minibatch or lower the ranks"
+            )
+        longest = self.data.max_prompt_tokens + self.rollout.max_response_tokens
+        if self.learner.max_tokens_per_microbatch < longest:
+            raise ValueError(
+                f"learner.max_tokens_per_microbatch {self.learner.max_tokens_per_microbatch} is less than the longest sample, {longest} tokens "
+                "(data.max_prompt_tokens + rollout.max_response_tokens): raise it to at least that, or shorten either"
+            )
+        if self.critic.max_tokens_per_microbatch < self.data.max_prompt_tokens:
+            raise ValueError(
+                f"critic.max_tokens_per_microbatch {self.critic.max_tokens_per_microbatch} is less than data.max_prompt_tokens "
+                f"{self.data.max_prompt_tokens}: raise it"
+            )
+        if self.weight_sync.backend in ("nccl", "ipc") and self.device == "cpu":
+            raise ValueError(f"weight_sync.backend {self.weight_sync.backend} needs GPUs: use flat with device cpu")
+        return self
+
+    def derived(self) -> dict[str, Any]:
+        """The numbers that follow from the settings, printed at the start of a run and by --dry-run."""
+        data, loop = self.data, self.loop
+        return {
+            "samples a step": data.samples_per_step,
+            "minibatches a step (optimizer steps)": data.minibatches_per_step,
+            "samples a rank and minibatch": data.minibatch_size / self.learner.ranks,
+            "optimizer steps in all": data.minibatches_per_step * loop.steps,
+            "samples in all": data.samples_per_step * loop.steps,
+            "samples in flight at most": (loop.max_staleness + 1) * data.samples_per_step,
+            "context of an engine (tokens)": data.max_prompt_tokens + self.rollout.max_response_tokens,
+            "rollout slots (workers x sequences)": self.rollout.workers * self.rollout.max_sequences,
+            "logical CPUs": self.logical_cpus(),
+            "GPUs": self.logical_gpus(),
+        }
+
+    def logical_cpus(self) -> float:
+        return round(
+            self.rollout.workers * self.rollout.cpus_per_worker
+            + self.learner.ranks * self.learner.cpus_per_rank
+            + self.critic.ranks * self.critic.cpus_per_rank
+            + self.reward.cpus,
+            4,
+        )
+
+    def logical_gpus(self) -> float:
+        return round(
+            self.rollout.workers * self.rollout.gpus_per_worker
+            + self.learner.ranks * self.learner.gpus_per_rank
+            + self.critic.ranks * self.critic.gpus_per_rank,
+            4,
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- reading
+
+
+def recipe_names() -> list[str]:
+    folder = resources.files("sppo_ray") / "recipes"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe (a name that ships with the package, or a YAML file) and apply `a.b=c` overrides.
+
+    Raises UserError naming the file and the field.
+    """
+    origin, text = _recipe_text(recipe)
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{origin}: a recipe is a mapping of sections (data, learner, critic, ...), found {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, origin)
+
+
+def parse_config(tree: Mapping[str, Any], origin: str = "config") -> RunConfig:
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "\n".join(_explain(item) for item in error.errors())) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _recipe_text(recipe: str) -> tuple[str, str]:
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"{recipe}: no such recipe file; recipes that ship: {', '.join(recipe_names())}")
+        return recipe, path.read_text(encoding="utf-8")
+    names = recipe_names()
+    if recipe not in names:
+        close = difflib.get_close_matches(recipe, names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown recipe {recipe!r}{hint} (recipes that ship: {', '.join(names)}; or give a .yaml file)")
+    return recipe, (resources.files("sppo_ray") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.removeprefix("--").partition("=")
+    if not separator or not key:
+        raise UserError(f"override {override!r}: write it as --section.key=value, e.g. --rollout.workers=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override --{key}: value {text!r} is not valid YAML: {error}") from None
+    if isinstance(value, str):
+        value = _number_or_text(value)
+    node: Any = tree
+    *parents, leaf = key.split(".")
+    for part in parents:
+        node = _descend(node, part, key)
+    if isinstance(node, list):
+        node[_list_index(node, leaf, key)] = value
+    else:
+        node[leaf] = value
+
+
+def _number_or_text(text: str) -> float | str:
+    # YAML 1.1 reads 1e-5 (no dot) as a string; nobody who writes it means one.
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _descend(node: Any, part: str, key: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, part, key)]
+    child = node.setdefault(part, {})
+    if child is None:
+        child = node[part] = {}
+    if not isinstance(child, (dict, list)):
+        raise UserError(f"override --{key}: {part} is a value, not a section")
+    return child
+
+
+def _list_index(node: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(f"override --{key}: {part!r} is no index of a list of {len(node)} entries (0 to {len(node) - 1})")
+    return int(part)
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        *parents, key = item["loc"]
+        valid = _valid_keys(parents)
+        close = difflib.get_close_matches(str(key), valid, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"valid here: {', '.join(valid)}"
+        return f"{where}: unknown setting; {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    given = item.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
+    return f"{where}: {message}{shown}" if where else message
+
+
+def _valid_keys(location: Sequence[Any]) -> list[str]:
+    """Names of the settings at a location of the tree, union members found by their tag."""
+    model: Any = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        members = [m for m in _models_in(model) if m.model_fields.get("type") is not None and m.model_fields["type"].default == part]
+        if members:
+            model = members[0]
+            continue
+        found = [m.model_fields[part].annotation for m in _models_in(model) if part in m.model_fields]
+        if not found:
+            return []
+        model = found[0]
+    return sorted({name for m in _models_in(model) for name in m.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for arg in get_args(annotation) for m in _models_in(arg)]
+
+
+def _near_divisors(total: int, near: int) -> str:
+    divisors = [d for d in range(1, total + 1) if total % d == 0]
+    return ", ".join(str(d) for d in sorted(sorted(divisors, key=lambda d: abs(d - near))[:3]))
