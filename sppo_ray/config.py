@@ -194,6 +194,8 @@ class ModelSettings(Settings):
     """Padded tokens of one forward on one rank; gradient accumulation follows from it."""
     cpus_per_rank: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+    timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    """A rank that does not answer one call (an update, a checkpoint) for so long is taken for dead."""
 
 
 class LearnerSettings(ModelSettings):
@@ -451,6 +453,20 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(tree, origin)
+
+
+def parse_reward_settings(overrides: Sequence[str] = ()) -> RewardSettings:
+    """The `reward` section alone, e.g. from ["--reward.function.type=running-sum"]; the verifier is math by default."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(tree, override)
+    foreign = sorted(tree.keys() - {"reward"})
+    if foreign:
+        raise UserError(f"{foreign[0]}: only reward settings apply here, e.g. --reward.deadline_s=5")
+    try:
+        return RewardSettings.model_validate(tree.get("reward", {}))
+    except ValidationError as error:
+        raise UserError("\n".join(_explain({**item, "loc": ("reward", *item["loc"])}) for item in error.errors())) from None
 
 
 def parse_config(tree: Mapping[str, Any], origin: str = "config") -> RunConfig:

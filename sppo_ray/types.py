@@ -79,6 +79,17 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """What the verifier needs of one response."""
+
+    response: str
+    ground_truth: str
+    source: str
+    prompt: str
+    extra: Mapping[str, Any]  # of the example; what a reasoning-gym task or a function of the user's own reads
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What the verifier said of one response.
 
@@ -135,7 +146,8 @@ class MicroBatch:
 
     prompt_ids: tuple[tuple[int, ...], ...]
     response_ids: tuple[tuple[int, ...], ...]
-    old_logprobs: tuple[tuple[float, ...], ...]
+    old_logprobs: tuple[tuple[float, ...], ...]  # of pi_old: the engine's, or the learner's before the step's first update
+    rollout_logprobs: tuple[tuple[float, ...], ...]  # the engine's, always
     advantages: tuple[float, ...]
     weights: tuple[float, ...]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sppo_ray.types import CriticBatch, Minibatch, PromptValue, RolloutRequest, SamplingSettings, Trajectory, Verdict
+from sppo_ray.types import CriticBatch, Minibatch, PromptValue, RolloutRequest, SamplingSettings, ScoreRequest, Trajectory, Verdict
 
 
 class WorkerFailure(Exception):
@@ -90,6 +90,10 @@ class Learner(Protocol):
         """Forward, backward, one optimizer step. Returns the metrics averaged over the global minibatch."""
         ...
 
+    async def recompute_logprobs(self, minibatch: Minibatch) -> Minibatch:
+        """The minibatch with pi_old taken from the learner's present weights."""
+        ...
+
     async def publish(self, version: int) -> PublishedWeights: ...
 
     async def save(self, directory: Path) -> None: ...
@@ -108,6 +112,10 @@ class Critic(Protocol):
 
     async def update(self, batch: CriticBatch) -> Mapping[str, float]: ...
 
+    def restore_version(self, version: int) -> None:
+        """Count critic versions from `version` on, after `load`."""
+        ...
+
     async def save(self, directory: Path) -> None: ...
 
     async def load(self, directory: Path) -> None: ...
@@ -115,15 +123,6 @@ class Critic(Protocol):
     async def export(self, directory: Path) -> None: ...
 
     async def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    response: str
-    ground_truth: str
-    source: str
-    prompt: str
-    extra: Mapping[str, Any]
 
 
 class Scorer(Protocol):

@@ -1,0 +1,175 @@
+"""What a learner rank and a critic rank have in common: one process of a DeepSpeed group, its state and its export."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import torch
+import transformers
+from huggingface_hub import save_torch_state_dict
+from torch import nn
+from transformers import AutoTokenizer, GenerationConfig
+
+from actors.deepspeed import TrainingEngine, join_group, leave_group, learning_rate
+from sppo_ray.config import ModelSettings
+from sppo_ray.errors import UserError
+
+
+class TrainingRank:
+    """Rank `rank` of `world_size` processes that train one model together.
+
+    Order of calls: `address` (rank 0), `setup` on all ranks at once, then the verbs, each on all ranks at once with
+    the same arguments but for its own shard, `close`.
+    """
+
+    def __init__(
+        self, rank: int, world_size: int, settings: ModelSettings, *, model_path: str, total_updates: int, seed: int
+    ) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.settings = settings
+        self.model_path = model_path
+        self.total_updates = total_updates
+        self.seed = seed
+        self.device = "cuda" if settings.gpus_per_rank > 0 else "cpu"
+        self.num_updates = 0  # of this run so far, skipped ones included: the position in the schedule
+        self.num_skipped = 0
+        self._engine: TrainingEngine | None = None
+
+    @property
+    def engine(self) -> TrainingEngine:
+        if self._engine is None:
+            raise RuntimeError("setup() comes first")
+        return self._engine
+
+    def address(self) -> tuple[str, int]:
+        """(IP of this node, a free port on it): the group's meeting point when asked of rank 0."""
+        ip = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((ip, 0))
+            return ip, probe.getsockname()[1]
+
+    def setup(self, master_addr: str, master_port: int) -> dict[str, Any]:
+        """Join the group, load the model, start DeepSpeed. A collective.
+
+        Returns:
+            {"parameters": total, "device": "cpu" | "cuda", "zero_stage": as run}.
+
+        Raises:
+            UserError: the model does not load.
+        """
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        torch.set_num_threads(max(1, int(self.settings.cpus_per_rank)))
+        torch.manual_seed(self.seed)
+        _name_network_interface(master_addr)
+        join_group(self.rank, self.world_size, device=self.device, address=master_addr, port=master_port)
+        self._engine = TrainingEngine(self._load_model(), self.settings, device=self.device, world_size=self.world_size)
+        return {"parameters": self.engine.num_parameters, "device": self.device, "zero_stage": self.engine.stage}
+
+    def save(self, directory: str | Path) -> None:
+        """Weights, optimizer, schedule position and every rank's random state, below `directory`. A collective."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        counters = {"num_updates": self.num_updates, "num_skipped": self.num_skipped}
+        self.engine.save(path, client_state=counters | self._extra_state())
+        torch.save(_random_state(self.device), path / f"random-{self.rank}.pt")
+
+    def load(self, directory: str | Path) -> None:
+        """Continue exactly where `save` was called. A collective.
+
+        Raises:
+            UserError: no state of this model and rank count in `directory`.
+        """
+        random = Path(directory) / f"random-{self.rank}.pt"
+        if not random.is_file():
+            raise UserError(f"checkpoint {directory}: no state of rank {self.rank} in it; resume with the rank count it was saved with")
+        state = self.engine.load(Path(directory))
+        self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]
+        self._restore_extra_state(state)
+        _set_random_state(torch.load(random, weights_only=True), self.device)
+
+    def export(self, directory: str | Path, tokenizer_source: str | Path) -> None:
+        """Write a plain Transformers checkpoint (rank 0), which appears whole or not at all. A collective.
+
+        `directory` must not exist or hold an earlier export, which is replaced.
+        """
+        tensors = {name: self._exported(tensor) for name, tensor in self.engine.parameters()}
+        if self.rank == 0:
+            with _replacing(Path(directory)) as partial:
+                save_torch_state_dict(tensors, partial)
+                self._write_config(partial, AutoTokenizer.from_pretrained(tokenizer_source))
+
+    def close(self) -> None:
+        """Leave the group; the object is of no use afterwards."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        leave_group()
+
+    def _next_learning_rate(self) -> float:
+        return learning_rate(self.settings.optimizer, self.num_updates, self.total_updates)
+
+    def _count_update(self, skipped: bool) -> None:
+        self.num_updates += 1
+        self.num_skipped += int(skipped)
+
+    def _exported(self, tensor: torch.Tensor) -> torch.Tensor:
+        # Only rank 0 writes; the others take part in the gathering and keep nothing.
+        return tensor.to("cpu", copy=True).contiguous() if self.rank == 0 else torch.empty(0)
+
+    def _load_model(self) -> nn.Module:
+        """The module whose `.model` is a Transformers model."""
+        raise NotImplementedError
+
+    def _write_config(self, directory: Path, tokenizer: Any) -> None:
+        """config.json, tokenizer and whatever else an export of this model has beside its weights."""
+        raise NotImplementedError
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {}
+
+    def _restore_extra_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def copy_generation_config(source: str | Path, directory: Path) -> None:
+    if (Path(source) / "generation_config.json").is_file():
+        GenerationConfig.from_pretrained(source).save_pretrained(directory)
+
+
+@contextmanager
+def _replacing(directory: Path) -> Iterator[Path]:
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+
+
+def _name_network_interface(master_addr: str) -> None:
+    """Tell gloo which interface leads to the other ranks; by itself it takes the one that the host name resolves to."""
+    own = ray.util.get_node_ip_address()
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(entry.address in (own, master_addr) for entry in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _random_state(device: str) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else state
+
+
+def _set_random_state(state: dict[str, torch.Tensor], device: str) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device == "cuda":
+        torch.cuda.set_rng_state(state["cuda"])

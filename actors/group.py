@@ -1,0 +1,246 @@
+"""Ray handles as the workers that the loop knows: one adapter a role, deadlines and failures translated at this edge.
+
+    Protocol call --> rank calls in parallel (asyncio) --> WorkerDied / WorkerTimeout with the worker's name
+
+A group of ranks is one learner or one critic: a minibatch is already sharded, a critic batch is sharded here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+
+from sppo_ray.errors import UserError
+from sppo_ray.trainer.interfaces import (
+    PublishedWeights,
+    ScoreRequest,
+    WeightReceipt,
+    WorkerDied,
+    WorkerFailure,
+    WorkerTimeout,
+)
+from sppo_ray.types import CriticBatch, Minibatch, PromptValue, RolloutRequest, SamplingSettings, Trajectory, Verdict
+
+PING_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 5.0
+
+
+async def answer(worker: str, doing: str, reference: Awaitable[Any], timeout_s: float) -> Any:
+    """Await a remote call. Raises WorkerDied, WorkerTimeout, or WorkerFailure with the remote error's text."""
+    try:
+        return await asyncio.wait_for(_awaited(reference), timeout_s)
+    except (TimeoutError, GetTimeoutError):
+        raise WorkerTimeout(worker, f"gave no answer to {doing} in {timeout_s:.0f} s") from None
+    except (RayActorError, ActorUnavailableError) as error:
+        raise WorkerDied(worker, f"died during {doing}: {_first_line(error)}") from None
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(f"{worker}: {error.cause}") from None
+        raise WorkerFailure(worker, f"failed at {doing}: {error}") from None
+
+
+async def _awaited(reference: Awaitable[Any]) -> Any:
+    return await reference
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def kill(handle: ActorHandle) -> None:
+    ray.kill(handle, no_restart=True)
+
+
+class RayRolloutWorker:
+    """One RolloutActor."""
+
+    def __init__(self, name: str, handle: ActorHandle, *, pull_timeout_s: float) -> None:
+        self.name = name
+        self._handle = handle
+        self._pull_timeout_s = pull_timeout_s
+
+    async def generate(self, requests: Sequence[RolloutRequest], sampling: SamplingSettings) -> AsyncIterator[Trajectory]:
+        # No deadline here: the fleet watches the stream's progress.
+        stream = self._handle.generate.options(num_returns="streaming").remote(list(requests), sampling)
+        try:
+            async for reference in stream:
+                yield await reference
+        except (RayActorError, ActorUnavailableError) as error:
+            raise WorkerDied(self.name, f"died while generating: {_first_line(error)}") from None
+
+    async def pull_weights(self, published: PublishedWeights) -> WeightReceipt:
+        pulling = self._handle.pull_weights.remote(published.manifest, published.handle, published.probe_ids)
+        return await answer(self.name, f"pulling policy version {published.manifest.version}", pulling, self._pull_timeout_s)
+
+    async def ping(self) -> Mapping[str, Any]:
+        return await answer(self.name, "a ping", self._handle.ping.remote(), PING_TIMEOUT_S)
+
+    async def close(self) -> None:
+        kill(self._handle)
+
+
+class Ranks:
+    """The ranks of one DeepSpeed group, called together."""
+
+    def __init__(self, role: str, handles: Sequence[ActorHandle], *, timeout_s: float) -> None:
+        self.role = role
+        self.handles = list(handles)
+        self._timeout_s = timeout_s
+
+    async def setup(self, timeout_s: float) -> list[dict[str, Any]]:
+        """Form the process group at rank 0's address."""
+        address, port = await answer(f"{self.role}-0", "start-up", self.handles[0].address.remote(), timeout_s)
+        return await self.gather("joining its group", [h.setup.remote(address, port) for h in self.handles], timeout_s)
+
+    async def all(self, doing: str, method: str, *arguments: Any) -> list[Any]:
+        return await self.gather(doing, [getattr(handle, method).remote(*arguments) for handle in self.handles])
+
+    async def gather(self, doing: str, references: Sequence[Awaitable[Any]], timeout_s: float | None = None) -> list[Any]:
+        waits = [answer(f"{self.role}-{rank}", doing, ref, timeout_s or self._timeout_s) for rank, ref in enumerate(references)]
+        return await asyncio.gather(*waits)
+
+    async def close(self) -> None:
+        closing = [asyncio.wait_for(_awaited(handle.close.remote()), CLOSE_TIMEOUT_S) for handle in self.handles]
+        await asyncio.gather(*closing, return_exceptions=True)
+        for handle in self.handles:
+            kill(handle)
+
+
+class LearnerGroup:
+    """The learner's ranks."""
+
+    def __init__(self, ranks: Ranks, *, tokenizer_path: str) -> None:
+        self._ranks = ranks
+        self._tokenizer_path = tokenizer_path
+
+    async def update(self, minibatch: Minibatch) -> Mapping[str, float]:
+        calls = [
+            handle.update.remote(shard, minibatch.num_global_tokens, minibatch.num_global_samples)
+            for handle, shard in zip(self._ranks.handles, minibatch.ranks, strict=True)
+        ]
+        return (await self._ranks.gather("a policy update", calls))[0]
+
+    async def recompute_logprobs(self, minibatch: Minibatch) -> Minibatch:
+        """The minibatch with pi_old taken from the learner's present weights; the engine's stay in rollout_logprobs."""
+        calls = [handle.logprobs.remote(shard) for handle, shard in zip(self._ranks.handles, minibatch.ranks, strict=True)]
+        answers = await self._ranks.gather("recomputing log-probs", calls)
+        ranks = tuple(
+            tuple(replace(micro, old_logprobs=tuple(rows)) for micro, rows in zip(shard, per_micro, strict=True))
+            for shard, per_micro in zip(minibatch.ranks, answers, strict=True)
+        )
+        return replace(minibatch, ranks=ranks)
+
+    async def publish(self, version: int) -> PublishedWeights:
+        # Every rank takes part (a ZeRO-3 gather is collective); the buffer becomes an object of its own, so that
+        # engines on a node map one copy and the driver never holds it.
+        calls = [handle.flat_weights.options(num_returns=3).remote(version) for handle in self._ranks.handles]
+        manifests = self._ranks.gather(f"publishing policy version {version}", [call[0] for call in calls])
+        manifest = (await manifests)[0]
+        probe_ids, probe_logprobs = await answer("learner-0", "probing its weights", calls[0][2], PING_TIMEOUT_S)
+        return PublishedWeights(manifest, calls[0][1], tuple(probe_ids), tuple(probe_logprobs))
+
+    async def save(self, directory: Path) -> None:
+        await self._ranks.all("saving its checkpoint", "save", str(directory))
+
+    async def load(self, directory: Path) -> None:
+        await self._ranks.all("loading its checkpoint", "load", str(directory))
+
+    async def export(self, directory: Path) -> None:
+        await self._ranks.all("exporting the policy", "export", str(directory), self._tokenizer_path)
+
+    async def close(self) -> None:
+        await self._ranks.close()
+
+
+class CriticGroup:
+    """The critic's ranks. Prompts are dealt to ranks in turn, which balances any order of lengths."""
+
+    def __init__(self, ranks: Ranks, *, tokenizer_path: str) -> None:
+        self._ranks = ranks
+        self._tokenizer_path = tokenizer_path
+        self._version = 0
+
+    async def values(self, token_ids: Sequence[tuple[int, ...]]) -> list[PromptValue]:
+        version, count = self._version, len(self._ranks.handles)
+        calls = [handle.values.remote(list(token_ids[rank::count])) for rank, handle in enumerate(self._ranks.handles)]
+        logits = [0.0] * len(token_ids)
+        for rank, part in enumerate(await self._ranks.gather("valuing prompts", calls)):
+            logits[rank::count] = part
+        return [PromptValue(logit, _sigmoid(logit), version) for logit in logits]
+
+    async def update(self, batch: CriticBatch) -> Mapping[str, float]:
+        count = len(self._ranks.handles)
+        calls = [
+            handle.update.remote(list(batch.token_ids[rank::count]), list(batch.rewards[rank::count]), len(batch.rewards))
+            for rank, handle in enumerate(self._ranks.handles)
+        ]
+        metrics = (await self._ranks.gather("a critic update", calls))[0]
+        self._version += 1
+        return metrics
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def restore_version(self, version: int) -> None:
+        self._version = version
+
+    async def save(self, directory: Path) -> None:
+        await self._ranks.all("saving its checkpoint", "save", str(directory))
+
+    async def load(self, directory: Path) -> None:
+        await self._ranks.all("loading its checkpoint", "load", str(directory))
+
+    async def export(self, directory: Path) -> None:
+        await self._ranks.all("exporting the critic", "export", str(directory), self._tokenizer_path)
+
+    async def close(self) -> None:
+        await self._ranks.close()
+
+
+class RayScorer:
+    """One RewardActor; requests that come in while a batch is on its way travel together in the next one."""
+
+    def __init__(self, handle: ActorHandle, *, timeout_s: float) -> None:
+        self._handle = handle
+        self._timeout_s = timeout_s
+        self._waiting: list[tuple[ScoreRequest, asyncio.Future[Verdict]]] = []
+        self._flushing: set[asyncio.Task[None]] = set()
+
+    async def score(self, request: ScoreRequest) -> Verdict:
+        result: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            task = asyncio.ensure_future(self._flush())
+            self._flushing.add(task)
+            task.add_done_callback(self._flushing.discard)
+        self._waiting.append((request, result))
+        return await result
+
+    async def _flush(self) -> None:
+        await asyncio.sleep(0)  # let everything that arrived in this turn of the event loop join
+        batch, self._waiting = self._waiting, []
+        try:
+            call = self._handle.score_batch.remote([request for request, _ in batch])
+            verdicts = await answer("reward", f"scoring {len(batch)} responses", call, self._timeout_s * max(1, len(batch)))
+        except (WorkerFailure, UserError) as failure:
+            for _, result in batch:
+                result.set_exception(failure)
+            return
+        for (_, result), verdict in zip(batch, verdicts, strict=True):
+            result.set_result(verdict)
+
+    async def close(self) -> None:
+        kill(self._handle)
+
+
+def _sigmoid(logit: float) -> float:
+    return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1.0 + math.exp(logit))
+

@@ -1,0 +1,196 @@
+"""vLLM's engine in this process, owned by one thread: everything else is a closure that runs between two steps.
+
+    any thread --call(closure)--> queue --> engine thread: [closures] step [closures] step ... --finished--> on_finished
+
+Because closures run between steps, whatever one of them does (admit a batch, load weights) is atomic to generation.
+No engine subprocess: half the start-up time, no pickling, and a dead engine is a dead process that Ray reports at once.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from actors.flat_layout import WeightsRefused
+from actors.vllm_plugin import register
+from sppo_ray.config import RolloutSettings
+from sppo_ray.errors import UserError
+
+ENGINE_DIED = 17  # exit code of a process whose engine failed
+PROGRESS_EVERY_S = 0.25
+MIN_BATCHED_TOKENS = 8192
+GIB = 2**30
+
+T = TypeVar("T")
+
+
+def engine_args(settings: RolloutSettings, *, model_path: str, max_model_len: int, seed: int, device: str, backend: str) -> EngineArgs:
+    """What vLLM is told: token ids in and out, exact log-probs of what was sampled from, reproducible scheduling."""
+    cpu = device == "cpu"
+    return EngineArgs(
+        model=model_path,
+        load_format="safetensors",  # pickled checkpoints can run code
+        skip_tokenizer_init=True,
+        generation_config="vllm",  # sampling and stop tokens are ours, not the checkpoint's
+        dtype=settings.dtype,
+        seed=seed,
+        max_model_len=max_model_len,
+        max_num_seqs=settings.max_sequences,
+        max_num_batched_tokens=max(MIN_BATCHED_TOKENS, max_model_len),
+        # A prompt cut in two would sample and discard once more; vLLM then winds the request's generator back, which
+        # torch's CPU generator cannot do.
+        enable_chunked_prefill=False if cpu else None,
+        enable_prefix_caching=True,
+        block_size=settings.block_size,
+        enforce_eager=settings.enforce_eager,
+        kv_cache_memory_bytes=int(settings.kv_cache_gib * GIB) if cpu and settings.kv_cache_gib else None,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
+        logprobs_mode="processed_logprobs",  # after temperature: the distribution that the token was drawn from
+        async_scheduling=False,  # a step in flight during a weight update would be labelled with the wrong version
+        scheduling_policy="priority",  # lets the probe of a weight sync pass the requests in front of it
+        weight_transfer_config=WeightTransferConfig(backend=backend),
+        disable_log_stats=True,
+    )
+
+
+class EngineThread:
+    """Owns an LLMEngine. A failure of the engine ends the process, so that it is seen as a death and not as a hang."""
+
+    def __init__(self, args: EngineArgs, on_finished: Callable[[list[RequestOutput]], None]) -> None:
+        """`on_finished` is called on the engine's thread with the requests that finished in a step."""
+        self._args = args
+        self._on_finished = on_finished
+        self._jobs: queue.SimpleQueue[Callable[[LLMEngine], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._main, name="vllm-engine", daemon=True)
+        self._finished_tokens = 0
+        self.tokens_generated = 0  # in all, unfinished responses included
+        self.progressed_at = time.monotonic()
+        self.updating = False  # between start_weight_update and finish_weight_update the model cannot be run
+        self.started: Future[None] = Future()
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def call(self, job: Callable[[LLMEngine], T]) -> Future[T]:
+        """Run `job(engine)` on the engine's thread between two steps. UserError and WeightsRefused go to the caller."""
+        future: Future[T] = Future()
+
+        def run(engine: LLMEngine) -> None:
+            try:
+                result = job(engine)
+            except (UserError, WeightsRefused) as refused:  # raised before the engine was changed
+                future.set_exception(refused)
+            else:
+                future.set_result(result)
+
+        self._jobs.put(run)
+        return future
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()
+
+    def step(self, engine: LLMEngine) -> list[RequestOutput]:
+        """One step of generation, on the engine's thread only. Returns the requests that it finished."""
+        done = [output for output in engine.step() if output.finished]
+        self._finished_tokens += sum(len(output.outputs[0].token_ids) for output in done)
+        self._note_progress(engine)
+        return done
+
+    def _main(self) -> None:
+        try:
+            register()
+            engine = LLMEngine.from_engine_args(self._args)
+            _warm_up(engine)
+        except Exception as error:  # boundary: whatever vLLM raises while it starts is told to whoever waits for the start
+            self.started.set_exception(error)
+            return
+        self.started.set_result(None)
+        try:
+            self._run(engine)
+        except BaseException:  # boundary: the engine's state is unknown now, and nothing may be generated from it
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(ENGINE_DIED)
+
+    def _run(self, engine: LLMEngine) -> None:
+        while True:
+            while self._must_wait(engine) or not self._jobs.empty():
+                job = self._jobs.get()
+                if job is None:
+                    engine.engine_core.shutdown()
+                    return
+                job(engine)
+                self.progressed_at = time.monotonic()
+            if done := self.step(engine):
+                self._on_finished(done)
+
+    def _must_wait(self, engine: LLMEngine) -> bool:
+        return self.updating or not engine.has_unfinished_requests()
+
+    def _note_progress(self, engine: LLMEngine) -> None:
+        now = time.monotonic()
+        if now - self.progressed_at < PROGRESS_EVERY_S:
+            return
+        running = sum(state.detokenizer.num_output_tokens() for state in engine.output_processor.request_states.values())
+        if (total := self._finished_tokens + running) > self.tokens_generated:
+            self.tokens_generated, self.progressed_at = total, now
+
+
+def sampling_params(*, temperature: float, max_tokens: int, stop_token_ids: tuple[int, ...], seed: int) -> SamplingParams:
+    """One response: softmax(logits / temperature) untruncated, or the argmax at temperature 0; its log-probs with it."""
+    return SamplingParams(
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed if temperature > 0 else None,
+        stop_token_ids=list(stop_token_ids),
+        ignore_eos=True,  # the stop tokens are those given, whatever the checkpoint's configuration lists
+        logprobs=0,  # the sampled token's only
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def prompt_logprobs(step: Callable[[LLMEngine], list[RequestOutput]], engine: LLMEngine, token_ids: tuple[int, ...]) -> tuple[list[float], list[RequestOutput]]:
+    """log p(token_ids[t] | token_ids[:t]) for t >= 1 at temperature 1, and the other requests that finished meanwhile.
+
+    Runs before every waiting request; the requests that already run go on. Prompt log-probs never read the prefix cache.
+    """
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+    engine.add_request(PROBE_ID, {"prompt_token_ids": list(token_ids)}, params, priority=-1)
+    others: list[RequestOutput] = []
+    while True:
+        done = step(engine)
+        others += [output for output in done if output.request_id != PROBE_ID]
+        probe: Any = next((output for output in done if output.request_id == PROBE_ID), None)
+        if probe is not None:
+            return [row[token].logprob for token, row in zip(token_ids[1:], probe.prompt_logprobs[1:], strict=True)], others
+
+
+PROBE_ID = "weight-sync-probe"
+
+
+def _warm_up(engine: LLMEngine) -> None:
+    """Run the model once, so that what it lacks (a head size without a kernel, say) shows at the start."""
+    engine.add_request("warm-up", {"prompt_token_ids": [0]}, sampling_params(temperature=1.0, max_tokens=2, stop_token_ids=(), seed=0))
+    while engine.has_unfinished_requests():
+        engine.step()
+    engine.reset_prefix_cache()

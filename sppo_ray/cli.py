@@ -1,0 +1,134 @@
+"""The command line: parse, call, print. Heavy imports happen inside the command that needs them.
+
+    sppo-ray train RECIPE [--run-dir DIR] [--seed N] [--resume] [--dry-run] [--section.key=value ...]
+    sppo-ray prepare RECIPE|builtin:NAME      make the bundled models that a recipe needs
+    sppo-ray score FILE.jsonl                 verdicts of the training verifier, one JSON line each
+    sppo-ray recipes | doctor
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sppo_ray import __version__
+from sppo_ray.config import RunConfig, dump_config, load_config, recipe_names
+from sppo_ray.errors import UserError
+
+EXIT_WORKER_LOST = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; an error a user can mend is one message on stderr, without a stack."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        overrides = _overrides(rest)
+        if overrides and options.command not in ("train", "prepare", "score"):
+            raise UserError(f"{options.command} takes no settings: {rest[0]}")
+        return int(options.run(options, overrides))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sppo-ray", description="Sequence-Level PPO on Ray, vLLM and DeepSpeed.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"sppo-ray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a recipe; any setting can be overridden as --section.key=value", allow_abbrev=False)
+    train.add_argument("recipe", help=f"a recipe that ships ({', '.join(recipe_names())}) or a .yaml file")
+    train.add_argument("--run-dir", type=Path, help="where everything goes (default: runs/NAME-seedN-TIME)")
+    train.add_argument("--seed", type=int, help="overrides the recipe's seed")
+    train.add_argument("--resume", action="store_true", help="continue the run in --run-dir from its newest whole checkpoint")
+    train.add_argument("--dry-run", action="store_true", help="print the resolved settings and what follows from them, then stop")
+    train.set_defaults(run=_train)
+
+    prepare = commands.add_parser("prepare", help="make the bundled models of a recipe now", allow_abbrev=False)
+    prepare.add_argument("target", help="a recipe or builtin:NAME")
+    prepare.set_defaults(run=_prepare)
+
+    score = commands.add_parser("score", help="score responses with the verifier that training uses", allow_abbrev=False)
+    score.add_argument("file", help='JSON lines {"response", "ground_truth"}')
+    score.set_defaults(run=_score)
+
+    commands.add_parser("recipes", help="list the recipes that ship", allow_abbrev=False).set_defaults(run=_recipes)
+    commands.add_parser("doctor", help="check this machine and installation", allow_abbrev=False).set_defaults(run=_doctor)
+    return parser
+
+
+def _overrides(rest: Sequence[str]) -> list[str]:
+    for argument in rest:
+        if not argument.startswith("--") or "=" not in argument:
+            raise UserError(f"unexpected argument {argument!r}: settings are written --section.key=value, e.g. --rollout.workers=2")
+    return list(rest)
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    if options.seed is not None:
+        overrides = [*overrides, f"--seed={options.seed}"]
+    config = load_config(options.recipe, overrides)
+    if options.dry_run:
+        print(_describe(config))
+        return 0
+    if options.resume and options.run_dir is None:
+        raise UserError("--resume needs the --run-dir of the run to continue")
+    run_dir = options.run_dir or Path("runs") / f"{config.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    from sppo_ray.launch import train
+    from sppo_ray.trainer.interfaces import WorkerFailure
+
+    try:
+        return train(config, run_dir, resume=options.resume)
+    except WorkerFailure as failure:
+        print(f"error: lost {failure}. The run can be continued: add --resume --run-dir {run_dir}", file=sys.stderr)
+        return EXIT_WORKER_LOST
+
+
+def _prepare(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sppo_ray.models.bundled import PREFIX, resolve_model
+
+    if options.target.startswith(PREFIX):
+        models = [options.target]
+    else:
+        config = load_config(options.target, overrides)
+        models = sorted({config.learner.model, config.critic.model})
+    for model in models:
+        print(f"{model}: {resolve_model(model)}")
+    return 0
+
+
+def _score(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sppo_ray.config import parse_reward_settings
+    from sppo_ray.rewards.score_file import score_file
+
+    errors = score_file(options.file, parse_reward_settings(overrides), sys.stdout)
+    if errors:
+        print(f"{errors} responses could not be scored (reward null)", file=sys.stderr)
+    return 0
+
+
+def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:
+    for name in recipe_names():
+        config = load_config(name)
+        print(f"{name:24} {config.learner.model}  {config.logical_cpus():g} CPUs  {config.logical_gpus():g} GPUs")
+    return 0
+
+
+def _doctor(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sppo_ray.doctor import main as doctor
+
+    return doctor()
+
+
+def _describe(config: RunConfig) -> str:
+    derived = config.derived()
+    width = max(len(name) for name in derived)
+    return dump_config(config) + "\n# derived\n" + "\n".join(f"# {name:<{width}}  {value:g}" for name, value in derived.items())

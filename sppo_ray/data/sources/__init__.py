@@ -1,0 +1,43 @@
+"""Where prompts come from: one reader per `DataSource` type of the configuration, chosen by a literal dict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sppo_ray.config import DataSource
+from sppo_ray.data.sources.base import Concatenation, Source
+from sppo_ray.data.sources.files import open_hf_disk, open_jsonl, open_parquet
+from sppo_ray.data.sources.procedural import open_reasoning_gym, open_running_sum
+from sppo_ray.errors import UserError
+
+__all__ = ["Concatenation", "Source", "open_sources"]
+
+_OPEN: dict[str, Callable[..., Source]] = {
+    "running-sum": open_running_sum,
+    "parquet": open_parquet,
+    "jsonl": open_jsonl,
+    "hf-disk": open_hf_disk,
+    "reasoning-gym": open_reasoning_gym,
+}
+
+
+def open_sources(settings: Sequence[DataSource], origin: str = "data.train") -> list[Source]:
+    """Open each source and check what can be checked without a tokenizer.
+
+    The names of the returned sources are unique: a second source of the same name is called `name#2`, so that no two
+    examples share an id. `origin` is the setting that errors are reported under.
+    Raises UserError naming the file, the row and the field; also when two entries are the same.
+    """
+    sources: list[Source] = []
+    uses: dict[str, int] = {}
+    for index, source in enumerate(settings):
+        where = f"{origin}[{index}]"
+        first = settings.index(source)
+        if first != index:
+            raise UserError(f"{where} repeats {origin}[{first}], every prompt of it would come twice: remove one of them")
+        base = source.name or Path(source.path).stem
+        uses[base] = uses.get(base, 0) + 1
+        name = base if uses[base] == 1 else f"{base}#{uses[base]}"
+        sources.append(_OPEN[source.type](source, name, where))
+    return sources

@@ -1,0 +1,54 @@
+"""What a source of examples is, and several of them as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from sppo_ray.types import Example
+
+
+class Source(Protocol):
+    """A finite table of examples, read by row: the same row gives the same example on every run."""
+
+    name: str  # unique in a list of sources; example ids are "<name>/<row>"
+    procedural: bool  # made on demand (checked as they are drawn) rather than read from a file (checked when opened)
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Example: ...
+
+    def examples(self, rows: Sequence[int]) -> list[Example]:
+        """The examples of `rows`, in that order. Cheaper than one `source[row]` after another."""
+        ...
+
+
+class Concatenation:
+    """Sources one after the other as one."""
+
+    def __init__(self, name: str, parts: Sequence[Source]) -> None:
+        self.name = name
+        self.parts = tuple(parts)
+        self.procedural = any(part.procedural for part in self.parts)
+        self.starts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts], dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, row: int) -> Example:
+        return self.examples([row])[0]
+
+    def examples(self, rows: Sequence[int]) -> list[Example]:
+        """Raises IndexError for a row outside [0, len)."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"{self.name}: rows run from 0 to {len(self) - 1}")
+        part_of = np.searchsorted(self.starts, wanted, side="right") - 1
+        found: dict[int, Example] = {}
+        for part in np.unique(part_of):
+            places = np.flatnonzero(part_of == part)
+            local = (wanted[places] - self.starts[part]).tolist()
+            found.update(zip(places.tolist(), self.parts[part].examples(local), strict=True))
+        return [found[place] for place in range(wanted.size)]

@@ -1,0 +1,102 @@
+"""JSON lines to a checked table, with the number of the line in every message."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from sppo_ray.data.sources.table import MESSAGES, Fields, check_rows
+from sppo_ray.errors import UserError
+
+_BLOCK_ROWS = 8192  # rows held as Python objects at a time, before they become Arrow
+_SCHEMA = pa.schema([("prompt", MESSAGES), ("ground_truth", pa.string()), ("source", pa.string()), ("extra", pa.string())])
+
+
+def read_jsonl(path: str, fields: Fields) -> pa.Table:
+    """Columns as TableSource reads them; `extra` is each row's `extra_info` as JSON. Blank lines are passed over.
+
+    Raises UserError naming the file, the line (from 1) and the field.
+    """
+    # Python's parser and not Arrow's: Arrow guesses types (dates!) and names no line when two rows disagree.
+    batches: list[pa.RecordBatch] = []
+    line_of = array("q")  # number of the line that each row stands on
+    block: list[dict[str, Any]] = []
+    for number, text in _lines(path):
+        block.append(_parse(text, fields, f"{path}: line {number}"))
+        line_of.append(number)
+        if len(block) == _BLOCK_ROWS:
+            batches.append(pa.RecordBatch.from_pylist(block, schema=_SCHEMA))
+            block = []
+    batches.append(pa.RecordBatch.from_pylist(block, schema=_SCHEMA))
+    return check_rows(pa.Table.from_batches(batches), fields, path, lambda row: f"line {line_of[row]}")
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}: line {number}: not UTF-8 ({error.reason}): convert the file") from None
+            if text.strip():
+                yield number, text
+
+
+def _parse(text: str, fields: Fields, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+        if "\\u" in text:  # an escape can stand for half a character, which no UTF-8 text can hold
+            json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
+        raise UserError(f"{where}: not JSON ({error}): write one object a line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: is {_kind(row)}: write one object a line, with {fields.prompt} and {fields.ground_truth}")
+    source, extra = row.get(fields.source), row.get(fields.extra)
+    if not isinstance(source, (str, type(None))):
+        raise UserError(f"{where}: {fields.source} is {_kind(source)}: it must be a string")
+    if not isinstance(extra, (dict, type(None))):
+        raise UserError(f"{where}: {fields.extra} is {_kind(extra)}: it must be an object")
+    return {
+        "prompt": _messages(_value(row, fields.prompt, where), fields.prompt, where),
+        "ground_truth": _truth(_value(row, fields.ground_truth, where), fields.ground_truth, where),
+        "source": source,
+        "extra": None if extra is None else json.dumps(extra),
+    }
+
+
+def _value(row: dict[str, Any], field: str, where: str) -> Any:
+    node: Any = row
+    for part in field.split("."):
+        if not isinstance(node, dict) or part not in node:
+            keys = ", ".join(node) if isinstance(node, dict) else _kind(node)
+            raise UserError(f"{where}: no {field} (there are: {keys}): add it, or set the source's prompt_key / ground_truth_key")
+        node = node[part]
+    return node
+
+
+def _messages(prompt: Any, field: str, where: str) -> list[dict[str, str]]:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    sound = isinstance(prompt, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
+    )
+    if not sound:
+        raise UserError(f"{where}: {field} is {_kind(prompt)}: it must be a string or a list of {{role: text, content: text}}")
+    return [{"role": m["role"], "content": m["content"]} for m in prompt]
+
+
+def _truth(truth: Any, field: str, where: str) -> str | None:
+    if truth is None or isinstance(truth, str):
+        return truth
+    if isinstance(truth, int) and not isinstance(truth, bool):
+        return str(truth)
+    raise UserError(f"{where}: {field} is {_kind(truth)}: it must be a string (or an integer), as the verifier shall compare it")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "null")

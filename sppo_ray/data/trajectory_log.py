@@ -1,0 +1,192 @@
+"""What the policy trained on: one Arrow schema on the wire, on disk (a Parquet file a step) and over REST.
+
+A row is one `TrainingSample` with everything that a replay of the step needs: the exact token ids of policy and
+critic, and log-probs, reward, value and advantage in float64, so that nothing is rounded on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sppo_ray.errors import UserError
+from sppo_ray.types import Prompt, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
+
+SCHEMA_VERSION = 1
+_VERSION_KEY = b"sppo_ray.trajectory_schema"
+_FILE = re.compile(r"step-(\d{6,})\.parquet")
+
+
+def _field(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind, nullable=False))
+
+
+SCHEMA = pa.schema(
+    [
+        _field("step", pa.int64()),
+        _field("request_id", pa.string()),
+        _field("prompt_id", pa.string()),
+        _field("source", pa.string()),
+        _field("prompt_text", pa.string()),  # chat template applied
+        _field("prompt_ids", _list(pa.int32())),  # policy tokenizer
+        _field("critic_prompt_ids", _list(pa.int32())),  # critic tokenizer
+        _field("ground_truth", pa.string()),
+        _field("extra", pa.string()),  # JSON object
+        _field("response_text", pa.string()),
+        _field("response_ids", _list(pa.int32())),  # stop token included
+        _field("response_logprobs", _list(pa.float64())),  # nats, of the sampled tokens, the engine's
+        _field("finish_reason", pa.string()),  # stop | length
+        _field("policy_version", pa.int64()),  # of the first token
+        _field("policy_version_end", pa.int64()),  # of the last token
+        _field("staleness", pa.int64()),  # learner version at the update - policy_version
+        _field("worker", pa.string()),
+        _field("seconds", pa.float64()),  # generation
+        _field("reward", pa.float64()),  # [0, 1]
+        _field("reason", pa.string()),
+        _field("reward_seconds", pa.float64()),
+        _field("value_logit", pa.float64()),
+        _field("value", pa.float64()),  # sigmoid(value_logit)
+        _field("critic_version", pa.int64()),
+        _field("advantage", pa.float64()),
+        _field("surprise", pa.float64()),  # |reward - value|
+    ],
+    metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
+)
+
+
+def to_table(step: int, samples: Sequence[TrainingSample], learner_version: int) -> pa.Table:
+    """The samples of a step, a row each and in their order. `learner_version` is the policy's version before the update."""
+    return pa.Table.from_pylist([_row(step, sample, learner_version) for sample in samples], schema=SCHEMA)
+
+
+def to_samples(table: pa.Table) -> list[TrainingSample]:
+    """The inverse of `to_table`: equal samples, as long as their `extra` is made of what JSON can hold."""
+    return [_sample(row) for row in table.to_pylist()]
+
+
+def write_step(run_dir: Path, table: pa.Table) -> Path:
+    """Write `trajectories/step-000123.parquet`, which appears whole or not at all. Replaces an earlier one.
+
+    `table` holds one step, at least one row. Raises UserError when the disk refuses.
+    """
+    path = _path(run_dir, table["step"][0].as_py())
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            # Log-probs are float32 numbers in float64: split into byte planes, the lower planes compress to nothing.
+            pq.write_table(
+                table,
+                file,
+                compression="zstd",
+                use_dictionary=[field.name for field in SCHEMA if field.type == pa.string()],
+                use_byte_stream_split=["response_logprobs.list.element"],
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        what = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({what}): free the disk, or set logging.trajectories=false") from None
+    return path
+
+
+def read_step(run_dir: Path, step: int) -> pa.Table:
+    """The table of a step. Raises UserError when there is none, or it is damaged or of another schema."""
+    path = _path(run_dir, step)
+    if not path.is_file():
+        there = steps(run_dir)
+        known = f"recorded are {there[0]} to {there[-1]}" if there else "the run recorded none (logging.trajectories)"
+        raise UserError(f"{path}: no trajectories of step {step}; {known}")
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): the file is damaged, restore it or take another step") from None
+    version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise UserError(f"{path}: has trajectory schema {version}, not {SCHEMA_VERSION}: read it with the release that wrote it")
+    return table
+
+
+def steps(run_dir: Path) -> list[int]:
+    """The recorded steps, ascending."""
+    found = (_FILE.fullmatch(path.name) for path in (run_dir / "trajectories").glob("step-*.parquet"))
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def _path(run_dir: Path, step: int) -> Path:
+    return run_dir / "trajectories" / f"step-{step:06d}.parquet"
+
+
+def _row(step: int, sample: TrainingSample, learner_version: int) -> dict[str, Any]:
+    scored = sample.scored
+    prompt, trajectory, value = scored.prompt, scored.trajectory, scored.value
+    return {
+        "step": step,
+        "request_id": trajectory.request_id,
+        "prompt_id": prompt.id,
+        "source": prompt.source,
+        "prompt_text": prompt.text,
+        "prompt_ids": prompt.token_ids,
+        "critic_prompt_ids": prompt.critic_token_ids,
+        "ground_truth": prompt.ground_truth,
+        # Dates and the like become text: the log is for reading, and no verifier should be refused its types for it.
+        "extra": json.dumps(dict(prompt.extra), default=str),
+        "response_text": scored.response_text,
+        "response_ids": trajectory.response_ids,
+        "response_logprobs": trajectory.response_logprobs,
+        "finish_reason": trajectory.finish_reason,
+        "policy_version": trajectory.policy_version,
+        "policy_version_end": trajectory.policy_version_end,
+        "staleness": learner_version - trajectory.policy_version,
+        "worker": trajectory.worker,
+        "seconds": trajectory.seconds,
+        "reward": scored.reward,
+        "reason": scored.reason,
+        "reward_seconds": scored.reward_seconds,
+        "value_logit": value.value_logit,
+        "value": value.value,
+        "critic_version": value.critic_version,
+        "advantage": sample.advantage,
+        "surprise": abs(scored.reward - value.value),
+    }
+
+
+def _sample(row: dict[str, Any]) -> TrainingSample:
+    prompt = Prompt(
+        id=row["prompt_id"],
+        source=row["source"],
+        text=row["prompt_text"],
+        token_ids=tuple(row["prompt_ids"]),
+        critic_token_ids=tuple(row["critic_prompt_ids"]),
+        ground_truth=row["ground_truth"],
+        extra=json.loads(row["extra"]),
+    )
+    trajectory = Trajectory(
+        request_id=row["request_id"],
+        prompt_id=row["prompt_id"],
+        response_ids=tuple(row["response_ids"]),
+        response_logprobs=tuple(row["response_logprobs"]),
+        finish_reason=row["finish_reason"],
+        policy_version=row["policy_version"],
+        policy_version_end=row["policy_version_end"],
+        worker=row["worker"],
+        seconds=row["seconds"],
+    )
+    value = PromptValue(row["value_logit"], row["value"], row["critic_version"])
+    scored = ScoredTrajectory(
+        prompt, trajectory, row["response_text"], row["reward"], row["reason"], row["reward_seconds"], value
+    )
+    return TrainingSample(scored, row["advantage"])

@@ -1,0 +1,399 @@
+"""The composition root: from a config to a running trainer, and back to nothing. The only module that imports `actors`.
+
+    data and models --> connect to Ray --> does it fit? --> placement group --> actors --> Trainer.run --> export --> nothing
+
+What differs between a laptop and a cluster is decided here, from `config.device` and the live Ray resources.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sppo_ray.config import ModelSettings, RunConfig, dump_config
+from sppo_ray.errors import UserError
+from sppo_ray.resources import Resources, bundles_of, require_feasible, resolve_device
+from sppo_ray.trainer.checkpoint import TrainerState, differing_settings, find_checkpoint, resumable_settings
+from sppo_ray.trainer.evaluator import Evaluator
+from sppo_ray.trainer.fleet import RolloutFleet
+from sppo_ray.trainer.loop import Trainer, Workers
+from sppo_ray.trainer.pipeline import SamplePipeline
+from sppo_ray.trainer.progress import make_progress
+from sppo_ray.trainer.recorder import Recorder
+from sppo_ray.trainer.rundir import RunDir, Summary
+from sppo_ray.trainer.weight_sync import ProbeTolerance
+from sppo_ray.types import Prompt, SamplingSettings
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+    from transformers import PreTrainedTokenizerBase
+
+    from sppo_ray.data.prompts import PromptStream
+
+RAY_ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+EXIT_FINISHED, EXIT_TERMINATED = 0, 143
+
+
+@contextlib.contextmanager
+def ray_session(config: RunConfig) -> Iterator[Resources]:
+    """Join the configured cluster, or start a local one that ends with the block."""
+    for key, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    joined = bool(address) or "RAY_JOB_ID" in os.environ
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "sppo-ray"}
+    if joined:
+        options["address"] = address or "auto"
+    else:
+        options |= {"address": "local", "num_cpus": config.cluster.local_cpus or os.cpu_count(), "include_dashboard": False}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError) as error:
+        where = f"the Ray cluster at {address}" if joined else "a local Ray cluster"
+        raise UserError(f"cannot reach {where}: {error}. Is its head running, and is RAY_AUTH_MODE the same here and there?") from None
+    try:
+        live = ray.cluster_resources()
+        yield Resources(live.get("CPU", 0.0), live.get("GPU", 0.0))
+    finally:
+        ray.shutdown()
+
+
+async def place(config: RunConfig) -> PlacementGroup:
+    """Reserve a bundle for each actor. Raises UserError when the cluster is busy for longer than ready_timeout_s."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([bundle.as_ray() for bundle in bundles_of(config)], strategy="PACK")
+    try:
+        await asyncio.wait_for(_awaited(group.ready()), config.cluster.ready_timeout_s)
+    except TimeoutError:
+        free = ray.available_resources()
+        remove_placement_group(group)
+        raise UserError(
+            f"waited {config.cluster.ready_timeout_s:.0f} s for {config.logical_cpus():g} CPUs and {config.logical_gpus():g} GPUs, free are "
+            f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}: another job holds the rest; stop it, add nodes, or raise cluster.ready_timeout_s"
+        ) from None
+    return group
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference
+
+
+class Spawner:
+    """Makes actors in their bundles."""
+
+    def __init__(self, config: RunConfig, group: PlacementGroup, device: str) -> None:
+        self._config = config
+        self._device = device
+        self._group = group
+        self._index = {bundle.role: (index, bundle) for index, bundle in enumerate(bundles_of(config))}
+
+    def actor(self, actor_class: Any, role: str, *arguments: Any, env: dict[str, str], **keywords: Any) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        index, bundle = self._index[role]
+        options = {
+            "num_cpus": bundle.cpus,
+            "num_gpus": bundle.gpus,
+            "max_restarts": 0,  # healing is ours: a restarted actor must be synced before it serves
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
+            "runtime_env": {"env_vars": env},
+        }
+        return actor_class.options(**options).remote(*arguments, **keywords)
+
+    def rank_env(self, settings: ModelSettings) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": str(max(1, int(settings.cpus_per_rank))), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+    async def rollout_worker(self, name: str, *, model_path: Path, stop_token_ids: tuple[int, ...]) -> Any:
+        from actors.group import RayRolloutWorker, answer
+        from actors.rollout import RolloutActor, rollout_env
+
+        settings = self._config.rollout
+        handle = self.actor(
+            RolloutActor,
+            name,
+            name,
+            settings,
+            env=rollout_env(settings, self._device),
+            model_path=str(model_path),
+            max_model_len=self._config.data.max_prompt_tokens + settings.max_response_tokens,
+            stop_token_ids=stop_token_ids,
+            seed=self._config.seed,
+            device=self._device,
+        )
+        await answer(name, "start-up", handle.ready.remote(), settings.start_timeout_s)
+        return RayRolloutWorker(name, handle, pull_timeout_s=self._config.weight_sync.timeout_s)
+
+    async def learner(self, *, model_path: Path, total_updates: int) -> Any:
+        from actors.group import LearnerGroup
+        from actors.learner import LearnerActor
+
+        config = self._config
+        ranks = self._ranks(
+            "learner",
+            LearnerActor,
+            config.learner,
+            model_path=str(model_path),
+            algorithm=config.algorithm,
+            temperature=config.rollout.temperature,
+            total_updates=total_updates,
+            seed=config.seed,
+            sync_dtype=config.rollout.dtype,
+        )
+        await ranks.setup(config.cluster.ready_timeout_s)
+        return LearnerGroup(ranks, tokenizer_path=str(model_path))
+
+    async def critic(self, *, model_path: Path, total_updates: int) -> Any:
+        from actors.critic import CriticActor
+        from actors.group import CriticGroup
+
+        config = self._config
+        ranks = self._ranks(
+            "critic", CriticActor, config.critic, model_path=str(model_path), total_updates=total_updates, seed=config.seed
+        )
+        await ranks.setup(config.cluster.ready_timeout_s)
+        return CriticGroup(ranks, tokenizer_path=str(model_path))
+
+    def scorer(self) -> Any:
+        from actors.group import RayScorer
+        from actors.reward import RewardActor
+
+        handle = self.actor(RewardActor, "reward", "reward", self._config.reward, env={"OMP_NUM_THREADS": "1"})
+        return RayScorer(handle, timeout_s=self._config.reward.deadline_s)
+
+    def _ranks(self, role: str, actor_class: Any, settings: ModelSettings, **keywords: Any) -> Any:
+        from actors.group import Ranks
+
+        handles = [
+            self.actor(actor_class, f"{role}-{rank}", rank, settings.ranks, settings, env=self.rank_env(settings), **keywords)
+            for rank in range(settings.ranks)
+        ]
+        return Ranks(role, handles, timeout_s=settings.timeout_s)
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True, slots=True)
+class Materials:
+    """What a run is made of before any actor exists: checkpoints, tokenizer, prompts."""
+
+    policy_path: Path
+    critic_path: Path
+    tokenizer: PreTrainedTokenizerBase
+    prompts: PromptStream
+    held_out: Mapping[str, Sequence[Prompt]]
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        from transformers import GenerationConfig
+
+        try:
+            ids = GenerationConfig.from_pretrained(self.policy_path).eos_token_id
+        except OSError:  # the checkpoint ships no generation_config.json
+            ids = None
+        ids = ids if ids is not None else self.tokenizer.eos_token_id
+        if ids is None:
+            raise UserError(f"{self.policy_path}: neither generation_config.json nor the tokenizer names an eos token: set eos_token_id")
+        return tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
+
+
+def gather_materials(config: RunConfig, report: Any) -> Materials:
+    """Find or make the models, read the data. Every error of the data shows here, before a cluster is touched."""
+    from transformers import AutoTokenizer
+
+    from sppo_ray.data.prompts import PromptEncoder, PromptStream, load_held_out
+    from sppo_ray.data.sources import open_sources
+    from sppo_ray.models.bundled import resolve_model
+
+    policy_path, critic_path = resolve_model(config.learner.model, report), resolve_model(config.critic.model, report)
+    tokenizer, critic_tokenizer = AutoTokenizer.from_pretrained(policy_path), AutoTokenizer.from_pretrained(critic_path)
+    encoder = PromptEncoder(tokenizer, critic_tokenizer, config.data)
+    held_out = load_held_out(config.data, encoder, config.eval.prompts)
+    prompts = PromptStream(open_sources(config.data.train), encoder, config.data, config.seed, held_out_limit=config.eval.prompts)
+    return Materials(policy_path, critic_path, tokenizer, prompts, held_out)
+
+
+def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
+    """Run (or continue) a training run in `run_path` and return the exit code: 0 finished or interrupted, 143 terminated.
+
+    Raises UserError for what the user can mend and WorkerFailure when a worker is lost for good; both leave the run
+    directory resumable.
+    """
+    run_dir = RunDir.create(run_path, resume=resume)
+    recorder = None
+    try:
+        progress = make_progress(config.logging.progress, config.name)
+        recorder = Recorder(run_dir, config, progress)
+        recorder.phase("preparing")
+        run_dir.write_config(dump_config(config))
+        run_dir.write_environment()
+        materials = gather_materials(config, recorder.message)
+        with ray_session(config) as total:
+            require_feasible(config, total)
+            return asyncio.run(_train(config, run_dir, recorder, materials, resolve_device(config, total)))
+    except BaseException as error:
+        if recorder is not None:
+            recorder.event("failed", f"{type(error).__name__}: {error}")
+            recorder.phase("failed", last_error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if recorder is not None:
+            recorder.close()
+        run_dir.close()
+
+
+async def _train(config: RunConfig, run_dir: RunDir, recorder: Recorder, materials: Materials, device: str) -> int:
+    recorder.phase("starting actors")
+    recorder.message(f"starting {len(bundles_of(config))} actors on {device}: {', '.join(bundle.role for bundle in bundles_of(config))}")
+    started = time.perf_counter()
+    async with _spawned(config, materials, recorder, device) as workers:
+        recorder.event("started", f"all actors up after {time.perf_counter() - started:.1f} s", show=True)
+        state = await _restore(config, run_dir, workers, recorder)
+        trainer = Trainer(
+            config, workers, materials.prompts, recorder, state=state, checkpoints=run_dir.checkpoints, settings=resumable_settings(config)
+        )
+        recorder.begin(state)
+        with _signals(trainer) as received:
+            state = await trainer.run()
+        recorder.phase("finishing", state)
+        if config.checkpoint.export and not trainer.stopped_early:
+            await workers.learner.export(run_dir.export / "policy")
+            await workers.critic.export(run_dir.export / "critic")
+    _conclude(config, run_dir, recorder, state, stopped=trainer.stopped_early)
+    return EXIT_TERMINATED if signal.SIGTERM in received else EXIT_FINISHED
+
+
+@contextlib.asynccontextmanager
+async def _spawned(config: RunConfig, materials: Materials, recorder: Recorder, device: str) -> AsyncIterator[Workers]:
+    """All actors, up and connected; every one of them is gone when the block ends, however it ends."""
+    from ray.util.placement_group import remove_placement_group
+
+    group = await place(config)
+    spawner = Spawner(config, group, device)
+    stop_ids = materials.stop_token_ids
+    updates = config.data.minibatches_per_step
+
+    async def spawn(name: str) -> Any:
+        return await spawner.rollout_worker(name, model_path=materials.policy_path, stop_token_ids=stop_ids)
+
+    fleet = RolloutFleet(
+        spawn,
+        settings=config.rollout,
+        tolerance=ProbeTolerance.for_dtype(config.rollout.dtype, config.weight_sync.max_probe_difference) if config.weight_sync.verify else None,
+        on_event=lambda kind, message: recorder.event(kind, message, show=True),
+    )
+    try:
+        scorer = spawner.scorer()
+        policy_updates = updates * max(1, config.loop.steps - config.critic.warmup_steps)
+        _, learner, critic = await asyncio.gather(
+            fleet.start(),
+            spawner.learner(model_path=materials.policy_path, total_updates=policy_updates),
+            spawner.critic(model_path=materials.critic_path, total_updates=updates * config.loop.steps),
+        )
+        decode = _decoder(materials.tokenizer)
+        sampling = SamplingSettings(config.rollout.temperature, config.rollout.max_response_tokens, stop_ids)
+        eval_temperature = config.rollout.temperature if config.eval.temperature is None else config.eval.temperature
+        pipeline = SamplePipeline(
+            fleet=fleet, critic=critic, scorer=scorer, decode=decode, sampling=sampling, order=config.loop.minibatch_order, seed=config.seed
+        )
+        evaluator = Evaluator(
+            materials.held_out,
+            fleet=fleet,
+            critic=critic,
+            scorer=scorer,
+            decode=decode,
+            sampling=SamplingSettings(eval_temperature, config.rollout.max_response_tokens, stop_ids),
+            samples_per_prompt=config.eval.samples_per_prompt,
+            seed=config.seed,
+        )
+        try:
+            yield Workers(fleet, learner, critic, pipeline, evaluator)
+        finally:
+            await pipeline.close()
+            await asyncio.gather(fleet.close(), learner.close(), critic.close(), scorer.close())
+    finally:
+        await fleet.close()
+        remove_placement_group(group)
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Any:
+    def decode(token_ids: Sequence[int]) -> str:
+        return tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    return decode
+
+
+async def _restore(config: RunConfig, run_dir: RunDir, workers: Workers, recorder: Recorder) -> TrainerState:
+    """The state to go on from: the newest whole checkpoint's, or a new run's."""
+    found = find_checkpoint(run_dir.checkpoints, lambda text: recorder.event("checkpoint-skipped", text, show=True))
+    if found is None:
+        return TrainerState.initial()
+    path, state = found
+    different = differing_settings(path, resumable_settings(config))
+    if different:
+        raise UserError(f"{path.name} was written with other settings ({'; '.join(different)}): resume with the run's own config.yaml, or start a new run")
+    await asyncio.gather(workers.learner.load(path / "learner"), workers.critic.load(path / "critic"))
+    workers.critic.restore_version(state.critic_version)
+    recorder.event("restored", f"from {path.name}", show=True)
+    return state.restarted()
+
+
+@contextlib.contextmanager
+def _signals(trainer: Trainer) -> Iterator[list[signal.Signals]]:
+    """SIGINT and SIGTERM end the run after the step under way, with a checkpoint; a second one ends it at once."""
+    received: list[signal.Signals] = []
+    loop = asyncio.get_running_loop()
+
+    def handle(number: signal.Signals) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        trainer.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, handle, number)
+    try:
+        yield received
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _conclude(config: RunConfig, run_dir: RunDir, recorder: Recorder, state: TrainerState, *, stopped: bool) -> None:
+    """summary.json, the learning curve as PNG and in the terminal."""
+    from sppo_ray.trainer.plots import curve_text, learning_curve
+
+    run_dir.write_summary(
+        Summary(
+            name=config.name,
+            status="stopped" if stopped else "finished",
+            algorithm=config.algorithm.type,
+            seed=config.seed,
+            steps=state.step,
+            seconds=round(state.seconds, 3),
+            samples=state.samples,
+            response_tokens=state.response_tokens,
+            initial_accuracy=state.initial_accuracy,
+            final_accuracy=state.final_accuracy,
+            best_accuracy=state.best_accuracy,
+            policy_version=state.policy_version,
+            critic_version=state.critic_version,
+            reward_errors=state.reward_errors,
+            restarts=state.restarts,
+        )
+    )
+    recorder.phase("stopped" if stopped else "finished", state)
+    learning_curve(run_dir.path)
+    recorder.message(curve_text(run_dir.path))
+    recorder.message(f"{'stopped' if stopped else 'finished'} after step {state.step}; everything is in {run_dir.path}")

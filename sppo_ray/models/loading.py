@@ -1,0 +1,75 @@
+"""Local Transformers checkpoints for training: safetensors only, no code from the checkpoint, no dropout.
+
+Dropout is switched off because the ratio pi / pi_old would measure its noise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from sppo_ray.errors import UserError
+
+Attention = Literal["auto", "sdpa", "flash_attention_2"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def read_config(directory: str | Path) -> PretrainedConfig:
+    """The checkpoint's configuration. Raises UserError naming the directory."""
+    path = Path(directory)
+    if not path.is_dir():
+        raise UserError(f"model {directory}: no such directory; give a local Transformers checkpoint (fetch one with `hf download`)")
+    if not (path / "config.json").is_file():
+        raise UserError(f"model {directory}: no config.json in it, so it is not a Transformers checkpoint")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(f"model {directory}: no *.safetensors in it; other weight formats are refused, convert it first")
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model {directory}: its config.json cannot be used: {_first_line(error)}") from error
+
+
+def load_model(auto_class: Any, directory: str | Path, *, dtype: str, attention: Attention, **config_changes: Any) -> tuple[Any, set[str]]:
+    """(model, names of parameters that the checkpoint lacks and that were initialised instead).
+
+    Args:
+        auto_class: a Transformers AutoModel class.
+        dtype: "float32" or "bfloat16".
+        attention: "auto" is sdpa.
+        config_changes: set on the configuration, e.g. num_labels.
+
+    Raises:
+        UserError: the directory holds no usable checkpoint.
+    """
+    config = read_config(directory)
+    config.update(_without_dropout(config) | config_changes)
+    try:
+        model, report = auto_class.from_pretrained(
+            directory,
+            config=config,
+            dtype=DTYPES[dtype],
+            attn_implementation="sdpa" if attention == "auto" else attention,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UserError(f"model {directory}: does not load: {_first_line(error)}") from error
+    return model, set(report["missing_keys"])
+
+
+def enable_gradient_checkpointing(model: Any) -> None:
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()  # Transformers checkpoints only in training mode; there is no dropout that this could switch on
+
+
+def _without_dropout(config: PretrainedConfig) -> dict[str, float]:
+    entries = config.to_dict().items()
+    return {key: 0.0 for key, value in entries if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop"))}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,99 @@
+"""Shapes and tokenizers of the small bundled models: Llama-like, heads of 32 (the smallest that vLLM runs on a CPU).
+
+The constants are plain data, so that a cached checkpoint can be looked up without importing torch.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+BOXED = r"\boxed{"
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
+SPECIALS = (PAD, BOS, EOS, UNKNOWN)
+CHARACTERS = (*SPECIALS, *string.digits, *string.ascii_lowercase, "+", "=", ";", "}", BOXED)
+"""Vocabulary of the running sum, in the order of the ids. The answer's mark is one token: six fewer to sample."""
+
+CHARACTER_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+BYTE_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+RUNNING_SUM_SHAPE: dict[str, Any] = {  # 128,960 parameters
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+BYTE_CRITIC_SHAPE: dict[str, Any] = {  # 361,344 parameters
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+}
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    r"""One token a character, but `\boxed{` whole. It adds no BOS by itself: the chat template does."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(CHARACTERS)}, unk_token=UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    return _wrap(core, CHARACTER_CHAT_TEMPLATE)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a UTF-8 byte: reads any text in any language, and needs no file to be fetched."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # sorted: the binding's own order changes from run to run
+    core = Tokenizer(models.BPE({token: i for i, token in enumerate((*SPECIALS, *alphabet))}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    return _wrap(core, BYTE_CHAT_TEMPLATE)
+
+
+def _wrap(core: Any, chat_template: str) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        chat_template=chat_template,
+    )
+
+
+def new_model(shape: dict[str, Any], tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
+    """A Llama of that shape in float32, initialised from `seed` alone; the caller's random state is left as it was."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    specials = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = LlamaConfig(vocab_size=len(tokenizer), dtype="float32", **shape, **specials)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(**specials)
+    return model

@@ -1,0 +1,56 @@
+"""A reward function of the user's own, by import path: `def f(response, ground_truth, extra) -> float`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+from sppo_ray.errors import UserError
+from sppo_ray.rewards.base import VerifierFunction
+
+
+def load_custom_verifier(path: str) -> VerifierFunction:
+    """The function at "package.module:function" as a verifier.
+
+    Raises UserError when the path is malformed, does not import or names nothing callable; the verifier raises it
+    when the function returns something that is no number.
+    """
+    function = _import(path)
+
+    def verify(response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
+        reward = function(response, ground_truth, dict(extra))
+        if not isinstance(reward, Real):
+            raise UserError(
+                f"reward.function.function {path} returned {type(reward).__name__} where a number in its declared range is due: "
+                "return a float"
+            )
+        return float(reward), _reason(float(reward))
+
+    return verify
+
+
+def _import(path: str) -> Any:
+    setting = f"reward.function.function {path!r}"
+    module_name, separator, attribute = path.partition(":")
+    if not (module_name and separator and attribute):
+        raise UserError(f"{setting}: write it as package.module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # boundary: the module is the user's, and importing it may raise anything
+        raise UserError(
+            f"{setting}: module {module_name} cannot be imported ({type(error).__name__}: {error}): it must be on the "
+            "Python path of every node (install it, or submit it with the job's working directory)"
+        ) from None
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        what = "does not exist" if function is None else f"is a {type(function).__name__}, not a function"
+        raise UserError(f"{setting}: {attribute} {what} in module {module_name}")
+    return function
+
+
+def _reason(reward: float) -> str:
+    if reward == 1.0:
+        return "correct"
+    return "wrong" if reward == 0.0 else "partial"

@@ -1,0 +1,27 @@
+r"""Verifier of the running sum: the last \boxed{N} must be the ground truth's integer, leading zeros aside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sppo_ray.rewards.extract import last_boxed
+
+_INTEGER = re.compile(r"(-?)0*([0-9]{1,18})")
+
+
+def verify_running_sum(response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
+    r"""1 for the exact integer in the last \boxed{}, else 0. Raises ValueError when the ground truth is no integer."""
+    expected = _integer(ground_truth)
+    if expected is None:
+        raise ValueError(f"ground truth {ground_truth[:40]!r} of a running sum is no integer")
+    answer = last_boxed(response)
+    if answer is None:
+        return 0.0, "no_answer"
+    return (1.0, "correct") if _integer(answer) == expected else (0.0, "wrong")
+
+
+def _integer(text: str) -> int | None:
+    match = _INTEGER.fullmatch(text.strip())
+    return int(match[1] + match[2]) if match else None

@@ -1,0 +1,83 @@
+"""The labelled running sum: a task that a tiny transformer half knows after a supervised start, and RL can finish.
+
+    prompt    a7b5c9=
+    response  a+7=07;b+5=12;c+9=21;\\boxed{21}
+
+Operands are digits with a letter each; the response walks through them with the sum so far (two digits, modulo 100).
+Difficulty varies by prompt (how many operands, how large their digits: small ones never carry), so a critic that
+reads only the prompt has something to predict. The supervised start imitates a FALLIBLE procedure that often forgets
+the carry: reinforcement learning then has to find the carry rule from 0/1 rewards.
+
+Pure standard library: the configuration and the command line may import this.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+LABELS = "abcdefghijklmnopqrstuvwxyz"
+MODULUS = 100
+MIN_OPERANDS = 2
+DIGIT_CEILINGS = (3, 9)  # a prompt's largest digit is drawn from this range, both ends included
+HELD_OUT_SEED = 1_000_000
+"""Seeds from here on draw from prompts that no smaller seed ever draws, so that held-out sets are disjoint."""
+_HELD_OUT_SHARE = 8  # one prompt in so many is held out, chosen by the checksum of its text
+
+
+def generate_example(index: int, *, seed: int, max_operands: int) -> tuple[str, str]:
+    """Prompt text and ground truth (the sum modulo 100, as a plain integer) of example `index`.
+
+    A pure function of its arguments. Two seeds on different sides of HELD_OUT_SEED have no prompt in common.
+    """
+    if index < 0 or seed < 0:
+        raise ValueError(f"index and seed are counted from 0, given {index} and {seed}")
+    if not MIN_OPERANDS <= max_operands <= len(LABELS):
+        raise ValueError(f"max_operands is {max_operands}, possible are {MIN_OPERANDS} to {len(LABELS)}")
+    rng = random.Random(f"running-sum/{seed}/{index}")
+    want_held_out = seed >= HELD_OUT_SEED
+    while True:
+        prompt = draw_prompt(rng, rng.randint(MIN_OPERANDS, max_operands))
+        if is_held_out(prompt) == want_held_out:
+            return prompt, str(sum(digit for _, digit in operands(prompt)) % MODULUS)
+
+
+def draw_prompt(rng: random.Random, num_operands: int) -> str:
+    """A prompt of `num_operands` operands; labels run through the alphabet from a random letter, round the end."""
+    start = rng.randrange(len(LABELS))
+    ceiling = rng.randint(*DIGIT_CEILINGS)
+    labels = (LABELS[(start + i) % len(LABELS)] for i in range(num_operands))
+    return "".join(f"{label}{rng.randint(1, ceiling)}" for label in labels) + "="
+
+
+def is_held_out(prompt: str) -> bool:
+    return zlib.crc32(prompt.encode()) % _HELD_OUT_SHARE == 0
+
+
+def operands(prompt: str) -> list[tuple[str, int]]:
+    """`a7b5=` -> [("a", 7), ("b", 5)]. Raises ValueError on any other shape."""
+    body = prompt.removesuffix("=")
+    labels, digits = body[::2], body[1::2]
+    if body == prompt or not body or len(labels) != len(digits) or not digits.isdecimal() or not labels.isalpha():
+        raise ValueError(f"{prompt!r} is no running-sum prompt, which looks like 'a7b5c9='")
+    return [(label, int(digit)) for label, digit in zip(labels, digits, strict=True)]
+
+
+def solution(prompt: str, rng: random.Random, p_drop_carry: float = 0.0, p_slip: float = 0.0) -> str:
+    """The response of a procedure that errs: exact with both probabilities 0.
+
+    `p_drop_carry` is the chance to forget the carry, at each step that has one; `p_slip` the chance to write a sum
+    that is off by one, at each step. Errors are carried on: later steps add to the sum as it was written.
+    """
+    total = 0
+    steps = []
+    for label, digit in operands(prompt):
+        tens, units = divmod(total, 10)
+        carry, units = divmod(units + digit, 10)
+        if carry and rng.random() < p_drop_carry:
+            carry = 0
+        total = (10 * (tens + carry) + units) % MODULUS
+        if rng.random() < p_slip:
+            total = (total + rng.choice((-1, 1))) % MODULUS
+        steps.append(f"{label}+{digit}={total:02d};")
+    return "".join(steps) + f"\\boxed{{{total:02d}}}"

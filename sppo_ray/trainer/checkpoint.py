@@ -1,0 +1,198 @@
+"""Checkpoints: one directory that appears whole or not at all, with a manifest that proves it.
+
+    checkpoints/step-000050/
+        manifest.json     step, versions, counters, settings, and SHA-256 and size of every other file
+        learner/ critic/  written by the ranks themselves (DeepSpeed: weights, optimizer, scheduler, RNG)
+
+Everything is written under a temporary name, flushed, hashed, and then renamed; the manifest is the last file. The
+state of the data needs no file: the prompts of step k are a pure function of (config, seed, k).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sppo_ray.config import RunConfig
+from sppo_ray.errors import UserError
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """What the loop itself must remember between steps."""
+
+    step: int  # steps done; the next one has this index
+    policy_version: int
+    critic_version: int
+    samples: int
+    response_tokens: int
+    seconds: float  # of training so far, over all incarnations
+    restarts: int
+    reward_errors: int
+    initial_accuracy: float | None  # held-out; None = not evaluated
+    final_accuracy: float | None
+    best_accuracy: float | None
+
+    @classmethod
+    def initial(cls) -> TrainerState:
+        return cls(0, 0, 0, 0, 0, 0.0, 0, 0, None, None, None)
+
+    def restarted(self) -> TrainerState:
+        """The same state, one restart later."""
+        return replace(self, restarts=self.restarts + 1)
+
+
+class CheckpointCorrupt(Exception):
+    """A checkpoint whose files do not match its manifest."""
+
+
+def checkpoint_path(root: Path, step: int) -> Path:
+    return root / f"step-{step:06d}"
+
+
+async def write_checkpoint(
+    root: Path, state: TrainerState, writers: Mapping[str, Callable[[Path], Awaitable[None]]], *, settings: Mapping[str, Any], keep: int
+) -> Path:
+    """Let each writer fill its folder, then commit the whole. Older checkpoints beyond `keep` go afterwards.
+
+    On any failure the half-written directory is removed and the earlier checkpoints stay as they are.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final, temporary = checkpoint_path(root, state.step), root / f".writing-step-{state.step:06d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for name, write in writers.items():
+            folder = temporary / name
+            folder.mkdir(parents=True)
+            await write(folder)
+        manifest = {"format": FORMAT, "settings": settings, "state": asdict(state), "files": _inventory(temporary)}
+        _write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        _sync_directory(root)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _retain(root, keep)
+    return final
+
+
+def verify_checkpoint(path: Path) -> TrainerState:
+    """Check every file against the manifest and return the trainer's state.
+
+    Raises CheckpointCorrupt naming the file.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        files, state = manifest["files"], TrainerState(**manifest["state"])
+    except FileNotFoundError:
+        raise CheckpointCorrupt(f"{path}: manifest.json is missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointCorrupt(f"{path}/manifest.json: not readable ({error})") from None
+    if manifest.get("format") != FORMAT:
+        raise CheckpointCorrupt(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}")
+    for name, expected in files.items():
+        _verify_file(path / name, expected)
+    return state
+
+
+def find_checkpoint(root: Path, on_skip: Callable[[str], None]) -> tuple[Path, TrainerState] | None:
+    """The newest checkpoint that is whole, or None when there is none at all.
+
+    `on_skip` hears of each newer one that is not. Raises UserError when checkpoints exist but none is whole.
+    """
+    candidates = sorted((p for p in root.glob("step-*") if _NAME.fullmatch(p.name)), key=lambda p: int(_NAME.fullmatch(p.name)[1]), reverse=True)  # type: ignore[index]
+    for path in candidates:
+        try:
+            return path, verify_checkpoint(path)
+        except CheckpointCorrupt as error:
+            on_skip(f"{error}; trying the one before")
+    if candidates:
+        raise UserError(f"{root}: none of the {len(candidates)} checkpoints is whole; restore one from a copy, or start anew in another --run-dir")
+    return None
+
+
+_DECIDES_THE_RESULT = (
+    "seed", "algorithm.", "data.", "learner.", "critic.", "reward.function.", "loop.max_staleness", "loop.minibatch_order",
+    "rollout.max_response_tokens", "rollout.temperature", "rollout.dtype",
+)  # fmt: skip
+_ONLY_DECIDES_HOW = ("cpus_per_rank", "gpus_per_rank", "timeout_s")
+
+
+def resumable_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share with the interrupted one, flat: {"learner.optimizer.lr": 1e-6, ...}.
+
+    What only decides how fast, where or how often (workers, cluster, logging, evaluation) may change; so may the
+    number of steps, with which a linear schedule is stretched.
+    """
+    flat = _flatten("", config.model_dump(mode="json"))
+    return {name: value for name, value in flat if name.startswith(_DECIDES_THE_RESULT) and not name.endswith(_ONLY_DECIDES_HOW)}
+
+
+def differing_settings(path: Path, settings: Mapping[str, Any]) -> list[str]:
+    """How `settings` differ from those that a checkpoint was written with, e.g. "seed: 1 then, 2 now"."""
+    stored = json.loads((path / "manifest.json").read_bytes())["settings"]
+    names = sorted(stored.keys() | settings.keys())
+    return [f"{n}: {stored.get(n)!r} then, {settings.get(n)!r} now" for n in names if stored.get(n) != settings.get(n)]
+
+
+def _flatten(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, (dict, list)) and node:
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, child in items:
+            yield from _flatten(f"{prefix}.{key}" if prefix else str(key), child)
+    else:
+        yield prefix, node
+
+
+def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): {"sha256": _digest(p, durably=True), "bytes": p.stat().st_size} for p in files}
+
+
+def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise CheckpointCorrupt(f"{path}: file is missing")
+    if path.stat().st_size != expected["bytes"]:
+        raise CheckpointCorrupt(f"{path}: {path.stat().st_size} bytes, the manifest says {expected['bytes']}")
+    if _digest(path) != expected["sha256"]:
+        raise CheckpointCorrupt(f"{path}: checksum differs from the manifest's")
+
+
+def _digest(path: Path, *, durably: bool = False) -> str:
+    with path.open("rb") as file:
+        if durably:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _retain(root: Path, keep: int) -> None:
+    paths = sorted((p for p in root.glob("step-*") if _NAME.fullmatch(p.name)), key=lambda p: int(_NAME.fullmatch(p.name)[1]))  # type: ignore[index]
+    for path in paths[:-keep]:
+        shutil.rmtree(path)

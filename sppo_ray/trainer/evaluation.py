@@ -1,0 +1,262 @@
+"""Held-out figures from graded responses: avg@k, pass@k, maj@k, lengths, truncation, errors, a confidence interval.
+
+    GradedResponse* --group by prompt--> avg, pass, maj of each prompt --mean over prompts--> Scores per source
+                                                                                              and over all: EvalReport
+
+Pure: no engine, no clock, no global random state. Every prompt weighs the same, however many of its responses could be
+graded. A response whose verifier failed (reward None) is counted as an error and left out, never scored 0. A figure
+that nothing was left for is NaN (null in JSON).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sppo_ray.trainer.calibration import calibration
+from sppo_ray.trainer.jsonlines import finite_json
+
+SOLVED = 1.0 - 1e-6
+"""A response counts as correct in pass@k from this reward on; partial credit does not."""
+
+_BRACES = re.compile(r"\\boxed\s*\{|\\[{}\\]|[{}]")  # a box, an escaped character, a brace
+
+ALL = "all"  # the name of the scores over all sources
+
+
+@dataclass(frozen=True, slots=True)
+class GradedResponse:
+    """One sampled response to a held-out prompt, with its verdict."""
+
+    prompt_id: str
+    source: str
+    sample_index: int  # [0, k) within its prompt
+    reward: float | None  # in [0, 1]; None = the verifier could not decide
+    response_text: str
+    num_tokens: int
+    truncated: bool  # cut at max_response_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Figures over a set of prompts; see the module docstring for what is averaged over what."""
+
+    source: str
+    num_prompts: int
+    num_responses: int
+    accuracy: float  # avg@k: mean reward
+    accuracy_low: float  # 95 % interval of it, bootstrapped over prompts
+    accuracy_high: float
+    pass_at: Mapping[int, float]  # pass@j for j = 1, 2, 4, ... and k, over the prompts with at least j graded responses
+    majority: float  # maj@k
+    response_length_mean: float  # tokens
+    response_length_max: int
+    truncation_rate: float
+    reward_errors: int
+    reward_error_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """One evaluation of one policy version."""
+
+    step: int
+    policy_version: int
+    k: int  # responses a prompt
+    overall: Scores
+    by_source: tuple[Scores, ...]  # sorted by name
+    critic: Mapping[str, float] = field(default_factory=dict)  # `calibration` of V(x) against a prompt's avg@k; {} = no values
+    seconds: float = 0.0
+
+    @property
+    def accuracy(self) -> float:
+        return self.overall.accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: evaluations/*.json, summary, REST. NaN becomes null, pass_at's keys strings."""
+        return finite_json(asdict(self))
+
+    def metrics(self) -> dict[str, float]:
+        """Flat names for metrics.jsonl: eval/accuracy, eval/pass@4, eval/<source>/accuracy, eval/value/pearson, ..."""
+        flat = dict(_score_metrics("eval", self.overall, self.k))
+        for scores in self.by_source:
+            flat |= _score_metrics(f"eval/{scores.source}", scores, self.k)
+        flat |= {f"eval/value/{name}": figure for name, figure in self.critic.items()}
+        return flat | {"eval/seconds": self.seconds}
+
+
+def evaluate(
+    responses: Sequence[GradedResponse],
+    *,
+    k: int,
+    step: int,
+    policy_version: int,
+    final_answer: Callable[[str], str | None] | None = None,
+    values: Mapping[str, float] | None = None,
+    seconds: float = 0.0,
+    seed: int = 0,
+) -> EvalReport:
+    """Grade an evaluation of `k` responses a prompt.
+
+    `final_answer` extracts what maj@k votes on (default: `boxed_answer`). `values` maps prompt ids to V(x); with it
+    the report tells the critic's calibration on held-out prompts. `seed` draws the bootstrap.
+    Raises ValueError when there are no responses or a prompt has the same sample twice.
+    """
+    prompts = _group(responses)
+    extract = final_answer or boxed_answer
+    sources = sorted({responses_of[0].source for responses_of in prompts.values()})
+    by_source = []
+    for source in sources:
+        mine = [group for group in prompts.values() if group[0].source == source]
+        by_source.append(_scores(source, mine, k, extract, seed))
+    overall = _scores(ALL, list(prompts.values()), k, extract, seed)
+    critic = _critic_calibration(prompts, values) if values else {}
+    return EvalReport(step, policy_version, k, overall, tuple(by_source), critic, seconds)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that at least one of k responses is correct, unbiased from c correct ones of n >= k (arXiv 2107.03374, eq. 1).
+
+    1 - C(n - c, k) / C(n, k): one minus the share of k-subsets that hold no correct response.
+    """
+    if not 1 <= k <= n or not 0 <= c <= n:
+        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n: got n={n}, c={c}, k={k}")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority_reward(responses: Sequence[GradedResponse], final_answer: Callable[[str], str | None]) -> float:
+    """Reward of the answer that most responses give.
+
+    A tie goes to the answer that was given first (lowest sample index). A response without an answer abstains; when
+    all abstain there is no majority and the reward is 0. Two responses with the same answer but unlike rewards (the
+    verifier looked at more than the answer) count with the reward of the first.
+    """
+    votes: dict[str, list[float]] = {}
+    for response in sorted(responses, key=lambda r: r.sample_index):
+        answer = final_answer(response.response_text)
+        if answer is not None and response.reward is not None:
+            votes.setdefault(answer, []).append(response.reward)
+    if not votes:
+        return 0.0
+    return max(votes.values(), key=len)[0]  # max keeps the first of equals, and dicts keep the order of insertion
+
+
+def boxed_answer(text: str) -> str | None:
+    r"""Content of the last complete `\boxed{...}`, braces balanced and white space dropped; None when there is none.
+
+    An empty box is no answer. One pass, because model output may be a megabyte of opened boxes.
+    """
+    opened: list[int | None] = []  # of each open brace: where its content starts if it is a box's
+    last: tuple[int, int] | None = None
+    for token in _BRACES.finditer(text):
+        if token.group().endswith("{") and token.group() != "\\{":
+            opened.append(token.end() if token.group() != "{" else None)
+        elif token.group() == "}" and opened:
+            start = opened.pop()
+            if start is not None and (last is None or start > last[0]):
+                last = start, token.start()
+    return None if last is None else "".join(text[slice(*last)].split()) or None
+
+
+def bootstrap_interval(
+    per_prompt: Sequence[float], *, seed: int, resamples: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap of the mean: prompts are drawn with replacement, `resamples` times.
+
+    Prompts and not responses are drawn, because the responses to one prompt are alike. (NaN, NaN) for no prompts.
+    """
+    scores = np.asarray(per_prompt, dtype=np.float64)
+    if scores.size == 0:
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    means = [scores[generator.integers(scores.size, size=scores.size)].mean() for _ in range(resamples)]
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+# ------------------------------------------------------------------------------------------------------ inside
+
+Group = list[GradedResponse]  # the responses to one prompt
+
+
+def _group(responses: Sequence[GradedResponse]) -> dict[tuple[str, str], Group]:
+    """Responses by (source, prompt id) in a canonical order, so that no figure depends on who finished first."""
+    if not responses:
+        raise ValueError("an evaluation without responses has no figures")
+    prompts: dict[tuple[str, str], Group] = {}
+    for response in sorted(responses, key=lambda r: (r.source, r.prompt_id, r.sample_index)):
+        group = prompts.setdefault((response.source, response.prompt_id), [])
+        if group and group[-1].sample_index == response.sample_index:
+            raise ValueError(f"prompt {response.prompt_id}: sample {response.sample_index} was graded twice")
+        group.append(response)
+    return prompts
+
+
+def _scores(source: str, groups: Sequence[Group], k: int, extract: Callable[[str], str | None], seed: int) -> Scores:
+    responses = [response for group in groups for response in group]
+    graded = [rewards for group in groups if (rewards := _rewards(group))]
+    averages = [_mean(rewards) for rewards in graded]
+    low, high = bootstrap_interval(averages, seed=seed)
+    errors = sum(response.reward is None for response in responses)
+    lengths = [response.num_tokens for response in responses]
+    return Scores(
+        source=source,
+        num_prompts=len(groups),
+        num_responses=len(responses),
+        accuracy=_mean(averages),
+        accuracy_low=low,
+        accuracy_high=high,
+        pass_at={j: _pass_at(graded, j) for j in _pass_sizes(k)},
+        majority=_mean([majority_reward(group, extract) for group in groups if _rewards(group)]),
+        response_length_mean=_mean(lengths),
+        response_length_max=max(lengths),
+        truncation_rate=_mean([float(response.truncated) for response in responses]),
+        reward_errors=errors,
+        reward_error_rate=errors / len(responses),
+    )
+
+
+def _rewards(group: Group) -> list[float]:
+    return [response.reward for response in group if response.reward is not None]
+
+
+def _pass_at(graded: Sequence[Sequence[float]], k: int) -> float:
+    """Mean of pass@k over the prompts with at least k graded responses: an errored one must not count as a failure."""
+    enough = [rewards for rewards in graded if len(rewards) >= k]
+    return _mean([pass_at_k(len(rewards), sum(r >= SOLVED for r in rewards), k) for rewards in enough])
+
+
+def _pass_sizes(k: int) -> list[int]:
+    return sorted({2**power for power in range(k.bit_length()) if 2**power <= k} | {k})
+
+
+def _critic_calibration(prompts: Mapping[tuple[str, str], Group], values: Mapping[str, float]) -> dict[str, float]:
+    pairs = [
+        (values[group[0].prompt_id], _mean(rewards))
+        for group in prompts.values()
+        if (rewards := _rewards(group)) and group[0].prompt_id in values
+    ]
+    return calibration(*zip(*pairs, strict=True)) if pairs else {}
+
+
+def _score_metrics(prefix: str, scores: Scores, k: int) -> dict[str, float]:
+    figures: dict[str, float] = {
+        "accuracy": scores.accuracy,
+        "accuracy_low": scores.accuracy_low,
+        "accuracy_high": scores.accuracy_high,
+        f"maj@{k}": scores.majority,
+        "response_length": scores.response_length_mean,
+        "truncation_rate": scores.truncation_rate,
+        "reward_errors": scores.reward_errors,
+    } | {f"pass@{j}": figure for j, figure in scores.pass_at.items()}
+    return {f"{prefix}/{name}": figure for name, figure in figures.items()}
+
+
+def _mean(figures: Sequence[float]) -> float:
+    return math.fsum(figures) / len(figures) if figures else float("nan")

@@ -1,0 +1,242 @@
+"""The training loop: ONE loop for synchronous and overlapped runs; `max_staleness` is the only difference.
+
+          dispatch cohort k + s --> [fleet: generate | critic: value | verifier: score]     runs ahead by s = max_staleness steps
+                                                  |
+    step k:   take minibatch (waits for its last sample) --> advantages --> learner.update   critic.update beside it
+              ... minibatches_per_step times
+              weight sync: version k + 1 on every engine, verified  --> only now cohort k + 1 + s is dispatched
+              log, evaluate, checkpoint
+
+Staleness is bounded by construction: cohort k is dispatched under version max(0, k - s) and trained on at version k.
+With s = 0 a step's first minibatch is trained on while its stragglers still generate, but nothing is dispatched
+before the sync, so every sample comes from the weights that the step started with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sppo_ray.algorithms import ALGORITHMS
+from sppo_ray.config import RunConfig
+from sppo_ray.data.batching import pack
+from sppo_ray.errors import UserError
+from sppo_ray.trainer.checkpoint import TrainerState, write_checkpoint
+from sppo_ray.trainer.evaluator import Evaluator
+from sppo_ray.trainer.fleet import RolloutFleet
+from sppo_ray.trainer.interfaces import Critic, Learner
+from sppo_ray.trainer.pipeline import Cohort, SamplePipeline, UnscoredTrajectory
+from sppo_ray.trainer.recorder import Recorder
+from sppo_ray.types import CriticBatch, Minibatch, Prompt, TrainingSample, Trajectory
+
+
+class PromptSource(Protocol):
+    def cohort(self, step: int) -> Sequence[Prompt]:
+        """The prompts of a step: a pure function of the settings, the seed and the step."""
+        ...
+
+
+class StalenessViolated(Exception):
+    """A sample is older than max_staleness allows: a bug of the loop or of an engine's version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Everything the loop drives."""
+
+    fleet: RolloutFleet
+    learner: Learner
+    critic: Critic
+    pipeline: SamplePipeline
+    evaluator: Evaluator
+
+
+class Trainer:
+    """Runs the loop from `state` on. All waiting is in `run`; `stop()` ends it after the step under way."""
+
+    def __init__(
+        self, config: RunConfig, workers: Workers, prompts: PromptSource, recorder: Recorder, *, state: TrainerState, checkpoints: Path, settings: Mapping[str, Any]
+    ) -> None:
+        self._config = config
+        self._workers = workers
+        self._prompts = prompts
+        self._recorder = recorder
+        self._checkpoints = checkpoints
+        self._settings = settings
+        self._algorithm = ALGORITHMS[config.algorithm.type]
+        self._cohorts: deque[Cohort] = deque()
+        self._stop_requested = False
+        self._saved_step = state.step if state.step else -1
+        self._earlier_restarts = state.restarts
+        self.state = state
+
+    def stop(self) -> None:
+        """Finish the step under way, write a checkpoint, return from `run`."""
+        self._stop_requested = True
+
+    @property
+    def stopped_early(self) -> bool:
+        return self._stop_requested and self.state.step < self._config.loop.steps
+
+    async def run(self) -> TrainerState:
+        await self._sync_weights()
+        if self.state.step == 0 and self._config.eval.at_start:
+            await self._evaluate()
+        while self.state.step < self._config.loop.steps and not self._stop_requested:
+            await self._step()
+        if self._saved_step != self.state.step:
+            await self._checkpoint()
+        return self.state
+
+    async def _step(self) -> None:
+        started = time.perf_counter()
+        self._dispatch_ahead()
+        cohort = self._cohorts.popleft()
+        samples, metrics, critic_updates = await self._train_on(cohort)
+        before = self.state
+        self.state = dataclasses.replace(
+            before,
+            step=before.step + 1,
+            policy_version=before.policy_version + 1,
+            critic_version=before.critic_version + critic_updates,
+            samples=before.samples + len(samples),
+            reward_errors=before.reward_errors + cohort.size - len(samples),
+            response_tokens=before.response_tokens + sum(len(s.scored.trajectory.response_ids) for s in samples),
+            restarts=self._earlier_restarts + self._workers.fleet.restarts,
+        )
+        metrics |= await self._sync_weights()
+        self.state = dataclasses.replace(self.state, seconds=before.seconds + time.perf_counter() - started)
+        self._recorder.step(self.state, samples, metrics, learner_version=before.policy_version, fleet=self._workers.fleet.view())
+        if _is_due(self._config.eval.every, self.state.step) or self.state.step == self._config.loop.steps:
+            await self._evaluate()
+        if _is_due(self._config.checkpoint.every, self.state.step):
+            await self._checkpoint()
+
+    def _dispatch_ahead(self) -> None:
+        """Keep the cohorts of this step and of the next max_staleness steps on their way."""
+        last = min(self.state.step + self._config.loop.max_staleness, self._config.loop.steps - 1)
+        first = self._cohorts[-1].step + 1 if self._cohorts else self.state.step
+        for step in range(first, last + 1):
+            prompts = self._prompts.cohort(step)
+            self._cohorts.append(self._workers.pipeline.dispatch(step, prompts, self._config.data.samples_per_prompt))
+
+    async def _train_on(self, cohort: Cohort) -> tuple[list[TrainingSample], dict[str, float], int]:
+        """Returns the step's samples, its metrics and the number of critic updates."""
+        trains_policy = cohort.step >= self._config.critic.warmup_steps
+        samples: list[TrainingSample] = []
+        policy_metrics: list[Mapping[str, float]] = []
+        critic_updates: list[asyncio.Future[Mapping[str, float]]] = []
+        async for minibatch, packed in self._packed(cohort):
+            samples.extend(minibatch)
+            critic_updates.append(asyncio.ensure_future(self._workers.critic.update(_critic_batch(minibatch))))
+            if trains_policy:
+                with self._recorder.stage("update"):
+                    policy_metrics.append(await self._workers.learner.update(packed))
+        with self._recorder.stage("critic-wait"):
+            critic_metrics = await asyncio.gather(*critic_updates)
+        metrics = _averages("policy", policy_metrics) | _averages("critic", critic_metrics) | _first("mismatch", policy_metrics)
+        return samples, metrics, len(critic_metrics)
+
+    async def _packed(self, cohort: Cohort) -> AsyncIterator[tuple[list[TrainingSample], Minibatch]]:
+        """Minibatches ready for the learner."""
+        learner = self._config.learner
+        if self._config.algorithm.old_logprobs == "rollout":
+            async for minibatch in self._minibatches(cohort):
+                yield minibatch, pack(minibatch, learner.ranks, learner.max_tokens_per_microbatch)
+            return
+        # pi_old is the policy BEFORE the step's first update, so here the first update waits for the last sample.
+        minibatches = [minibatch async for minibatch in self._minibatches(cohort)]
+        packed = [pack(minibatch, learner.ranks, learner.max_tokens_per_microbatch) for minibatch in minibatches]
+        with self._recorder.stage("old-logprobs"):
+            recomputed = [await self._workers.learner.recompute_logprobs(minibatch) for minibatch in packed]
+        for pair in zip(minibatches, recomputed, strict=True):
+            yield pair
+
+    async def _minibatches(self, cohort: Cohort) -> AsyncIterator[list[TrainingSample]]:
+        """Each minibatch as soon as its last sample is finished and scored."""
+        unscored: list[UnscoredTrajectory] = []
+        for _ in range(self._config.data.minibatches_per_step):
+            with self._recorder.stage("generate-wait"):
+                outcomes = await cohort.take(self._config.data.minibatch_size)
+            unscored.extend(outcome for outcome in outcomes if isinstance(outcome, UnscoredTrajectory))
+            self._require_few_errors(cohort, unscored)
+            scored = [outcome for outcome in outcomes if not isinstance(outcome, UnscoredTrajectory)]
+            for outcome in scored:
+                self._require_fresh(cohort.step, outcome.trajectory)
+            advantages = self._algorithm.advantages([s.reward for s in scored], [s.value.value for s in scored])
+            if scored:
+                yield [TrainingSample(sample, advantage) for sample, advantage in zip(scored, advantages, strict=True)]
+        self._recorder.reward_errors(unscored)
+
+    async def _sync_weights(self) -> dict[str, float]:
+        with self._recorder.stage("sync"):
+            started = time.perf_counter()
+            published = await self._workers.learner.publish(self.state.policy_version)
+            proof = await self._workers.fleet.sync(published)
+        return {
+            "sync/seconds": time.perf_counter() - started,
+            "sync/mebibytes": published.manifest.num_bytes / 2**20,
+            "sync/workers": len(proof.receipts),
+            "sync/probe_difference_max": proof.max_probe_difference,
+        }
+
+    async def _evaluate(self) -> None:
+        if self._workers.evaluator.is_empty:
+            return
+        with self._recorder.stage("evaluate"):
+            report = await self._workers.evaluator.evaluate(self.state.step, self.state.policy_version)
+        first = self.state.initial_accuracy
+        if first is None and self.state.step == 0:
+            first = report.accuracy
+        best = max(report.accuracy, self.state.best_accuracy if self.state.best_accuracy is not None else report.accuracy)
+        self.state = dataclasses.replace(self.state, initial_accuracy=first, final_accuracy=report.accuracy, best_accuracy=best)
+        self._recorder.evaluation(self.state, report)
+
+    async def _checkpoint(self) -> None:
+        writers = {"learner": self._workers.learner.save, "critic": self._workers.critic.save}
+        with self._recorder.stage("checkpoint"):
+            path = await write_checkpoint(
+                self._checkpoints, self.state, writers, settings=self._settings, keep=self._config.checkpoint.keep
+            )
+        self._saved_step = self.state.step
+        self._recorder.checkpoint(path)
+
+    def _require_fresh(self, step: int, trajectory: Trajectory) -> None:
+        staleness = self.state.policy_version - trajectory.policy_version
+        if not 0 <= staleness <= self._config.loop.max_staleness:
+            raise StalenessViolated(
+                f"step {step}: {trajectory.worker} sampled {trajectory.request_id} at policy version {trajectory.policy_version}, the learner is at "
+                f"{self.state.policy_version}: staleness {staleness} is outside [0, {self._config.loop.max_staleness}]"
+            )
+
+    def _require_few_errors(self, cohort: Cohort, unscored: Sequence[UnscoredTrajectory]) -> None:
+        limit = self._config.reward.max_error_rate
+        if len(unscored) > limit * cohort.size:
+            raise UserError(
+                f"step {cohort.step}: the verifier failed on {len(unscored)} of {cohort.size} responses, more than reward.max_error_rate {limit} allows; last: "
+                f"prompt {unscored[-1].prompt.id}: {unscored[-1].reason}. Try it with `sppo-ray score`, raise reward.deadline_s or reward.memory_mib, or the limit"
+            )
+
+
+def _critic_batch(samples: Sequence[TrainingSample]) -> CriticBatch:
+    return CriticBatch(tuple(s.scored.prompt.critic_token_ids for s in samples), tuple(s.scored.reward for s in samples))
+
+
+def _is_due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _averages(group: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each metric over a step's minibatches."""
+    return {f"{group}/{name}": sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else {})}
+
+
+def _first(group: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The first minibatch's engine/learner log-prob difference: only there are both at the same weights (when s = 0)."""
+    return {f"{group}/{name}": rows[0][name] for name in rows[0] if name.startswith("logprob_difference")} if rows else {}

@@ -1,0 +1,117 @@
+"""Everything a run leaves behind while it trains, in one place: the loop says what happened, this writes it down.
+
+    step        metrics.jsonl + TensorBoard, trajectories/step-*.parquet, status.json, the progress display
+    evaluation  evaluations/step-*.json, the metrics of its step
+    event       events.jsonl
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sppo_ray.config import RunConfig
+from sppo_ray.data.trajectory_log import to_table, write_step
+from sppo_ray.trainer.checkpoint import TrainerState
+from sppo_ray.trainer.evaluation import EvalReport
+from sppo_ray.trainer.fleet import WorkerView
+from sppo_ray.trainer.metrics import EventLog, MetricsWriter, summarise_samples
+from sppo_ray.trainer.pipeline import UnscoredTrajectory
+from sppo_ray.trainer.progress import Progress, StepView
+from sppo_ray.trainer.rundir import RunDir
+from sppo_ray.trainer.timing import StageClock
+from sppo_ray.types import TrainingSample
+
+
+class Recorder:
+    """Writes one run's records. `close()` it."""
+
+    def __init__(self, run_dir: RunDir, config: RunConfig, progress: Progress) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._progress = progress
+        self._metrics = MetricsWriter(run_dir.path, tensorboard=config.logging.tensorboard)
+        self._events = EventLog(run_dir.path)
+        self._clock = StageClock()
+        self._reward_errors: Counter[str] = Counter()
+        self._status: dict[str, Any] = {"name": config.name, "algorithm": config.algorithm.type, "steps": config.loop.steps}
+
+    def begin(self, state: TrainerState) -> None:
+        """The run trains from here on; what an earlier incarnation wrote after `state` is forgotten."""
+        dropped = self._metrics.truncate_after(state.step)
+        if dropped:
+            self.event("resumed", f"continues after step {state.step}; {dropped} later lines of metrics.jsonl are taken again")
+        self._progress.start(self._config.loop.steps, state.step)
+        self._clock.next_step()
+        self.phase("training", state)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        with self._clock.stage(name):
+            yield
+
+    def step(
+        self, state: TrainerState, samples: Sequence[TrainingSample], metrics: Mapping[str, float], *, learner_version: int, fleet: Sequence[WorkerView]
+    ) -> None:
+        """One finished step. `learner_version` is the version that its samples were trained on."""
+        figures = dict(summarise_samples(samples, learner_version)) if samples else {}
+        figures |= metrics
+        figures |= {"reward/errors": sum(self._reward_errors.values()), "policy/version": state.policy_version}
+        if self._config.logging.trajectories and samples:
+            with self.stage("log"):
+                write_step(self._run_dir.path, to_table(state.step, samples, learner_version))
+        figures |= self._clock.next_step()
+        figures |= {"seconds/total": state.seconds, "samples/total": state.samples}
+        self._metrics.write(state.step, figures)
+        if samples:
+            self._progress.step(StepView.of(state.step, figures, policy_version=state.policy_version, fleet=fleet_line(fleet)))
+        self._reward_errors.clear()
+        shown = {name: figures[name] for name in ("reward/mean", "response/length_mean", "seconds/step") if name in figures}
+        self.phase("training", state, latest=shown, fleet=[asdict(worker) for worker in fleet])
+
+    def reward_errors(self, unscored: Sequence[UnscoredTrajectory]) -> None:
+        self._reward_errors.update(outcome.reason for outcome in unscored)
+        for outcome in unscored:
+            self._events.write("reward-error", outcome.reason, prompt_id=outcome.prompt.id, request_id=outcome.trajectory.request_id)
+
+    def evaluation(self, state: TrainerState, report: EvalReport) -> None:
+        self._run_dir.write_json(f"evaluations/step-{state.step:06d}.json", report.to_dict() | {"train_seconds": state.seconds})
+        self._metrics.write(state.step, report.metrics() | {"seconds/total": state.seconds, "samples/total": state.samples})
+        self._progress.evaluation(report)
+
+    def checkpoint(self, path: Path) -> None:
+        self.event("checkpoint", path.name)
+
+    def event(self, kind: str, message: str, *, show: bool = False) -> None:
+        self._events.write(kind, message)
+        if show:
+            self._progress.message(message)
+
+    def message(self, text: str) -> None:
+        self._progress.message(text)
+
+    def phase(self, phase: str, state: TrainerState | None = None, **fields: Any) -> None:
+        """Rewrite status.json: what the REST server and a curious user read."""
+        self._status |= {"phase": phase, "updated": time.time(), **fields}
+        if state is not None:
+            self._status["state"] = asdict(state)
+        self._run_dir.write_json("status.json", self._status)
+
+    def close(self) -> None:
+        self._progress.close()
+        self._metrics.close()
+        self._events.close()
+
+
+def fleet_line(fleet: Sequence[WorkerView]) -> str:
+    """ "rollout 2/2 healthy, 1 restart", with the states of those that are not."""
+    healthy = sum(worker.state == "HEALTHY" for worker in fleet)
+    others = Counter(worker.state.lower() for worker in fleet if worker.state != "HEALTHY")
+    restarts = sum(worker.restarts for worker in fleet)
+    parts = [f"rollout {healthy}/{len(fleet)} healthy", *(f"{count} {state}" for state, count in sorted(others.items()))]
+    return ", ".join(parts + ([f"{restarts} restart{'s' if restarts > 1 else ''}"] if restarts else []))

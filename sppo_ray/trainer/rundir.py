@@ -1,0 +1,188 @@
+"""The run directory: its layout in one place, its lock, and what describes a run.
+
+    config.yaml          the resolved settings           metrics.jsonl    one line a step
+    environment.json     machine, versions, commit       events.jsonl     what happened
+    status.json          phase and counters, live        tensorboard/     the same numbers for TensorBoard
+    summary.json         written last                    evaluations/     each held-out evaluation in full
+    curve.png            the learning curve              trajectories/    Parquet, one file a step
+    checkpoints/         resumable states                export/          plain Transformers checkpoints
+    run.lock             held by the process that writes
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sppo_ray.errors import UserError
+from sppo_ray.trainer.environment import environment
+from sppo_ray.trainer.jsonlines import finite_json, write_atomically
+from sppo_ray.trainer.metrics import EVENTS, METRICS, TENSORBOARD
+
+LOCK = "run.lock"
+_MARKS = ("config.yaml", METRICS, "summary.json", "checkpoints")  # any of these makes a directory a run
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """summary.json: how a run went. Written when it ends; scripts rely on the names."""
+
+    name: str
+    status: Literal["finished", "stopped"]  # stopped = ended early on request, resumable
+    algorithm: str
+    seed: int
+    steps: int  # done
+    seconds: float  # of training over all incarnations, downtime left out
+    samples: int  # trained on
+    response_tokens: int  # trained on
+    initial_accuracy: float | None  # held-out; None = never evaluated
+    final_accuracy: float | None
+    best_accuracy: float | None
+    policy_version: int
+    critic_version: int
+    reward_errors: int
+    restarts: int  # of workers and of the run itself
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.response_tokens / self.seconds if self.seconds > 0 else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        return finite_json(asdict(self) | {"tokens_per_second": self.tokens_per_second})
+
+
+class RunDir:
+    """Paths below a run directory. `RunDir(path)` reads; `RunDir.create` is for the one process that writes."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock: int | None = None  # file descriptor
+
+    @classmethod
+    def create(cls, path: Path | str, *, resume: bool) -> RunDir:
+        """Open `path` for writing and lock it until `close()` or the end of the process.
+
+        Raises UserError when it holds a run and `resume` is false, when there is nothing to resume, when another live
+        process writes to it, or when it cannot be written.
+        """
+        run = cls(path)
+        if run.path.exists() and not run.path.is_dir():
+            raise UserError(f"run directory {run.path} is a file: choose another --run-dir")
+        if resume and not run.is_run:
+            raise UserError(f"run directory {run.path} holds no run to resume: check the path, or leave out --resume")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            run._acquire()
+        except PermissionError as error:
+            raise UserError(f"run directory {run.path} cannot be written ({error.strerror}): choose another --run-dir") from None
+        if run.is_run and not resume:  # asked under the lock, so that of two starts at once only one gets in
+            run.close()
+            raise UserError(f"run directory {run.path} holds a run already: continue it with --resume, or choose another")
+        return run
+
+    @property
+    def is_run(self) -> bool:
+        return any((self.path / mark).exists() for mark in _MARKS)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / METRICS
+
+    @property
+    def events(self) -> Path:
+        return self.path / EVENTS
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / TENSORBOARD
+
+    @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
+        """Write `content` to the file `name` below the run directory, atomically; NaN becomes null."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(finite_json(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        return path
+
+    def write_config(self, text: str) -> Path:
+        """The resolved settings as YAML (`dump_config`)."""
+        write_atomically(self.config, text)
+        return self.config
+
+    def write_environment(self) -> Path:
+        return self.write_json(self.environment.name, environment())
+
+    def write_summary(self, summary: Summary) -> Path:
+        return self.write_json(self.summary.name, summary.to_dict())
+
+    def close(self) -> None:
+        """Give the lock back. The file stays: removing it would let two others lock two different files."""
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough while a fork of this process holds a copy
+            os.close(self._lock)
+            self._lock = None
+
+    def _acquire(self) -> None:
+        """Take the lock. The kernel drops it with its process, so that a dead writer's is simply taken over."""
+        path = self.path / LOCK
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 256, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"run directory {self.path} is in use by {holder or 'another process'}: wait for it, stop it, or choose "
+                    "another --run-dir"
+                ) from None
+            raise UserError(
+                f"run directory {self.path}: its file system keeps no locks ({error.strerror}): mount it with them "
+                "(Lustre: -o flock), or choose another --run-dir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._lock = descriptor

@@ -1,0 +1,87 @@
+"""What every test runs under: no network, one thread a process, and one real Ray cluster that is gone afterwards.
+
+The environment is set at import, before any test module can import torch, Ray or vLLM; Ray workers inherit it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "DS_ACCELERATOR": "cpu",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Without a GPU, Ray would warn that it hides none.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Two OpenMP threads on a core that another process uses run tens of times slower than one.
+    "OMP_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+    # Every Ray process of a session has to hold the same token, clients started by a test as well.
+    "RAY_AUTH_MODE": "token",
+}
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# Tests make clusters of their own and never join one that happens to run.
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """The module `ray`, connected to a local cluster of 8 logical CPUs that the whole session shares.
+
+    A test that kills nodes or needs other resources starts its own cluster in a subprocess.
+    """
+    import ray
+
+    # Ray's socket paths go below this directory and have to stay under 107 characters.
+    temp_dir = tempfile.mkdtemp(prefix="spr-", dir="/tmp")
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        object_store_memory=512 * 2**20,
+        log_to_driver=False,
+        _temp_dir=temp_dir,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    try:
+        yield ray
+    finally:
+        processes = _cluster_processes(temp_dir)
+        ray.shutdown()
+        _, leftover = psutil.wait_procs(processes, timeout=15)
+        for process in leftover:
+            process.kill()
+        shutil.rmtree(temp_dir, ignore_errors=True)
+    assert not leftover, f"processes outlived their Ray cluster: {leftover}"
+
+
+def _cluster_processes(temp_dir: str) -> list[psutil.Process]:
+    """The daemons of the cluster in `temp_dir` (their command lines name it) and whatever they started, workers included."""
+    daemons = [p for p in psutil.process_iter(["cmdline"]) if any(temp_dir in part for part in p.info["cmdline"] or ())]
+    return list({process.pid: process for daemon in daemons for process in _with_children(daemon)}.values())
+
+
+def _with_children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []

@@ -1,0 +1,172 @@
+"""Generation on a real vLLM engine in a real Ray actor: exact log-probs, seeds, streaming, refusals, death."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from sppo_ray.errors import UserError
+from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
+from tests.ray.conftest import Engine
+from tests.ray.engine_models import (
+    CONTEXT,
+    STOP,
+    exact_logprobs,
+    generate,
+    largest_difference,
+    publish,
+    pull,
+    requests,
+    start_engine,
+    untied_llama,
+)
+
+MAX_DIFFERENCE = 2e-5  # nats, float32
+
+
+@pytest.fixture(autouse=True)
+def initial_weights(llama: Engine) -> None:
+    pull(llama.actor, publish(llama.initial, 1))
+
+
+def assert_exact(llama: Engine, request: RolloutRequest, trajectory: Trajectory, temperature: float) -> None:
+    exact = exact_logprobs(llama.initial, request.token_ids + trajectory.response_ids, temperature)[len(request.token_ids) - 1 :]
+    assert largest_difference(trajectory.response_logprobs, exact) <= MAX_DIFFERENCE
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_the_distribution_that_was_sampled(llama: Engine, temperature: float) -> None:
+    batch = requests(16)
+    by_id = {trajectory.request_id: trajectory for trajectory in generate(llama.actor, batch, temperature=temperature)}
+    for request in batch:
+        assert_exact(llama, request, by_id[request.request_id], temperature)
+
+
+def test_greedy_takes_the_most_likely_token(llama: Engine) -> None:
+    (request,) = requests(1)
+    (trajectory,) = generate(llama.actor, [request], temperature=0.0, max_tokens=8)
+    (again,) = generate(llama.actor, [request], temperature=0.0, max_tokens=8)
+    assert trajectory.response_ids == again.response_ids
+    import torch
+
+    with torch.no_grad():
+        logits = llama.initial(torch.tensor([request.token_ids + trajectory.response_ids])).logits[0]
+    assert logits[len(request.token_ids) - 1 : -1].argmax(-1).tolist() == list(trajectory.response_ids)
+    assert_exact(llama, request, trajectory, 1.0)
+
+
+def test_a_trajectory_is_complete(llama: Engine) -> None:
+    batch = requests(48)
+    by_id = {trajectory.request_id: trajectory for trajectory in generate(llama.actor, batch)}
+    assert sorted(by_id) == sorted(request.request_id for request in batch)
+    reasons = set()
+    for request in batch:
+        trajectory = by_id[request.request_id]
+        reasons.add(trajectory.finish_reason)
+        assert trajectory.prompt_id == request.prompt_id
+        assert len(trajectory.response_logprobs) == len(trajectory.response_ids)
+        assert STOP not in trajectory.response_ids[:-1]
+        assert (trajectory.response_ids[-1] == STOP) == (trajectory.finish_reason == "stop")
+        assert trajectory.finish_reason == "stop" or len(trajectory.response_ids) == 24
+        assert (trajectory.policy_version, trajectory.policy_version_end) == (1, 1)
+        assert trajectory.worker == "rollout-llama" and trajectory.seconds > 0
+    assert reasons == {"stop", "length"}
+
+
+def test_a_seed_decides_a_sample_whatever_else_is_in_the_batch(llama: Engine) -> None:
+    batch = requests(40)
+    together = {t.request_id: t.response_ids for t in generate(llama.actor, batch)}
+    shuffled = random.Random(0).sample(batch, len(batch))
+    parts = [shuffled[:1], shuffled[1:8], shuffled[8:]]
+    apart = {t.request_id: t.response_ids for part in parts for t in generate(llama.actor, part)}
+    assert apart == together
+    reseeded = [RolloutRequest(r.request_id, r.prompt_id, r.token_ids, r.seed + 1) for r in batch]
+    assert {t.request_id: t.response_ids for t in generate(llama.actor, reseeded)} != together
+
+
+def test_more_prompt_tokens_than_one_step_takes(llama: Engine) -> None:
+    """128 x 100 prompt tokens exceed the 8192 of a step: seeded prompts must wait their turn, not be cut."""
+    batch = requests(128, length=100)
+    together = {t.request_id: t.response_ids for t in generate(llama.actor, batch, max_tokens=4)}
+    assert len(together) == 128
+    (alone,) = generate(llama.actor, batch[-1:], max_tokens=4)
+    assert alone.response_ids == together[alone.request_id]
+
+
+def test_short_responses_come_out_before_long_ones(llama: Engine) -> None:
+    """All are admitted before one step and decode in step: they arrive in the order of their lengths."""
+    batch = requests(32)
+    stream = llama.actor.generate.options(num_returns="streaming").remote(batch, SamplingSettings(1.0, 400, (STOP,)))
+    arrivals = []
+    for reference in stream:
+        arrivals.append((len(ray.get(reference).response_ids), time.monotonic()))
+    lengths = [length for length, _ in arrivals]
+    assert lengths == sorted(lengths) and lengths[-1] > 4 * lengths[0]
+    assert arrivals[-1][1] - arrivals[0][1] > 0.05
+
+
+def test_a_dropped_request_ends_its_stream_and_frees_the_engine(llama: Engine) -> None:
+    batch = requests(4, tag="dropped")
+    stream = llama.actor.generate.options(num_returns="streaming").remote(batch, SamplingSettings(1.0, 480, ()))
+    while ray.get(llama.actor.ping.remote())["in_flight"] < 4:
+        time.sleep(0.005)
+    dropped = ray.get(llama.actor.abort.remote([request.request_id for request in batch[:3]]))
+    kept = [ray.get(reference).request_id for reference in stream]
+    assert len(kept) == 4 - dropped
+    vitals = ray.get(llama.actor.ping.remote())
+    assert vitals["in_flight"] == 0 and vitals["alive"]
+
+
+def test_tokens_are_counted_while_they_are_generated(llama: Engine) -> None:
+    before = ray.get(llama.actor.ping.remote())["tokens_generated"]
+    stream = llama.actor.generate.options(num_returns="streaming").remote(requests(8, tag="counted"), SamplingSettings(1.0, 480, (95,)))
+    seen = []
+    while not seen or seen[-1]["in_flight"]:
+        seen.append(ray.get(llama.actor.ping.remote()))
+        time.sleep(0.02)
+    assert len({vitals["tokens_generated"] for vitals in seen if vitals["in_flight"]}) >= 2
+    made = sum(len(ray.get(reference).response_ids) for reference in stream)
+    generate(llama.actor, requests(1), max_tokens=100)  # the next reading of the counter includes all that finished
+    assert ray.get(llama.actor.ping.remote())["tokens_generated"] >= before + made
+
+
+def test_a_request_that_can_never_be_served_is_refused_with_its_prompt(llama: Engine) -> None:
+    long = RolloutRequest("long", "prompt/long", (5,) * (CONTEXT - 10), seed=1)
+    with pytest.raises(UserError, match=r"rollout-llama: prompt prompt/long has 502 tokens; with max_tokens 11 .* 512"):
+        generate(llama.actor, [*requests(2), long], max_tokens=11)
+    unknown = RolloutRequest("unknown", "prompt/unknown", (5, 9999), seed=1)
+    with pytest.raises(UserError, match="rollout-llama: prompt prompt/unknown"):
+        generate(llama.actor, [*requests(2), unknown], max_tokens=11)
+    with pytest.raises(UserError, match="2 request ids occur more than once"):
+        generate(llama.actor, [*requests(2), *requests(2)])
+    assert ray.get(llama.actor.ping.remote())["in_flight"] == 0
+    assert len(generate(llama.actor, requests(2))) == 2
+
+
+def test_bad_starts_are_explained_and_a_killed_engine_is_seen(ray_cluster: object, tmp_path: Path) -> None:
+    missing = start_engine("rollout-missing", tmp_path / "nothing")
+    model = tmp_path / "model"
+    untied_llama().save_pretrained(model)
+    too_long = start_engine("rollout-long", model, context=CONTEXT + 1)
+    doomed = start_engine("rollout-doomed", model)
+    with pytest.raises(UserError, match="rollout-missing: .*/nothing is no model directory"):
+        ray.get(missing.ready.remote(), timeout=240)
+    with pytest.raises(UserError, match="rollout-long: the model in .* does not support a context of 513 tokens"):
+        ray.get(too_long.ready.remote(), timeout=240)
+    pid = ray.get(doomed.ready.remote(), timeout=240)["pid"]
+    stream = doomed.generate.options(num_returns="streaming").remote(requests(8), SamplingSettings(1.0, 480, ()))
+    while ray.get(doomed.ping.remote())["in_flight"] < 8:
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    with pytest.raises((ActorDiedError, ActorUnavailableError)):
+        for reference in stream:
+            ray.get(reference, timeout=60)
+    assert time.monotonic() - killed_at < 15

@@ -1,0 +1,105 @@
+"""FAKE workers for tests of the loop's order: plain objects without Ray, vLLM or torch. The real ones: tests/ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sppo_ray.trainer.interfaces import PublishedWeights, ScoreRequest, WeightManifest
+from sppo_ray.types import CriticBatch, Minibatch, Prompt, PromptValue, RolloutRequest, SamplingSettings, Trajectory, Verdict
+
+
+def prompt(index: int) -> Prompt:
+    return Prompt(f"task/{index}", "task", f"{index}=", (1, 2, 3), (1, 2), str(index))
+
+
+@dataclass
+class FakeFleet:
+    """Serves requests in the order of their `delays` (by prompt id, in event-loop ticks); stamps the served version."""
+
+    delays: Mapping[str, int] = field(default_factory=dict)
+    version: int = 0
+    synced: list[int] = field(default_factory=list)
+    restarts: int = 0
+    log: list[str] = field(default_factory=list)
+
+    async def generate(self, requests: Sequence[RolloutRequest], sampling: SamplingSettings) -> AsyncIterator[Trajectory]:
+        self.log.append(f"generate {requests[0].request_id.split('/')[0]} at version {self.version}")
+        dispatched_at = self.version
+        for request in sorted(requests, key=lambda r: self.delays.get(r.prompt_id, 0)):
+            await asyncio.sleep(0)
+            yield Trajectory(request.request_id, request.prompt_id, (5, 0), (-0.1, -0.2), "stop", dispatched_at, self.version, "rollout-0", 0.1)
+
+    async def sync(self, published: PublishedWeights) -> Any:
+        from sppo_ray.trainer.fleet import FleetSync
+
+        self.version = published.manifest.version
+        self.synced.append(self.version)
+        self.log.append(f"sync {self.version}")
+        return FleetSync((), 0.0)
+
+    def view(self) -> list[Any]:
+        return []
+
+
+@dataclass
+class FakeLearner:
+    log: list[str]
+    updates: list[Minibatch] = field(default_factory=list)
+
+    async def update(self, minibatch: Minibatch) -> Mapping[str, float]:
+        self.updates.append(minibatch)
+        self.log.append(f"update {minibatch.num_global_samples}")
+        await asyncio.sleep(0)
+        return {"loss": 0.5, "logprob_difference_mean": 0.01 * len(self.updates)}
+
+    async def recompute_logprobs(self, minibatch: Minibatch) -> Minibatch:
+        self.log.append("recompute")
+        return minibatch
+
+    async def publish(self, version: int) -> PublishedWeights:
+        self.log.append(f"publish {version}")
+        return PublishedWeights(WeightManifest(version, ("w",), ((1,),), (0,), "float32", 4, "d"), None, (1, 2), (-0.5,))
+
+    async def save(self, directory: Path) -> None:
+        self.log.append("save")
+        (directory / "weights").write_text(str(len(self.updates)))
+
+
+@dataclass
+class FakeCritic:
+    log: list[str]
+    batches: list[CriticBatch] = field(default_factory=list)
+
+    async def values(self, token_ids: Sequence[tuple[int, ...]]) -> list[PromptValue]:
+        self.log.append(f"values {len(token_ids)} by critic {len(self.batches)}")
+        await asyncio.sleep(0)
+        return [PromptValue(0.0, 0.5, len(self.batches)) for _ in token_ids]
+
+    async def update(self, batch: CriticBatch) -> Mapping[str, float]:
+        self.batches.append(batch)
+        await asyncio.sleep(0)
+        return {"loss": 0.7}
+
+    async def save(self, directory: Path) -> None:
+        (directory / "weights").write_text(str(len(self.batches)))
+
+
+@dataclass
+class FakeScorer:
+    """Reward 1 for even prompts; `slow` ones (by ground truth) take a while, `broken` ones cannot be judged."""
+
+    slow: frozenset[str] = frozenset()
+    broken: frozenset[str] = frozenset()
+    reward: float | None = None
+
+    async def score(self, request: ScoreRequest) -> Verdict:
+        if request.ground_truth in self.slow:
+            await asyncio.sleep(0.02)
+        if request.ground_truth in self.broken:
+            return Verdict(None, "error: timeout after 10 s", 10.0)
+        reward = self.reward if self.reward is not None else float(int(request.ground_truth) % 2 == 0)
+        return Verdict(reward, "correct" if reward else "wrong", 0.0)

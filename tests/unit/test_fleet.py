@@ -1,0 +1,194 @@
+"""The fleet with FAKE workers (the real ones: tests/ray): each request reaches its caller once, whatever dies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from sppo_ray.config import RolloutSettings
+from sppo_ray.trainer.fleet import FleetExhausted, RolloutFleet
+from sppo_ray.trainer.interfaces import PublishedWeights, WeightManifest, WeightReceipt, WorkerDied
+from sppo_ray.trainer.weight_sync import ProbeTolerance
+from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
+
+SAMPLING = SamplingSettings(temperature=1.0, max_tokens=4, stop_token_ids=(0,))
+
+
+def published(version: int) -> PublishedWeights:
+    manifest = WeightManifest(version, ("w",), ((1,),), (0,), "float32", 4, f"digest-{version}")
+    return PublishedWeights(manifest, handle=None, probe_ids=(1, 2), probe_logprobs=(-0.5,))
+
+
+@dataclass
+class FakeWorker:
+    """Serves one request a tick; dies after `dies_after` responses; wedges (no token, pings answered) when told."""
+
+    name: str
+    dies_after: int | None = None
+    wedged: bool = False
+    receipt_digest: str | None = None
+    version: int = -1
+    served: int = 0
+    closed: bool = False
+    batches: list[int] = field(default_factory=list)
+
+    async def generate(self, requests: Sequence[RolloutRequest], sampling: SamplingSettings) -> AsyncIterator[Trajectory]:
+        self.batches.append(len(requests))
+        for request in requests:
+            await asyncio.sleep(0)
+            while self.wedged:
+                await asyncio.sleep(0.01)
+            if self.served == self.dies_after:
+                raise WorkerDied(self.name, "process is gone (fake)")
+            self.served += 1
+            yield Trajectory(request.request_id, request.prompt_id, (5, 0), (-0.1, -0.2), "stop", self.version, self.version, self.name, 0.0)
+
+    async def pull_weights(self, published: PublishedWeights) -> WeightReceipt:
+        self.version = published.manifest.version
+        digest = self.receipt_digest or published.manifest.digest
+        return WeightReceipt(self.name, self.version, digest, 1, published.probe_logprobs, 0.0)
+
+    async def ping(self) -> dict[str, Any]:
+        return {"tokens_generated": self.served}
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Harness:
+    """A fleet whose incarnations are scripted: `scripts[name]` is a list of workers, one for each start."""
+
+    def __init__(self, scripts: dict[str, list[FakeWorker]], **settings: Any) -> None:
+        self.scripts = scripts
+        self.events: list[tuple[str, str]] = []
+        self.fleet = RolloutFleet(
+            self.spawn,
+            settings=RolloutSettings(workers=len(scripts), **settings),
+            tolerance=ProbeTolerance.for_dtype("float32"),
+            on_event=lambda kind, message: self.events.append((kind, message)),
+        )
+
+    async def spawn(self, name: str) -> FakeWorker:
+        return self.scripts[name].pop(0)
+
+    async def collect(self, count: int) -> list[Trajectory]:
+        requests = [RolloutRequest(f"r{i}", f"p{i}", (1, 2), seed=i) for i in range(count)]
+        return [trajectory async for trajectory in self.fleet.generate(requests, SAMPLING)]
+
+
+@pytest.fixture(autouse=True)
+def _no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sppo_ray.trainer.fleet.restart_delay_s", lambda restarts: 0.0)
+
+
+def run(harness: Harness, count: int, version: int = 3) -> list[Trajectory]:
+    async def scenario() -> list[Trajectory]:
+        await harness.fleet.start()
+        await harness.fleet.sync(published(version))
+        try:
+            return await asyncio.wait_for(harness.collect(count), 5)
+        finally:
+            await harness.fleet.close()
+
+    return asyncio.run(scenario())
+
+
+def ids(trajectories: list[Trajectory]) -> list[str]:
+    return sorted(trajectory.request_id for trajectory in trajectories)
+
+
+def test_work_is_shared_equally() -> None:
+    workers = [FakeWorker("rollout-0"), FakeWorker("rollout-1")]
+    harness = Harness({w.name: [w] for w in workers})
+    assert ids(run(harness, 7)) == sorted(f"r{i}" for i in range(7))
+    assert [w.batches for w in workers] == [[4], [3]]  # 7 = 4 + 3, one call each
+
+
+def test_a_death_loses_and_repeats_nothing() -> None:
+    first, heir, other = FakeWorker("rollout-0", dies_after=2), FakeWorker("rollout-0"), FakeWorker("rollout-1")
+    harness = Harness({"rollout-0": [first, heir], "rollout-1": [other]})
+    assert ids(run(harness, 10)) == sorted(f"r{i}" for i in range(10))
+    # 10 requests = 5 + 5; rollout-0 served 2 of its 5, so 3 were dispatched again.
+    assert first.served == 2 and first.closed and other.served + heir.served == 8
+    assert ("worker-lost", "rollout-0: process is gone (fake)") in harness.events
+
+
+def test_the_only_worker_is_revived_and_serves_the_published_version() -> None:
+    harness = Harness({"rollout-0": [FakeWorker("rollout-0", dies_after=1), FakeWorker("rollout-0")]})
+    trajectories = run(harness, 4, version=9)
+    assert ids(trajectories) == ["r0", "r1", "r2", "r3"]
+    assert {trajectory.policy_version for trajectory in trajectories} == {9}  # never the heir's initial weights (-1)
+    assert harness.fleet.restarts == 1
+
+
+def test_restarts_used_up_is_an_error_that_names_the_remedy() -> None:
+    harness = Harness({"rollout-0": [FakeWorker("rollout-0", dies_after=0), FakeWorker("rollout-0", dies_after=0)]}, max_restarts=1)
+    with pytest.raises(FleetExhausted, match="no worker is left after 1 restarts"):
+        run(harness, 2)
+
+
+def test_a_wedged_engine_that_answers_pings_is_replaced() -> None:
+    harness = Harness({"rollout-0": [FakeWorker("rollout-0", wedged=True), FakeWorker("rollout-0")]}, stall_timeout_s=0.05)
+    assert ids(run(harness, 2)) == ["r0", "r1"]
+    assert any("answers pings but made no token" in message for _, message in harness.events)
+
+
+def test_a_wrong_digest_never_serves() -> None:
+    liar, honest = FakeWorker("rollout-0", receipt_digest="bad"), FakeWorker("rollout-0")
+    harness = Harness({"rollout-0": [liar, honest]})
+    assert ids(run(harness, 3)) == ["r0", "r1", "r2"]
+    assert liar.served == 0 and honest.served == 3
+    assert any("digest of version 3 is bad" in message for _, message in harness.events)
+
+
+def test_an_unfinished_stream_is_a_failure_not_a_loss() -> None:
+    class Forgetful(FakeWorker):
+        async def generate(self, requests: Sequence[RolloutRequest], sampling: SamplingSettings) -> AsyncIterator[Trajectory]:
+            async for trajectory in super().generate(requests[:-1], sampling):
+                yield trajectory
+
+    harness = Harness({"rollout-0": [Forgetful("rollout-0"), FakeWorker("rollout-0")]})
+    assert ids(run(harness, 3)) == ["r0", "r1", "r2"]
+    assert any("1 of 3 responses missing" in message for _, message in harness.events)
+
+
+def test_a_bug_in_the_engine_reaches_the_caller() -> None:
+    class Broken(FakeWorker):
+        async def generate(self, requests: Sequence[RolloutRequest], sampling: SamplingSettings) -> AsyncIterator[Trajectory]:
+            raise ValueError("prompt longer than the context")
+            yield  # makes this an async generator
+
+    with pytest.raises(ValueError, match="longer than the context"):
+        run(Harness({"rollout-0": [Broken("rollout-0")]}), 2)
+
+
+def test_what_arrives_during_an_unproven_pull_is_not_delivered() -> None:
+    class Eager(FakeWorker):
+        async def pull_weights(self, published: PublishedWeights) -> WeightReceipt:
+            receipt = await super().pull_weights(published)
+            if published.manifest.version == 2:
+                self.wedged = False  # a response of unproven weights gets out first ...
+                await asyncio.sleep(0.05)
+                return replace(receipt, digest="bad")  # ... and then the proof fails
+            return receipt
+
+    eager, heir = Eager("rollout-0", wedged=True), FakeWorker("rollout-0")
+    harness = Harness({"rollout-0": [eager, heir]})
+
+    async def scenario() -> list[Trajectory]:
+        await harness.fleet.start()
+        await harness.fleet.sync(published(1))
+        collecting = asyncio.ensure_future(harness.collect(2))
+        await asyncio.sleep(0.02)
+        await harness.fleet.sync(published(2))
+        try:
+            return await asyncio.wait_for(collecting, 5)
+        finally:
+            await harness.fleet.close()
+
+    assert {trajectory.worker for trajectory in asyncio.run(scenario())} == {"rollout-0"}
+    assert heir.served == 2

@@ -1,0 +1,70 @@
+"""The worker health machine, without Ray and without a clock."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from sppo_ray.trainer.health import Event, Health, IllegalTransition, WorkerHealth, restart_delay_s
+
+
+def after(*events: Event | tuple[Event, int]) -> WorkerHealth:
+    health = WorkerHealth()
+    for event in events:
+        health = health.after(*event) if isinstance(event, tuple) else health.after(event)
+    return health
+
+
+def test_a_new_worker_serves_only_after_a_verified_sync() -> None:
+    assert not after(Event.STARTED).takes_work
+    healthy = after(Event.STARTED, (Event.SYNCED, 7))
+    assert healthy.takes_work and healthy.version == 7
+
+
+def test_a_dead_worker_comes_back_through_stale_and_forgets_its_version() -> None:
+    dead = after(Event.STARTED, (Event.SYNCED, 7), Event.DIED)
+    assert dead.state is Health.DEAD and dead.version is None
+    back = dead.after(Event.RESTART).after(Event.STARTED)
+    assert (back.state, back.restarts, back.version) == (Health.STALE, 1, None)
+    assert back.after(Event.SYNCED, 9).takes_work
+
+
+def test_a_suspect_keeps_its_version_and_recovers_or_dies() -> None:
+    suspect = after(Event.STARTED, (Event.SYNCED, 2), Event.SUSPECTED)
+    assert not suspect.takes_work and suspect.version == 2
+    assert suspect.after(Event.RECOVERED).takes_work
+    assert suspect.after(Event.DIED).state is Health.DEAD
+
+
+def test_no_path_from_dead_to_healthy_avoids_a_sync() -> None:
+    """Every sequence of up to five events after a death: work is taken only if a SYNCED came since."""
+    dead = after(Event.STARTED, (Event.SYNCED, 1), Event.DIED)
+    for events in itertools.product(Event, repeat=5):
+        health, synced = dead, False
+        for event in events:
+            try:
+                health = health.after(event, 5 if event is Event.SYNCED else None)
+            except IllegalTransition:
+                break
+            synced = (synced or event is Event.SYNCED) and event is not Event.DIED
+            assert not health.takes_work or synced, events
+
+
+def test_retired_is_final() -> None:
+    retired = after(Event.STARTED).after(Event.RETIRE)
+    for event in (Event.STARTED, Event.RESTART, Event.DIED):
+        with pytest.raises(IllegalTransition):
+            retired.after(event)
+
+
+def test_a_version_comes_with_synced_and_only_with_it() -> None:
+    stale = after(Event.STARTED)
+    with pytest.raises(IllegalTransition):
+        stale.after(Event.SYNCED)
+    with pytest.raises(IllegalTransition):
+        stale.after(Event.DIED, 3)
+
+
+def test_back_off_doubles_to_its_limit() -> None:
+    assert [restart_delay_s(n) for n in (0, 1, 2, 3, 10)] == [1.0, 2.0, 4.0, 8.0, 60.0]
