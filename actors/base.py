@@ -18,7 +18,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
-from actors.deepspeed import TrainingEngine, join_group, leave_group, learning_rate
+from actors.deepspeed import TrainingEngine, join_group, learning_rate
 from sppo_ray.config import ModelSettings
 from sppo_ray.errors import UserError
 
@@ -91,7 +91,9 @@ class TrainingRank:
         """
         random = Path(directory) / f"random-{self.rank}.pt"
         if not random.is_file():
-            raise UserError(f"checkpoint {directory}: no state of rank {self.rank} in it; resume with the rank count it was saved with")
+            raise UserError(
+                f"checkpoint {directory}: no state of rank {self.rank} in it; resume with the rank count it was saved with"
+            )
         state = self.engine.load(Path(directory))
         self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]
         self._restore_extra_state(state)
@@ -109,11 +111,10 @@ class TrainingRank:
                 self._write_config(partial, AutoTokenizer.from_pretrained(tokenizer_source))
 
     def close(self) -> None:
-        """Leave the group; the object is of no use afterwards."""
+        """Release the model and its optimizer. The process group ends with the process."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-        leave_group()
 
     def _next_learning_rate(self) -> float:
         return learning_rate(self.settings.optimizer, self.num_updates, self.total_updates)

@@ -33,7 +33,10 @@ class StepOutcome:
 
 
 def join_group(rank: int, world_size: int, *, device: str, address: str, port: int) -> None:
-    """Make this process rank `rank` of a process group: gloo on "cpu", nccl on "cuda". Once a process."""
+    """Make this process rank `rank` of a process group: gloo on "cpu", nccl on "cuda".
+
+    A process belongs to one group until it ends; a second call changes nothing.
+    """
     if torch.distributed.is_initialized():
         return
     # Ray shows each actor only its own GPU, which is therefore always number 0.
@@ -45,11 +48,6 @@ def join_group(rank: int, world_size: int, *, device: str, address: str, port: i
     # The shared-memory op serves tensor-parallel inference only, and compiling it takes a minute on a fresh machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
-
-
-def leave_group() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def learning_rate(optimizer: OptimizerSettings, update: int, total_updates: int) -> float:
@@ -68,8 +66,8 @@ def learning_rate(optimizer: OptimizerSettings, update: int, total_updates: int)
 
 
 def effective_stage(settings: ModelSettings) -> int:
-    """bfloat16 runs stage 0 as stage 1: DeepSpeed's stage 0 would accumulate the gradients in bfloat16 too."""
-    return max(1, settings.zero_stage) if settings.dtype == "bfloat16" else settings.zero_stage
+    """bfloat16 runs stage 0 as stage 2, whose gradients accumulate in float32; stage 0 would add them up in bfloat16."""
+    return settings.zero_stage or 2 if settings.dtype == "bfloat16" else settings.zero_stage
 
 
 def deepspeed_config(settings: ModelSettings, num_parameters: int) -> dict[str, Any]:

@@ -95,8 +95,12 @@ class RolloutWorker:
         self._in_flight: dict[str, _InFlight] = {}
         self._admitted = 0
         self._began = time.monotonic()
-        args = engine_args(settings, model_path=model_path, max_model_len=max_model_len, seed=seed, device=device, backend=weight_backend)
-        self._engine = EngineThread(args, self._deliver)
+        self._engine = EngineThread(
+            lambda: engine_args(
+                settings, model_path=model_path, max_model_len=max_model_len, seed=seed, device=device, weight_backend=weight_backend
+            ),
+            self._deliver,
+        )
 
     # ------------------------------------------------------------------------------------------------ life cycle
 
@@ -131,7 +135,9 @@ class RolloutWorker:
         }
 
     async def close(self) -> None:
-        """End the engine, its worker processes included. Unfinished requests are dropped."""
+        """End the engine, its worker processes included. Unfinished requests are dropped: their streams end."""
+        if self._engine.alive:
+            await self.abort(list(self._in_flight))
         await asyncio.to_thread(self._engine.close)
 
     # ------------------------------------------------------------------------------------------------ generation
@@ -141,13 +147,11 @@ class RolloutWorker:
 
         Raises UserError for a request that can never be served (too long, an unknown token, an id that is in flight).
         """
-        for request in requests:
-            self._require_servable(request, sampling)
         inbox: asyncio.Queue[list[Trajectory | None]] = asyncio.Queue()
         loop, now = asyncio.get_running_loop(), time.monotonic()
         batch = {request.request_id: _InFlight(request, now, inbox, loop) for request in requests}
         if len(batch) < len(requests):
-            raise UserError(f"{self.name}: {len(requests) - len(batch)} request ids occur more than once in one call: make them unique")
+            raise UserError(f"{self.name}: {len(requests) - len(batch)} request ids of one call are repeated: make them unique")
         await self._call(lambda engine: self._admit(engine, batch, sampling))
         left = len(batch)
         try:
@@ -164,19 +168,11 @@ class RolloutWorker:
         """Drop unfinished requests: their streams end without them. Returns how many there were."""
         return await self._call(lambda engine: self._abort(engine, request_ids))
 
-    def _require_servable(self, request: RolloutRequest, sampling: SamplingSettings) -> None:
-        length = len(request.token_ids)
-        if length == 0 or length + sampling.max_tokens > self._max_model_len:
-            raise UserError(
-                f"{self.name}: prompt {request.prompt_id} has {length} tokens; with max_tokens {sampling.max_tokens} that does not fit the "
-                f"engine's context of {self._max_model_len}: shorten data.max_prompt_tokens or rollout.max_response_tokens"
-            )
-        if request.request_id in self._in_flight:
-            raise UserError(f"{self.name}: request {request.request_id} is in flight already: request ids must be unique")
-
     def _admit(self, engine: LLMEngine, batch: Mapping[str, _InFlight], sampling: SamplingSettings) -> None:
         from actors.vllm_engine import sampling_params
 
+        for entry in batch.values():
+            self._require_servable(entry.request, sampling.max_tokens, engine.model_config.get_vocab_size())
         stop = sampling.stop_token_ids or self._stop_token_ids
         for request_id, entry in batch.items():
             params = sampling_params(
@@ -191,6 +187,21 @@ class RolloutWorker:
                 self._abort(engine, list(batch))
                 raise UserError(f"{self.name}: prompt {entry.request.prompt_id} was refused by vLLM: {error}") from None
             self._in_flight[request_id] = entry
+
+    def _require_servable(self, request: RolloutRequest, max_tokens: int, vocabulary: int) -> None:
+        length = len(request.token_ids)
+        if length == 0 or length + max_tokens > self._max_model_len:
+            raise UserError(
+                f"{self.name}: prompt {request.prompt_id} has {length} tokens; with max_tokens {max_tokens} that does not fit "
+                f"the engine's context of {self._max_model_len}: lower data.max_prompt_tokens or rollout.max_response_tokens"
+            )
+        if min(request.token_ids) < 0 or max(request.token_ids) >= vocabulary:
+            raise UserError(
+                f"{self.name}: prompt {request.prompt_id} has token {max(request.token_ids)}, the policy knows 0 to "
+                f"{vocabulary - 1}: encode prompts with the policy's own tokenizer"
+            )
+        if request.request_id in self._in_flight:
+            raise UserError(f"{self.name}: request {request.request_id} is in flight already: request ids must be unique")
 
     def _abort(self, engine: LLMEngine, request_ids: Sequence[str]) -> int:
         dropped = [self._in_flight.pop(request_id) for request_id in request_ids if request_id in self._in_flight]
@@ -308,17 +319,17 @@ class RolloutWorker:
         return await asyncio.wrap_future(self._engine.call(job))
 
     def _start_failure(self, error: Exception) -> str:
-        what = " ".join(str(error).split())
-        if not os.path.isfile(os.path.join(self._model_path, "config.json")):
-            return f"{self.name}: {self._model_path} is no model directory (it has no config.json): give a Transformers checkpoint"
+        what, model = " ".join(str(error).split()), self._model_path
+        if not os.path.isfile(os.path.join(model, "config.json")):
+            return f"{self.name}: {model} is no model directory (no config.json in it): give a Transformers checkpoint"
         if "max_model_len" in what:
             return (
-                f"{self.name}: the model in {self._model_path} does not support a context of {self._max_model_len} tokens "
-                f"(data.max_prompt_tokens + rollout.max_response_tokens): shorten them. vLLM says: {what}"
+                f"{self.name}: the model in {model} does not support a context of {self._max_model_len} tokens, which is "
+                f"data.max_prompt_tokens + rollout.max_response_tokens: lower them. vLLM says: {what}"
             )
         return (
-            f"{self.name}: vLLM cannot run the model in {self._model_path} on {self._device}: {type(error).__name__}: {what}. "
-            "It needs config.json and safetensors weights of an architecture that vLLM knows"
+            f"{self.name}: vLLM cannot run the model in {model} on {self._device}: {type(error).__name__}: {what}. It needs "
+            "safetensors weights of an architecture that it knows (on a CPU with a head size of 32 or more), and free memory"
         )
 
 

@@ -32,12 +32,15 @@ from sppo_ray.errors import UserError
 ENGINE_DIED = 17  # exit code of a process whose engine failed
 PROGRESS_EVERY_S = 0.25
 MIN_BATCHED_TOKENS = 8192
+PROBE_ID = "weight-sync-probe"
 GIB = 2**30
 
 T = TypeVar("T")
 
 
-def engine_args(settings: RolloutSettings, *, model_path: str, max_model_len: int, seed: int, device: str, backend: str) -> EngineArgs:
+def engine_args(
+    settings: RolloutSettings, *, model_path: str, max_model_len: int, seed: int, device: str, weight_backend: str
+) -> EngineArgs:
     """What vLLM is told: token ids in and out, exact log-probs of what was sampled from, reproducible scheduling."""
     cpu = device == "cpu"
     return EngineArgs(
@@ -63,7 +66,7 @@ def engine_args(settings: RolloutSettings, *, model_path: str, max_model_len: in
         logprobs_mode="processed_logprobs",  # after temperature: the distribution that the token was drawn from
         async_scheduling=False,  # a step in flight during a weight update would be labelled with the wrong version
         scheduling_policy="priority",  # lets the probe of a weight sync pass the requests in front of it
-        weight_transfer_config=WeightTransferConfig(backend=backend),
+        weight_transfer_config=WeightTransferConfig(backend=weight_backend),
         disable_log_stats=True,
     )
 
@@ -71,17 +74,21 @@ def engine_args(settings: RolloutSettings, *, model_path: str, max_model_len: in
 class EngineThread:
     """Owns an LLMEngine. A failure of the engine ends the process, so that it is seen as a death and not as a hang."""
 
-    def __init__(self, args: EngineArgs, on_finished: Callable[[list[RequestOutput]], None]) -> None:
-        """`on_finished` is called on the engine's thread with the requests that finished in a step."""
-        self._args = args
+    def __init__(self, describe: Callable[[], EngineArgs], on_finished: Callable[[list[RequestOutput]], None]) -> None:
+        """`describe` is called on the thread, where what it raises is a failed start like any other.
+
+        `on_finished` is called on the thread with the requests that finished in a step.
+        """
+        self._describe = describe
         self._on_finished = on_finished
-        self._jobs: queue.SimpleQueue[Callable[[LLMEngine], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._main, name="vllm-engine", daemon=True)
+        self._jobs: queue.SimpleQueue[tuple[Callable[[LLMEngine], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._ended: BaseException | None = None  # why no further job will run
         self._finished_tokens = 0
-        self.tokens_generated = 0  # in all, unfinished responses included
+        self.tokens_generated = 0  # in all, unfinished responses included; read 4 times a second
         self.progressed_at = time.monotonic()
         self.updating = False  # between start_weight_update and finish_weight_update the model cannot be run
         self.started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._main, name="vllm-engine", daemon=True)
         self._thread.start()
 
     @property
@@ -89,21 +96,19 @@ class EngineThread:
         return self._thread.is_alive()
 
     def call(self, job: Callable[[LLMEngine], T]) -> Future[T]:
-        """Run `job(engine)` on the engine's thread between two steps. UserError and WeightsRefused go to the caller."""
+        """Run `job(engine)` on the engine's thread between two steps.
+
+        UserError and WeightsRefused, raised before a job changed anything, go to the caller; so does the reason why an
+        engine never started. Any other exception ends the process.
+        """
         future: Future[T] = Future()
-
-        def run(engine: LLMEngine) -> None:
-            try:
-                result = job(engine)
-            except (UserError, WeightsRefused) as refused:  # raised before the engine was changed
-                future.set_exception(refused)
-            else:
-                future.set_result(result)
-
-        self._jobs.put(run)
+        self._jobs.put((job, future))
+        if self._ended is not None:
+            self._refuse_jobs(self._ended)
         return future
 
     def close(self) -> None:
+        """End the engine and vLLM's worker processes; waits for the step that is running."""
         self._jobs.put(None)
         self._thread.join()
 
@@ -111,16 +116,18 @@ class EngineThread:
         """One step of generation, on the engine's thread only. Returns the requests that it finished."""
         done = [output for output in engine.step() if output.finished]
         self._finished_tokens += sum(len(output.outputs[0].token_ids) for output in done)
-        self._note_progress(engine)
+        if done or time.monotonic() - self.progressed_at >= PROGRESS_EVERY_S:
+            self._note_progress(engine)
         return done
 
     def _main(self) -> None:
         try:
             register()
-            engine = LLMEngine.from_engine_args(self._args)
+            engine = LLMEngine.from_engine_args(self._describe())
             _warm_up(engine)
         except Exception as error:  # boundary: whatever vLLM raises while it starts is told to whoever waits for the start
             self.started.set_exception(error)
+            self._refuse_jobs(error)
             return
         self.started.set_result(None)
         try:
@@ -129,29 +136,39 @@ class EngineThread:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(ENGINE_DIED)
+        self._refuse_jobs(RuntimeError("the engine is closed"))
 
     def _run(self, engine: LLMEngine) -> None:
         while True:
-            while self._must_wait(engine) or not self._jobs.empty():
-                job = self._jobs.get()
-                if job is None:
+            while self.updating or not engine.has_unfinished_requests() or not self._jobs.empty():
+                entry = self._jobs.get()
+                if entry is None:
                     engine.engine_core.shutdown()
                     return
-                job(engine)
+                _answer(engine, *entry)
                 self.progressed_at = time.monotonic()
             if done := self.step(engine):
                 self._on_finished(done)
 
-    def _must_wait(self, engine: LLMEngine) -> bool:
-        return self.updating or not engine.has_unfinished_requests()
+    def _refuse_jobs(self, reason: BaseException) -> None:
+        self._ended = reason
+        while not self._jobs.empty():
+            if (entry := self._jobs.get()) is not None:
+                entry[1].set_exception(reason)
 
     def _note_progress(self, engine: LLMEngine) -> None:
-        now = time.monotonic()
-        if now - self.progressed_at < PROGRESS_EVERY_S:
-            return
         running = sum(state.detokenizer.num_output_tokens() for state in engine.output_processor.request_states.values())
         if (total := self._finished_tokens + running) > self.tokens_generated:
-            self.tokens_generated, self.progressed_at = total, now
+            self.tokens_generated, self.progressed_at = total, time.monotonic()
+
+
+def _answer(engine: LLMEngine, job: Callable[[LLMEngine], Any], future: Future[Any]) -> None:
+    try:
+        result = job(engine)
+    except (UserError, WeightsRefused) as refused:
+        future.set_exception(refused)
+    else:
+        future.set_result(result)
 
 
 def sampling_params(*, temperature: float, max_tokens: int, stop_token_ids: tuple[int, ...], seed: int) -> SamplingParams:
@@ -169,12 +186,16 @@ def sampling_params(*, temperature: float, max_tokens: int, stop_token_ids: tupl
     )
 
 
-def prompt_logprobs(step: Callable[[LLMEngine], list[RequestOutput]], engine: LLMEngine, token_ids: tuple[int, ...]) -> tuple[list[float], list[RequestOutput]]:
+def prompt_logprobs(
+    step: Callable[[LLMEngine], list[RequestOutput]], engine: LLMEngine, token_ids: tuple[int, ...]
+) -> tuple[list[float], list[RequestOutput]]:
     """log p(token_ids[t] | token_ids[:t]) for t >= 1 at temperature 1, and the other requests that finished meanwhile.
 
-    Runs before every waiting request; the requests that already run go on. Prompt log-probs never read the prefix cache.
+    It goes in before every waiting request, and what runs goes on. Prompt log-probs never read the prefix cache.
     """
-    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+    params = SamplingParams(
+        temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+    )
     engine.add_request(PROBE_ID, {"prompt_token_ids": list(token_ids)}, params, priority=-1)
     others: list[RequestOutput] = []
     while True:
@@ -185,12 +206,10 @@ def prompt_logprobs(step: Callable[[LLMEngine], list[RequestOutput]], engine: LL
             return [row[token].logprob for token, row in zip(token_ids[1:], probe.prompt_logprobs[1:], strict=True)], others
 
 
-PROBE_ID = "weight-sync-probe"
-
-
 def _warm_up(engine: LLMEngine) -> None:
     """Run the model once, so that what it lacks (a head size without a kernel, say) shows at the start."""
-    engine.add_request("warm-up", {"prompt_token_ids": [0]}, sampling_params(temperature=1.0, max_tokens=2, stop_token_ids=(), seed=0))
+    params = sampling_params(temperature=1.0, max_tokens=2, stop_token_ids=(), seed=0)
+    engine.add_request("warm-up", {"prompt_token_ids": [0]}, params)
     while engine.has_unfinished_requests():
         engine.step()
     engine.reset_prefix_cache()

@@ -127,7 +127,8 @@ class FlatWeightTransferEngine(WeightTransferEngine[FlatInit, FlatUpdate]):
         require_complete(info.names, info.shapes, self._expected)
         data = info.open()
         flat, dtype = _as_tensor(data), getattr(torch, info.dtype)
-        views = [(name, flat[slice(*layout[name])].view(dtype).view(shape)) for name, shape in zip(info.names, info.shapes, strict=True)]
+        named = zip(info.names, info.shapes, strict=True)
+        views = [(name, flat[slice(*layout[name])].view(dtype).view(shape)) for name, shape in named]
         ledger = LoadLedger(flat, layout, dtype.itemsize)
         self._loading = (data, ledger)
         initialize_layerwise_reload(self.model)

@@ -28,6 +28,8 @@ from sppo_ray.types import ScoreRequest, Verdict
 
 PAIRS = Path(__file__).parent.parent / "tests" / "unit" / "test_rewards_pairs.jsonl"
 OTHER_ROWS = 3
+SAME_BY_REVIEW = frozenset({("5", "x=5")})
+"""(truth, answer) of different rows that say the same, found by this benchmark and read by a person: no wrong answers."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def answer_cases(truths: Sequence[str]) -> list[Case]:
     cases += [Case("plus one", truth, str(int(truth) + 1), 0.0) for truth in truths if truth.lstrip("-").isdecimal()]
     for row, truth in enumerate(truths):
         later = (truths[(row + step) % len(truths)] for step in range(1, len(truths)))
-        different = (answer for answer in later if answer.strip() != truth.strip())
+        different = (answer for answer in later if answer.strip() != truth.strip() and (truth, answer) not in SAME_BY_REVIEW)
         cases += [Case("another row's", truth, next(different), 0.0) for _ in range(OTHER_ROWS)]
     return cases
 

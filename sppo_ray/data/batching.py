@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from sppo_ray.types import MicroBatch, Minibatch, TrainingSample
 
 _FILLER = MicroBatch(
-    prompt_ids=((0,),), response_ids=((0,),), old_logprobs=((0.0,),), rollout_logprobs=((0.0,),), advantages=(0.0,), weights=(0.0,)
+    prompt_ids=((0,),),
+    response_ids=((0,),),
+    old_logprobs=((0.0,),),
+    rollout_logprobs=((0.0,),),
+    advantages=(0.0,),
+    weights=(0.0,),
 )
 
 

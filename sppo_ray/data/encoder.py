@@ -38,7 +38,7 @@ class PromptEncoder:
     def encode(self, examples: Sequence[Example]) -> list[Prompt]:
         """Prompts of any length: whether they fit is for the caller to judge (`longest`).
 
-        Raises UserError naming the prompt when a chat template refuses its messages or nothing is left to read.
+        Raises UserError naming the prompt when a chat template refuses its messages or a tokenizer does not know half of it.
         """
         conversations = [self._messages(example) for example in examples]
         ids = [example.id for example in examples]
@@ -83,11 +83,17 @@ class _Reader:
             return [], []
         read = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         for tokens, of in zip(read, ids, strict=True):
-            if not tokens:
-                raise UserError(
-                    f"prompt {of}: the {self._model}'s tokenizer knows none of its characters: use a model that reads this text"
-                )
+            self._check_known(tokens, of)
         return texts, [tuple(self._bos + tokens) for tokens in read]
+
+    def _check_known(self, tokens: list[int], of: str) -> None:
+        # A few unknown characters are for the model to bear; most of them means that data and model are not of a kind.
+        unknown = tokens.count(self._tokenizer.unk_token_id)
+        if 2 * unknown >= len(tokens):
+            raise UserError(
+                f"prompt {of}: the {self._model}'s tokenizer knows {len(tokens) - unknown} of its {len(tokens)} tokens: "
+                "use a model that reads this text"
+            )
 
     def _render(self, messages: Messages, of: str) -> str:
         if not self._tokenizer.chat_template:

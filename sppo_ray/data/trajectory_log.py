@@ -112,7 +112,7 @@ def read_step(run_dir: Path, step: int) -> pa.Table:
         raise UserError(f"{path}: no trajectories of step {step}; {known}")
     try:
         table = pq.ParquetFile(path).read()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}): the file is damaged, restore it or take another step") from None
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
     if version != str(SCHEMA_VERSION):

@@ -5,10 +5,12 @@ Dropout is switched off because the ratio pi / pi_old would measure its noise.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
 from sppo_ray.errors import UserError
@@ -21,7 +23,7 @@ def read_config(directory: str | Path) -> PretrainedConfig:
     """The checkpoint's configuration. Raises UserError naming the directory."""
     path = Path(directory)
     if not path.is_dir():
-        raise UserError(f"model {directory}: no such directory; give a local Transformers checkpoint (fetch one with `hf download`)")
+        raise UserError(f"model {directory}: no such directory; give a Transformers checkpoint (`hf download` fetches one)")
     if not (path / "config.json").is_file():
         raise UserError(f"model {directory}: no config.json in it, so it is not a Transformers checkpoint")
     if not any(path.glob("*.safetensors")):
@@ -32,17 +34,26 @@ def read_config(directory: str | Path) -> PretrainedConfig:
         raise UserError(f"model {directory}: its config.json cannot be used: {_first_line(error)}") from error
 
 
-def load_model(auto_class: Any, directory: str | Path, *, dtype: str, attention: Attention, **config_changes: Any) -> tuple[Any, set[str]]:
-    """(model, names of parameters that the checkpoint lacks and that were initialised instead).
+def load_model(
+    auto_class: Any,
+    directory: str | Path,
+    *,
+    dtype: str,
+    attention: Attention,
+    may_lack: Collection[str] = (),
+    **config_changes: Any,
+) -> tuple[Any, set[str]]:
+    """(model, those of `may_lack` that the checkpoint lacks: parameters that were initialised instead).
 
     Args:
         auto_class: a Transformers AutoModel class.
+        may_lack: names of parameters that need not be in the checkpoint.
         dtype: "float32" or "bfloat16".
         attention: "auto" is sdpa.
         config_changes: set on the configuration, e.g. num_labels.
 
     Raises:
-        UserError: the directory holds no usable checkpoint.
+        UserError: the directory holds no usable checkpoint, or one that lacks weights.
     """
     config = read_config(directory)
     config.update(_without_dropout(config) | config_changes)
@@ -56,9 +67,13 @@ def load_model(auto_class: Any, directory: str | Path, *, dtype: str, attention:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {directory}: does not load: {_first_line(error)}") from error
-    return model, set(report["missing_keys"])
+    missing = set(report["missing_keys"])
+    if unexpected := missing.difference(may_lack):
+        some = ", ".join(sorted(unexpected)[:5])
+        raise UserError(f"model {directory}: weights of {type(model).__name__} are missing from it: {some}")
+    return model, missing
 
 
 def enable_gradient_checkpointing(model: Any) -> None:

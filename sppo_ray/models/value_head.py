@@ -49,14 +49,13 @@ def load_value_model(
     Raises:
         UserError: the directory holds no usable checkpoint, or one with more than one label.
     """
-    model, missing = load_model(AutoModelForSequenceClassification, directory, dtype=dtype, attention=attention, num_labels=1)
+    model, missing = load_model(
+        AutoModelForSequenceClassification, directory, dtype=dtype, attention=attention, may_lack=("score.weight",), num_labels=1
+    )
     if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise UserError(f"model {directory}: {type(model).__name__} has no linear score head on a decoder: use a causal LM as critic")
-    if "score.weight" in missing:
-        nn.init.zeros_(model.score.weight)
-        missing = missing - {"score.weight"}
+        raise UserError(f"model {directory}: {type(model).__name__} has no linear score head: use a causal LM as critic")
     if missing:
-        raise UserError(f"model {directory}: weights are missing from it: {', '.join(sorted(missing)[:5])}")
+        nn.init.zeros_(model.score.weight)
     if gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return ValueModel(model)

@@ -22,7 +22,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sppo_ray.rewards.answer_text import as_based, as_number, as_words, canonical_words, same_number, split_unit, tidy
 from sppo_ray.rewards.extract import last_boxed
 
-MAX_ANSWER_CHARS = 2000
+MAX_ANSWER_CHARS = 500
 """A longer answer is wrong unless the ground truth itself is at least half as long: no final answer needs more."""
 
 MAX_ANSWER_DEPTH = 30

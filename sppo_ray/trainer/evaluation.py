@@ -11,20 +11,18 @@ that nothing was left for is NaN (null in JSON).
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from sppo_ray.rewards.extract import last_boxed, last_tagged
 from sppo_ray.trainer.calibration import calibration
 from sppo_ray.trainer.jsonlines import finite_json
 
 SOLVED = 1.0 - 1e-6
 """A response counts as correct in pass@k from this reward on; partial credit does not."""
-
-_BRACES = re.compile(r"\\boxed\s*\{|\\[{}\\]|[{}]")  # a box, an escaped character, a brace
 
 ALL = "all"  # the name of the scores over all sources
 
@@ -96,25 +94,23 @@ def evaluate(
     k: int,
     step: int,
     policy_version: int,
-    final_answer: Callable[[str], str | None] | None = None,
     values: Mapping[str, float] | None = None,
     seconds: float = 0.0,
     seed: int = 0,
 ) -> EvalReport:
     """Grade an evaluation of `k` responses a prompt.
 
-    `final_answer` extracts what maj@k votes on (default: `boxed_answer`). `values` maps prompt ids to V(x); with it
-    the report tells the critic's calibration on held-out prompts. `seed` draws the bootstrap.
+    `values` maps prompt ids to V(x); with it the report tells the critic's calibration on held-out prompts. `seed`
+    draws the bootstrap.
     Raises ValueError when there are no responses or a prompt has the same sample twice.
     """
     prompts = _group(responses)
-    extract = final_answer or boxed_answer
     sources = sorted({responses_of[0].source for responses_of in prompts.values()})
     by_source = []
     for source in sources:
         mine = [group for group in prompts.values() if group[0].source == source]
-        by_source.append(_scores(source, mine, k, extract, seed))
-    overall = _scores(ALL, list(prompts.values()), k, extract, seed)
+        by_source.append(_scores(source, mine, k, seed))
+    overall = _scores(ALL, list(prompts.values()), k, seed)
     critic = _critic_calibration(prompts, values) if values else {}
     return EvalReport(step, policy_version, k, overall, tuple(by_source), critic, seconds)
 
@@ -129,7 +125,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def majority_reward(responses: Sequence[GradedResponse], final_answer: Callable[[str], str | None]) -> float:
+def majority_reward(responses: Sequence[GradedResponse]) -> float:
     """Reward of the answer that most responses give.
 
     A tie goes to the answer that was given first (lowest sample index). A response without an answer abstains; when
@@ -146,21 +142,10 @@ def majority_reward(responses: Sequence[GradedResponse], final_answer: Callable[
     return max(votes.values(), key=len)[0]  # max keeps the first of equals, and dicts keep the order of insertion
 
 
-def boxed_answer(text: str) -> str | None:
-    r"""Content of the last complete `\boxed{...}`, braces balanced and white space dropped; None when there is none.
-
-    An empty box is no answer. One pass, because model output may be a megabyte of opened boxes.
-    """
-    opened: list[int | None] = []  # of each open brace: where its content starts if it is a box's
-    last: tuple[int, int] | None = None
-    for token in _BRACES.finditer(text):
-        if token.group().endswith("{") and token.group() != "\\{":
-            opened.append(token.end() if token.group() != "{" else None)
-        elif token.group() == "}" and opened:
-            start = opened.pop()
-            if start is not None and (last is None or start > last[0]):
-                last = start, token.start()
-    return None if last is None else "".join(text[slice(*last)].split()) or None
+def final_answer(text: str) -> str | None:
+    """What maj@k votes on: the last box, or else the last answer tag, found as the verifiers find it; white space dropped."""
+    answer = last_boxed(text) or last_tagged(text)
+    return None if answer is None else "".join(answer.split())
 
 
 def bootstrap_interval(
@@ -198,7 +183,7 @@ def _group(responses: Sequence[GradedResponse]) -> dict[tuple[str, str], Group]:
     return prompts
 
 
-def _scores(source: str, groups: Sequence[Group], k: int, extract: Callable[[str], str | None], seed: int) -> Scores:
+def _scores(source: str, groups: Sequence[Group], k: int, seed: int) -> Scores:
     responses = [response for group in groups for response in group]
     graded = [rewards for group in groups if (rewards := _rewards(group))]
     averages = [_mean(rewards) for rewards in graded]
@@ -213,7 +198,7 @@ def _scores(source: str, groups: Sequence[Group], k: int, extract: Callable[[str
         accuracy_low=low,
         accuracy_high=high,
         pass_at={j: _pass_at(graded, j) for j in _pass_sizes(k)},
-        majority=_mean([majority_reward(group, extract) for group in groups if _rewards(group)]),
+        majority=_mean([majority_reward(group) for group in groups if _rewards(group)]),
         response_length_mean=_mean(lengths),
         response_length_max=max(lengths),
         truncation_rate=_mean([float(response.truncated) for response in responses]),

@@ -1,14 +1,14 @@
 """A run's numbers and events on disk: metrics.jsonl, TensorBoard, events.jsonl.
 
-One line a step in metrics.jsonl: {"step", "time", "<group>/<name>": number, ...}; "step" is the number of steps done, so
-that line 0 holds the evaluation before training, "time" seconds since 1970. The groups:
+One line a step in metrics.jsonl, and one an evaluation: {"step", "time", "<group>/<name>": number, ...}. "step" is the
+number of steps done (0 = before training), "time" seconds since 1970. The groups:
 
     reward/ accuracy/ response/ value/ advantage/ staleness/ rollout/   what the step's samples were (`summarise_samples`)
     policy/ critic/                                                    what the updates reported
-    seconds/ busy/                                                     where the time went (`StageClock`)
+    seconds/ busy/                                                     where the time went (`StageClock`); seconds/total is
+                                                                       training time over all incarnations, the time axis
+                                                                       of the learning curve
     eval/                                                              held-out figures (`EvalReport.metrics`)
-    run/                                                               used so far: run/seconds is training time over all
-                                                                       incarnations, the time axis of the learning curve
 """
 
 from __future__ import annotations

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.jsonlines import write_atomically
 from sppo_ray.trainer.metrics import read_metrics
-from sppo_ray.trainer.text import format_fraction, format_seconds, sparkline
+from sppo_ray.trainer.text import format_fraction, format_seconds, printable, sparkline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ACCURACY = "eval/accuracy"
-ELAPSED = "run/seconds"  # training seconds over all incarnations; a run without it is drawn against the clock on the wall
+ELAPSED = "seconds/total"  # training seconds over all incarnations; a run without it is drawn against the clock on the wall
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, PALE_BLUE, ORANGE, TEAL = "#2563eb", "#7ea6f4", "#ea8a1e", "#0f9f8f"
@@ -45,6 +45,8 @@ STYLE = {
     "legend.edgecolor": "none",
     "legend.framealpha": 0.9,
 }
+
+NO_STAGE = {"seconds/step", "seconds/other", ELAPSED}
 
 Row = Mapping[str, Any]
 Series = tuple[list[float], list[float]]  # x, y
@@ -100,10 +102,9 @@ def curve_text(run_dir: Path) -> str:
 
 
 def print_curve(run_dir: Path, stream: TextIO | None = None) -> None:
-    """Print `curve_text`; a terminal that has no block characters gets question marks, not a crash."""
+    """Print `curve_text`; a terminal that has no block characters gets question marks."""
     stream = stream or sys.stdout
-    encoding = stream.encoding or "utf-8"
-    print(curve_text(run_dir).encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
+    print(printable(curve_text(run_dir), stream), file=stream, flush=True)
 
 
 def smooth(values: Sequence[float], *, weight: float) -> list[float]:
@@ -146,15 +147,16 @@ def _time_axis(rows: Sequence[Row]) -> tuple[list[float], str]:
 
 def _headline(run_dir: Path, rows: Sequence[Row]) -> str:
     accuracies = _series(rows, ACCURACY, range(len(rows)))[1]
-    rise = f":  held-out accuracy {accuracies[0]:.2f} → {accuracies[-1]:.2f}" if len(accuracies) > 1 else ""
-    return f"{run_dir.resolve().name}{rise}  in {rows[-1]['step']} steps, {format_seconds(_elapsed(rows)[-1])}"
+    rise = f"held-out accuracy {accuracies[0]:.2f} → {accuracies[-1]:.2f} after " if len(accuracies) > 1 else ""
+    return f"{run_dir.resolve().name}:  {rise}{rows[-1]['step']} steps, {format_seconds(_elapsed(rows)[-1])}"
 
 
 def _draw_accuracy(axes: Axes, rows: Sequence[Row], x: Sequence[float], label: str) -> None:
     axes.set(title=f"Accuracy against {label}", ylim=(0, 1.02), xlim=(0, max(x) or 1.0))
     at, accuracies = _series(rows, ACCURACY, x)
     if accuracies:
-        axes.plot(at, accuracies, "o-", color=BLUE, linewidth=2, markersize=4.5, label="held-out accuracy", clip_on=False, zorder=3)
+        look = {"color": BLUE, "linewidth": 2, "markersize": 4.5, "clip_on": False, "zorder": 3}
+        axes.plot(at, accuracies, "o-", label="held-out accuracy", **look)
         (band_at, low), (_, high) = _series(rows, "eval/accuracy_low", x), _series(rows, "eval/accuracy_high", x)
         axes.fill_between(band_at, low, high, color=BLUE, alpha=0.13, linewidth=0, label="95 % interval")
         place = {"xytext": (7, -3), "textcoords": "offset points", "annotation_clip": False}
@@ -187,7 +189,7 @@ def _draw_calibration(axes: Axes, rows: Sequence[Row]) -> None:
 
 def _draw_stages(axes: Axes, rows: Sequence[Row]) -> None:
     steps = [row["step"] for row in rows]
-    names = {name for row in rows for name in row if name.startswith("seconds/")} - {"seconds/step", "seconds/other"}
+    names = {name for row in rows for name in row if name.startswith("seconds/")} - NO_STAGE
     means = {name.removeprefix("seconds/"): _mean(_series(rows, name, steps)[1]) for name in sorted(names)}
     axes.set(title="Time of a stage (mean seconds)")
     if not means:

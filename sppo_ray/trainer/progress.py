@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TextIO
 
 from sppo_ray.trainer.evaluation import EvalReport, Scores
-from sppo_ray.trainer.text import format_fraction, format_seconds
+from sppo_ray.trainer.text import format_fraction, format_seconds, is_unicode, printable
 
 STAGE_LABELS = {"generate-wait": "gen", "update": "upd", "sync": "sync", "evaluate": "eval", "checkpoint": "ckpt"}
 """Short names of the loop's stages, in the order in which they are shown; other stages follow under their own name."""
 
-_NO_STAGE = ("step", "other")  # StageClock's figures that are no stage
+_NO_STAGE = ("step", "other", "total")  # figures of the group seconds/ that are no stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def make_progress(mode: Literal["auto", "live", "plain", "off"], title: str, str
     """The display that config.logging.progress asks for; auto = live on a terminal, plain elsewhere."""
     stream = stream or sys.stdout
     if mode == "auto":
-        mode = "live" if stream.isatty() and os.environ.get("TERM") != "dumb" else "plain"
+        mode = "live" if stream.isatty() and is_unicode(stream) and os.environ.get("TERM") != "dumb" else "plain"
     if mode == "off":
         return SilentProgress()
     if mode == "plain":
@@ -160,7 +160,7 @@ class PlainProgress:
         self.message(f"{self._title}: {total} steps{resumed}")
 
     def message(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(printable(text, self._stream), file=self._stream, flush=True)
 
     def step(self, view: StepView) -> None:
         self._timer.tick(view.step)

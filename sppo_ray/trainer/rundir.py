@@ -28,7 +28,6 @@ from sppo_ray.trainer.jsonlines import finite_json, write_atomically
 from sppo_ray.trainer.metrics import EVENTS, METRICS, TENSORBOARD
 
 LOCK = "run.lock"
-_MARKS = ("config.yaml", METRICS, "summary.json", "checkpoints")  # any of these makes a directory a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class RunDir:
     def create(cls, path: Path | str, *, resume: bool) -> RunDir:
         """Open `path` for writing and lock it until `close()` or the end of the process.
 
-        Raises UserError when it holds a run and `resume` is false, when there is nothing to resume, when another live
+        Raises UserError when it holds a run's results and `resume` is false, when there is nothing to resume, when another live
         process writes to it, or when it cannot be written.
         """
         run = cls(path)
@@ -83,14 +82,21 @@ class RunDir:
             run._acquire()
         except PermissionError as error:
             raise UserError(f"run directory {run.path} cannot be written ({error.strerror}): choose another --run-dir") from None
-        if run.is_run and not resume:  # asked under the lock, so that of two starts at once only one gets in
+        if run.has_results and not resume:  # asked under the lock, so that of two starts at once only one gets in
             run.close()
             raise UserError(f"run directory {run.path} holds a run already: continue it with --resume, or choose another")
         return run
 
     @property
     def is_run(self) -> bool:
-        return any((self.path / mark).exists() for mark in _MARKS)
+        """Whether a run began here, were it only to fail before its first step."""
+        return self.config.exists() or self.has_results
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is something to lose. A start that failed leaves nothing, so that it can be repeated as it was."""
+        measured = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return measured or self.summary.exists() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 
     @property
     def config(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TextIO
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -30,6 +31,16 @@ def format_seconds(seconds: float, *, whole: bool = False) -> str:
 def format_fraction(value: float) -> str:
     """Two decimals; "-" for a figure that does not exist."""
     return f"{value:.2f}" if math.isfinite(value) else "-"
+
+
+def is_unicode(stream: TextIO) -> bool:
+    """Whether every character can be written to it; a stream in memory has no encoding and takes all."""
+    return stream.encoding is None or stream.encoding.lower().startswith("utf")
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """`text` with question marks for the characters that the stream cannot take, where printing it would raise."""
+    return text if is_unicode(stream) else text.encode(stream.encoding, errors="replace").decode(stream.encoding)
 
 
 def sparkline(values: Sequence[float], *, width: int, low: float | None = None, high: float | None = None) -> str:

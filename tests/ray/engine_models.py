@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +101,28 @@ def pull(actor: Any, published: PublishedWeights) -> WeightReceipt:
 
 def requests(count: int, *, length: int = 12, tag: str = "r") -> list[RolloutRequest]:
     """Random prompts; request i is the same whatever `count` is."""
-    return [
-        RolloutRequest(f"{tag}/{i}", f"prompt/{i}", tuple(random.Random(i).choices(range(3, VOCABULARY), k=length)), seed=1000 + i)
-        for i in range(count)
-    ]
+    prompts = [tuple(random.Random(i).choices(range(3, VOCABULARY), k=length)) for i in range(count)]
+    return [RolloutRequest(f"{tag}/{i}", f"prompt/{i}", prompt, seed=1000 + i) for i, prompt in enumerate(prompts)]
 
 
-def generate(actor: Any, batch: Sequence[RolloutRequest], *, temperature: float = 1.0, max_tokens: int = 24) -> list[Trajectory]:
+def stream(
+    actor: Any, batch: Sequence[RolloutRequest], *, temperature: float = 1.0, max_tokens: int = 24, stop: tuple[int, ...] = (STOP,)
+) -> Iterator[Trajectory]:
+    """Starts at once; yields trajectories as they arrive."""
+    arriving = actor.generate.options(num_returns="streaming").remote(
+        list(batch), SamplingSettings(temperature, max_tokens, stop)
+    )
+    return (ray.get(reference, timeout=120) for reference in arriving)
+
+
+def generate(actor: Any, batch: Sequence[RolloutRequest], **sampling: Any) -> list[Trajectory]:
     """All trajectories in the order of their arrival."""
-    stream = actor.generate.options(num_returns="streaming").remote(list(batch), SamplingSettings(temperature, max_tokens, (STOP,)))
-    return [ray.get(reference, timeout=120) for reference in stream]
+    return list(stream(actor, batch, **sampling))
+
+
+def wait_until(actor: Any, vital: str, least: int) -> None:
+    while ray.get(actor.ping.remote())[vital] < least:
+        time.sleep(0.005)
 
 
 class DamagedWorker(RolloutWorker):
@@ -158,5 +171,5 @@ def start_engine(name: str, directory: Path, *, context: int = CONTEXT) -> Any:
     return (
         ray.remote(DamagedWorker)
         .options(num_cpus=1, runtime_env={"env_vars": rollout_env(SETTINGS, "cpu")})
-        .remote(name, SETTINGS, model_path=str(directory), max_model_len=context, stop_token_ids=(STOP,), seed=0, device="cpu")
+        .remote(name, SETTINGS, model_path=str(directory), max_model_len=context, stop_token_ids=(), seed=0, device="cpu")
     )

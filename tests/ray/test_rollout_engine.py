@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from sppo_ray.errors import UserError
-from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
+from sppo_ray.types import RolloutRequest, Trajectory
 from tests.ray.conftest import Engine
 from tests.ray.engine_models import (
     CONTEXT,
@@ -25,7 +26,9 @@ from tests.ray.engine_models import (
     pull,
     requests,
     start_engine,
+    stream,
     untied_llama,
+    wait_until,
 )
 
 MAX_DIFFERENCE = 2e-5  # nats, float32
@@ -54,8 +57,6 @@ def test_greedy_takes_the_most_likely_token(llama: Engine) -> None:
     (trajectory,) = generate(llama.actor, [request], temperature=0.0, max_tokens=8)
     (again,) = generate(llama.actor, [request], temperature=0.0, max_tokens=8)
     assert trajectory.response_ids == again.response_ids
-    import torch
-
     with torch.no_grad():
         logits = llama.initial(torch.tensor([request.token_ids + trajectory.response_ids])).logits[0]
     assert logits[len(request.token_ids) - 1 : -1].argmax(-1).tolist() == list(trajectory.response_ids)
@@ -102,11 +103,7 @@ def test_more_prompt_tokens_than_one_step_takes(llama: Engine) -> None:
 
 def test_short_responses_come_out_before_long_ones(llama: Engine) -> None:
     """All are admitted before one step and decode in step: they arrive in the order of their lengths."""
-    batch = requests(32)
-    stream = llama.actor.generate.options(num_returns="streaming").remote(batch, SamplingSettings(1.0, 400, (STOP,)))
-    arrivals = []
-    for reference in stream:
-        arrivals.append((len(ray.get(reference).response_ids), time.monotonic()))
+    arrivals = [(len(t.response_ids), time.monotonic()) for t in stream(llama.actor, requests(32), max_tokens=400)]
     lengths = [length for length, _ in arrivals]
     assert lengths == sorted(lengths) and lengths[-1] > 4 * lengths[0]
     assert arrivals[-1][1] - arrivals[0][1] > 0.05
@@ -114,27 +111,21 @@ def test_short_responses_come_out_before_long_ones(llama: Engine) -> None:
 
 def test_a_dropped_request_ends_its_stream_and_frees_the_engine(llama: Engine) -> None:
     batch = requests(4, tag="dropped")
-    stream = llama.actor.generate.options(num_returns="streaming").remote(batch, SamplingSettings(1.0, 480, ()))
-    while ray.get(llama.actor.ping.remote())["in_flight"] < 4:
-        time.sleep(0.005)
+    arriving = stream(llama.actor, batch, max_tokens=480, stop=())
+    wait_until(llama.actor, "in_flight", 4)
     dropped = ray.get(llama.actor.abort.remote([request.request_id for request in batch[:3]]))
-    kept = [ray.get(reference).request_id for reference in stream]
-    assert len(kept) == 4 - dropped
+    assert len(list(arriving)) == 4 - dropped
     vitals = ray.get(llama.actor.ping.remote())
     assert vitals["in_flight"] == 0 and vitals["alive"]
 
 
 def test_tokens_are_counted_while_they_are_generated(llama: Engine) -> None:
     before = ray.get(llama.actor.ping.remote())["tokens_generated"]
-    stream = llama.actor.generate.options(num_returns="streaming").remote(requests(8, tag="counted"), SamplingSettings(1.0, 480, (95,)))
-    seen = []
-    while not seen or seen[-1]["in_flight"]:
-        seen.append(ray.get(llama.actor.ping.remote()))
-        time.sleep(0.02)
-    assert len({vitals["tokens_generated"] for vitals in seen if vitals["in_flight"]}) >= 2
-    made = sum(len(ray.get(reference).response_ids) for reference in stream)
-    generate(llama.actor, requests(1), max_tokens=100)  # the next reading of the counter includes all that finished
-    assert ray.get(llama.actor.ping.remote())["tokens_generated"] >= before + made
+    arriving = stream(llama.actor, requests(8, tag="counted"), max_tokens=480, stop=())
+    wait_until(llama.actor, "tokens_generated", before + 1)  # nothing of 480 tokens has finished by then
+    assert ray.get(llama.actor.ping.remote())["seconds_since_progress"] < 5
+    made = sum(len(trajectory.response_ids) for trajectory in arriving)
+    assert ray.get(llama.actor.ping.remote())["tokens_generated"] == before + made
 
 
 def test_a_request_that_can_never_be_served_is_refused_with_its_prompt(llama: Engine) -> None:
@@ -142,9 +133,9 @@ def test_a_request_that_can_never_be_served_is_refused_with_its_prompt(llama: En
     with pytest.raises(UserError, match=r"rollout-llama: prompt prompt/long has 502 tokens; with max_tokens 11 .* 512"):
         generate(llama.actor, [*requests(2), long], max_tokens=11)
     unknown = RolloutRequest("unknown", "prompt/unknown", (5, 9999), seed=1)
-    with pytest.raises(UserError, match="rollout-llama: prompt prompt/unknown"):
+    with pytest.raises(UserError, match="prompt/unknown has token 9999, the policy knows 0 to 95"):
         generate(llama.actor, [*requests(2), unknown], max_tokens=11)
-    with pytest.raises(UserError, match="2 request ids occur more than once"):
+    with pytest.raises(UserError, match="2 request ids of one call are repeated"):
         generate(llama.actor, [*requests(2), *requests(2)])
     assert ray.get(llama.actor.ping.remote())["in_flight"] == 0
     assert len(generate(llama.actor, requests(2))) == 2
@@ -161,12 +152,10 @@ def test_bad_starts_are_explained_and_a_killed_engine_is_seen(ray_cluster: objec
     with pytest.raises(UserError, match="rollout-long: the model in .* does not support a context of 513 tokens"):
         ray.get(too_long.ready.remote(), timeout=240)
     pid = ray.get(doomed.ready.remote(), timeout=240)["pid"]
-    stream = doomed.generate.options(num_returns="streaming").remote(requests(8), SamplingSettings(1.0, 480, ()))
-    while ray.get(doomed.ping.remote())["in_flight"] < 8:
-        time.sleep(0.005)
+    arriving = stream(doomed, requests(8), max_tokens=480, stop=())
+    wait_until(doomed, "in_flight", 8)
     os.kill(pid, signal.SIGKILL)
     killed_at = time.monotonic()
     with pytest.raises((ActorDiedError, ActorUnavailableError)):
-        for reference in stream:
-            ray.get(reference, timeout=60)
+        list(arriving)
     assert time.monotonic() - killed_at < 15

@@ -12,14 +12,13 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppo_ray.config import HFDiskData, JsonlData, ParquetData, ReasoningGymData, RunningSumData
 from sppo_ray.data.sources import Concatenation, Source, open_sources
 from sppo_ray.errors import UserError
 from sppo_ray.tasks.running_sum import generate_example
-
 
 USER = {"role": "user", "content": "é?"}
 
@@ -96,6 +95,12 @@ class TestParquet:
     def test_an_integer_truth_becomes_text(self, tmp_path: Path) -> None:
         path = write_parquet(tmp_path / "a.parquet", [{"prompt": "1+1?", "reward_model": {"ground_truth": 2}}])
         assert open_one(ParquetData(path=path))[0].ground_truth == "2"
+
+    def test_categories_as_pandas_writes_them(self, tmp_path: Path) -> None:
+        table = pa.Table.from_pylist([field_row("1", "1"), field_row("2", "2", source="other")])
+        category = table["data_source"].dictionary_encode()
+        pq.write_table(table.set_column(0, "data_source", category), tmp_path / "a.parquet")
+        assert [e.source for e in open_one(ParquetData(path=str(tmp_path / "a.parquet")))] == ["math", "other"]
 
     def test_files_with_different_extra_info_go_together(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", [field_row("1", "1")])
@@ -221,6 +226,10 @@ class TestJsonLines:
         settings = JsonlData(path=path, prompt_key="question", ground_truth_key="label.answer")
         assert open_one(settings)[0].ground_truth == "7"
 
+    def test_a_byte_order_mark_is_no_text(self, tmp_path: Path) -> None:
+        path = write_lines(tmp_path / "a.jsonl", '\ufeff{"prompt": "a", "ground_truth": "1"}')
+        assert open_one(JsonlData(path=path))[0].ground_truth == "1"
+
     def test_more_rows_than_a_block(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", *({"prompt": f"q{i}", "ground_truth": i} for i in range(9000)))
         source = open_one(JsonlData(path=path))
@@ -336,6 +345,7 @@ class TestSeveral:
             open_sources([RunningSumData(), RunningSumData()], "data.held_out")
 
     @given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.data())
+    @settings(max_examples=50, deadline=None)
     def test_concatenation_is_the_list_of_all(self, sizes: list[int], data: st.DataObject) -> None:
         parts = [open_one(RunningSumData(name=f"part{i}", seed=i, size=size)) for i, size in enumerate(sizes)]
         everything = [example.id for part in parts for example in part]

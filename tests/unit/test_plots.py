@@ -18,7 +18,7 @@ def run_dir(tmp_path: Path) -> Path:
     directory = tmp_path / "quickstart-seed1"
     with MetricsWriter(directory, tensorboard=False) as writer:
         for step in range(21):
-            row = {"run/seconds": 6.0 * step}
+            row = {"seconds/total": 6.0 * step}
             if step % 10 == 0:
                 accuracy = 0.4 + 0.02 * step
                 row |= {"eval/accuracy": accuracy, "eval/accuracy_low": accuracy - 0.05, "eval/accuracy_high": accuracy + 0.05}

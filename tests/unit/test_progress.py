@@ -100,6 +100,7 @@ def test_the_view_of_a_step_comes_from_its_metrics():
         "response/tokens": 10_240,
         "seconds/step": 2.0,
         "seconds/other": 0.1,
+        "seconds/total": 14.0,
         "seconds/update": 0.9,
         "seconds/generate-wait": 1.0,
     }
@@ -256,12 +257,18 @@ class Terminal(io.StringIO):
         return True
 
 
+class AsciiTerminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_the_display_follows_the_setting_and_the_stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("TERM", "xterm-256color")
     assert isinstance(make_progress("auto", "run", Terminal()), LiveProgress)
     assert isinstance(make_progress("auto", "run", io.StringIO()), PlainProgress)
     assert isinstance(make_progress("plain", "run", Terminal()), PlainProgress)
     assert isinstance(make_progress("live", "run", io.StringIO()), LiveProgress)
+    assert isinstance(make_progress("auto", "run", AsciiTerminal(io.BytesIO(), encoding="ascii")), PlainProgress)
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(make_progress("auto", "run", Terminal()), PlainProgress)
     silent = Terminal()

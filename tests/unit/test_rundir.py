@@ -27,6 +27,8 @@ HOLD = (
 def begun(path: Path) -> Path:
     run = RunDir.create(path, resume=False)
     run.write_config("name: run\n")
+    with MetricsWriter(path, tensorboard=False) as writer:
+        writer.write(0, {"eval/accuracy": 0.43})
     run.close()
     return path
 
@@ -46,6 +48,22 @@ def test_a_run_is_not_overwritten(tmp_path: Path):
     with pytest.raises(UserError, match="holds a run already: continue it with --resume, or choose another"):
         RunDir.create(path, resume=False)
     RunDir.create(path, resume=True).close()  # the refusal left no lock behind
+
+
+def test_a_start_that_failed_can_be_repeated_or_resumed(tmp_path: Path):
+    run = RunDir.create(tmp_path, resume=False)
+    run.write_config("name: run\n")
+    MetricsWriter(tmp_path, tensorboard=False).close()  # opened, nothing measured
+    run.close()
+    for resume in (False, True):
+        RunDir.create(tmp_path, resume=resume).close()
+
+
+@pytest.mark.parametrize("result", ["summary.json", "checkpoints/step-000010/manifest.json"])
+def test_a_checkpoint_or_a_summary_is_a_result(tmp_path: Path, result: str):
+    RunDir(tmp_path).write_json(result, {})
+    with pytest.raises(UserError, match="holds a run already"):
+        RunDir.create(tmp_path, resume=False)
 
 
 def test_a_directory_with_other_files_is_no_run(tmp_path: Path):

@@ -78,7 +78,7 @@ def _read_parquet(path: str) -> pa.Table:
         file = pq.ParquetFile(path)
         require_fields(file.schema_arrow, fields, path)
         table = file.read(columns=fields.columns_in(file.schema_arrow.names))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error}): convert it, or use type jsonl or hf-disk") from None
     return checked_table(table, fields, path)
 
@@ -93,7 +93,7 @@ def _load_hf(path: str, split: str | None, where: str) -> Any:
         raise UserError(f"{where}: the package datasets is not installed: pip install datasets") from None
     try:
         loaded = datasets.load_from_disk(path)
-    except (FileNotFoundError, pa.ArrowInvalid, ValueError, KeyError) as error:
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         raise UserError(f"{path}: is no dataset written by save_to_disk ({error}): write one, or use type parquet") from None
     if isinstance(loaded, datasets.Dataset):
         if split is not None:

@@ -36,14 +36,21 @@ def read_jsonl(path: str, fields: Fields) -> pa.Table:
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}: line {number}: not UTF-8 ({error.reason}): convert the file") from None
-            if text.strip():
-                yield number, text
+    try:
+        with open(path, "rb") as file:
+            for number, raw in enumerate(file, start=1):
+                text = _decode(raw, f"{path}: line {number}")
+                if text.strip():
+                    yield number, text.removeprefix("\ufeff")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): correct the path or its permissions") from None
+
+
+def _decode(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error.reason}): convert the file") from None
 
 
 def _parse(text: str, fields: Fields, where: str) -> dict[str, Any]:

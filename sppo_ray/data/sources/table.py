@@ -93,7 +93,7 @@ def checked_table(raw: pa.Table, fields: Fields, path: str) -> pa.Table:
     """
     columns = {"prompt": _column(raw, fields.prompt), "ground_truth": _column(raw, fields.ground_truth)}
     if fields.source in raw.column_names:
-        columns["source"] = raw[fields.source]
+        columns["source"] = _column(raw, fields.source)
         _check_type(columns["source"].type, _is_text, f"{path}: {fields.source}", "a string")
     if fields.extra in raw.column_names:
         columns["extra"] = raw[fields.extra]
@@ -123,7 +123,8 @@ def _column(table: pa.Table, field: str) -> pa.ChunkedArray:
     column = table[head]
     for part in inner:
         column = pc.struct_field(column, part)
-    return column
+    # pandas writes categories as dictionaries
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _check_prompts(column: pa.ChunkedArray, field: str, path: str, row_name: Callable[[int], str]) -> None:

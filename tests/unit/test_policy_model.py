@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from sppo_ray.algorithms.tensor_ops import TokenBatch, to_tensors
+from sppo_ray.data.batching import pack
+from sppo_ray.errors import UserError
+from sppo_ray.models.policy import LogprobHead, PolicyModel, load_policy
+from tests.reference_sppo import sequence_logprobs
+from tests.training_data import random_samples, save_llama, save_qwen
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("llama"))
+
+
+def forward(model: PolicyModel, batch: TokenBatch, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    return model(batch.token_ids, batch.loss_mask, batch.targets, temperature)
+
+
+def batch_of(count: int, seed: int, pad_id: int = 0) -> TokenBatch:
+    return to_tensors(pack(random_samples(count, seed), 1, 4096).ranks[0][0], pad_id)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("save", [save_llama, save_qwen])
+def test_log_probs_are_the_references(save, temperature: float, tmp_path: Path) -> None:
+    directory = save(tmp_path)
+    (batch,) = pack(random_samples(6, seed=1), 1, 4096).ranks[0]
+    tensors = to_tensors(batch)
+    logprobs, _ = forward(load_policy(directory, dtype="float32"), tensors, temperature)
+    plain = AutoModelForCausalLM.from_pretrained(directory)
+    expected, mask = sequence_logprobs(plain, batch.prompt_ids, batch.response_ids, temperature)
+    torch.testing.assert_close(logprobs, expected[mask.bool()], rtol=1e-5, atol=1e-5)
+
+
+def test_neither_padding_nor_company_changes_a_log_prob(llama: Path) -> None:
+    model = load_policy(llama, dtype="float32")
+    samples = random_samples(5, seed=2)
+    together, _ = forward(model, to_tensors(pack(samples, 1, 4096).ranks[0][0], pad_id=3))
+    other_pad, _ = forward(model, to_tensors(pack(samples, 1, 4096).ranks[0][0], pad_id=40))
+    assert torch.equal(together, other_pad)
+    ordered = sorted(samples, key=lambda s: -len(s.scored.prompt.token_ids) - len(s.scored.trajectory.response_ids))
+    alone = torch.cat([forward(model, to_tensors(pack([s], 1, 4096).ranks[0][0]))[0] for s in ordered])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_entropy_of_a_uniform_distribution(llama: Path) -> None:
+    model = load_policy(llama, dtype="float32")
+    torch.nn.init.zeros_(model.model.get_output_embeddings().weight)
+    logprobs, entropies = forward(model, batch_of(3, seed=3))
+    torch.testing.assert_close(entropies, torch.full_like(entropies, 45.0).log())
+    torch.testing.assert_close(logprobs, -entropies)
+    assert not entropies.requires_grad
+
+
+def test_chunks_give_the_same_values_and_gradients() -> None:
+    linear = torch.nn.Linear(8, 50)
+    hidden = torch.randn(23, 8, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(23)
+
+    def run(max_logits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        states = hidden.clone().requires_grad_()
+        linear.zero_grad()
+        logprobs, _ = LogprobHead(linear, max_logits)(states, targets, 0.7)
+        logprobs.square().sum().backward()
+        return logprobs.detach(), states.grad, linear.weight.grad.clone()
+
+    # 50 x 4 logits a chunk: 23 rows are six chunks
+    for whole, chunked in zip(run(10**6), run(200), strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_gradient(llama: Path) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = load_policy(llama, dtype="float32", gradient_checkpointing=checkpointing)
+        forward(model, batch_of(4, seed=4))[0].sum().backward()
+        gradients.append(torch.cat([p.grad.reshape(-1) for p in model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_keep_their_transformers_names(tmp_path: Path) -> None:
+    for tied in (False, True):
+        directory = save_llama(tmp_path / str(tied), tied=tied)
+        expected = [name for name, _ in AutoModelForCausalLM.from_pretrained(directory).named_parameters()]
+        assert [name for name, _ in load_policy(directory, dtype="float32").model.named_parameters()] == expected
+        assert ("lm_head.weight" in expected) is not tied
+
+
+def test_dropout_is_off(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=45, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    model = load_policy(tmp_path, dtype="float32").train()
+    batch = batch_of(3, seed=5)
+    assert torch.equal(forward(model, batch)[0], forward(model, batch)[0])
+
+
+def test_a_model_with_soft_capped_logits_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "head_dim": 16}
+    counts = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    config = Gemma2Config(vocab_size=45, final_logit_softcapping=0.01, **sizes, **counts)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="Gemma2ForCausalLM does more to its logits than a linear head"):
+        load_policy(tmp_path, dtype="float32")
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, llama: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such directory"):
+        load_policy(tmp_path / "nowhere", dtype="float32")
+    with pytest.raises(UserError, match="no config.json"):
+        load_policy(tmp_path, dtype="float32")
+    (tmp_path / "config.json").write_text((llama / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match="no \\*.safetensors.*refused"):
+        load_policy(tmp_path, dtype="float32")
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="does not load"):
+        load_policy(tmp_path, dtype="float32")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-family"}))
+    with pytest.raises(UserError, match="config.json cannot be used"):
+        load_policy(tmp_path, dtype="float32")
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path, llama: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="weights of LlamaForCausalLM are missing from it: lm_head.weight"):
+        load_policy(tmp_path, dtype="float32")
