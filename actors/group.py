@@ -215,6 +215,10 @@ class RayScorer:
         self._waiting: list[tuple[ScoreRequest, asyncio.Future[Verdict]]] = []
         self._flushing: set[asyncio.Task[None]] = set()
 
+    async def ready(self, timeout_s: float) -> None:
+        """Wait until a verifier runs. Raises UserError when the reward function cannot be used."""
+        await answer("reward", "start-up", self._handle.ping.remote(), timeout_s)
+
     async def score(self, request: ScoreRequest) -> Verdict:
         result: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         if not self._waiting:

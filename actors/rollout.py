@@ -81,6 +81,7 @@ class RolloutWorker:
         weight_backend: str = "flat",
     ) -> None:
         """Starts the engine in the background; `ready` waits for it. `stop_token_ids` hold where a call names none."""
+        self._began = time.monotonic()
         os.environ.update(rollout_env(settings, device))
         # Imported here: vLLM reads the environment at import, and the driver that ships this class needs no vLLM.
         from actors.vllm_engine import EngineThread, engine_args
@@ -94,10 +95,14 @@ class RolloutWorker:
         self._version = INITIAL_VERSION
         self._in_flight: dict[str, _InFlight] = {}
         self._admitted = 0
-        self._began = time.monotonic()
         self._engine = EngineThread(
             lambda: engine_args(
-                settings, model_path=model_path, max_model_len=max_model_len, seed=seed, device=device, weight_backend=weight_backend
+                settings,
+                model_path=model_path,
+                max_model_len=max_model_len,
+                seed=seed,
+                device=device,
+                weight_backend=weight_backend,
             ),
             self._deliver,
         )

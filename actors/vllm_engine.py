@@ -68,6 +68,7 @@ def engine_args(
         scheduling_policy="priority",  # lets the probe of a weight sync pass the requests in front of it
         weight_transfer_config=WeightTransferConfig(backend=weight_backend),
         disable_log_stats=True,
+        use_tqdm_on_load=False,
     )
 
 

@@ -296,8 +296,9 @@ async def _spawned(config: RunConfig, materials: Materials, recorder: Recorder, 
     try:
         scorer = spawner.scorer()
         policy_updates = updates * max(1, config.loop.steps - config.critic.warmup_steps)
-        _, learner, critic = await asyncio.gather(
+        _, _, learner, critic = await asyncio.gather(
             fleet.start(),
+            scorer.ready(config.cluster.ready_timeout_s),
             spawner.learner(model_path=materials.policy_path, total_updates=policy_updates),
             spawner.critic(model_path=materials.critic_path, total_updates=updates * config.loop.steps),
         )

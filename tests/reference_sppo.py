@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from sppo_ray.models.bundled import resolve_model
 from sppo_ray.tasks import running_sum
@@ -78,9 +79,10 @@ def sample_responses(
     eos, longest = model.config.eos_token_id, max(len(ids) for ids in prompt_ids)
     padded = [[eos] * (longest - len(ids)) + list(ids) for ids in prompt_ids]  # on the left: all rows go on at the end
     mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompt_ids]
-    untruncated = GenerationConfig(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
-    limits = {"max_new_tokens": max_tokens, "eos_token_id": eos, "pad_token_id": eos}
-    ids_BT = model.generate(torch.tensor(padded), attention_mask=torch.tensor(mask), generation_config=untruncated, **limits)
+    how = GenerationConfig(
+        do_sample=True, temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=max_tokens, eos_token_id=eos, pad_token_id=eos
+    )
+    ids_BT = model.generate(torch.tensor(padded), attention_mask=torch.tensor(mask), generation_config=how)
     return [row[: row.index(eos) + 1] if eos in row else row for row in ids_BT[:, longest:].tolist()]
 
 
@@ -172,13 +174,13 @@ def main() -> None:
     args = parser.parse_args()
     batch, minibatch, warmup_steps = 256, 64, 3
 
+    transformers_logging.set_verbosity_error()  # the critic leaves the language head unread, and is right to
     torch.manual_seed(args.seed)
     checkpoint = str(resolve_model(args.model))
     policy, critic = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32), PromptCritic(checkpoint)
     train, held_out = RunningSum(checkpoint, args.seed), RunningSum(checkpoint, running_sum.HELD_OUT_SEED)
     adam = {"betas": (0.9, 0.95), "weight_decay": 0.0}
-    optimizers = AdamW(policy.parameters(), lr=5e-4, **adam), AdamW(critic.parameters(), lr=1e-3, **adam)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - 0.9 * step / args.steps) for o in optimizers]
+    learn_policy, learn_critic = AdamW(policy.parameters(), **adam), AdamW(critic.parameters(), **adam)
 
     seconds = 0.0
     for step in range(args.steps + 1):
@@ -188,13 +190,13 @@ def main() -> None:
         if step == args.steps:
             break
         start = time.perf_counter()
+        decay = 1 - 0.9 * step / args.steps  # in a straight line to a tenth
+        learn_policy.param_groups[0]["lr"], learn_critic.param_groups[0]["lr"] = 5e-4 * decay, 1e-3 * decay
         samples = rollout(policy, critic, train, range(step * batch, (step + 1) * batch))
         for part in (samples[i : i + minibatch] for i in range(0, batch, minibatch)):
-            update_critic(critic, optimizers[1], [s.prompt_ids for s in part], [s.reward for s in part])
+            update_critic(critic, learn_critic, [s.prompt_ids for s in part], [s.reward for s in part])
             if step >= warmup_steps:
-                update_policy(policy, optimizers[0], part)
-        for schedule in schedules:
-            schedule.step()
+                update_policy(policy, learn_policy, part)
         seconds += time.perf_counter() - start
 
 

@@ -35,7 +35,7 @@ RUNNING_SUM_SHAPE: dict[str, Any] = {  # 129,088 parameters
     # Llama's 0.02 suits widths in the thousands; at width 64 it takes twice as many steps until copying works.
     "initializer_range": 0.08,
 }
-BYTE_CRITIC_SHAPE: dict[str, Any] = {  # 361,344 parameters
+BYTE_CRITIC_SHAPE: dict[str, Any] = {  # 361,600 parameters
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 2,

@@ -90,7 +90,7 @@ def is_equivalent(truth: str, answer: str) -> bool:
 
 
 def warm_up() -> None:
-    """Build the parser's tables now (half a second), so that no sample pays for them."""
+    """Build the parser's tables now (a second or two), so that no sample pays for them."""
     for truth, answer in _WARM_UP:
         _equal_by_algebra(truth, answer)
 

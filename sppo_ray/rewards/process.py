@@ -57,8 +57,7 @@ class VerifierProcess:
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
         self._reader: asyncio.StreamReader
-        self._incoming: asyncio.ReadTransport
-        self._outgoing: asyncio.WriteTransport
+        self._transports: list[asyncio.BaseTransport] = []
         self._writer: asyncio.StreamWriter
         self._generation = -1  # of the child that the next batch is meant for
 
@@ -115,16 +114,18 @@ class VerifierProcess:
     async def close(self) -> None:
         """End the process and its child, whatever they do."""
         self._popen.kill()
-        self._outgoing.close()
-        self._incoming.close()
+        for transport in self._transports:
+            transport.close()
         await asyncio.to_thread(self._popen.wait, _REAP_DEADLINE_S)
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         self._reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
-        self._incoming, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(self._reader), self._popen.stdout)
-        self._outgoing, flow = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, self._popen.stdin)
-        self._writer = asyncio.StreamWriter(self._outgoing, flow, None, loop)
+        incoming, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(self._reader), self._popen.stdout)
+        self._transports.append(incoming)
+        outgoing, flow = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, self._popen.stdin)
+        self._transports.append(outgoing)
+        self._writer = asyncio.StreamWriter(outgoing, flow, None, loop)
 
     async def _await_ready(self, deadline_s: float) -> None:
         """Read on until a newer child is ready; late replies of the old one are dropped."""

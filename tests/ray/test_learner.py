@@ -1,10 +1,10 @@
-"""The learner's ranks on real DeepSpeed: one rank in this process, two in Ray actors."""
+"""One learner rank on real DeepSpeed, in this process. Two ranks, in Ray actors: test_parity.py."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.deepspeed import learning_rate
-from actors.learner import LearnerActor, LearnerRank
+from actors.learner import LearnerRank
 from sppo_ray.config import LearnerSettings, OptimizerSettings, SPPOSettings
 from sppo_ray.data.batching import pack
 from sppo_ray.errors import UserError
@@ -24,7 +24,9 @@ from sppo_ray.types import Minibatch
 from tests.reference_sppo import sequence_logprobs
 from tests.training_data import random_samples, save_llama
 
-OPTIMIZER = OptimizerSettings(lr=1e-3, weight_decay=0.01, grad_clip=0.5)
+# A larger eps than usual: Adam divides by the gradient's own size, which turns the rounding of a gradient near zero
+# into a step of the full learning rate.
+OPTIMIZER = OptimizerSettings(lr=1e-3, eps=1e-5, weight_decay=0.01, grad_clip=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -207,60 +209,3 @@ def test_learning_rate_schedule() -> None:
     # two warm-up updates (1/2, 2/2), then from 1 at update 2 to 0.1 at update 5
     assert [learning_rate(linear, update, 6) for update in range(7)] == pytest.approx([0.5, 1.0, 1.0, 0.7, 0.4, 0.1, 0.1])
     assert [learning_rate(OptimizerSettings(lr=2.0), update, 3) for update in range(3)] == [2.0, 2.0, 2.0]
-
-
-class TwoRanks:
-    """Two LearnerActors, called together."""
-
-    def __init__(self, ray: Any, model: Path, **options: Any) -> None:
-        self.ray = ray
-        make = LearnerActor.options(num_cpus=1)
-        self.handles = [make.remote(rank, 2, **arguments(model, **options)) for rank in range(2)]
-        address = ray.get(self.handles[0].address.remote())
-        self.all("setup", *address)
-
-    def all(self, method: str, *arguments: Any) -> list[Any]:
-        return self.ray.get([getattr(handle, method).remote(*arguments) for handle in self.handles], timeout=120)
-
-    def update(self, batch: Minibatch) -> list[dict[str, float]]:
-        counts = (batch.num_global_tokens, batch.num_global_samples)
-        calls = [handle.update.remote(shard, *counts) for handle, shard in zip(self.handles, batch.ranks, strict=True)]
-        return self.ray.get(calls, timeout=120)
-
-    def weights(self) -> Sequence[Any]:
-        return self.all("flat_weights", 1)
-
-    def close(self) -> None:
-        self.all("close")
-        for handle in self.handles:
-            self.ray.kill(handle)
-
-
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_ranks_make_the_update_of_one(ray_cluster: Any, llama: Path, tmp_path: Path, stage: int) -> None:
-    alone, pair = started(llama), TwoRanks(ray_cluster, llama, zero_stage=stage)
-    for seed in range(2):
-        expected = update(alone, minibatch(seed=seed))
-        first, second = pair.update(minibatch(ranks=2, seed=seed))
-        assert {**first, "seconds": 0} == {**second, "seconds": 0}
-        for name in expected.keys() - {"seconds"}:
-            assert first[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
-
-    (_, buffer, probe), nothing = pair.weights()
-    assert nothing == (None, None, None)
-    np.testing.assert_allclose(buffer.view(np.float32), weights(alone), atol=2e-6)
-    assert probe[1] == pytest.approx(alone.flat_weights(1)[2][1], abs=1e-4)
-
-    pair.all("save", str(tmp_path / "state"))
-    poisoned = minibatch(ranks=2, seed=3)
-    bad = replace(poisoned.ranks[1][0], advantages=(math.nan,) * len(poisoned.ranks[1][0].advantages))
-    metrics = pair.update(replace(poisoned, ranks=(poisoned.ranks[0], (bad, *poisoned.ranks[1][1:]))))
-    assert [row["skipped"] for row in metrics] == [1.0, 1.0]  # one rank's bad gradient holds up both
-    np.testing.assert_array_equal(pair.weights()[0][1], buffer)
-
-    pair.all("load", str(tmp_path / "state"))
-    pair.all("export", str(tmp_path / "policy"), str(llama))
-    exported = torch.cat([p.detach().reshape(-1) for p in AutoModelForCausalLM.from_pretrained(tmp_path / "policy").parameters()])
-    np.testing.assert_array_equal(exported.numpy(), buffer.view(np.float32))
-    pair.close()
-    alone.close()

@@ -54,7 +54,9 @@ def test_sums_are_modulo_100() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(index=st.integers(0, 10**9), seed=SEEDS, max_operands=st.integers(2, 26))
-def test_an_example_is_a_function_of_its_arguments_and_solved_by_the_exact_procedure(index: int, seed: int, max_operands: int) -> None:
+def test_an_example_is_a_function_of_its_arguments_and_solved_by_the_exact_procedure(
+    index: int, seed: int, max_operands: int
+) -> None:
     prompt, answer = generate_example(index, seed=seed, max_operands=max_operands)
     assert (prompt, answer) == generate_example(index, seed=seed, max_operands=max_operands)
     pairs = operands(prompt)

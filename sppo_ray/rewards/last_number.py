@@ -1,0 +1,23 @@
+"""Reward for arithmetic answered in free text: the last number of the response decides, and only that one.
+
+An example of a reward function of one's own: `reward.function: {type: custom, function: "sppo_ray.rewards.last_number:reward"}`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w])")
+
+
+def reward(response: str, ground_truth: str, extra: Mapping[str, Any]) -> float:
+    """1.0 when the last number of the response equals the ground truth in value ("7.0" is 7), else 0.0.
+
+    Listing many numbers gains nothing: all but the last are ignored. Raises decimal.InvalidOperation for a ground
+    truth that is no number.
+    """
+    numbers = _NUMBER.findall(response)
+    return float(bool(numbers) and Decimal(numbers[-1]) == Decimal(ground_truth))
