@@ -13,7 +13,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,8 +64,11 @@ class _InFlight:
 
 
 class RolloutWorker:
-    """One vLLM engine in this process. On a CPU with one process an engine (tensor_parallel_size 1) this is vLLM itself,
-    without subprocesses; a larger tensor_parallel_size adds vLLM's own worker processes.
+    """One vLLM engine in this process, on CPU or GPU.
+
+    With tensor_parallel_size above 1, vLLM's own worker processes compute; each reads new weights from a file in shared
+    memory and needs this package's entry point installed, not only importable. The tests run size 1; size 2 has been
+    run on a CPU. An update that such a worker refuses ends the engine, since the refusal crosses as a plain error.
     """
 
     def __init__(
@@ -157,21 +160,25 @@ class RolloutWorker:
         batch = {request.request_id: _InFlight(request, now, inbox, loop) for request in requests}
         if len(batch) < len(requests):
             raise UserError(f"{self.name}: {len(requests) - len(batch)} request ids of one call are repeated: make them unique")
-        await self._call(lambda engine: self._admit(engine, batch, sampling))
         left = len(batch)
         try:
+            await self._call(lambda engine: self._admit(engine, batch, sampling))
             while left:
                 for trajectory in await inbox.get():
                     left -= 1
                     if trajectory is not None:
                         yield trajectory
         finally:
-            if left:  # the caller lost interest
-                self._engine.call(lambda engine: self._abort(engine, list(batch)))
+            if left:  # refused, or the caller lost interest
+                self._engine.call(lambda engine: self._drop(engine, batch.values()))
 
     async def abort(self, request_ids: Sequence[str]) -> int:
         """Drop unfinished requests: their streams end without them. Returns how many there were."""
-        return await self._call(lambda engine: self._abort(engine, request_ids))
+
+        def drop(engine: LLMEngine) -> int:
+            return self._drop(engine, [self._in_flight[key] for key in request_ids if key in self._in_flight])
+
+        return await self._call(drop)
 
     def _admit(self, engine: LLMEngine, batch: Mapping[str, _InFlight], sampling: SamplingSettings) -> None:
         from actors.vllm_engine import sampling_params
@@ -189,7 +196,6 @@ class RolloutWorker:
                 # Arrival orders the waiting requests: a counter, where two readings of a clock may be equal.
                 engine.add_request(request_id, prompt, params, arrival_time=float(self._admitted))
             except ValueError as error:
-                self._abort(engine, list(batch))
                 raise UserError(f"{self.name}: prompt {entry.request.prompt_id} was refused by vLLM: {error}") from None
             self._in_flight[request_id] = entry
 
@@ -208,12 +214,13 @@ class RolloutWorker:
         if request.request_id in self._in_flight:
             raise UserError(f"{self.name}: request {request.request_id} is in flight already: request ids must be unique")
 
-    def _abort(self, engine: LLMEngine, request_ids: Sequence[str]) -> int:
-        dropped = [self._in_flight.pop(request_id) for request_id in request_ids if request_id in self._in_flight]
-        engine.abort_request([entry.request.request_id for entry in dropped])
-        for entry in dropped:
+    def _drop(self, engine: LLMEngine, entries: Iterable[_InFlight]) -> int:
+        mine = [entry for entry in entries if self._in_flight.get(entry.request.request_id) is entry]
+        engine.abort_request([entry.request.request_id for entry in mine])
+        for entry in mine:
+            del self._in_flight[entry.request.request_id]
             entry.loop.call_soon_threadsafe(entry.inbox.put_nowait, [None])
-        return len(dropped)
+        return len(mine)
 
     def _deliver(self, finished: list[RequestOutput]) -> None:
         """Engine thread: hand what one step finished to the calls that wait for it, one wake-up a call."""

@@ -106,7 +106,12 @@ def requests(count: int, *, length: int = 12, tag: str = "r") -> list[RolloutReq
 
 
 def stream(
-    actor: Any, batch: Sequence[RolloutRequest], *, temperature: float = 1.0, max_tokens: int = 24, stop: tuple[int, ...] = (STOP,)
+    actor: Any,
+    batch: Sequence[RolloutRequest],
+    *,
+    temperature: float = 1.0,
+    max_tokens: int = 24,
+    stop: tuple[int, ...] = (STOP,),
 ) -> Iterator[Trajectory]:
     """Starts at once; yields trajectories as they arrive."""
     arriving = actor.generate.options(num_returns="streaming").remote(
@@ -170,6 +175,6 @@ def start_engine(name: str, directory: Path, *, context: int = CONTEXT) -> Any:
     """An actor that is starting; wait for its `ready`."""
     return (
         ray.remote(DamagedWorker)
-        .options(num_cpus=1, runtime_env={"env_vars": rollout_env(SETTINGS, "cpu")})
+        .options(num_cpus=0.1, runtime_env={"env_vars": rollout_env(SETTINGS, "cpu")})
         .remote(name, SETTINGS, model_path=str(directory), max_model_len=context, stop_token_ids=(), seed=0, device="cpu")
     )

@@ -200,10 +200,12 @@ def test_two_ranks_skip_save_resume_and_export_as_one(
 def test_a_rank_without_samples_takes_part(ray_cluster: Any, hosts: Any, llama: Path) -> None:
     learner = Group(ray_cluster, hosts[2], LearnerRank, learner_arguments(llama, stage=2))
     sample = random_samples(1, seed=0)
-    expected = reference_samples(sample)[0]
     rows = learner.update_policy(pack(sample, 2, 128))
-    ratio = np.exp(-np.asarray(expected.old_logprobs) + rows[0]["logprob_difference_mean"] * 0)
-    assert rows[0] == {**rows[1], "seconds": rows[0]["seconds"]} and np.isfinite(ratio).all() and rows[0]["skipped"] == 0.0
+    reference = AutoModelForCausalLM.from_pretrained(llama)
+    optimizer = torch.optim.AdamW(reference.parameters(), **ADAM)
+    expected = update_policy(reference, optimizer, reference_samples(sample), temperature=TEMPERATURE)
+    assert [row["loss"] for row in rows] == pytest.approx([expected] * 2, rel=1e-5)
+    assert relative_difference(learner.weights(), flat(reference.parameters())) <= 1e-5
     learner.all("close")
     critic = Group(ray_cluster, hosts[2], CriticRank, critic_arguments(llama, stage=3))
     assert critic.each("values", [([(5, 6), (7,)],), ([],)]) == [[0.0, 0.0], []]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,6 +156,22 @@ def test_a_builtin_is_made_once_and_loads(byte_critic: Path) -> None:
     assert AutoTokenizer.from_pretrained(byte_critic)("é")["input_ids"] == tiny.byte_tokenizer()("é")["input_ids"]
 
 
+def test_two_that_want_a_model_at_once_make_it_once(byte_critic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds: list[Path] = []
+
+    def build_slowly(directory: Path, report: bundled.Report) -> None:
+        builds.append(directory)
+        time.sleep(0.3)
+        shutil.copytree(byte_critic, directory, dirs_exist_ok=True)
+
+    monkeypatch.setenv(bundled.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setitem(bundled.BUNDLED, "slow", bundled.Bundled(build_slowly, dict))
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: resolve_model("builtin:slow", report=lambda line: None), range(2))
+    assert first == second
+    assert len(builds) == 1
+
+
 def test_a_failed_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(directory: Path, report: bundled.Report) -> None:
         (directory / "config.json").write_text("{}")
@@ -162,6 +182,11 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(RuntimeError, match="power cut"):
         resolve_model("builtin:broken", report=lambda line: None)
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_looking_a_model_up_imports_no_torch() -> None:
+    code = "import sys; from sppo_ray.models import bundled; bundled.recipe_key('running-sum'); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_initialising_a_model_leaves_the_callers_random_state() -> None:
