@@ -1,7 +1,7 @@
 """The critic: one rank of a DeepSpeed group that predicts, from the prompt alone, whether the policy will solve it.
 
-    values:  prompts --> value logits              while the rollout is still generating
-    update:  prompts, rewards --> BCE --> one optimizer step, while the policy learns
+values:  prompts --> value logits              while the rollout is still generating
+update:  prompts, rewards --> BCE --> one optimizer step, while the policy learns
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sppo_ray.models.loading import read_config
 from sppo_ray.models.value_head import ValueModel, choose_pad_token, load_value_model
 
 TokenIds = Sequence[tuple[int, ...]]
-_FILLER: TokenIds = ((0,),)  # a forward's worth of nothing, for a rank with fewer batches than another
+_FILLER: TokenIds = ((0,),)
 
 
 class CriticRank(TrainingRank):
@@ -42,13 +42,12 @@ class CriticRank(TrainingRank):
     @torch.no_grad()
     def values(self, token_ids: TokenIds) -> list[float]:
         """value_logit of each of this rank's prompts, in their order. A collective under ZeRO-3."""
-        batches = self._batches(token_ids)
-        logits = [0.0] * len(token_ids)
-        for indices in batches:
-            for index, logit in zip(indices, self._logits([token_ids[i] for i in indices]).tolist(), strict=True):
-                logits[index] = logit
-        self._fill_up(len(batches), backward=False)
-        return logits
+        value_logits = [0.0] * len(token_ids)
+        for indices in self._batches(token_ids, collective=self.engine.stage == 3):
+            logits = self._logits([token_ids[i] for i in indices])[: len(indices)]
+            for index, logit in zip(indices, logits.tolist(), strict=True):
+                value_logits[index] = logit
+        return value_logits
 
     def update(self, token_ids: TokenIds, rewards: Sequence[float], num_global: int) -> dict[str, float]:
         """One optimizer step on this rank's prompts and rewards, of `num_global` over all ranks. A collective.
@@ -61,15 +60,14 @@ class CriticRank(TrainingRank):
         """
         started = time.perf_counter()
         check_rewards(rewards)
-        batches = self._batches(token_ids)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        for indices in batches:
+        for indices in self._batches(token_ids, collective=True):
+            logits = self._logits([token_ids[i] for i in indices])
             wanted = torch.tensor([rewards[i] for i in indices], dtype=torch.float32, device=self.device)
-            part = value_loss(self._logits([token_ids[i] for i in indices]), wanted, num_global_samples=num_global)
+            part = value_loss(logits[: len(indices)], wanted, num_global_samples=num_global)
             self.engine.backward(part.loss)
             for name, value in (part.sums | {"loss": part.loss.detach()}).items():
                 sums[name] += value
-        self._fill_up(len(batches), backward=True)
         lr = self._next_learning_rate()
         outcome = self.engine.step(lr)
         self._count_update(outcome.skipped)
@@ -84,22 +82,26 @@ class CriticRank(TrainingRank):
             "seconds": time.perf_counter() - started,
         }
 
-    def _batches(self, token_ids: TokenIds) -> list[list[int]]:
+    def export(self, directory: str | Path, tokenizer_source: str | Path) -> None:
+        self._prompt_endings = self.engine.union(self._prompt_endings)
+        super().export(directory, tokenizer_source)
+
+    def _batches(self, token_ids: TokenIds, *, collective: bool) -> list[list[int]]:
+        """Indices of the prompts of each forward.
+
+        Where a forward or its backward is a collective, a rank with fewer batches than another gets empty ones.
+        """
         self._prompt_endings.update(ids[-1] for ids in token_ids)
-        return chunk([len(ids) for ids in token_ids], self.settings.max_tokens_per_microbatch)
+        batches = chunk([len(ids) for ids in token_ids], self.settings.max_tokens_per_microbatch)
+        if collective and self.world_size > 1:
+            batches += [[]] * (self.engine.maximum(len(batches)) - len(batches))
+        return batches
 
     def _logits(self, token_ids: TokenIds) -> Tensor:
+        """[number of prompts] float32; of no prompts, one that means nothing."""
+        token_ids = token_ids or _FILLER
         lengths = torch.tensor([len(ids) for ids in token_ids], device=self.device)
         return self.engine(pad_right(token_ids, pad_id=0).to(self.device), lengths)
-
-    def _fill_up(self, done: int, *, backward: bool) -> None:
-        """Take part in the forwards and backwards of ranks that have more batches: under ZeRO each is a collective."""
-        if self.world_size == 1 or not (backward or self.engine.stage == 3):
-            return
-        for _ in range(self.engine.maximum(done) - done):
-            logits = self._logits(_FILLER)
-            if backward:
-                self.engine.backward(0.0 * logits.sum())
 
     def _load_model(self) -> ValueModel:
         settings = self.settings

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def join_group(rank: int, world_size: int, *, device: str, address: str, port: i
     import deepspeed
 
     deepspeed.utils.logger.setLevel("ERROR")
+    # DeepSpeed's ZeRO-3 calls collectives by names that torch renamed, and would say so at every step.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     # The shared-memory op serves tensor-parallel inference only, and compiling it takes a minute on a fresh machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
@@ -159,18 +162,27 @@ class TrainingEngine:
 
     def reduce(self, sums: Mapping[str, Tensor], maxima: Mapping[str, Tensor]) -> dict[str, float]:
         """Add up and take the maximum over the ranks, which all hand in the same names in the same order. A collective."""
-        totals = torch.stack([*sums.values()]).double() if sums else torch.zeros(0)
-        highest = torch.stack([*maxima.values()]).double() if maxima else torch.zeros(0)
+        return self._reduce(sums, torch.distributed.ReduceOp.SUM) | self._reduce(maxima, torch.distributed.ReduceOp.MAX)
+
+    def _reduce(self, values: Mapping[str, Tensor], operation: Any) -> dict[str, float]:
+        if not values:
+            return {}
+        stacked = torch.stack(list(values.values())).double()
         if self.world_size > 1:
-            torch.distributed.all_reduce(totals)
-            torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
-        return dict(zip([*sums, *maxima], [*totals.tolist(), *highest.tolist()], strict=True))
+            torch.distributed.all_reduce(stacked, op=operation)
+        return dict(zip(values, stacked.tolist(), strict=True))
 
     def maximum(self, number: int) -> int:
         """The largest of the ranks' numbers. A collective."""
         highest = torch.tensor(number, device=self.device)
         torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
         return int(highest)
+
+    def union(self, numbers: set[int]) -> set[int]:
+        """What any rank has. A collective."""
+        parts: list[set[int]] = [set()] * self.world_size
+        torch.distributed.all_gather_object(parts, numbers)
+        return set().union(*parts)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter of the Transformers model with its Transformers name; a tied one comes once.

@@ -18,6 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
+from actors.flat_layout import WeightsRefused
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.interfaces import (
     PublishedWeights,
@@ -34,7 +35,11 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 async def answer(worker: str, doing: str, reference: Awaitable[Any], timeout_s: float) -> Any:
-    """Await a remote call. Raises WorkerDied, WorkerTimeout, or WorkerFailure with the remote error's text."""
+    """Await a remote call.
+
+    Raises WorkerDied, WorkerTimeout, or WorkerFailure with the remote error's text; a remote UserError or WeightsRefused
+    comes through as itself.
+    """
     try:
         return await asyncio.wait_for(_awaited(reference), timeout_s)
     except (TimeoutError, GetTimeoutError):
@@ -43,7 +48,11 @@ async def answer(worker: str, doing: str, reference: Awaitable[Any], timeout_s: 
         raise WorkerDied(worker, f"died during {doing}: {_first_line(error)}") from None
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
-            raise UserError(f"{worker}: {error.cause}") from None
+            named = str(error.cause) if worker in str(error.cause) else f"{worker}: {error.cause}"
+            raise UserError(named) from None
+        if isinstance(error.cause, WeightsRefused):
+            # Not the engine's fault, so a new engine would not help: what the learner published fits no such model.
+            raise WeightsRefused(f"{worker}: {error.cause}") from None
         raise WorkerFailure(worker, f"failed at {doing}: {error}") from None
 
 

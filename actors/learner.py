@@ -1,7 +1,7 @@
 """The policy's trainer: one rank of a DeepSpeed group, and the source of every version of the weights.
 
-    update:        micro-batches --> log-probs --> clipped loss, summed over micro-batches and ranks --> one optimizer step
-    flat_weights:  all parameters in one buffer, with the digest and the probe by which an engine proves that it has them
+update:        micro-batches --> log-probs --> clipped loss, summed over micro-batches and ranks --> one optimizer step
+flat_weights:  all parameters in one buffer, with the digest and the probe by which an engine proves that it has them
 """
 
 from __future__ import annotations

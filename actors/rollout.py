@@ -81,7 +81,6 @@ class RolloutWorker:
         stop_token_ids: tuple[int, ...],
         seed: int,
         device: str,
-        weight_backend: str = "flat",
     ) -> None:
         """Starts the engine in the background; `ready` waits for it. `stop_token_ids` hold where a call names none."""
         self._began = time.monotonic()
@@ -105,7 +104,6 @@ class RolloutWorker:
                 max_model_len=max_model_len,
                 seed=seed,
                 device=device,
-                weight_backend=weight_backend,
             ),
             self._deliver,
         )
@@ -293,37 +291,6 @@ class RolloutWorker:
         logprobs, finished = prompt_logprobs(self._engine.step, engine, probe_ids)
         self._deliver(finished)
         return tuple(logprobs)
-
-    # vLLM's own names and payloads, for its GPU transports (weight backends "nccl" and "ipc"), whose trainer-side engines
-    # drive these four from outside. Generation waits from start to finish. Not run on a machine without GPUs.
-
-    async def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
-        """Join the trainer's transfer group."""
-        await self._call(lambda engine: engine.collective_rpc("init_weight_transfer_engine", args=(dict(init_info),)))
-
-    async def start_weight_update(self) -> None:
-        """Open an update; the engine stops stepping."""
-
-        def start(engine: LLMEngine) -> None:
-            engine.collective_rpc("start_weight_update")
-            self._engine.updating = True
-
-        await self._call(start)
-
-    async def update_weights(self, update_info: Mapping[str, Any]) -> None:
-        """Receive weights; with nccl this returns when the trainer's broadcast is through."""
-        await self._call(lambda engine: engine.collective_rpc("update_weights", args=(dict(update_info),)))
-
-    async def finish_weight_update(self, version: int, probe_ids: tuple[int, ...]) -> tuple[float, ...]:
-        """Close the update, serve it as `version`, and return the probe's log-probs under it."""
-
-        def finish(engine: LLMEngine) -> tuple[float, ...]:
-            engine.collective_rpc("finish_weight_update")
-            self._serve_version(engine, version)
-            self._engine.updating = False
-            return self._probe(engine, probe_ids)
-
-        return await self._call(finish)
 
     # -------------------------------------------------------------------------------------------------- plumbing
 

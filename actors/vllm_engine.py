@@ -25,7 +25,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.flat_layout import WeightsRefused
-from actors.vllm_plugin import register
+from actors.vllm_plugin import BACKEND, register
 from sppo_ray.config import RolloutSettings
 from sppo_ray.errors import UserError
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def engine_args(
-    settings: RolloutSettings, *, model_path: str, max_model_len: int, seed: int, device: str, weight_backend: str
+    settings: RolloutSettings, *, model_path: str, max_model_len: int, seed: int, device: str
 ) -> EngineArgs:
     """What vLLM is told: token ids in and out, exact log-probs of what was sampled from, reproducible scheduling."""
     cpu = device == "cpu"
@@ -66,7 +66,7 @@ def engine_args(
         logprobs_mode="processed_logprobs",  # after temperature: the distribution that the token was drawn from
         async_scheduling=False,  # a step in flight during a weight update would be labelled with the wrong version
         scheduling_policy="priority",  # lets the probe of a weight sync pass the requests in front of it
-        weight_transfer_config=WeightTransferConfig(backend=weight_backend),
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
@@ -87,7 +87,6 @@ class EngineThread:
         self._finished_tokens = 0
         self.tokens_generated = 0  # in all, unfinished responses included; read 4 times a second
         self.progressed_at = time.monotonic()
-        self.updating = False  # between start_weight_update and finish_weight_update the model cannot be run
         self.started: Future[None] = Future()
         self._thread = threading.Thread(target=self._main, name="vllm-engine", daemon=True)
         self._thread.start()
@@ -141,7 +140,7 @@ class EngineThread:
 
     def _run(self, engine: LLMEngine) -> None:
         while True:
-            while self.updating or not engine.has_unfinished_requests() or not self._jobs.empty():
+            while not engine.has_unfinished_requests() or not self._jobs.empty():
                 entry = self._jobs.get()
                 if entry is None:
                     engine.engine_core.shutdown()

@@ -126,8 +126,10 @@ DataSource = Annotated[
 class DataSettings(Settings):
     train: tuple[DataSource, ...]
     held_out: tuple[DataSource, ...] = ()
-    """Evaluation sets. A prompt that is also in `train` is refused, unless allow_overlap."""
-    allow_overlap: bool = False
+    """Evaluation sets; see held_out_overlap."""
+    held_out_overlap: Literal["refuse", "drop", "allow"] = "refuse"
+    """A training prompt of a file that is also held out: stop and name it, leave it out of training and count it, or
+    train on it. Procedural sources always leave it out."""
     prompts_per_step: PositiveInt = 256
     samples_per_prompt: PositiveInt = 1
     """N. Sequence-Level PPO needs 1: the critic is the baseline."""
@@ -197,6 +199,12 @@ class ModelSettings(Settings):
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
     """A rank that does not answer one call (an update, a checkpoint) for so long is taken for dead."""
 
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> ModelSettings:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs a partitioned optimizer: set zero_stage to 1, 2 or 3, or turn it off")
+        return self
+
 
 class LearnerSettings(ModelSettings):
     """The policy and its optimizer."""
@@ -235,8 +243,8 @@ class RolloutSettings(Settings):
 
 
 class WeightSyncSettings(Settings):
-    backend: Literal["flat", "nccl", "ipc"] = "flat"
-    """flat = one buffer a version through Ray's object store (CPU and GPU); nccl, ipc = vLLM's own GPU transports."""
+    """Weights travel as one flat buffer a version through Ray's object store, by vLLM's weight-transfer API."""
+
     verify: bool = True
     """Compare digest, parameter count and a probe's log-probs on every engine at every sync."""
     max_probe_difference: Annotated[float, Field(gt=0)] | None = None
@@ -392,8 +400,6 @@ class RunConfig(Settings):
                 f"critic.max_tokens_per_microbatch {self.critic.max_tokens_per_microbatch} is less than data.max_prompt_tokens "
                 f"{self.data.max_prompt_tokens}: raise it"
             )
-        if self.weight_sync.backend in ("nccl", "ipc") and self.device == "cpu":
-            raise ValueError(f"weight_sync.backend {self.weight_sync.backend} needs GPUs: use flat with device cpu")
         return self
 
     def derived(self) -> dict[str, Any]:

@@ -57,15 +57,15 @@ class PromptStream:
     ) -> None:
         """Judges the rows of all files: length, and overlap with the first `held_out_limit` rows of `settings.held_out`.
 
-        A prompt of a FILE that is also held out is an error: the file has to be corrected. One of a PROCEDURAL source
-        is a chance hit, which is left out of training and counted. Raises UserError for these, for over-long prompts
+        A prompt of a FILE that is also held out is an error, or left out and counted, as `held_out_overlap` says. One of
+        a PROCEDURAL source is a chance hit and always left out. Raises UserError for the former, for over-long prompts
         (unless they are to be dropped) and when no prompt is left.
         """
         self._rows = Concatenation("train", sources)
         self._encoder = encoder
         self._settings = settings
         self._seed = seed
-        self._held_out = {} if settings.allow_overlap else _held_out_ids(settings, held_out_limit)
+        self._held_out = {} if settings.held_out_overlap == "allow" else _held_out_ids(settings, held_out_limit)
         self._state = np.full(len(self._rows), _UNKNOWN, dtype=np.uint8)  # [rows]
         self._tokens = np.zeros(len(self._rows), dtype=np.int32)  # [rows] policy tokens; 0 = not tokenized yet
         for source, start in zip(sources, self._rows.starts[:-1], strict=True):
@@ -155,7 +155,8 @@ class PromptStream:
         if not source.procedural:
             for block in np.split(rows, range(_BLOCK_ROWS, rows.size, _BLOCK_ROWS)):
                 self._judge(block, measure=True)
-            self._refuse_overlap(rows[self._state[rows] == _HELD_OUT])
+            if self._settings.held_out_overlap == "refuse":
+                self._refuse_overlap(rows[self._state[rows] == _HELD_OUT])
             if self._settings.overlong_prompts == "refuse":
                 unfit = rows[self._state[rows] == _TOO_LONG]
                 _refuse_overlong(self._encoder.encode(self._rows.examples(unfit)), self._settings)
@@ -181,7 +182,7 @@ class PromptStream:
             shown = ", ".join(pairs) + (", ..." if rows.size > 3 else "")
             raise UserError(
                 f"data.train: {rows.size} prompts are also in data.held_out ({shown}): an evaluation on them "
-                "measures memory; remove them from either file, or set data.allow_overlap=true"
+                "measures memory; set data.held_out_overlap=drop to leave them out of training, or remove them from either file"
             )
 
 

@@ -25,7 +25,7 @@ class LogprobHead(nn.Module):
     module call, so that ZeRO-3 gathers the weight once on every rank, however many chunks a rank has.
     """
 
-    def __init__(self, head: nn.Linear, max_logits: int = MAX_LOGITS) -> None:
+    def __init__(self, head: nn.Linear, max_logits: int) -> None:
         super().__init__()
         self.weight = head.weight
         self.bias = head.bias
@@ -62,7 +62,7 @@ class LogprobHead(nn.Module):
 class PolicyModel(nn.Module):
     """Wraps a Transformers causal LM; `self.model`'s parameters keep their Transformers names."""
 
-    def __init__(self, model: nn.Module, max_logits: int = MAX_LOGITS) -> None:
+    def __init__(self, model: nn.Module, max_logits: int) -> None:
         super().__init__()
         self.model = model
         model.set_output_embeddings(LogprobHead(model.get_output_embeddings(), max_logits))
@@ -83,7 +83,12 @@ class PolicyModel(nn.Module):
 
 
 def load_policy(
-    directory: str | Path, *, dtype: str, attention: Attention = "auto", gradient_checkpointing: bool = False
+    directory: str | Path,
+    *,
+    dtype: str,
+    attention: Attention = "auto",
+    gradient_checkpointing: bool = False,
+    max_logits: int = MAX_LOGITS,
 ) -> PolicyModel:
     """Load a causal LM for training.
 
@@ -95,7 +100,7 @@ def load_policy(
     _check_head(model, directory)
     if gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    return PolicyModel(model)
+    return PolicyModel(model, max_logits)
 
 
 @torch.no_grad()

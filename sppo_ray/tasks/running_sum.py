@@ -13,8 +13,8 @@ Pure standard library: the configuration and the command line may import this.
 
 from __future__ import annotations
 
+import hashlib
 import random
-import zlib
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
 MODULUS = 100
@@ -22,7 +22,7 @@ MIN_OPERANDS = 2
 DIGIT_CEILINGS = (3, 9)  # a prompt's largest digit is drawn from this range, both ends included
 HELD_OUT_SEED = 1_000_000
 """Seeds from here on draw from prompts that no smaller seed ever draws, so that held-out sets are disjoint."""
-_HELD_OUT_SHARE = 8  # one prompt in so many is held out, chosen by the checksum of its text
+_HELD_OUT_SHARE = 8  # one prompt in so many is held out, chosen by a hash of its text
 
 
 def generate_example(index: int, *, seed: int, max_operands: int) -> tuple[str, str]:
@@ -43,15 +43,18 @@ def generate_example(index: int, *, seed: int, max_operands: int) -> tuple[str, 
 
 
 def draw_prompt(rng: random.Random, num_operands: int) -> str:
-    """A prompt of `num_operands` operands; labels run through the alphabet from a random letter, round the end."""
-    start = rng.randrange(len(LABELS))
+    """A prompt of `num_operands` operands, labelled a, b, c, ...
+
+    The labels are an index into the prompt. Were they to start anywhere, the reward, which reads the answer alone, would
+    let them drift away from the operands that they name.
+    """
     ceiling = rng.randint(*DIGIT_CEILINGS)
-    labels = (LABELS[(start + i) % len(LABELS)] for i in range(num_operands))
-    return "".join(f"{label}{rng.randint(1, ceiling)}" for label in labels) + "="
+    return "".join(f"{label}{rng.randint(1, ceiling)}" for label in LABELS[:num_operands]) + "="
 
 
 def is_held_out(prompt: str) -> bool:
-    return zlib.crc32(prompt.encode()) % _HELD_OUT_SHARE == 0
+    # Not a CRC: it is linear, so the short prompts would all fall on one side.
+    return hashlib.blake2b(prompt.encode(), digest_size=2).digest()[0] % _HELD_OUT_SHARE == 0
 
 
 def operands(prompt: str) -> list[tuple[str, int]]:

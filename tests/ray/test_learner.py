@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from actors.learner import LearnerRank
 from sppo_ray.config import LearnerSettings, OptimizerSettings, SPPOSettings
 from sppo_ray.data.batching import pack
 from sppo_ray.errors import UserError
+from sppo_ray.models.policy import load_policy
 from sppo_ray.trainer.weight_digest import flat_digest
 from sppo_ray.types import Minibatch
 from tests.reference_sppo import sequence_logprobs
@@ -107,6 +109,28 @@ def test_every_stage_makes_the_same_update(llama: Path, stage: int, dtype: str) 
     assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], **close)
     np.testing.assert_allclose(weights(staged), weights(plain), atol=2e-6 if dtype == "float32" else 2e-2)
     staged.close()
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_recomputing_activations_and_logits_changes_nothing(llama: Path, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = started(llama)
+    # 45 logits a position: chunks of 4 response tokens
+    monkeypatch.setattr("actors.learner.load_policy", partial(load_policy, max_logits=200))
+    saving = started(llama, zero_stage=stage, gradient_checkpointing=True)
+    for seed in range(2):
+        expected, metrics = (update(rank, minibatch(seed=seed)) for rank in (plain, saving))
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-6)
+    np.testing.assert_allclose(weights(saving), weights(plain), atol=2e-6)
+
+
+def test_an_offloaded_optimizer_makes_the_same_update(llama: Path) -> None:
+    plain, offloaded = started(llama), started(llama, zero_stage=2, offload_optimizer=True)
+    for seed in range(2):
+        expected, metrics = (update(rank, minibatch(seed=seed)) for rank in (plain, offloaded))
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-6)
+    np.testing.assert_allclose(weights(offloaded), weights(plain), atol=2e-6)
+    with pytest.raises(ValueError, match="offload_optimizer needs a partitioned optimizer"):
+        LearnerSettings(model=str(llama), offload_optimizer=True)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

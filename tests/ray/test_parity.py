@@ -167,9 +167,7 @@ def test_the_critic_goes_where_the_references_does(
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_ranks_skip_save_resume_and_export_as_one(
-    ray_cluster: Any, hosts: Any, tmp_path: Path, stage: int
-) -> None:
+def test_two_ranks_skip_save_resume_and_export_as_one(ray_cluster: Any, hosts: Any, tmp_path: Path, stage: int) -> None:
     model = save_qwen(tmp_path / "qwen")
     group = Group(ray_cluster, hosts[2], LearnerRank, learner_arguments(model, stage))
     group.update_policy(pack(random_samples(9, seed=0), 2, 128))

@@ -293,7 +293,9 @@ class TestHeldOut:
         held_out = [write_questions(tmp_path / "test.jsonl", ["w9", "fi w3", "w1 w2"])]
         with pytest.raises(UserError, match="2 prompts are also in data.held_out .train/1 = test/2, train/2 = test/1"):
             make_stream(train=train, held_out=held_out, system_prompt="w5")
-        assert len(make_stream(train=train, held_out=held_out, allow_overlap=True).cohort(0)) == 4
+        assert len(make_stream(train=train, held_out=held_out, held_out_overlap="allow").cohort(0)) == 4
+        kept = make_stream(train=train, held_out=held_out, held_out_overlap="drop")
+        assert {prompt.id for prompt in kept.cohort(0)} == {"train/0"} and kept.stats().dropped_held_out == 2
 
     def test_a_procedural_source_leaves_them_out(self) -> None:
         train = RunningSumData(name="train", size=50)

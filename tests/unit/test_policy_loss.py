@@ -97,9 +97,7 @@ def test_a_filler_counts_nowhere_even_when_it_is_not_a_number() -> None:
     assert logprobs.grad.tolist() == [-0.5, 0.0]
 
 
-rows = st.lists(
-    st.tuples(st.integers(1, 6), st.floats(-1.0, 1.0, width=32), st.integers(0, 10**6)), min_size=1, max_size=8
-)
+rows = st.lists(st.tuples(st.integers(1, 6), st.floats(-1.0, 1.0, width=32), st.integers(0, 10**6)), min_size=1, max_size=8)
 
 
 @settings(max_examples=60, deadline=None)

@@ -133,4 +133,4 @@ def test_smollm2_arithmetic() -> None:
     # reasoning-gym seeds row i with seed + i: two seeds closer than the sizes would draw the very same problems.
     assert held_out.seed - train.seed >= train.size
     assert held_out.options == train.options
-    assert not config.data.allow_overlap  # problems that both draw by chance are left out of training
+    assert config.data.held_out_overlap == "refuse"  # problems that both draw by chance are left out of training
