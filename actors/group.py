@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,24 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 async def answer(worker: str, doing: str, reference: Awaitable[Any], timeout_s: float) -> Any:
-    """Await a remote call.
+    """Await a remote call. Raises WorkerTimeout after `timeout_s`, and what `_translated` raises."""
+    with _translated(worker, doing):
+        try:
+            return await asyncio.wait_for(_awaited(reference), timeout_s)
+        except (TimeoutError, GetTimeoutError):
+            raise WorkerTimeout(worker, f"gave no answer to {doing} in {timeout_s:.0f} s") from None
 
-    Raises WorkerDied, WorkerTimeout, or WorkerFailure with the remote error's text; a remote UserError or WeightsRefused
-    comes through as itself.
+
+@contextmanager
+def _translated(worker: str, doing: str) -> Iterator[None]:
+    """Ray's errors as the trainer knows them: WorkerDied, or WorkerFailure with the remote error's text.
+
+    A remote UserError or WeightsRefused comes through as itself.
     """
     try:
-        return await asyncio.wait_for(_awaited(reference), timeout_s)
-    except (TimeoutError, GetTimeoutError):
-        raise WorkerTimeout(worker, f"gave no answer to {doing} in {timeout_s:.0f} s") from None
+        yield
     except (RayActorError, ActorUnavailableError) as error:
-        raise WorkerDied(worker, f"died during {doing}: {_first_line(error)}") from None
+        raise WorkerDied(worker, f"died while {doing}: {_first_line(error)}") from None
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             named = str(error.cause) if worker in str(error.cause) else f"{worker}: {error.cause}"
@@ -78,12 +86,11 @@ class RayRolloutWorker:
 
     async def generate(self, requests: Sequence[RolloutRequest], sampling: SamplingSettings) -> AsyncIterator[Trajectory]:
         # No deadline here: the fleet watches the stream's progress.
-        stream = self._handle.generate.options(num_returns="streaming").remote(list(requests), sampling)
-        try:
+        stream = self._handle.generate_bursts.options(num_returns="streaming").remote(list(requests), sampling)
+        with _translated(self.name, "generating"):
             async for reference in stream:
-                yield await reference
-        except (RayActorError, ActorUnavailableError) as error:
-            raise WorkerDied(self.name, f"died while generating: {_first_line(error)}") from None
+                for trajectory in await reference:
+                    yield trajectory
 
     async def pull_weights(self, published: PublishedWeights) -> WeightReceipt:
         pulling = self._handle.pull_weights.remote(published.manifest, published.handle, published.probe_ids)

@@ -153,22 +153,30 @@ class RolloutWorker:
 
         Raises UserError for a request that can never be served (too long, an unknown token, an id that is in flight).
         """
+        async for burst in self.generate_bursts(requests, sampling):
+            for trajectory in burst:
+                yield trajectory
+
+    async def generate_bursts(
+        self, requests: Sequence[RolloutRequest], sampling: SamplingSettings
+    ) -> AsyncIterator[list[Trajectory]]:
+        """As `generate`, but what one engine step finished comes together: a remote stream pays for each item."""
         inbox: asyncio.Queue[list[Trajectory | None]] = asyncio.Queue()
         loop, now = asyncio.get_running_loop(), time.monotonic()
         batch = {request.request_id: _InFlight(request, now, inbox, loop) for request in requests}
         if len(batch) < len(requests):
             raise UserError(f"{self.name}: {len(requests) - len(batch)} request ids of one call are repeated: make them unique")
+        await self._call(lambda engine: self._admit(engine, batch, sampling))
         left = len(batch)
         try:
-            await self._call(lambda engine: self._admit(engine, batch, sampling))
             while left:
-                for trajectory in await inbox.get():
-                    left -= 1
-                    if trajectory is not None:
-                        yield trajectory
+                ended = await inbox.get()
+                left -= len(ended)
+                if burst := [trajectory for trajectory in ended if trajectory is not None]:
+                    yield burst
         finally:
-            if left:  # refused, or the caller lost interest
-                self._engine.call(lambda engine: self._drop(engine, batch.values()))
+            if left:  # the caller lost interest
+                self._engine.call(lambda engine: self._abort(engine, list(batch)))
 
     async def abort(self, request_ids: Sequence[str]) -> int:
         """Drop unfinished requests: their streams end without them. Returns how many there were."""

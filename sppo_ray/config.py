@@ -320,9 +320,10 @@ class LoopSettings(Settings):
     steps: PositiveInt = 100
     max_staleness: Annotated[int, Field(ge=0)] = 0
     """Policy versions that a sample may lie behind the learner. 0 = synchronous, reproducible bit for bit."""
-    minibatch_order: Literal["finish", "dispatch"] = "finish"
-    """finish = a minibatch is the next samples that finish; dispatch = in the order of the prompts, which makes a run
-    with several rollout workers reproducible too."""
+    minibatch_order: Literal["dispatch", "finish"] = "dispatch"
+    """What a step's minibatches are made of. dispatch = the prompts in their (random) order; reproducible with any number
+    of rollout workers. finish = the next samples that finish: the first update starts earlier, but short responses then
+    come first and long ones last, and a minibatch is no fair sample of the prompts (docs/architecture.md)."""
 
 
 class EvalSettings(Settings):

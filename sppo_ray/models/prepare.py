@@ -27,9 +27,9 @@ class SupervisedStart:
     """How the base is made; part of the key under which it is cached."""
 
     max_operands: int = 8
-    p_drop_carry: float = 0.5
+    p_drop_carry: float = 0.6
     p_slip: float = 0.01
-    steps: int = 800
+    steps: int = 1200
     batch_size: int = 32  # at equal cost, more small steps learn to copy sooner than fewer large ones
     lr: float = 4e-3
     warmup_steps: int = 30

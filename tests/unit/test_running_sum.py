@@ -87,12 +87,13 @@ def test_a_fallible_solution_copies_its_operands_and_boxes_what_it_wrote(seed: i
     assert answer == f"\\boxed{{{steps[-1][-2:]}}}"
 
 
-def test_difficulty_spreads_and_prompts_hardly_repeat() -> None:
+def test_difficulty_spreads_and_only_the_short_prompts_repeat() -> None:
     prompts = [generate_example(i, seed=0, max_operands=8)[0] for i in range(2000)]
     counts = [len(operands(prompt)) for prompt in prompts]
     # 2..8 operands equally often: 2000 / 7 = 286 each, standard deviation 16
     assert all(abs(counts.count(k) - 286) < 80 for k in range(2, 9))
-    assert len(set(prompts)) > 1900
+    # two operands from 1..9 allow 81 prompts, three 729: those repeat, which leaves most of 2000 distinct
+    assert len(set(prompts)) > 1500
 
 
 @pytest.mark.parametrize("text", ["", "=", "a7b5", "a7b=", "77=", "ab=", "a7b5=c="])
