@@ -1,7 +1,7 @@
 """How one version of the weights lies in its flat buffer, checked before an engine's model is touched. No torch here.
 
-    byte 0                offsets[1]                         num_bytes
-      |-- names[0] ---------|-- names[1] --| ... |-- names[-1] --|      parameter i: shapes[i] of `dtype`, C order
+byte 0                offsets[1]                         num_bytes
+  |-- names[0] ---------|-- names[1] --| ... |-- names[-1] --|      parameter i: shapes[i] of `dtype`, C order
 """
 
 from __future__ import annotations

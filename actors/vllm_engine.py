@@ -38,9 +38,7 @@ GIB = 2**30
 T = TypeVar("T")
 
 
-def engine_args(
-    settings: RolloutSettings, *, model_path: str, max_model_len: int, seed: int, device: str
-) -> EngineArgs:
+def engine_args(settings: RolloutSettings, *, model_path: str, max_model_len: int, seed: int, device: str) -> EngineArgs:
     """What vLLM is told: token ids in and out, exact log-probs of what was sampled from, reproducible scheduling."""
     cpu = device == "cpu"
     return EngineArgs(

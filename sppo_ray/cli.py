@@ -1,9 +1,9 @@
 """The command line: parse, call, print. Heavy imports happen inside the command that needs them.
 
-    sppo-ray train RECIPE [--run-dir DIR] [--seed N] [--resume] [--dry-run] [--section.key=value ...]
-    sppo-ray prepare RECIPE|builtin:NAME      make the bundled models that a recipe needs
-    sppo-ray score FILE.jsonl                 verdicts of the training verifier, one JSON line each
-    sppo-ray recipes | doctor
+sppo-ray train RECIPE [--run-dir DIR] [--seed N] [--resume] [--dry-run] [--section.key=value ...]
+sppo-ray prepare RECIPE|builtin:NAME      make the bundled models that a recipe needs
+sppo-ray score FILE.jsonl                 verdicts of the training verifier, one JSON line each
+sppo-ray recipes | doctor
 """
 
 from __future__ import annotations
@@ -39,11 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sppo-ray", description="Sequence-Level PPO on Ray, vLLM and DeepSpeed.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="sppo-ray", description="Sequence-Level PPO on Ray, vLLM and DeepSpeed.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"sppo-ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train a recipe; any setting can be overridden as --section.key=value", allow_abbrev=False)
+    train = commands.add_parser(
+        "train", help="train a recipe; any setting can be overridden as --section.key=value", allow_abbrev=False
+    )
     train.add_argument("recipe", help=f"a recipe that ships ({', '.join(recipe_names())}) or a .yaml file")
     train.add_argument("--run-dir", type=Path, help="where everything goes (default: runs/NAME-seedN-TIME)")
     train.add_argument("--seed", type=int, help="overrides the recipe's seed")
@@ -67,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 def _overrides(rest: Sequence[str]) -> list[str]:
     for argument in rest:
         if not argument.startswith("--") or "=" not in argument:
-            raise UserError(f"unexpected argument {argument!r}: settings are written --section.key=value, e.g. --rollout.workers=2")
+            raise UserError(
+                f"unexpected argument {argument!r}: settings are written --section.key=value, e.g. --rollout.workers=2"
+            )
     return list(rest)
 
 

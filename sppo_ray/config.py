@@ -118,9 +118,7 @@ class ReasoningGymData(Settings):
         return f"reasoning-gym/{self.task}"
 
 
-DataSource = Annotated[
-    Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData], Field(discriminator="type")
-]
+DataSource = Annotated[Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData], Field(discriminator="type")]
 
 
 class DataSettings(Settings):
@@ -159,7 +157,8 @@ class DataSettings(Settings):
         if self.samples_per_step % self.minibatch_size:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} does not divide the {self.samples_per_step} samples of a step "
-                f"(prompts_per_step x samples_per_prompt): nearest that do are {_near_divisors(self.samples_per_step, self.minibatch_size)}"
+                "(prompts_per_step x samples_per_prompt): nearest that do are "
+                f"{_near_divisors(self.samples_per_step, self.minibatch_size)}"
             )
         return self
 
@@ -284,9 +283,7 @@ class CustomReward(Settings):
     """The declared range of the reward. Sequence-Level PPO's critic needs [0, 1]."""
 
 
-RewardFunction = Annotated[
-    Union[MathReward, RunningSumReward, ReasoningGymReward, CustomReward], Field(discriminator="type")
-]
+RewardFunction = Annotated[Union[MathReward, RunningSumReward, ReasoningGymReward, CustomReward], Field(discriminator="type")]
 
 
 class RewardSettings(Settings):
@@ -308,7 +305,9 @@ class RewardSettings(Settings):
         if low < 0.0 or high > 1.0 or low >= high:
             raise ValueError(
                 f"function.range is [{low}, {high}], but the critic of Sequence-Level PPO is trained by binary "
-                "cross-entropy and needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), and declare [0, 1]"
+                ""
+                "cross-entropy and needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), and "
+                "declare [0, 1]"
             )
         return self
 
@@ -382,7 +381,8 @@ class RunConfig(Settings):
     def _possible_together(self) -> RunConfig:
         if self.algorithm.type == "sppo" and self.data.samples_per_prompt != 1:
             raise ValueError(
-                f"data.samples_per_prompt is {self.data.samples_per_prompt}, but sppo draws one sample a prompt (its critic is the "
+                f"data.samples_per_prompt is {self.data.samples_per_prompt}, but sppo draws one sample a prompt (its "
+                "critic is the "
                 "baseline): set it to 1 and raise data.prompts_per_step instead"
             )
         if self.learner.ranks > self.data.minibatch_size:
@@ -393,7 +393,8 @@ class RunConfig(Settings):
         longest = self.data.max_prompt_tokens + self.rollout.max_response_tokens
         if self.learner.max_tokens_per_microbatch < longest:
             raise ValueError(
-                f"learner.max_tokens_per_microbatch {self.learner.max_tokens_per_microbatch} is less than the longest sample, {longest} tokens "
+                f"learner.max_tokens_per_microbatch {self.learner.max_tokens_per_microbatch} is less than the longest "
+                f"sample, {longest} tokens "
                 "(data.max_prompt_tokens + rollout.max_response_tokens): raise it to at least that, or shorten either"
             )
         if self.critic.max_tokens_per_microbatch < self.data.max_prompt_tokens:
@@ -566,7 +567,9 @@ def _valid_keys(location: Sequence[Any]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        members = [m for m in _models_in(model) if m.model_fields.get("type") is not None and m.model_fields["type"].default == part]
+        members = [
+            m for m in _models_in(model) if m.model_fields.get("type") is not None and m.model_fields["type"].default == part
+        ]
         if members:
             model = members[0]
             continue

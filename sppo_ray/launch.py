@@ -59,7 +59,9 @@ def ray_session(config: RunConfig) -> Iterator[Resources]:
         ray.init(**options)
     except (ConnectionError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if joined else "a local Ray cluster"
-        raise UserError(f"cannot reach {where}: {error}. Is its head running, and is RAY_AUTH_MODE the same here and there?") from None
+        raise UserError(
+            f"cannot reach {where}: {error}. Is its head running, and is RAY_AUTH_MODE the same here and there?"
+        ) from None
     try:
         live = ray.cluster_resources()
         yield Resources(live.get("CPU", 0.0), live.get("GPU", 0.0))
@@ -79,8 +81,10 @@ async def place(config: RunConfig) -> PlacementGroup:
         free = ray.available_resources()
         remove_placement_group(group)
         raise UserError(
-            f"waited {config.cluster.ready_timeout_s:.0f} s for {config.logical_cpus():g} CPUs and {config.logical_gpus():g} GPUs, free are "
-            f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}: another job holds the rest; stop it, add nodes, or raise cluster.ready_timeout_s"
+            f"waited {config.cluster.ready_timeout_s:.0f} s for {config.logical_cpus():g} CPUs and "
+            f"{config.logical_gpus():g} GPUs, free are "
+            f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}: another job holds the rest; stop it, add nodes, or "
+            "raise cluster.ready_timeout_s"
         ) from None
     return group
 
@@ -112,7 +116,11 @@ class Spawner:
         return actor_class.options(**options).remote(*arguments, **keywords)
 
     def rank_env(self, settings: ModelSettings) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": str(max(1, int(settings.cpus_per_rank))), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        return {
+            "OMP_NUM_THREADS": str(max(1, int(settings.cpus_per_rank))),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
 
     async def rollout_worker(self, name: str, *, model_path: Path, stop_token_ids: tuple[int, ...]) -> Any:
         from actors.group import RayRolloutWorker, answer
@@ -204,7 +212,9 @@ class Materials:
             ids = None
         ids = ids if ids is not None else self.tokenizer.eos_token_id
         if ids is None:
-            raise UserError(f"{self.policy_path}: neither generation_config.json nor the tokenizer names an eos token: set eos_token_id")
+            raise UserError(
+                f"{self.policy_path}: neither generation_config.json nor the tokenizer names an eos token: set eos_token_id"
+            )
         return tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
 
 
@@ -255,13 +265,21 @@ def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
 
 async def _train(config: RunConfig, run_dir: RunDir, recorder: Recorder, materials: Materials, device: str) -> int:
     recorder.phase("starting actors")
-    recorder.message(f"starting {len(bundles_of(config))} actors on {device}: {', '.join(bundle.role for bundle in bundles_of(config))}")
+    recorder.message(
+        f"starting {len(bundles_of(config))} actors on {device}: {', '.join(bundle.role for bundle in bundles_of(config))}"
+    )
     started = time.perf_counter()
     async with _spawned(config, materials, recorder, device) as workers:
         recorder.event("started", f"all actors up after {time.perf_counter() - started:.1f} s", show=True)
         state = await _restore(config, run_dir, workers, recorder)
         trainer = Trainer(
-            config, workers, materials.prompts, recorder, state=state, checkpoints=run_dir.checkpoints, settings=resumable_settings(config)
+            config,
+            workers,
+            materials.prompts,
+            recorder,
+            state=state,
+            checkpoints=run_dir.checkpoints,
+            settings=resumable_settings(config),
         )
         recorder.begin(state)
         with _signals(trainer) as received:
@@ -290,7 +308,9 @@ async def _spawned(config: RunConfig, materials: Materials, recorder: Recorder, 
     fleet = RolloutFleet(
         spawn,
         settings=config.rollout,
-        tolerance=ProbeTolerance.for_dtype(config.rollout.dtype, config.weight_sync.max_probe_difference) if config.weight_sync.verify else None,
+        tolerance=ProbeTolerance.for_dtype(config.rollout.dtype, config.weight_sync.max_probe_difference)
+        if config.weight_sync.verify
+        else None,
         on_event=lambda kind, message: recorder.event(kind, message, show=True),
     )
     try:
@@ -306,7 +326,13 @@ async def _spawned(config: RunConfig, materials: Materials, recorder: Recorder, 
         sampling = SamplingSettings(config.rollout.temperature, config.rollout.max_response_tokens, stop_ids)
         eval_temperature = config.rollout.temperature if config.eval.temperature is None else config.eval.temperature
         pipeline = SamplePipeline(
-            fleet=fleet, critic=critic, scorer=scorer, decode=decode, sampling=sampling, order=config.loop.minibatch_order, seed=config.seed
+            fleet=fleet,
+            critic=critic,
+            scorer=scorer,
+            decode=decode,
+            sampling=sampling,
+            order=config.loop.minibatch_order,
+            seed=config.seed,
         )
         evaluator = Evaluator(
             materials.held_out,
@@ -343,7 +369,10 @@ async def _restore(config: RunConfig, run_dir: RunDir, workers: Workers, recorde
     path, state = found
     different = differing_settings(path, resumable_settings(config))
     if different:
-        raise UserError(f"{path.name} was written with other settings ({'; '.join(different)}): resume with the run's own config.yaml, or start a new run")
+        raise UserError(
+            f"{path.name} was written with other settings ({'; '.join(different)}): resume with the run's own "
+            "config.yaml, or start a new run"
+        )
     await asyncio.gather(workers.learner.load(path / "learner"), workers.critic.load(path / "critic"))
     workers.critic.restore_version(state.critic_version)
     recorder.event("restored", f"from {path.name}", show=True)

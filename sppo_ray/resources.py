@@ -47,7 +47,8 @@ def require_feasible(config: RunConfig, total: Resources) -> None:
     for name, need, have in (("CPUs", cpus, total.cpus), ("GPUs", gpus, total.gpus)):
         if need > have + 1e-9:
             raise UserError(
-                f"this run needs {need:g} logical {name}, the Ray cluster has {have:g} ({wanted}): lower rollout.workers, learner.ranks or critic.ranks, "
+                f"this run needs {need:g} logical {name}, the Ray cluster has {have:g} ({wanted}): lower "
+                "rollout.workers, learner.ranks or critic.ranks, "
                 f"or the *_per_worker and *_per_rank shares, or add nodes"
             )
 

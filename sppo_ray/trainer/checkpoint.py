@@ -61,7 +61,12 @@ def checkpoint_path(root: Path, step: int) -> Path:
 
 
 async def write_checkpoint(
-    root: Path, state: TrainerState, writers: Mapping[str, Callable[[Path], Awaitable[None]]], *, settings: Mapping[str, Any], keep: int
+    root: Path,
+    state: TrainerState,
+    writers: Mapping[str, Callable[[Path], Awaitable[None]]],
+    *,
+    settings: Mapping[str, Any],
+    keep: int,
 ) -> Path:
     """Let each writer fill its folder, then commit the whole. Older checkpoints beyond `keep` go afterwards.
 
@@ -112,14 +117,19 @@ def find_checkpoint(root: Path, on_skip: Callable[[str], None]) -> tuple[Path, T
 
     `on_skip` hears of each newer one that is not. Raises UserError when checkpoints exist but none is whole.
     """
-    candidates = sorted((p for p in root.glob("step-*") if _NAME.fullmatch(p.name)), key=lambda p: int(_NAME.fullmatch(p.name)[1]), reverse=True)  # type: ignore[index]
+    candidates = sorted(
+        (p for p in root.glob("step-*") if _NAME.fullmatch(p.name)), key=lambda p: int(_NAME.fullmatch(p.name)[1]), reverse=True
+    )  # type: ignore[index]
     for path in candidates:
         try:
             return path, verify_checkpoint(path)
         except CheckpointCorrupt as error:
             on_skip(f"{error}; trying the one before")
     if candidates:
-        raise UserError(f"{root}: none of the {len(candidates)} checkpoints is whole; restore one from a copy, or start anew in another --run-dir")
+        raise UserError(
+            f"{root}: none of the {len(candidates)} checkpoints is whole; restore one from a copy, or start anew in "
+            "another --run-dir"
+        )
     return None
 
 

@@ -74,7 +74,13 @@ class RolloutFleet:
     """Rollout workers as one engine. `spawn(name)` brings up a worker that still has to be synced."""
 
     def __init__(
-        self, spawn: Spawn, *, settings: RolloutSettings, tolerance: ProbeTolerance | None, on_event: OnEvent, clock: Callable[[], float] = time.monotonic
+        self,
+        spawn: Spawn,
+        *,
+        settings: RolloutSettings,
+        tolerance: ProbeTolerance | None,
+        on_event: OnEvent,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spawn = spawn
         self._settings = settings
@@ -100,7 +106,10 @@ class RolloutFleet:
         await asyncio.gather(*(m.worker.close() for m in self._members if m.worker is not None), return_exceptions=True)
 
     def view(self) -> list[WorkerView]:
-        return [WorkerView(m.name, m.health.state.value, m.health.version, m.health.restarts, m.in_flight, m.finished) for m in self._members]
+        return [
+            WorkerView(m.name, m.health.state.value, m.health.version, m.health.restarts, m.in_flight, m.finished)
+            for m in self._members
+        ]
 
     @property
     def restarts(self) -> int:
@@ -193,7 +202,9 @@ class RolloutFleet:
             for pending in outstanding.values():
                 pending.sink.put_nowait(error)
 
-    async def _watched(self, member: _Member, requests: list[RolloutRequest], sampling: SamplingSettings) -> AsyncIterator[Trajectory]:
+    async def _watched(
+        self, member: _Member, requests: list[RolloutRequest], sampling: SamplingSettings
+    ) -> AsyncIterator[Trajectory]:
         """The worker's stream; raises WorkerTimeout when the engine makes no token for stall_timeout_s."""
         assert member.worker is not None
         stream = aiter(member.worker.generate(requests, sampling))
@@ -219,7 +230,9 @@ class RolloutFleet:
         if tokens != member.tokens_seen:
             member.tokens_seen, member.progress_at = tokens, now
         elif now - member.progress_at >= self._settings.stall_timeout_s:
-            raise WorkerTimeout(member.name, f"answers pings but made no token for {now - member.progress_at:.0f} s: engine wedged")
+            raise WorkerTimeout(
+                member.name, f"answers pings but made no token for {now - member.progress_at:.0f} s: engine wedged"
+            )
         if member.health.state is Health.SUSPECT:
             member.health = member.health.after(Event.RECOVERED)
 
@@ -257,13 +270,17 @@ class RolloutFleet:
         except WorkerFailure as failure:
             self._lost(member, failure)
             return
-        self._on_event("worker-revived", f"{member.name}: serves version {member.health.version} after restart {member.health.restarts}")
+        self._on_event(
+            "worker-revived", f"{member.name}: serves version {member.health.version} after restart {member.health.restarts}"
+        )
         self._drain_backlog()
 
     def _fail_backlog_if_nobody_is_left(self) -> None:
         if any(member.health.state is not Health.RETIRED for member in self._members):
             return
-        error = FleetExhausted("rollout fleet", f"no worker is left after {self.restarts} restarts; see events.jsonl for each worker's failures")
+        error = FleetExhausted(
+            "rollout fleet", f"no worker is left after {self.restarts} restarts; see events.jsonl for each worker's failures"
+        )
         while self._backlog:
             self._backlog.popleft().sink.put_nowait(error)
 

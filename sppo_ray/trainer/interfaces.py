@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sppo_ray.types import CriticBatch, Minibatch, PromptValue, RolloutRequest, SamplingSettings, ScoreRequest, Trajectory, Verdict
+from sppo_ray.types import (
+    CriticBatch,
+    Minibatch,
+    PromptValue,
+    RolloutRequest,
+    SamplingSettings,
+    ScoreRequest,
+    Trajectory,
+    Verdict,
+)
 
 
 class WorkerFailure(Exception):

@@ -61,7 +61,15 @@ class Trainer:
     """Runs the loop from `state` on. All waiting is in `run`; `stop()` ends it after the step under way."""
 
     def __init__(
-        self, config: RunConfig, workers: Workers, prompts: PromptSource, recorder: Recorder, *, state: TrainerState, checkpoints: Path, settings: Mapping[str, Any]
+        self,
+        config: RunConfig,
+        workers: Workers,
+        prompts: PromptSource,
+        recorder: Recorder,
+        *,
+        state: TrainerState,
+        checkpoints: Path,
+        settings: Mapping[str, Any],
     ) -> None:
         self._config = config
         self._workers = workers
@@ -211,7 +219,8 @@ class Trainer:
         staleness = self.state.policy_version - trajectory.policy_version
         if not 0 <= staleness <= self._config.loop.max_staleness:
             raise StalenessViolated(
-                f"step {step}: {trajectory.worker} sampled {trajectory.request_id} at policy version {trajectory.policy_version}, the learner is at "
+                f"step {step}: {trajectory.worker} sampled {trajectory.request_id} at policy version "
+                f"{trajectory.policy_version}, the learner is at "
                 f"{self.state.policy_version}: staleness {staleness} is outside [0, {self._config.loop.max_staleness}]"
             )
 
@@ -219,8 +228,10 @@ class Trainer:
         limit = self._config.reward.max_error_rate
         if len(unscored) > limit * cohort.size:
             raise UserError(
-                f"step {cohort.step}: the verifier failed on {len(unscored)} of {cohort.size} responses, more than reward.max_error_rate {limit} allows; last: "
-                f"prompt {unscored[-1].prompt.id}: {unscored[-1].reason}. Try it with `sppo-ray score`, raise reward.deadline_s or reward.memory_mib, or the limit"
+                f"step {cohort.step}: the verifier failed on {len(unscored)} of {cohort.size} responses, more than "
+                f"reward.max_error_rate {limit} allows; last: "
+                f"prompt {unscored[-1].prompt.id}: {unscored[-1].reason}. Try it with `sppo-ray score`, raise "
+                "reward.deadline_s or reward.memory_mib, or the limit"
             )
 
 

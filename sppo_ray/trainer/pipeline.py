@@ -83,7 +83,15 @@ class SamplePipeline:
     """Starts cohorts and carries each trajectory to its score."""
 
     def __init__(
-        self, *, fleet: Generator, critic: Critic, scorer: Scorer, decode: Decode, sampling: SamplingSettings, order: Literal["finish", "dispatch"], seed: int
+        self,
+        *,
+        fleet: Generator,
+        critic: Critic,
+        scorer: Scorer,
+        decode: Decode,
+        sampling: SamplingSettings,
+        order: Literal["finish", "dispatch"],
+        seed: int,
     ) -> None:
         self._fleet = fleet
         self._critic = critic
@@ -114,13 +122,17 @@ class SamplePipeline:
             position_of = {request.request_id: position for position, request in enumerate(requests)}
             async for trajectory in self._fleet.generate(requests, self._sampling):
                 position = position_of[trajectory.request_id]
-                scored = self._finish(cohort.prompts[position // samples_per_prompt], trajectory, values, position // samples_per_prompt)
+                scored = self._finish(
+                    cohort.prompts[position // samples_per_prompt], trajectory, values, position // samples_per_prompt
+                )
                 cohort.arrive(position, asyncio.ensure_future(scored))
         except Exception as error:  # boundary: whatever stops generation reaches the loop through the cohort
             cohort.fail(error)
             values.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody may be left to see it
 
-    async def _finish(self, prompt: Prompt, trajectory: Trajectory, values: asyncio.Future[list[PromptValue]], index: int) -> Outcome:
+    async def _finish(
+        self, prompt: Prompt, trajectory: Trajectory, values: asyncio.Future[list[PromptValue]], index: int
+    ) -> Outcome:
         text = self._decode(trajectory.response_ids)
         verdict = await self._scorer.score(ScoreRequest(text, prompt.ground_truth, prompt.source, prompt.text, prompt.extra))
         if verdict.reward is None:
@@ -133,7 +145,9 @@ class SamplePipeline:
 def build_requests(prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, purpose: str) -> list[RolloutRequest]:
     """One request a sample; its seed depends on the run's seed, the purpose, the prompt and the sample alone."""
     return [
-        RolloutRequest(f"{purpose}/{index}/{sample}", prompt.id, prompt.token_ids, derive_seed(seed, purpose, prompt.id, index, sample))
+        RolloutRequest(
+            f"{purpose}/{index}/{sample}", prompt.id, prompt.token_ids, derive_seed(seed, purpose, prompt.id, index, sample)
+        )
         for index, prompt in enumerate(prompts)
         for sample in range(samples_per_prompt)
     ]
@@ -144,6 +158,7 @@ def require_reward_in_range(verdict: Verdict, prompt: Prompt) -> None:
     if verdict.reward is None or (math.isfinite(verdict.reward) and 0.0 <= verdict.reward <= 1.0):
         return
     raise RewardOutOfRange(
-        f"prompt {prompt.id}: the verifier returned {verdict.reward}, but the critic of Sequence-Level PPO needs rewards in [0, 1]: "
+        f"prompt {prompt.id}: the verifier returned {verdict.reward}, but the critic of Sequence-Level PPO needs "
+        "rewards in [0, 1]: "
         "rescale the reward function"
     )

@@ -1,8 +1,8 @@
 """Everything a run leaves behind while it trains, in one place: the loop says what happened, this writes it down.
 
-    step        metrics.jsonl + TensorBoard, trajectories/step-*.parquet, status.json, the progress display
-    evaluation  evaluations/step-*.json, the metrics of its step
-    event       events.jsonl
+step        metrics.jsonl + TensorBoard, trajectories/step-*.parquet, status.json, the progress display
+evaluation  evaluations/step-*.json, the metrics of its step
+event       events.jsonl
 """
 
 from __future__ import annotations
@@ -56,7 +56,13 @@ class Recorder:
             yield
 
     def step(
-        self, state: TrainerState, samples: Sequence[TrainingSample], metrics: Mapping[str, float], *, learner_version: int, fleet: Sequence[WorkerView]
+        self,
+        state: TrainerState,
+        samples: Sequence[TrainingSample],
+        metrics: Mapping[str, float],
+        *,
+        learner_version: int,
+        fleet: Sequence[WorkerView],
     ) -> None:
         """One finished step. `learner_version` is the version that its samples were trained on."""
         figures = dict(summarise_samples(samples, learner_version)) if samples else {}
@@ -77,7 +83,9 @@ class Recorder:
     def reward_errors(self, unscored: Sequence[UnscoredTrajectory]) -> None:
         self._reward_errors.update(outcome.reason for outcome in unscored)
         for outcome in unscored:
-            self._events.write("reward-error", outcome.reason, prompt_id=outcome.prompt.id, request_id=outcome.trajectory.request_id)
+            self._events.write(
+                "reward-error", outcome.reason, prompt_id=outcome.prompt.id, request_id=outcome.trajectory.request_id
+            )
 
     def evaluation(self, state: TrainerState, report: EvalReport) -> None:
         self._run_dir.write_json(f"evaluations/step-{state.step:06d}.json", report.to_dict() | {"train_seconds": state.seconds})

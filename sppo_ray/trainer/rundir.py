@@ -1,12 +1,12 @@
 """The run directory: its layout in one place, its lock, and what describes a run.
 
-    config.yaml          the resolved settings           metrics.jsonl    one line a step
-    environment.json     machine, versions, commit       events.jsonl     what happened
-    status.json          phase and counters, live        tensorboard/     the same numbers for TensorBoard
-    summary.json         written last                    evaluations/     each held-out evaluation in full
-    curve.png            the learning curve              trajectories/    Parquet, one file a step
-    checkpoints/         resumable states                export/          plain Transformers checkpoints
-    run.lock             held by the process that writes
+config.yaml          the resolved settings           metrics.jsonl    one line a step
+environment.json     machine, versions, commit       events.jsonl     what happened
+status.json          phase and counters, live        tensorboard/     the same numbers for TensorBoard
+summary.json         written last                    evaluations/     each held-out evaluation in full
+curve.png            the learning curve              trajectories/    Parquet, one file a step
+checkpoints/         resumable states                export/          plain Transformers checkpoints
+run.lock             held by the process that writes
 """
 
 from __future__ import annotations

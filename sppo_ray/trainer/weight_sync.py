@@ -54,20 +54,25 @@ def verify_receipt(published: PublishedWeights, receipt: WeightReceipt, toleranc
     if receipt.digest != manifest.digest:
         raise WeightMismatch(
             receipt.worker,
-            f"digest of version {manifest.version} is {receipt.digest}, the learner's is {manifest.digest}: bytes changed on the way",
+            f"digest of version {manifest.version} is {receipt.digest}, the learner's is {manifest.digest}: bytes "
+            "changed on the way",
         )
     if receipt.num_loaded != len(manifest.names):
-        raise WeightMismatch(receipt.worker, f"loaded {receipt.num_loaded} of {len(manifest.names)} parameters of version {manifest.version}")
+        raise WeightMismatch(
+            receipt.worker, f"loaded {receipt.num_loaded} of {len(manifest.names)} parameters of version {manifest.version}"
+        )
     if len(receipt.probe_logprobs) != len(published.probe_logprobs):
         raise WeightMismatch(
-            receipt.worker, f"probe has {len(receipt.probe_logprobs)} log-probs, the learner's has {len(published.probe_logprobs)}"
+            receipt.worker,
+            f"probe has {len(receipt.probe_logprobs)} log-probs, the learner's has {len(published.probe_logprobs)}",
         )
     largest, mean = probe_difference(published, receipt)
     # `not <=` instead of `>`: a NaN must fail.
     if not (largest <= tolerance.largest and mean <= tolerance.mean):
         raise WeightMismatch(
             receipt.worker,
-            f"log-probs of the probe differ from the learner's by {largest:.3g} (mean {mean:.3g}) at version {manifest.version}, allowed "
+            f"log-probs of the probe differ from the learner's by {largest:.3g} (mean {mean:.3g}) at version "
+            f"{manifest.version}, allowed "
             f"{tolerance.largest:.3g} (mean {tolerance.mean:.3g}): the engine does not compute with the published weights",
         )
     return largest

@@ -34,7 +34,18 @@ TIMEOUT_S = 280
 
 
 def command(run_dir: Path, steps: int, *more: str) -> list[str]:
-    return [sys.executable, "-m", "sppo_ray", "train", "quickstart", "--run-dir", str(run_dir), f"--loop.steps={steps}", *SMALL, *more]
+    return [
+        sys.executable,
+        "-m",
+        "sppo_ray",
+        "train",
+        "quickstart",
+        "--run-dir",
+        str(run_dir),
+        f"--loop.steps={steps}",
+        *SMALL,
+        *more,
+    ]
 
 
 def train(run_dir: Path, steps: int, *more: str) -> str:
@@ -110,9 +121,11 @@ def test_the_export_loads_in_plain_transformers(whole_run: Path) -> None:
 
 
 def test_kill_and_resume_equals_the_uninterrupted_run(whole_run: Path, tmp_path: Path) -> None:
-    """SIGKILL of the driver in step 4 (the last checkpoint is of step 2), then --resume to step 5: equal weights, hash for hash."""
+    """SIGKILL of the driver in step 4, then --resume to step 5: equal weights, hash for hash."""
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(command(run_dir, 5, "--seed", "3"), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(run_dir, 5, "--seed", "3"), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for_step(run_dir, 3, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
@@ -133,7 +146,9 @@ def test_two_workers_two_learner_ranks_overlapped_and_terminated_cleanly(tmp_pat
     """One run with everything scaled: 2 engines, 2 ranks, staleness 1; then SIGTERM: checkpoint, exit 143, no orphan."""
     run_dir = tmp_path / "run"
     more = ["--rollout.workers=2", "--learner.ranks=2", "--loop.max_staleness=1", "--rollout.cpus_per_worker=0.25"]
-    process = subprocess.Popen(command(run_dir, 500, *more), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(run_dir, 500, *more), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for_step(run_dir, 4, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
@@ -162,14 +177,18 @@ def test_two_workers_two_learner_ranks_overlapped_and_terminated_cleanly(tmp_pat
 def test_what_cannot_run_is_one_message_and_no_half_run(tmp_path: Path, override: str, message: str) -> None:
     import re
 
-    done = subprocess.run(command(tmp_path / "run", 1, override), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S)
+    done = subprocess.run(
+        command(tmp_path / "run", 1, override), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert re.search(message, done.stderr), done.stderr
 
 
 def test_a_run_is_not_overwritten(whole_run: Path) -> None:
-    done = subprocess.run(command(whole_run, 5), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ)
+    done = subprocess.run(
+        command(whole_run, 5), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ
+    )
     assert done.returncode == 2 and "add --resume" in done.stderr
 
 

@@ -31,7 +31,9 @@ class FakeFleet:
         dispatched_at = self.version
         for request in sorted(requests, key=lambda r: self.delays.get(r.prompt_id, 0)):
             await asyncio.sleep(0)
-            yield Trajectory(request.request_id, request.prompt_id, (5, 0), (-0.1, -0.2), "stop", dispatched_at, self.version, "rollout-0", 0.1)
+            yield Trajectory(
+                request.request_id, request.prompt_id, (5, 0), (-0.1, -0.2), "stop", dispatched_at, self.version, "rollout-0", 0.1
+            )
 
     async def sync(self, published: PublishedWeights) -> Any:
         from sppo_ray.trainer.fleet import FleetSync

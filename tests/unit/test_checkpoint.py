@@ -26,7 +26,9 @@ def write(root: Path, step: int, *, payload: bytes = b"weights", keep: int = 2, 
         if fail:
             raise OSError(28, "No space left on device")
 
-    return asyncio.run(write_checkpoint(root, state(step), {"learner": learner, "critic": critic}, settings={"seed": 1}, keep=keep))
+    return asyncio.run(
+        write_checkpoint(root, state(step), {"learner": learner, "critic": critic}, settings={"seed": 1}, keep=keep)
+    )
 
 
 def test_round_trip_and_retention(tmp_path: Path) -> None:

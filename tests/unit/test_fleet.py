@@ -45,7 +45,9 @@ class FakeWorker:
             if self.served == self.dies_after:
                 raise WorkerDied(self.name, "process is gone (fake)")
             self.served += 1
-            yield Trajectory(request.request_id, request.prompt_id, (5, 0), (-0.1, -0.2), "stop", self.version, self.version, self.name, 0.0)
+            yield Trajectory(
+                request.request_id, request.prompt_id, (5, 0), (-0.1, -0.2), "stop", self.version, self.version, self.name, 0.0
+            )
 
     async def pull_weights(self, published: PublishedWeights) -> WeightReceipt:
         self.version = published.manifest.version
@@ -126,7 +128,9 @@ def test_the_only_worker_is_revived_and_serves_the_published_version() -> None:
 
 
 def test_restarts_used_up_is_an_error_that_names_the_remedy() -> None:
-    harness = Harness({"rollout-0": [FakeWorker("rollout-0", dies_after=0), FakeWorker("rollout-0", dies_after=0)]}, max_restarts=1)
+    harness = Harness(
+        {"rollout-0": [FakeWorker("rollout-0", dies_after=0), FakeWorker("rollout-0", dies_after=0)]}, max_restarts=1
+    )
     with pytest.raises(FleetExhausted, match="no worker is left after 1 restarts"):
         run(harness, 2)
 

@@ -118,7 +118,12 @@ def test_the_critic_learns_alone_during_warm_up(tmp_path: Path) -> None:
 def test_learner_log_probs_are_taken_before_the_first_update(tmp_path: Path) -> None:
     run = Run(tmp_path, "--loop.steps=1", "--algorithm.old_logprobs=learner")
     run.train()
-    assert [entry for entry in run.log if entry in ("recompute", "update 2")] == ["recompute", "recompute", "update 2", "update 2"]
+    assert [entry for entry in run.log if entry in ("recompute", "update 2")] == [
+        "recompute",
+        "recompute",
+        "update 2",
+        "update 2",
+    ]
 
 
 def test_the_mismatch_is_the_first_minibatchs(tmp_path: Path) -> None:

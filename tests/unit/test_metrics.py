@@ -101,9 +101,7 @@ def test_tensorboard_shows_the_resumed_steps_only(tmp_path: Path):
         writer.truncate_after(5)
         for step in (6, 7):
             writer.write(step, {"reward/mean": 2.0})
-    assert scalars(tmp_path, "reward/mean") == pytest.approx(
-        {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5, 6: 2.0, 7: 2.0}
-    )
+    assert scalars(tmp_path, "reward/mean") == pytest.approx({0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5, 6: 2.0, 7: 2.0})
 
 
 def scalars(run_dir: Path, tag: str) -> dict[int, float]:

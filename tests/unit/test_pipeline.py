@@ -16,7 +16,13 @@ SAMPLING = SamplingSettings(1.0, 4, (0,))
 
 def pipeline(fleet: Any, scorer: FakeScorer, order: str = "finish") -> SamplePipeline:
     return SamplePipeline(
-        fleet=fleet, critic=FakeCritic([]), scorer=scorer, decode=lambda ids: f"text of {len(ids)}", sampling=SAMPLING, order=order, seed=1
+        fleet=fleet,
+        critic=FakeCritic([]),
+        scorer=scorer,
+        decode=lambda ids: f"text of {len(ids)}",
+        sampling=SAMPLING,
+        order=order,
+        seed=1,
     )
 
 
