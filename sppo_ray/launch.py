@@ -118,6 +118,7 @@ class Spawner:
     def rank_env(self, settings: ModelSettings) -> dict[str, str]:
         return {
             "OMP_NUM_THREADS": str(max(1, int(settings.cpus_per_rank))),
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin at a barrier take the core from the engine beside them
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }

@@ -31,7 +31,7 @@ class SupervisedStart:
     p_slip: float = 0.01
     steps: int = 1200
     batch_size: int = 32  # at equal cost, more small steps learn to copy sooner than fewer large ones
-    lr: float = 4e-3
+    lr: float = 6e-3
     warmup_steps: int = 30
     final_lr_fraction: float = 0.05  # reached by a cosine at the last step
     weight_decay: float = 0.01

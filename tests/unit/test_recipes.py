@@ -34,8 +34,8 @@ def test_quickstart() -> None:
     config = load_config("quickstart")
     derived = config.derived()
     assert derived["minibatches a step (optimizer steps)"] == 4  # 256 / 64
-    assert derived["optimizer steps in all"] == 520  # 4 * 130
-    assert derived["samples in all"] == 33_280  # 256 * 130
+    assert derived["optimizer steps in all"] == 240  # 4 * 60
+    assert derived["samples in all"] == 15_360  # 256 * 60
     assert derived["context of an engine (tokens)"] == 120  # 40 + 80
     assert derived["GPUs"] == 0
     assert config.logical_cpus() <= 2  # what a bare machine has
