@@ -1,0 +1,98 @@
+"""Does a recipe learn? Trains it once a seed through the command line and reports held-out accuracy before and after.
+
+    python -m benchmarks.learning quickstart --seeds 1 2 3 [--name NAME] [--section.key=value ...]
+
+Each run is a process of its own, as a user starts it. Writes benchmarks/results/NAME.json (default learning-RECIPE) with a
+row a seed and the accuracies of each evaluation; the run directories go to --runs (default runs/benchmark).
+With --from DIR ... it reports finished run directories instead of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import print_table, write_result
+
+TARGETS = {"quickstart": 0.85}  # held-out accuracy that every seed has to reach
+TIME_LIMIT_S = 600.0  # of the command, on 2 cores, without installation and base model
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--name", help="of the result file")
+    parser.add_argument("--from", dest="finished", type=Path, nargs="+", help="finished run directories to report")
+    options, overrides = parser.parse_known_args()
+    name = options.name or f"learning-{options.recipe}"
+    if options.finished:
+        rows = [row(run_dir, None) for run_dir in options.finished]
+    else:
+        rows = [train(options.recipe, seed, options.runs / f"{name}-seed{seed}", overrides) for seed in options.seeds]
+    print_table([{k: v for k, v in r.items() if k != "curve"} for r in rows])
+    print(write_result(name, rows, targets(options.recipe, rows), {"overrides": overrides}))
+    return 0
+
+
+def train(recipe: str, seed: int, run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "sppo_ray", "train", recipe, "--run-dir", str(run_dir), "--seed", str(seed), *overrides]
+    started = time.perf_counter()
+    subprocess.run(command, check=True)
+    return row(run_dir, time.perf_counter() - started)
+
+
+def row(run_dir: Path, wall_s: float | None) -> dict[str, Any]:
+    """A run in figures. `wall_s` is the whole command's time, start-up, evaluations and export included; None = not taken."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    evaluations = [json.loads(path.read_text()) for path in sorted((run_dir / "evaluations").glob("*.json"))]
+    return {
+        "seed": summary["seed"],
+        "steps": summary["steps"],
+        "samples": summary["samples"],
+        "initial_accuracy": summary["initial_accuracy"],
+        "final_accuracy": summary["final_accuracy"],
+        "training_s": summary["seconds"],
+        "wall_s": None if wall_s is None else round(wall_s, 1),
+        "tokens_per_s": round(summary["tokens_per_second"]),
+        "restarts": summary["restarts"],
+        "curve": [
+            {"step": e["step"], "train_seconds": e["train_seconds"], "accuracy": e["overall"]["accuracy"]} for e in evaluations
+        ],
+    }
+
+
+def targets(recipe: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    if recipe not in TARGETS:
+        return []
+    worst = min(r["final_accuracy"] for r in rows)
+    found = [
+        {
+            "what": "final accuracy, worst seed",
+            "target": f">= {TARGETS[recipe]}",
+            "figure": worst,
+            "met": worst >= TARGETS[recipe],
+        }
+    ]
+    times = [r["wall_s"] for r in rows if r["wall_s"] is not None]
+    if times:
+        found.append(
+            {
+                "what": "seconds, slowest seed",
+                "target": f"< {TIME_LIMIT_S:.0f}",
+                "figure": max(times),
+                "met": max(times) < TIME_LIMIT_S,
+            }
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
