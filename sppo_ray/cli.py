@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     score.set_defaults(run=_score)
 
     commands.add_parser("recipes", help="list the recipes that ship", allow_abbrev=False).set_defaults(run=_recipes)
+    commands.add_parser("settings", help="every setting with its default and meaning", allow_abbrev=False).set_defaults(
+        run=_settings
+    )
     commands.add_parser("doctor", help="check this machine and installation", allow_abbrev=False).set_defaults(run=_doctor)
     return parser
 
@@ -125,6 +128,13 @@ def _recipes(options: argparse.Namespace, overrides: list[str]) -> int:
     for name in recipe_names():
         config = load_config(name)
         print(f"{name:24} {config.learner.model}  {config.logical_cpus():g} CPUs  {config.logical_gpus():g} GPUs")
+    return 0
+
+
+def _settings(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sppo_ray.config_reference import reference
+
+    print(reference(), end="")
     return 0
 
 

@@ -24,7 +24,9 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 # --------------------------------------------------------------------------------------------------- algorithm
@@ -67,7 +69,7 @@ class RunningSumData(Settings):
     type: Literal["running-sum"] = "running-sum"
     name: str = "running-sum"
     size: PositiveInt = 100_000
-    """Number of distinct prompts; prompt i is generated from (seed, i)."""
+    """Number of prompts; prompt i is generated from (seed, i), and short ones come more than once."""
     seed: Annotated[int, Field(ge=0)] = 0
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
 
@@ -568,22 +570,23 @@ def _valid_keys(location: Sequence[Any]) -> list[str]:
         if isinstance(part, int):
             continue
         members = [
-            m for m in _models_in(model) if m.model_fields.get("type") is not None and m.model_fields["type"].default == part
+            m for m in models_in(model) if m.model_fields.get("type") is not None and m.model_fields["type"].default == part
         ]
         if members:
             model = members[0]
             continue
-        found = [m.model_fields[part].annotation for m in _models_in(model) if part in m.model_fields]
+        found = [m.model_fields[part].annotation for m in models_in(model) if part in m.model_fields]
         if not found:
             return []
         model = found[0]
-    return sorted({name for m in _models_in(model) for name in m.model_fields})
+    return sorted({name for m in models_in(model) for name in m.model_fields})
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The settings models that an annotation is made of, union members in their order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for arg in get_args(annotation) for m in _models_in(arg)]
+    return [m for arg in get_args(annotation) for m in models_in(arg)]
 
 
 def _near_divisors(total: int, near: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,7 +100,8 @@ def test_the_trajectory_log_agrees_with_itself(whole_run: Path) -> None:
     for row in rows:
         assert row["advantage"] == pytest.approx(row["reward"] - row["value"], abs=1e-12)
         assert len(row["response_ids"]) == len(row["response_logprobs"])
-        assert row["reward"] == float(f"\\boxed{{{row['ground_truth']}}}" in row["response_text"])
+        boxes = re.findall(r"\\boxed\{(\d+)\}", row["response_text"])
+        assert row["reward"] == float(bool(boxes) and int(boxes[-1]) == int(row["ground_truth"]))
         assert row["policy_version"] == row["policy_version_end"] == 1
 
 
@@ -175,8 +177,6 @@ def test_two_workers_two_learner_ranks_overlapped_and_terminated_cleanly(tmp_pat
     ],
 )
 def test_what_cannot_run_is_one_message_and_no_half_run(tmp_path: Path, override: str, message: str) -> None:
-    import re
-
     done = subprocess.run(
         command(tmp_path / "run", 1, override), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S
     )

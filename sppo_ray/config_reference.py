@@ -1,0 +1,79 @@
+"""The settings tree as a reference page: every key with its type, its default and the words under it in `config.py`.
+
+`sppo-ray settings` prints it; docs/settings.md is the same text, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from sppo_ray.config import RunConfig, models_in
+
+HEADER = """# Settings
+
+Every setting of a recipe, from `sppo_ray/config.py` (`sppo-ray settings` prints this page). A key is written `section.key` on the
+command line: `--rollout.workers=2`. Batch sizes are in samples over all ranks; times are in seconds.
+"""
+
+
+def reference() -> str:
+    """The whole page as Markdown."""
+    return HEADER + "\n" + "\n".join(_section("", RunConfig, {})) + "\n"
+
+
+def _section(path: str, model: type[BaseModel], shown: dict[type[BaseModel], str]) -> Iterator[str]:
+    """`shown` remembers where a model was described, so that its other uses only point there."""
+    yield f"## {path or 'top level'}"
+    if model in shown:
+        yield from ["", f"As {shown[model]}.", ""]
+        return
+    shown[model] = path
+    yield ""
+    if path and model.__doc__:
+        yield from [_one_line(model.__doc__), ""]
+    plain = {name: field for name, field in model.model_fields.items() if not models_in(field.annotation)}
+    nested = {name: field for name, field in model.model_fields.items() if models_in(field.annotation)}
+    for name, field in plain.items():
+        yield _entry(name, field)
+    yield ""
+    for name, field in nested.items():
+        members = models_in(field.annotation)
+        for member in members:
+            tag = member.model_fields["type"].default if "type" in member.model_fields else None
+            yield from _section(f"{path}.{name}".lstrip(".") + (f" (type: {tag})" if tag else ""), member, shown)
+
+
+def _entry(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"default `{_shown(field.get_default(call_default_factory=True))}`"
+    text = f": {_one_line(field.description)}" if field.description else ""
+    return f"- `{name}` ({_kind(field)}; {default}){text}"
+
+
+def _kind(field: FieldInfo) -> str:
+    annotation = field.annotation
+    arguments = get_args(annotation)
+    if arguments and all(isinstance(argument, str) for argument in arguments):
+        return " or ".join(arguments)
+    if get_origin(annotation) is tuple:
+        return "list"
+    names = [getattr(_bare(argument), "__name__", str(argument)) for argument in arguments or (annotation,)]
+    return " or ".join("null" if name == "NoneType" else name for name in names)
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _shown(value: Any) -> str:
+    if value is None or value is PydanticUndefined:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
