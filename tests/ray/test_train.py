@@ -189,7 +189,7 @@ def test_a_run_is_not_overwritten(whole_run: Path) -> None:
     done = subprocess.run(
         command(whole_run, 5), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ
     )
-    assert done.returncode == 2 and "add --resume" in done.stderr
+    assert done.returncode == 2 and "--resume" in done.stderr
 
 
 def test_events_tell_the_story(whole_run: Path) -> None:
