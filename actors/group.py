@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.flat_layout import WeightsRefused
 from sppo_ray.errors import UserError
@@ -33,6 +33,8 @@ from sppo_ray.types import CriticBatch, Minibatch, PromptValue, RolloutRequest, 
 
 PING_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
+SCORER_SLACK_S = 60.0
+PROCESS_RESTART_S = 30.0  # replacing a killed verifier process
 
 
 async def answer(worker: str, doing: str, reference: Awaitable[Any], timeout_s: float) -> Any:
@@ -40,6 +42,8 @@ async def answer(worker: str, doing: str, reference: Awaitable[Any], timeout_s: 
     with _translated(worker, doing):
         try:
             return await asyncio.wait_for(_awaited(reference), timeout_s)
+        except RayTaskError:
+            raise  # a remote TimeoutError is one of these too, and no missed deadline
         except (TimeoutError, GetTimeoutError):
             raise WorkerTimeout(worker, f"gave no answer to {doing} in {timeout_s:.0f} s") from None
 
@@ -48,20 +52,20 @@ async def answer(worker: str, doing: str, reference: Awaitable[Any], timeout_s: 
 def _translated(worker: str, doing: str) -> Iterator[None]:
     """Ray's errors as the trainer knows them: WorkerDied, or WorkerFailure with the remote error's text.
 
-    A remote UserError or WeightsRefused comes through as itself.
+    A remote UserError comes through as itself, a WeightsRefused as one: not the engine but what the learner published is
+    wrong then, and a new engine would not help.
     """
     try:
         yield
     except (RayActorError, ActorUnavailableError) as error:
         raise WorkerDied(worker, f"died while {doing}: {_first_line(error)}") from None
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):
+        if isinstance(error.cause, (UserError, WeightsRefused)):
             named = str(error.cause) if worker in str(error.cause) else f"{worker}: {error.cause}"
             raise UserError(named) from None
-        if isinstance(error.cause, WeightsRefused):
-            # Not the engine's fault, so a new engine would not help: what the learner published fits no such model.
-            raise WeightsRefused(f"{worker}: {error.cause}") from None
         raise WorkerFailure(worker, f"failed at {doing}: {error}") from None
+    except RayError as error:  # an object or its owner lost with a node, an environment that cannot be made, ...
+        raise WorkerFailure(worker, f"lost to Ray during {doing}: {type(error).__name__}: {_first_line(error)}") from None
 
 
 async def _awaited(reference: Awaitable[Any]) -> Any:
@@ -198,9 +202,9 @@ class CriticGroup:
             handle.update.remote(list(batch.token_ids[rank::count]), list(batch.rewards[rank::count]), len(batch.rewards))
             for rank, handle in enumerate(self._ranks.handles)
         ]
-        metrics = (await self._ranks.gather("a critic update", calls))[0]
+        # Counted when it is submitted: the ranks work in the order of submission, so values asked for from here on see it.
         self._version += 1
-        return metrics
+        return (await self._ranks.gather("a critic update", calls))[0]
 
     @property
     def version(self) -> int:
@@ -223,11 +227,16 @@ class CriticGroup:
 
 
 class RayScorer:
-    """One RewardActor; requests that come in while a batch is on its way travel together in the next one."""
+    """One RewardActor; requests that come in in the same turn of the event loop travel together.
 
-    def __init__(self, handle: ActorHandle, *, timeout_s: float) -> None:
+    The pool behind it owns the deadline a sample. The one here only finds an actor that is frozen, and so leaves room
+    for everything that is outstanding to time out one after another.
+    """
+
+    def __init__(self, handle: ActorHandle, *, deadline_s: float) -> None:
         self._handle = handle
-        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
+        self._outstanding = 0
         self._waiting: list[tuple[ScoreRequest, asyncio.Future[Verdict]]] = []
         self._flushing: set[asyncio.Task[None]] = set()
 
@@ -247,15 +256,21 @@ class RayScorer:
     async def _flush(self) -> None:
         await asyncio.sleep(0)  # let everything that arrived in this turn of the event loop join
         batch, self._waiting = self._waiting, []
+        self._outstanding += len(batch)
+        timeout_s = SCORER_SLACK_S + self._outstanding * (self._deadline_s + PROCESS_RESTART_S)
         try:
             call = self._handle.score_batch.remote([request for request, _ in batch])
-            verdicts = await answer("reward", f"scoring {len(batch)} responses", call, self._timeout_s * max(1, len(batch)))
-        except (WorkerFailure, UserError) as failure:
+            verdicts = await answer("reward", f"scoring {len(batch)} responses", call, timeout_s)
+        except Exception as failure:  # boundary: whoever waits for a verdict gets the failure, whatever it is
             for _, result in batch:
-                result.set_exception(failure)
+                if not result.done():
+                    result.set_exception(failure)
             return
+        finally:
+            self._outstanding -= len(batch)
         for (_, result), verdict in zip(batch, verdicts, strict=True):
-            result.set_result(verdict)
+            if not result.done():
+                result.set_result(verdict)
 
     async def close(self) -> None:
         kill(self._handle)

@@ -176,7 +176,7 @@ class RolloutWorker:
                     yield burst
         finally:
             if left:  # the caller lost interest
-                self._engine.call(lambda engine: self._abort(engine, list(batch)))
+                self._engine.call(lambda engine: self._drop(engine, batch.values()))
 
     async def abort(self, request_ids: Sequence[str]) -> int:
         """Drop unfinished requests: their streams end without them. Returns how many there were."""

@@ -9,6 +9,8 @@ sppo-ray recipes | doctor
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from sppo_ray.config import RunConfig, dump_config, load_config, recipe_names
 from sppo_ray.errors import UserError
 
 EXIT_WORKER_LOST = 3
+EXIT_DISK_FULL = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +92,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     if options.resume and options.run_dir is None:
         raise UserError("--resume needs the --run-dir of the run to continue")
-    run_dir = options.run_dir or Path("runs") / f"{config.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = options.run_dir or _runs() / f"{config.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     from sppo_ray.launch import train
     from sppo_ray.trainer.interfaces import WorkerFailure
@@ -99,6 +102,17 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     except WorkerFailure as failure:
         print(f"error: lost {failure}. The run can be continued: add --resume --run-dir {run_dir}", file=sys.stderr)
         return EXIT_WORKER_LOST
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: no space left on the disk of {run_dir}: free some and add --resume --run-dir {run_dir}", file=sys.stderr)
+        return EXIT_DISK_FULL
+
+
+def _runs() -> Path:
+    """Where runs go by default: $SPPO_RAY_RUNS, else ./runs. A Ray job's working directory is a cache that Ray clears."""
+    in_ray_cache = "working_dir_files" in Path.cwd().parts
+    return Path(os.environ.get("SPPO_RAY_RUNS") or (Path.home() / "sppo_ray_runs" if in_ray_cache else "runs"))
 
 
 def _prepare(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -25,7 +25,12 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 class Settings(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 
@@ -392,6 +397,13 @@ class RunConfig(Settings):
                 f"learner.ranks {self.learner.ranks} exceeds data.minibatch_size {self.data.minibatch_size}: a rank would "
                 "have no sample; raise the minibatch or lower the ranks"
             )
+        if self.critic.warmup_steps >= self.loop.steps:
+            raise ValueError(
+                f"critic.warmup_steps {self.critic.warmup_steps} leaves none of the {self.loop.steps} steps to the "
+                "policy: lower it, "
+                "or raise loop.steps"
+            )
+        self._check_devices()
         longest = self.data.max_prompt_tokens + self.rollout.max_response_tokens
         if self.learner.max_tokens_per_microbatch < longest:
             raise ValueError(
@@ -405,6 +417,33 @@ class RunConfig(Settings):
                 f"{self.data.max_prompt_tokens}: raise it"
             )
         return self
+
+    def _check_devices(self) -> None:
+        shares = {
+            "rollout.gpus_per_worker": self.rollout.gpus_per_worker,
+            "learner.gpus_per_rank": self.learner.gpus_per_rank,
+            "critic.gpus_per_rank": self.critic.gpus_per_rank,
+        }
+        for name, share in shares.items():
+            if self.device == "cpu" and share > 0:
+                raise ValueError(f"{name} is {share:g}, but device is cpu: set it to 0, or device to cuda")
+        if self.device == "cuda" and self.rollout.gpus_per_worker == 0:
+            raise ValueError(
+                "device is cuda, but rollout.gpus_per_worker is 0: give each engine its GPUs, e.g. 1, or set device to cpu"
+            )
+        tensor_parallel, gpus = self.rollout.tensor_parallel_size, self.rollout.gpus_per_worker
+        if gpus > 0 and tensor_parallel > 1 and gpus < tensor_parallel:
+            raise ValueError(
+                f"rollout.tensor_parallel_size {tensor_parallel} needs as many GPUs a worker, rollout.gpus_per_worker "
+                f"is {gpus:g}: set it to "
+                f"{tensor_parallel}"
+            )
+        for name, model in (("learner", self.learner), ("critic", self.critic)):
+            if model.attention == "flash_attention_2" and model.dtype == "float32":
+                raise ValueError(
+                    f"{name}.attention flash_attention_2 works in bfloat16 only: set {name}.dtype to bfloat16, or "
+                    "attention to sdpa"
+                )
 
     def derived(self) -> dict[str, Any]:
         """The numbers that follow from the settings, printed at the start of a run and by --dry-run."""
@@ -495,7 +534,10 @@ def _recipe_text(recipe: str) -> tuple[str, str]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"{recipe}: no such recipe file; recipes that ship: {', '.join(recipe_names())}")
-        return recipe, path.read_text(encoding="utf-8")
+        try:
+            return recipe, path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{recipe}: cannot be read as UTF-8 text ({error}): a recipe is a YAML file") from None
     names = recipe_names()
     if recipe not in names:
         close = difflib.get_close_matches(recipe, names, n=1)

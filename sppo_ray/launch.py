@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,29 +42,28 @@ EXIT_FINISHED, EXIT_TERMINATED = 0, 143
 
 
 @contextlib.contextmanager
-def ray_session(config: RunConfig) -> Iterator[Resources]:
-    """Join the configured cluster, or start a local one that ends with the block."""
+def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
+    """Join the configured cluster, or start a local one that ends with the block. Yields each node's logical resources."""
     for key, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import ray
 
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    joined = bool(address) or "RAY_JOB_ID" in os.environ
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")  # the latter is set for a Ray job's entrypoint
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "sppo-ray"}
-    if joined:
-        options["address"] = address or "auto"
+    if address:
+        options["address"] = address
     else:
         options |= {"address": "local", "num_cpus": config.cluster.local_cpus or os.cpu_count(), "include_dashboard": False}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError) as error:
-        where = f"the Ray cluster at {address}" if joined else "a local Ray cluster"
+        where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
         raise UserError(
             f"cannot reach {where}: {error}. Is its head running, and is RAY_AUTH_MODE the same here and there?"
         ) from None
     try:
-        live = ray.cluster_resources()
-        yield Resources(live.get("CPU", 0.0), live.get("GPU", 0.0))
+        live = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in live]
     finally:
         ray.shutdown()
 
@@ -178,7 +177,7 @@ class Spawner:
         from actors.reward import RewardActor
 
         handle = self.actor(RewardActor, "reward", "reward", self._config.reward, env={"OMP_NUM_THREADS": "1"})
-        return RayScorer(handle, timeout_s=self._config.reward.deadline_s)
+        return RayScorer(handle, deadline_s=self._config.reward.deadline_s)
 
     def _ranks(self, role: str, actor_class: Any, settings: ModelSettings, **keywords: Any) -> Any:
         from actors.group import Ranks
@@ -231,7 +230,8 @@ def gather_materials(config: RunConfig, report: Any) -> Materials:
     tokenizer, critic_tokenizer = AutoTokenizer.from_pretrained(policy_path), AutoTokenizer.from_pretrained(critic_path)
     encoder = PromptEncoder(tokenizer, critic_tokenizer, config.data)
     held_out = load_held_out(config.data, encoder, config.eval.prompts)
-    prompts = PromptStream(open_sources(config.data.train), encoder, config.data, config.seed, held_out_limit=config.eval.prompts)
+    # Kept apart from ALL held-out prompts, so that eval.prompts may change between a run and its resumption.
+    prompts = PromptStream(open_sources(config.data.train), encoder, config.data, config.seed)
     return Materials(policy_path, critic_path, tokenizer, prompts, held_out)
 
 
@@ -241,30 +241,54 @@ def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
     Raises UserError for what the user can mend and WorkerFailure when a worker is lost for good; both leave the run
     directory resumable.
     """
-    run_dir = RunDir.create(run_path, resume=resume)
+    run_dir = RunDir.create(run_path.resolve(), resume=resume)
     recorder = None
     try:
+        skipped: list[str] = []
+        start = _starting_point(config, run_dir, skipped.append)
         progress = make_progress(config.logging.progress, config.name)
         recorder = Recorder(run_dir, config, progress)
         recorder.phase("preparing")
         run_dir.write_config(dump_config(config))
         run_dir.write_environment()
+        for text in skipped:
+            recorder.event("checkpoint-skipped", text, show=True)
         materials = gather_materials(config, recorder.message)
-        with ray_session(config) as total:
-            require_feasible(config, total)
-            return asyncio.run(_train(config, run_dir, recorder, materials, resolve_device(config, total)))
+        with ray_session(config) as nodes:
+            require_feasible(config, nodes)
+            return asyncio.run(_train(config, run_dir, recorder, materials, start, resolve_device(config, nodes)))
     except BaseException as error:
-        if recorder is not None:
-            recorder.event("failed", f"{type(error).__name__}: {error}")
-            recorder.phase("failed", last_error=f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+            if recorder is not None:
+                recorder.event("failed", f"{type(error).__name__}: {error}")
+                recorder.phase("failed", last_error=f"{type(error).__name__}: {error}")
         raise
     finally:
-        if recorder is not None:
-            recorder.close()
+        with contextlib.suppress(OSError):
+            if recorder is not None:
+                recorder.close()
         run_dir.close()
 
 
-async def _train(config: RunConfig, run_dir: RunDir, recorder: Recorder, materials: Materials, device: str) -> int:
+StartingPoint = tuple[Path, TrainerState] | None  # a checkpoint to go on from, or None for a new run
+
+
+def _starting_point(config: RunConfig, run_dir: RunDir, on_skip: Callable[[str], None]) -> StartingPoint:
+    """The newest whole checkpoint. Refuses to go on with settings that would make it another run, before anything is touched."""
+    found = find_checkpoint(run_dir.checkpoints, on_skip)
+    if found is not None:
+        different = differing_settings(found[0], resumable_settings(config))
+        if different:
+            raise UserError(
+                f"{found[0]} was written with other settings ({'; '.join(different)}): resume with the run's own "
+                f"settings ({run_dir.config}), or start a new run"
+            )
+    return found
+
+
+async def _train(
+    config: RunConfig, run_dir: RunDir, recorder: Recorder, materials: Materials, start: StartingPoint, device: str
+) -> int:
     recorder.phase("starting actors")
     recorder.message(
         f"starting {len(bundles_of(config))} actors on {device}: {', '.join(bundle.role for bundle in bundles_of(config))}"
@@ -272,7 +296,7 @@ async def _train(config: RunConfig, run_dir: RunDir, recorder: Recorder, materia
     started = time.perf_counter()
     async with _spawned(config, materials, recorder, device) as workers:
         recorder.event("started", f"all actors up after {time.perf_counter() - started:.1f} s", show=True)
-        state = await _restore(config, run_dir, workers, recorder)
+        state = await _restore(start, workers, recorder)
         trainer = Trainer(
             config,
             workers,
@@ -285,10 +309,10 @@ async def _train(config: RunConfig, run_dir: RunDir, recorder: Recorder, materia
         recorder.begin(state)
         with _signals(trainer) as received:
             state = await trainer.run()
-        recorder.phase("finishing", state)
-        if config.checkpoint.export and not trainer.stopped_early:
-            await workers.learner.export(run_dir.export / "policy")
-            await workers.critic.export(run_dir.export / "critic")
+            recorder.phase("finishing", state)
+            if config.checkpoint.export and not trainer.stopped_early:
+                await workers.learner.export(run_dir.export / "policy")
+                await workers.critic.export(run_dir.export / "critic")
     _conclude(config, run_dir, recorder, state, stopped=trainer.stopped_early)
     return EXIT_TERMINATED if signal.SIGTERM in received else EXIT_FINISHED
 
@@ -362,18 +386,11 @@ def _decoder(tokenizer: PreTrainedTokenizerBase) -> Any:
     return decode
 
 
-async def _restore(config: RunConfig, run_dir: RunDir, workers: Workers, recorder: Recorder) -> TrainerState:
-    """The state to go on from: the newest whole checkpoint's, or a new run's."""
-    found = find_checkpoint(run_dir.checkpoints, lambda text: recorder.event("checkpoint-skipped", text, show=True))
-    if found is None:
+async def _restore(start: StartingPoint, workers: Workers, recorder: Recorder) -> TrainerState:
+    """Load the checkpoint into learner and critic, and return the state to go on from."""
+    if start is None:
         return TrainerState.initial()
-    path, state = found
-    different = differing_settings(path, resumable_settings(config))
-    if different:
-        raise UserError(
-            f"{path.name} was written with other settings ({'; '.join(different)}): resume with the run's own "
-            "config.yaml, or start a new run"
-        )
+    path, state = start
     await asyncio.gather(workers.learner.load(path / "learner"), workers.critic.load(path / "critic"))
     workers.critic.restore_version(state.critic_version)
     recorder.event("restored", f"from {path.name}", show=True)

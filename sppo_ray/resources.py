@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sppo_ray.config import RunConfig
 from sppo_ray.errors import UserError
 
+EPSILON = 1e-9  # fractional shares are added up as floats
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Logical resources of a cluster."""
+    """Logical resources of a node."""
 
     cpus: float
     gpus: float
@@ -39,21 +42,29 @@ def bundles_of(config: RunConfig) -> list[Bundle]:
     ]
 
 
-def require_feasible(config: RunConfig, total: Resources) -> None:
-    """Refuse what can never be placed, before any actor exists. Raises UserError with the sum and the way out."""
+def require_feasible(config: RunConfig, nodes: Sequence[Resources]) -> None:
+    """Refuse what can never be placed, before any actor exists. Raises UserError with the sums and the way out."""
     bundles = bundles_of(config)
-    cpus, gpus = sum(b.cpus for b in bundles), sum(b.gpus for b in bundles)
     wanted = ", ".join(f"{b.role} {b.cpus:g} CPU" + (f" + {b.gpus:g} GPU" if b.gpus else "") for b in bundles)
-    for name, need, have in (("CPUs", cpus, total.cpus), ("GPUs", gpus, total.gpus)):
-        if need > have + 1e-9:
+    remedy = "lower rollout.workers, learner.ranks or critic.ranks, or the *_per_worker and *_per_rank shares, or add nodes"
+    for name, need, have in (
+        ("CPUs", sum(b.cpus for b in bundles), sum(node.cpus for node in nodes)),
+        ("GPUs", sum(b.gpus for b in bundles), sum(node.gpus for node in nodes)),
+    ):
+        if need > have + EPSILON:
+            raise UserError(f"this run needs {need:g} logical {name}, the Ray cluster has {have:g} ({wanted}): {remedy}")
+    for bundle in bundles:
+        if not any(bundle.cpus <= node.cpus + EPSILON and bundle.gpus <= node.gpus + EPSILON for node in nodes):
+            largest = max(nodes, key=lambda node: (node.gpus, node.cpus))
             raise UserError(
-                f"this run needs {need:g} logical {name}, the Ray cluster has {have:g} ({wanted}): lower "
-                "rollout.workers, learner.ranks or critic.ranks, "
-                f"or the *_per_worker and *_per_rank shares, or add nodes"
+                f"{bundle.role} needs {bundle.cpus:g} CPUs and {bundle.gpus:g} GPUs on one node, and no node has them "
+                "(the largest: "
+                f"{largest.cpus:g} and {largest.gpus:g}): lower its share, or add a larger node"
             )
 
 
-def resolve_device(config: RunConfig, total: Resources) -> str:
+def resolve_device(config: RunConfig, nodes: Sequence[Resources]) -> str:
+    """What config.device means on this cluster: "cpu" or "cuda"."""
     if config.device == "auto":
-        return "cuda" if config.logical_gpus() > 0 and total.gpus > 0 else "cpu"
+        return "cuda" if config.logical_gpus() > 0 and any(node.gpus > 0 for node in nodes) else "cpu"
     return config.device

@@ -80,6 +80,11 @@ async def write_checkpoint(
             folder = temporary / name
             folder.mkdir(parents=True)
             await write(folder)
+            if not any(path.is_file() for path in folder.rglob("*")):
+                raise UserError(
+                    f"the {name} saved its state and nothing of it is in {folder}: the run directory has to be on a file system "
+                    "that all nodes share; choose another --run-dir"
+                )
         manifest = {"format": FORMAT, "settings": settings, "state": asdict(state), "files": _inventory(temporary)}
         _write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
         if final.exists():
@@ -89,7 +94,7 @@ async def write_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _retain(root, keep)
+    _retain(root, keep, final)
     return final
 
 
@@ -117,14 +122,14 @@ def find_checkpoint(root: Path, on_skip: Callable[[str], None]) -> tuple[Path, T
 
     `on_skip` hears of each newer one that is not. Raises UserError when checkpoints exist but none is whole.
     """
-    candidates = sorted(
-        (p for p in root.glob("step-*") if _NAME.fullmatch(p.name)), key=lambda p: int(_NAME.fullmatch(p.name)[1]), reverse=True
-    )  # type: ignore[index]
+    candidates = _in_order(root)[::-1]
     for path in candidates:
         try:
             return path, verify_checkpoint(path)
         except CheckpointCorrupt as error:
-            on_skip(f"{error}; trying the one before")
+            # Set aside, so that it is neither tried again nor counted among the checkpoints to keep.
+            os.replace(path, path.with_name(f"damaged-{path.name}"))
+            on_skip(f"{error}; set aside as damaged-{path.name}, trying the one before")
     if candidates:
         raise UserError(
             f"{root}: none of the {len(candidates)} checkpoints is whole; restore one from a copy, or start anew in "
@@ -202,7 +207,16 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _retain(root: Path, keep: int) -> None:
-    paths = sorted((p for p in root.glob("step-*") if _NAME.fullmatch(p.name)), key=lambda p: int(_NAME.fullmatch(p.name)[1]))  # type: ignore[index]
-    for path in paths[:-keep]:
+def _retain(root: Path, keep: int, newest: Path) -> None:
+    """Keep `newest` and the `keep` - 1 before it. A later one is of a timeline that a resumed run has left."""
+    for path in root.glob(".writing-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    others = [path for path in _in_order(root) if path != newest]
+    for path in others[: max(0, len(others) - (keep - 1))]:
         shutil.rmtree(path)
+
+
+def _in_order(root: Path) -> list[Path]:
+    """The checkpoints by step, oldest first."""
+    found = [(int(match[1]), path) for path in root.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]

@@ -68,6 +68,8 @@ class _Member:
     tokens_seen: int = -1
     progress_at: float = 0.0
     verified: asyncio.Event = field(default_factory=asyncio.Event)  # cleared while a pull is not yet proven
+    reviving: bool = False  # a task is at work from its death until it serves or is retired
+    last_failure: str = ""
 
 
 class RolloutFleet:
@@ -133,20 +135,29 @@ class RolloutFleet:
         return FleetSync(tuple(receipt for receipt, _ in proofs), max((difference for _, difference in proofs), default=0.0))
 
     async def _pull_or_lose(self, member: _Member, published: PublishedWeights) -> tuple[WeightReceipt, float] | None:
+        incarnation = member.health.restarts
         try:
             return await self._pull(member, published)
         except WorkerFailure as failure:
-            self._lost(member, failure)
+            if member.health.restarts == incarnation:
+                self._lost(member, failure)
             return None
 
     async def _pull(self, member: _Member, published: PublishedWeights) -> tuple[WeightReceipt, float]:
+        """Raises WorkerFailure when the receipt does not verify, or when the worker was lost while it pulled."""
         assert member.worker is not None
+        incarnation = member.health.restarts
         member.verified.clear()
-        receipt = await member.worker.pull_weights(published)
-        difference = verify_receipt(published, receipt, self._tolerance) if self._tolerance else 0.0
-        member.health = member.health.after(Event.SYNCED, version=receipt.version)
+        try:
+            receipt = await member.worker.pull_weights(published)
+            difference = verify_receipt(published, receipt, self._tolerance) if self._tolerance else 0.0
+            if member.health.restarts != incarnation or member.health.state in (Health.DEAD, Health.RETIRED):
+                # The answer of one incarnation must not make the next one trusted.
+                raise WorkerFailure(member.name, f"was lost while it pulled policy version {published.manifest.version}")
+            member.health = member.health.after(Event.SYNCED, version=receipt.version)
+        finally:
+            member.verified.set()  # whoever waits for the proof looks at the state next
         member.progress_at = self._clock()
-        member.verified.set()
         return receipt, difference
 
     # ------------------------------------------------------------------------------------------------ generation
@@ -235,29 +246,36 @@ class RolloutFleet:
             )
         if member.health.state is Health.SUSPECT:
             member.health = member.health.after(Event.RECOVERED)
+            self._drain_backlog()  # what was asked meanwhile may wait for this worker alone
 
     # --------------------------------------------------------------------------------------------------- healing
 
     def _lost(self, member: _Member, failure: WorkerFailure) -> None:
+        """Book a death. The member's one revival task brings it back, or takes the news if it is at it already."""
         if member.health.state in (Health.DEAD, Health.RETIRED):
             return
         self._on_event("worker-lost", str(failure))
         member.health = member.health.after(Event.DIED)
         member.in_flight = 0
-        member.verified.set()  # whoever waits for the proof now sees the state instead
-        if member.health.restarts >= self._settings.max_restarts:
-            self._retire(member, failure)
-        else:
+        member.last_failure = str(failure)
+        if not member.reviving:
+            member.reviving = True
             self._run(self._revive(member))
 
-    def _retire(self, member: _Member, failure: WorkerFailure) -> None:
-        self._on_event("worker-retired", f"{member.name}: {self._settings.max_restarts} restarts used up (last: {failure})")
-        member.health = member.health.after(Event.RETIRE)
-        if member.worker is not None:
-            self._run(member.worker.close())
-        self._fail_backlog_if_nobody_is_left()
-
     async def _revive(self, member: _Member) -> None:
+        try:
+            while member.health.restarts < self._settings.max_restarts:
+                if await self._restart(member):
+                    version, restarts = member.health.version, member.health.restarts
+                    self._on_event("worker-revived", f"{member.name}: serves version {version} after restart {restarts}")
+                    return
+            await self._retire(member)
+        finally:
+            member.reviving = False
+            self._drain_backlog()
+
+    async def _restart(self, member: _Member) -> bool:
+        """One try: whether the member serves the published version in the end."""
         if member.worker is not None:
             await member.worker.close()
         await asyncio.sleep(restart_delay_s(member.health.restarts))
@@ -265,15 +283,19 @@ class RolloutFleet:
         try:
             await self._bring_up(member)
             async with self._sync_lock:
-                if self._published is not None:
+                if member.health.state is Health.STALE and self._published is not None:
                     await self._pull(member, self._published)
-        except WorkerFailure as failure:
+        except Exception as error:  # boundary: whatever keeps a worker from starting is a failed restart, not a failed run
+            failure = error if isinstance(error, WorkerFailure) else WorkerFailure(member.name, f"did not restart: {error}")
             self._lost(member, failure)
-            return
-        self._on_event(
-            "worker-revived", f"{member.name}: serves version {member.health.version} after restart {member.health.restarts}"
-        )
-        self._drain_backlog()
+        return member.health.takes_work
+
+    async def _retire(self, member: _Member) -> None:
+        used_up = f"{self._settings.max_restarts} restarts used up"
+        self._on_event("worker-retired", f"{member.name}: {used_up} (last: {member.last_failure})")
+        member.health = member.health.after(Event.RETIRE)
+        if member.worker is not None:
+            await member.worker.close()
 
     def _fail_backlog_if_nobody_is_left(self) -> None:
         if any(member.health.state is not Health.RETIRED for member in self._members):

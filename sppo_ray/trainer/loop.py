@@ -94,7 +94,7 @@ class Trainer:
 
     async def run(self) -> TrainerState:
         await self._sync_weights()
-        if self.state.step == 0 and self._config.eval.at_start:
+        if self.state.step == 0 and self._config.eval.at_start and self.state.initial_accuracy is None:
             await self._evaluate()
         while self.state.step < self._config.loop.steps and not self._stop_requested:
             await self._step()
@@ -244,8 +244,16 @@ def _is_due(every: int, step: int) -> bool:
 
 
 def _averages(group: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each metric over a step's minibatches."""
-    return {f"{group}/{name}": sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else {})}
+    """A step's metrics from its minibatches': the mean, but the largest of maxima, the sum of counts, the last of totals."""
+    return {f"{group}/{name}": _over_step(name, [row[name] for row in rows]) for name in (rows[0] if rows else {})}
+
+
+def _over_step(name: str, values: Sequence[float]) -> float:
+    if name.endswith("_max"):
+        return max(values)
+    if name.endswith("_total"):
+        return values[-1]
+    return sum(values) if name in ("skipped", "seconds") else sum(values) / len(values)
 
 
 def _first(group: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from sppo_ray.errors import UserError
 from sppo_ray.seeding import derive_seed
 from sppo_ray.trainer.interfaces import Critic, Scorer, ScoreRequest
 from sppo_ray.types import Prompt, PromptValue, RolloutRequest, SamplingSettings, ScoredTrajectory, Trajectory, Verdict
@@ -23,7 +24,7 @@ from sppo_ray.types import Prompt, PromptValue, RolloutRequest, SamplingSettings
 Decode = Callable[[Sequence[int]], str]
 
 
-class RewardOutOfRange(Exception):
+class RewardOutOfRange(UserError):
     """A verifier returned a number outside [0, 1]: the critic's cross-entropy has no meaning for it."""
 
 

@@ -43,7 +43,10 @@ class Recorder:
 
     def begin(self, state: TrainerState) -> None:
         """The run trains from here on; what an earlier incarnation wrote after `state` is forgotten."""
-        dropped = self._metrics.truncate_after(state.step)
+        is_new = state.step == 0 and state.initial_accuracy is None
+        dropped = self._metrics.truncate_after(-1 if is_new else state.step)
+        for folder in (self._run_dir.trajectories, self._run_dir.evaluations):
+            _drop_later_steps(folder, -1 if is_new else state.step)
         if dropped:
             self.event("resumed", f"continues after step {state.step}; {dropped} later lines of metrics.jsonl are taken again")
         self._progress.start(self._config.loop.steps, state.step)
@@ -114,6 +117,13 @@ class Recorder:
         self._progress.close()
         self._metrics.close()
         self._events.close()
+
+
+def _drop_later_steps(folder: Path, step: int) -> None:
+    for path in folder.glob("step-*"):
+        number = path.stem.removeprefix("step-")
+        if number.isdigit() and int(number) > step:
+            path.unlink()
 
 
 def fleet_line(fleet: Sequence[WorkerView]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,11 @@ def wait_until(actor: Any, vital: str, least: int) -> None:
 
 class DamagedWorker(RolloutWorker):
     """The real worker, with faults that can be switched on: what a check must catch has to be able to happen."""
+
+    async def first_of(self, batch: Sequence[RolloutRequest], sampling: SamplingSettings) -> Trajectory:
+        """Take one trajectory and lose interest in the others."""
+        async with aclosing(self.generate(batch, sampling)) as arriving:
+            return await anext(arriving)
 
     async def damage(self, fault: str) -> None:
         await self._call(lambda engine: _FAULTS[fault](engine))

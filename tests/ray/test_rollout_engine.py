@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from sppo_ray.errors import UserError
-from sppo_ray.types import RolloutRequest, Trajectory
+from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
 from tests.ray.conftest import Engine
 from tests.ray.engine_models import (
     CONTEXT,
@@ -115,6 +116,16 @@ def test_a_dropped_request_ends_its_stream_and_frees_the_engine(llama: Engine) -
     wait_until(llama.actor, "in_flight", 4)
     dropped = ray.get(llama.actor.abort.remote([request.request_id for request in batch[:3]]))
     assert len(list(arriving)) == 4 - dropped
+    vitals = ray.get(llama.actor.ping.remote())
+    assert vitals["in_flight"] == 0 and vitals["alive"]
+
+
+def test_a_caller_that_loses_interest_takes_only_its_own_requests_along(llama: Engine) -> None:
+    others = stream(llama.actor, requests(2, tag="other"), max_tokens=60, stop=())
+    left = [replace(request, request_id=f"left/{i}") for i, request in enumerate(requests(4))]
+    sampling = SamplingSettings(temperature=1.0, max_tokens=480, stop_token_ids=(STOP,))
+    assert ray.get(llama.actor.first_of.remote(left, sampling)).request_id.startswith("left/")
+    assert len(list(others)) == 2
     vitals = ray.get(llama.actor.ping.remote())
     assert vitals["in_flight"] == 0 and vitals["alive"]
 

@@ -75,3 +75,24 @@ def test_nothing_whole_is_an_error_and_nothing_at_all_is_not(tmp_path: Path) -> 
     (write(tmp_path, 10) / "manifest.json").unlink()
     with pytest.raises(UserError, match="none of the 1 checkpoints is whole"):
         find_checkpoint(tmp_path, lambda text: None)
+
+
+def test_the_newest_stays_when_a_damaged_later_one_lies_about(tmp_path: Path) -> None:
+    """keep = 1; step 100 is damaged, a run resumed from 50 writes 75: 75 must survive, and be found."""
+    write(tmp_path, 50, keep=2)
+    (write(tmp_path, 100, keep=2) / "learner/rank0.bin").write_bytes(b"garbage")
+    found = find_checkpoint(tmp_path, lambda text: None)
+    assert found is not None and found[1].step == 50
+    write(tmp_path, 75, keep=1)
+    found = find_checkpoint(tmp_path, lambda text: None)
+    assert found is not None and found[1].step == 75
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-000100", "step-000075"]
+
+
+def test_a_writer_that_leaves_nothing_visible_is_no_checkpoint(tmp_path: Path) -> None:
+    async def elsewhere(folder: Path) -> None:
+        """A rank on a node that does not share this file system."""
+
+    with pytest.raises(UserError, match="the learner saved its state and nothing of it is in .* all nodes share"):
+        asyncio.run(write_checkpoint(tmp_path, state(1), {"learner": elsewhere}, settings={}, keep=1))
+    assert list(tmp_path.iterdir()) == []

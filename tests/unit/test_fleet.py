@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sppo_ray.config import RolloutSettings
+from sppo_ray.errors import UserError
 from sppo_ray.trainer.fleet import FleetExhausted, RolloutFleet
 from sppo_ray.trainer.interfaces import PublishedWeights, WeightManifest, WeightReceipt, WorkerDied
 from sppo_ray.trainer.weight_sync import ProbeTolerance
@@ -196,3 +197,74 @@ def test_what_arrives_during_an_unproven_pull_is_not_delivered() -> None:
 
     assert {trajectory.worker for trajectory in asyncio.run(scenario())} == {"rollout-0"}
     assert heir.served == 2
+
+
+def test_a_restart_that_fails_for_any_reason_uses_up_the_budget_and_ends_the_wait() -> None:
+    harness = Harness({"rollout-0": [FakeWorker("rollout-0", dies_after=1)]}, max_restarts=2)
+    first = harness.scripts["rollout-0"]
+
+    async def spawn(name: str) -> FakeWorker:
+        if first:
+            return first.pop(0)
+        raise UserError("rollout-0: the engine did not start: /dev/shm is full")
+
+    harness.fleet._spawn = spawn
+    with pytest.raises(FleetExhausted, match="no worker is left after 2 restarts"):
+        run(harness, 3)
+    assert any("/dev/shm is full" in message for kind, message in harness.events if kind == "worker-retired")
+
+
+def test_what_was_asked_while_the_only_worker_was_suspect_is_served_when_it_recovers() -> None:
+    class Slow(FakeWorker):
+        """Makes tokens all the time, but finishes nothing before it is released."""
+
+        async def ping(self) -> dict[str, Any]:
+            await asyncio.sleep(0.03)  # a second caller comes in during this ping, while the worker is SUSPECT
+            self.served += 1
+            return {"tokens_generated": self.served}
+
+    slow = Slow("rollout-0", wedged=True)
+    harness = Harness({"rollout-0": [slow]}, stall_timeout_s=0.02)
+
+    async def scenario() -> tuple[list[Trajectory], list[Trajectory]]:
+        await harness.fleet.start()
+        await harness.fleet.sync(published(1))
+        first = asyncio.ensure_future(harness.collect(1))
+        await asyncio.sleep(0.03)
+        assert harness.fleet.view()[0].state == "SUSPECT"
+        second = asyncio.ensure_future(harness.collect(1))
+        slow.wedged = False
+        try:
+            return await asyncio.wait_for(first, 5), await asyncio.wait_for(second, 5)
+        finally:
+            await harness.fleet.close()
+
+    assert [len(part) for part in asyncio.run(scenario())] == [1, 1]
+
+
+def test_a_death_during_a_pull_is_healed_and_its_late_receipt_trusted_by_nobody() -> None:
+    class DiesWhilePulling(FakeWorker):
+        async def pull_weights(self, published: PublishedWeights) -> WeightReceipt:
+            receipt = await super().pull_weights(published)
+            if published.manifest.version == 2:
+                self.wedged, self.dies_after = False, self.served  # the stream fails while the pull is under way
+                await asyncio.sleep(0.05)
+            return receipt
+
+    victim, heir = DiesWhilePulling("rollout-0", wedged=True), FakeWorker("rollout-0")
+    harness = Harness({"rollout-0": [victim, heir]})
+
+    async def scenario() -> list[Trajectory]:
+        await harness.fleet.start()
+        await harness.fleet.sync(published(1))
+        collecting = asyncio.ensure_future(harness.collect(2))
+        await asyncio.sleep(0.02)
+        proof = await harness.fleet.sync(published(2))
+        assert proof.receipts == ()
+        try:
+            return await asyncio.wait_for(collecting, 5)
+        finally:
+            await harness.fleet.close()
+
+    assert {trajectory.policy_version for trajectory in asyncio.run(scenario())} == {2}
+    assert heir.served == 2 and harness.fleet.restarts == 1

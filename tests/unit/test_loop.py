@@ -13,7 +13,7 @@ from sppo_ray.config import RunConfig, load_config
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.checkpoint import TrainerState, verify_checkpoint
 from sppo_ray.trainer.evaluator import Evaluator
-from sppo_ray.trainer.loop import StalenessViolated, Trainer, Workers
+from sppo_ray.trainer.loop import StalenessViolated, Trainer, Workers, _averages
 from sppo_ray.trainer.metrics import read_metrics
 from sppo_ray.trainer.pipeline import SamplePipeline
 from sppo_ray.trainer.progress import SilentProgress
@@ -171,3 +171,13 @@ def test_a_run_goes_on_where_its_state_says(tmp_path: Path) -> None:
     assert (resumed.step, resumed.samples, resumed.policy_version) == (whole.step, whole.samples, whole.policy_version)
     assert [e for e in rest.log if e.startswith("generate")] == ["generate step-2 at version 2", "generate step-3 at version 3"]
     assert [row["step"] for row in read_metrics(rest.path)] == [1, 2, 3, 4]
+
+
+def test_a_steps_metrics_keep_maxima_counts_and_totals() -> None:
+    rows = [
+        {"loss": 0.2, "ratio_max": 1.0, "skipped": 0.0, "skipped_total": 3.0},
+        {"loss": 0.4, "ratio_max": 50.0, "skipped": 1.0, "skipped_total": 4.0},
+    ]
+    assert _averages("policy", rows) == pytest.approx(
+        {"policy/loss": 0.3, "policy/ratio_max": 50.0, "policy/skipped": 1.0, "policy/skipped_total": 4.0}
+    )
