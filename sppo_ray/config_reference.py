@@ -10,7 +10,6 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from sppo_ray.config import RunConfig, models_in
 
@@ -70,7 +69,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value is PydanticUndefined:
+    if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
