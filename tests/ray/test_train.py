@@ -69,6 +69,15 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> N
     raise AssertionError(f"step {step} was not reached: {process.communicate()}")
 
 
+def wait_for_event(run_dir: Path, kind: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(event["kind"] == kind for event in read_events(run_dir)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {kind} event: {read_events(run_dir)}")
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five uninterrupted synchronous steps."""
@@ -144,28 +153,36 @@ def test_kill_and_resume_equals_the_uninterrupted_run(whole_run: Path, tmp_path:
     assert json.loads((run_dir / "summary.json").read_text())["restarts"] == 1
 
 
-def test_two_workers_two_learner_ranks_overlapped_and_terminated_cleanly(tmp_path: Path) -> None:
-    """One run with everything scaled: 2 engines, 2 ranks, staleness 1; then SIGTERM: checkpoint, exit 143, no orphan."""
+def test_two_workers_two_ranks_overlapped_heal_and_end_cleanly(tmp_path: Path) -> None:
+    """2 engines, 2 learner ranks, staleness 1; SIGKILL of an engine: the run goes on and the engine comes back; then SIGTERM:
+    checkpoint, exit 143, no orphan."""
     run_dir = tmp_path / "run"
     more = ["--rollout.workers=2", "--learner.ranks=2", "--loop.max_staleness=1", "--rollout.cpus_per_worker=0.25"]
     process = subprocess.Popen(
-        command(run_dir, 500, *more), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(run_dir, 2000, *more), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for_step(run_dir, 4, process)
     children = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in children if "RolloutWorker" in " ".join(child.cmdline())).kill()
+    wait_for_event(run_dir, "worker-revived", process)
+    healed_at = read_metrics(run_dir)[-1]["step"]
+    wait_for_step(run_dir, healed_at + 2, process)
+    children += psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, out + err
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, f"orphans: {alive}"
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert summary["status"] == "stopped" and summary["steps"] >= 4
+    assert (summary["status"], summary["restarts"]) == ("stopped", 1)
     assert (run_dir / "checkpoints" / f"step-{summary['steps']:06d}" / "manifest.json").exists()
     rows = [row for row in read_metrics(run_dir) if "reward/mean" in row]
+    assert [row["step"] for row in rows] == list(range(1, summary["steps"] + 1))
     assert {row["staleness/max"] for row in rows} == {0, 1}
-    assert all(row["sync/workers"] == 2 for row in rows)
-    workers = {row["worker"] for row in read_step(run_dir, 3).to_pylist()}
-    assert workers == {"rollout-0", "rollout-1"}
+    assert (rows[0]["sync/workers"], rows[-1]["sync/workers"]) == (2, 2)
+    assert {row["worker"] for row in read_step(run_dir, 3).to_pylist()} == {"rollout-0", "rollout-1"}
+    for step in range(1, summary["steps"] + 1):  # none lost, none repeated, the dead engine's prompts included
+        assert len({row["prompt_id"] for row in read_step(run_dir, step).to_pylist()}) == 32
 
 
 @pytest.mark.parametrize(
@@ -178,7 +195,7 @@ def test_two_workers_two_learner_ranks_overlapped_and_terminated_cleanly(tmp_pat
 )
 def test_what_cannot_run_is_one_message_and_no_half_run(tmp_path: Path, override: str, message: str) -> None:
     done = subprocess.run(
-        command(tmp_path / "run", 1, override), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S
+        command(tmp_path / "run", 2, override), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
