@@ -14,12 +14,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from sppo_ray.data.trajectory_log import read_step
 from sppo_ray.trainer.metrics import read_events, read_metrics
+from sppo_ray.types import RolloutRequest
+from tests.ray.engine_models import generate, start_engine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -129,6 +132,30 @@ def test_the_export_loads_in_plain_transformers(whole_run: Path) -> None:
         value = torch.sigmoid(critic(torch.tensor([rows[0]["prompt_ids"]])).logits.squeeze())
     # Two more critic updates were made after the value was logged, so they are near and not equal.
     assert abs(float(value) - rows[0]["value"]) < 0.2
+
+
+def test_the_export_loads_in_vllm_and_says_the_same_as_transformers(whole_run: Path, ray_cluster: Any) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    export = whole_run / "export" / "policy"
+    engine = start_engine("rollout-export", export, context=96)
+    prompt = tuple(read_step(whole_run, 5).to_pylist()[0]["prompt_ids"])
+    ray_cluster.get(engine.ready.remote(), timeout=240)
+    (greedy,) = generate(engine, [RolloutRequest("r", "p", prompt, seed=0)], temperature=0.0, max_tokens=24, stop=())
+    ray_cluster.kill(engine)
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(export)(torch.tensor([prompt + greedy.response_ids])).logits[0]
+    assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == list(greedy.response_ids)
+
+
+def test_a_resume_with_other_settings_is_refused_before_anything_is_touched(whole_run: Path) -> None:
+    before = (whole_run / "config.yaml").read_text()
+    more = ["--seed", "3", "--resume", "--learner.optimizer.lr=0.1"]
+    done = subprocess.run(command(whole_run, 5, *more), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 2
+    assert "learner.optimizer.lr: 0.0005 then, 0.1 now" in done.stderr
+    assert (whole_run / "config.yaml").read_text() == before
 
 
 def test_kill_and_resume_equals_the_uninterrupted_run(whole_run: Path, tmp_path: Path) -> None:
