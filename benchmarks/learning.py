@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import print_table, write_result
+from sppo_ray.trainer.metrics import read_metrics
 
 TARGETS = {"quickstart": 0.85}  # held-out accuracy that every seed has to reach
 TIME_LIMIT_S = 600.0  # of the command, on 2 cores, without installation and base model
@@ -52,6 +54,7 @@ def train(recipe: str, seed: int, run_dir: Path, overrides: Sequence[str]) -> di
 def row(run_dir: Path, wall_s: float | None) -> dict[str, Any]:
     """A run in figures. `wall_s` is the whole command's time, start-up, evaluations and export included; None = not taken."""
     summary = json.loads((run_dir / "summary.json").read_text())
+    metrics = read_metrics(run_dir)
     evaluations = [json.loads(path.read_text()) for path in sorted((run_dir / "evaluations").glob("*.json"))]
     return {
         "seed": summary["seed"],
@@ -63,10 +66,18 @@ def row(run_dir: Path, wall_s: float | None) -> dict[str, Any]:
         "wall_s": None if wall_s is None else round(wall_s, 1),
         "tokens_per_s": round(summary["tokens_per_second"]),
         "restarts": summary["restarts"],
+        # |engine - learner| of the sampled tokens' log-probs at equal weights, nats
+        "mismatch_mean": _largest(metrics, "mismatch/logprob_difference_mean"),
+        "mismatch_max": _largest(metrics, "mismatch/logprob_difference_max"),
+        "sync_s": statistics.median(m["sync/seconds"] for m in metrics if "sync/seconds" in m),
         "curve": [
             {"step": e["step"], "train_seconds": e["train_seconds"], "accuracy": e["overall"]["accuracy"]} for e in evaluations
         ],
     }
+
+
+def _largest(metrics: Sequence[dict[str, Any]], name: str) -> float | None:
+    return max((m[name] for m in metrics if m.get(name) is not None), default=None)
 
 
 def targets(recipe: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
