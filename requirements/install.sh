@@ -11,7 +11,7 @@ read -r -a pip_args <<<"${PIP_ARGS:-}"
 
 fail() { printf 'install: %s\n' "$*" >&2; exit 2; }
 
-[ "$(uname -sm)" = "Linux x86_64" ] || fail "the CPU lock holds wheels for Linux x86-64, this is $(uname -sm): use the Docker image (docker/)"
+[ "$(uname -sm)" = "Linux x86_64" ] || fail "the CPU lock holds wheels for Linux x86-64, this is $(uname -sm): use such a machine (docs/install.md)"
 command -v "$python" >/dev/null || fail "$python not found: install Python 3.11, or name one with PYTHON=/path/to/python3.11"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || fail "$python does not run"
 [ "$version" = 3.11 ] || fail "$python is Python $version, the lock holds wheels for 3.11: name one with PYTHON=/path/to/python3.11"

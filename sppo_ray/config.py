@@ -47,7 +47,8 @@ class SPPOSettings(Settings):
     """Ratios above 1 + clip_high are clipped."""
     loss_aggregation: Literal["token-mean", "sequence-mean"] = "token-mean"
     old_logprobs: Literal["rollout", "learner"] = "rollout"
-    """Where pi_old comes from: the engine's own log-probs, or a forward of the learner before the update."""
+    """Where pi_old comes from: the engine's own log-probs, or a forward of the learner before the step's first update, which
+    then waits for the step's last sample."""
     importance_cap: Annotated[float, Field(ge=1)] | None = None
     """Truncated importance sampling: each token's loss is weighted by min(pi_learner / pi_engine, cap) at the weights
     before the update. None = off. Needs old_logprobs = learner."""
@@ -235,7 +236,7 @@ class RolloutSettings(Settings):
     max_sequences: PositiveInt = 256
     """Responses that one engine generates at the same time."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = 1.0
-    """CPU: size of the KV cache of one engine."""
+    """CPU only: size of the KV cache of one engine, null = vLLM's choice. GPUs: gpu_memory_utilization."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
     block_size: PositiveInt = 32
     enforce_eager: bool = True
@@ -243,9 +244,9 @@ class RolloutSettings(Settings):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     stall_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    """A worker that has work and finishes nothing for so long is taken for dead."""
+    """A worker that has work and makes no token for so long is taken for dead."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """A worker's restarts before the run stops."""
+    """Restarts of one worker before it is retired; the run stops when none is left."""
 
 
 class WeightSyncSettings(Settings):
@@ -325,7 +326,8 @@ class RewardSettings(Settings):
 class LoopSettings(Settings):
     steps: PositiveInt = 100
     max_staleness: Annotated[int, Field(ge=0)] = 0
-    """Policy versions that a sample may lie behind the learner. 0 = synchronous, reproducible bit for bit."""
+    """Policy versions that a sample may lie behind the learner. 0 = synchronous; on CPUs, with minibatch_order dispatch,
+    reproducible bit for bit."""
     minibatch_order: Literal["dispatch", "finish"] = "dispatch"
     """What a step's minibatches are made of. dispatch = the prompts in their (random) order; reproducible with any number
     of rollout workers. finish = the next samples that finish: the first update starts earlier, but short responses then

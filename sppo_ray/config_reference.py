@@ -15,8 +15,9 @@ from sppo_ray.config import RunConfig, models_in
 
 HEADER = """# Settings
 
-Every setting of a recipe, from `sppo_ray/config.py` (`sppo-ray settings` prints this page). A key is written `section.key` on the
-command line: `--rollout.workers=2`. Batch sizes are in samples over all ranks; times are in seconds.
+Every setting of a recipe, from `sppo_ray/config.py` (`sppo-ray settings` prints this page). On the command line a key is
+written `--section.key=value`, as in `--rollout.workers=2`; an entry of a list goes by its number, as in
+`--data.train.0.path=FILE`. Batch sizes are in samples over all ranks; times are in seconds.
 """
 
 

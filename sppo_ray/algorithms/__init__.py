@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sppo_ray.algorithms import sppo
 
@@ -18,16 +17,13 @@ from sppo_ray.algorithms import sppo
 class AlgorithmSpec:
     """How one algorithm makes its advantages.
 
-    `advantages(rewards, values)` maps the rewards and values of one `unit` to one advantage a sample. With unit
-    "sample" any number of samples may be handed over, in any order and any split; with "group" exactly the samples
-    of one prompt. Without a critic the values are zeros.
+    `advantages(rewards, values)` maps the rewards and values of any number of samples, in any order and any split, to one
+    advantage a sample.
     """
 
     advantages: Callable[[Sequence[float], Sequence[float]], list[float]]
-    unit: Literal["sample", "group"]
-    uses_critic: bool
 
 
 ALGORITHMS: Mapping[str, AlgorithmSpec] = {
-    "sppo": AlgorithmSpec(advantages=sppo.advantages, unit="sample", uses_critic=True),
+    "sppo": AlgorithmSpec(advantages=sppo.advantages),
 }

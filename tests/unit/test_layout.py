@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"config", "algorithms", "rewards", "tasks"},
     {"data", "models", "resources", "config_reference"},
     {"trainer"},
-    {"launch", "api", "cli", "doctor", "__main__", "__init__"},
+    {"launch", "cli", "doctor", "__main__", "__init__"},
 ]
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "matplotlib", "sympy", "math_verify")
 
