@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from sppo_ray.config import ModelSettings
 from sppo_ray.errors import UserError
 
 
-class TrainingRank:
+class TrainingRank(ABC):
     """Rank `rank` of `world_size` processes that train one model together.
 
     Order of calls: `address` (rank 0), `setup` on all ranks at once, then the verbs, each on all ranks at once with
@@ -127,18 +128,18 @@ class TrainingRank:
         # Only rank 0 writes; the others take part in the gathering and keep nothing.
         return tensor.to("cpu", copy=True).contiguous() if self.rank == 0 else torch.empty(0)
 
+    @abstractmethod
     def _load_model(self) -> nn.Module:
         """The module whose `.model` is a Transformers model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _write_config(self, directory: Path, tokenizer: Any) -> None:
         """config.json, tokenizer and whatever else an export of this model has beside its weights."""
-        raise NotImplementedError
 
     def _extra_state(self) -> dict[str, Any]:
         return {}
 
-    def _restore_extra_state(self, state: dict[str, Any]) -> None:
+    def _restore_extra_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - a rank without extra state has nothing to do
         pass
 
 

@@ -91,7 +91,7 @@ async def write_checkpoint(
             shutil.rmtree(final)
         os.replace(temporary, final)
         _sync_directory(root)
-    except BaseException:
+    except BaseException:  # also when it is interrupted: a half-written checkpoint must not stay
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _retain(root, keep, final)
