@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sppo_ray import __version__
-from sppo_ray.config import RunConfig, dump_config, load_config, recipe_names
+from sppo_ray.config import RunConfig
+from sppo_ray.config_loading import dump_config, load_config, recipe_names
 from sppo_ray.errors import UserError
 
 EXIT_WORKER_LOST = 3
@@ -129,7 +130,7 @@ def _prepare(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _score(options: argparse.Namespace, overrides: list[str]) -> int:
-    from sppo_ray.config import parse_reward_settings
+    from sppo_ray.config_loading import parse_reward_settings
     from sppo_ray.rewards.score_file import score_file
 
     errors = score_file(options.file, parse_reward_settings(overrides), sys.stdout)

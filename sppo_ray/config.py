@@ -7,16 +7,10 @@ All batch sizes are in SAMPLES over all ranks (one response = one sample).
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Union
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from sppo_ray.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -479,158 +473,6 @@ class RunConfig(Settings):
             + self.critic.ranks * self.critic.gpus_per_rank,
             4,
         )
-
-
-# ----------------------------------------------------------------------------------------------------- reading
-
-
-def recipe_names() -> list[str]:
-    folder = resources.files("sppo_ray") / "recipes"
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
-
-
-def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe (a name that ships with the package, or a YAML file) and apply `a.b=c` overrides.
-
-    Raises UserError naming the file and the field.
-    """
-    origin, text = _recipe_text(recipe)
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{origin}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{origin}: a recipe is a mapping of sections (data, learner, critic, ...), found {type(tree).__name__}")
-    for override in overrides:
-        _apply_override(tree, override)
-    return parse_config(tree, origin)
-
-
-def parse_reward_settings(overrides: Sequence[str] = ()) -> RewardSettings:
-    """The `reward` section alone, e.g. from ["--reward.function.type=running-sum"]; the verifier is math by default."""
-    tree: dict[str, Any] = {}
-    for override in overrides:
-        _apply_override(tree, override)
-    foreign = sorted(tree.keys() - {"reward"})
-    if foreign:
-        raise UserError(f"{foreign[0]}: only reward settings apply here, e.g. --reward.deadline_s=5")
-    try:
-        return RewardSettings.model_validate(tree.get("reward", {}))
-    except ValidationError as error:
-        raise UserError("\n".join(_explain({**item, "loc": ("reward", *item["loc"])}) for item in error.errors())) from None
-
-
-def parse_config(tree: Mapping[str, Any], origin: str = "config") -> RunConfig:
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{origin}: " + "\n".join(_explain(item) for item in error.errors())) from None
-
-
-def dump_config(config: RunConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _recipe_text(recipe: str) -> tuple[str, str]:
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UserError(f"{recipe}: no such recipe file; recipes that ship: {', '.join(recipe_names())}")
-        try:
-            return recipe, path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{recipe}: cannot be read as UTF-8 text ({error}): a recipe is a YAML file") from None
-    names = recipe_names()
-    if recipe not in names:
-        close = difflib.get_close_matches(recipe, names, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"unknown recipe {recipe!r}{hint} (recipes that ship: {', '.join(names)}; or give a .yaml file)")
-    return recipe, (resources.files("sppo_ray") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.removeprefix("--").partition("=")
-    if not separator or not key:
-        raise UserError(f"override {override!r}: write it as --section.key=value, e.g. --rollout.workers=2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override --{key}: value {text!r} is not valid YAML: {error}") from None
-    if isinstance(value, str):
-        value = _number_or_text(value)
-    node: Any = tree
-    *parents, leaf = key.split(".")
-    for part in parents:
-        node = _descend(node, part, key)
-    if isinstance(node, list):
-        node[_list_index(node, leaf, key)] = value
-    else:
-        node[leaf] = value
-
-
-def _number_or_text(text: str) -> float | str:
-    # YAML 1.1 reads 1e-5 (no dot) as a string; nobody who writes it means one.
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _descend(node: Any, part: str, key: str) -> Any:
-    if isinstance(node, list):
-        return node[_list_index(node, part, key)]
-    child = node.setdefault(part, {})
-    if child is None:
-        child = node[part] = {}
-    if not isinstance(child, (dict, list)):
-        raise UserError(f"override --{key}: {part} is a value, not a section")
-    return child
-
-
-def _list_index(node: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise UserError(f"override --{key}: {part!r} is no index of a list of {len(node)} entries (0 to {len(node) - 1})")
-    return int(part)
-
-
-def _explain(item: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        *parents, key = item["loc"]
-        valid = _valid_keys(parents)
-        close = difflib.get_close_matches(str(key), valid, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"valid here: {', '.join(valid)}"
-        return f"{where}: unknown setting; {hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    given = item.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
-    return f"{where}: {message}{shown}" if where else message
-
-
-def _valid_keys(location: Sequence[Any]) -> list[str]:
-    """Names of the settings at a location of the tree, union members found by their tag."""
-    model: Any = RunConfig
-    for part in location:
-        if isinstance(part, int):
-            continue
-        members = [
-            m for m in models_in(model) if m.model_fields.get("type") is not None and m.model_fields["type"].default == part
-        ]
-        if members:
-            model = members[0]
-            continue
-        found = [m.model_fields[part].annotation for m in models_in(model) if part in m.model_fields]
-        if not found:
-            return []
-        model = found[0]
-    return sorted({name for m in models_in(model) for name in m.model_fields})
-
-
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The settings models that an annotation is made of, union members in their order."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for arg in get_args(annotation) for m in models_in(arg)]
 
 
 def _near_divisors(total: int, near: int) -> str:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sppo_ray.config import RunConfig, models_in
+from sppo_ray.config import RunConfig
+from sppo_ray.config_loading import models_in
 
 HEADER = """# Settings
 

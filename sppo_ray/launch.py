@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppo_ray.config import ModelSettings, RunConfig, dump_config
+from sppo_ray.config import ModelSettings, RunConfig
+from sppo_ray.config_loading import dump_config
 from sppo_ray.errors import UserError
 from sppo_ray.resources import Resources, bundles_of, require_feasible, resolve_device
 from sppo_ray.trainer.checkpoint import TrainerState, differing_settings, find_checkpoint, resumable_settings

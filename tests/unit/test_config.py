@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sppo_ray.config import RunConfig, dump_config, load_config, parse_config, parse_reward_settings, recipe_names
+from sppo_ray.config import RunConfig
+from sppo_ray.config_loading import dump_config, load_config, parse_config, parse_reward_settings, recipe_names
 from sppo_ray.errors import UserError
 
 MINIMAL: dict[str, Any] = {

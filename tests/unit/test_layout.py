@@ -22,7 +22,7 @@ GENERATED = {"runs", "build", "dist", "node_modules", "__pycache__", "sppo_ray.e
 LAYERS: list[set[str]] = [
     {"errors", "types", "seeding"},
     {"config", "algorithms", "rewards", "tasks"},
-    {"data", "models", "resources", "config_reference"},
+    {"data", "models", "resources", "config_loading", "config_reference"},
     {"trainer"},
     {"launch", "cli", "doctor", "__main__", "__init__"},
 ]

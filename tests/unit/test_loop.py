@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sppo_ray.config import RunConfig, load_config
+from sppo_ray.config import RunConfig
+from sppo_ray.config_loading import load_config
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.checkpoint import TrainerState, verify_checkpoint
 from sppo_ray.trainer.evaluator import Evaluator

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from sppo_ray.cli import main
-from sppo_ray.config import RunConfig, dump_config, load_config, parse_config, recipe_names
+from sppo_ray.config import RunConfig
+from sppo_ray.config_loading import dump_config, load_config, parse_config, recipe_names
 
 PAPER = ("paper-1.5b", "paper-7b", "paper-7b-small-critic")
 

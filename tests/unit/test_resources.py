@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sppo_ray.config import load_config
+from sppo_ray.config_loading import load_config
 from sppo_ray.errors import UserError
 from sppo_ray.resources import Resources, bundles_of, require_feasible, resolve_device
 
