@@ -19,7 +19,13 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-SMALL = ["--data.prompts_per_step=32", "--data.minibatch_size=16", "--data.held_out.0.size=16", "--loop.steps=2"]
+SMALL = [
+    "--data.prompts_per_step=32",
+    "--data.minibatch_size=16",
+    "--data.held_out.0.size=16",
+    "--loop.steps=2",
+    "--critic.warmup_steps=1",
+]
 
 
 def free_ports(count: int) -> list[int]:
