@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import ray
 import torch
 import transformers
 from huggingface_hub import save_torch_state_dict
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from actors.deepspeed import TrainingEngine, join_group, learning_rate
+from actors.memory import peak_bytes
 from sppo_ray.config import ModelSettings
 from sppo_ray.errors import UserError
 
@@ -117,14 +118,25 @@ class TrainingRank(ABC):
             self._engine.close()
             self._engine = None
 
-    def _next_learning_rate(self) -> float:
-        return learning_rate(self.settings.optimizer, self.num_updates, self.total_updates)
+    def memory(self) -> int:
+        """Peak bytes of this process (`actors.memory`)."""
+        return peak_bytes(self.device)
 
-    def _count_update(self, skipped: bool) -> None:
+    def _apply_gradient(self, sums: Mapping[str, Tensor], maxima: Mapping[str, Tensor]) -> dict[str, float]:
+        """The optimizer step after the backward passes, and the metrics: reduced over the ranks, then grad_norm (before
+        clipping), lr, skipped, skipped_total. A collective."""
+        lr = learning_rate(self.settings.optimizer, self.num_updates, self.total_updates)
+        outcome = self.engine.step(lr)
         self.num_updates += 1
-        self.num_skipped += int(skipped)
+        self.num_skipped += int(outcome.skipped)
+        return self.engine.reduce(sums, maxima) | {
+            "grad_norm": outcome.grad_norm,
+            "lr": lr,
+            "skipped": float(outcome.skipped),
+            "skipped_total": float(self.num_skipped),
+        }
 
-    def _exported(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _exported(self, tensor: Tensor) -> Tensor:
         # Only rank 0 writes; the others take part in the gathering and keep nothing.
         return tensor.to("cpu", copy=True).contiguous() if self.rank == 0 else torch.empty(0)
 
@@ -166,12 +178,12 @@ def _name_network_interface(master_addr: str) -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
-def _random_state(device: str) -> dict[str, torch.Tensor]:
+def _random_state(device: str) -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     return state | {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else state
 
 
-def _set_random_state(state: dict[str, torch.Tensor], device: str) -> None:
+def _set_random_state(state: dict[str, Tensor], device: str) -> None:
     torch.set_rng_state(state["cpu"])
     if device == "cuda":
         torch.cuda.set_rng_state(state["cuda"])

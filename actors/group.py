@@ -2,25 +2,26 @@
 
     Protocol call --> rank calls in parallel (asyncio) --> WorkerDied / WorkerTimeout with the worker's name
 
-A group of ranks is one learner or one critic: a minibatch is already sharded, a critic batch is sharded here.
+A group of ranks is one learner, critic or reference: a minibatch is already sharded, a critic batch is sharded here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.flat_layout import WeightsRefused
+from sppo_ray.data.batching import deal
 from sppo_ray.errors import UserError
+from sppo_ray.models.critic_output import CriticLoss, prompt_value
 from sppo_ray.trainer.interfaces import (
     PublishedWeights,
     ScoreRequest,
@@ -29,8 +30,19 @@ from sppo_ray.trainer.interfaces import (
     WorkerFailure,
     WorkerTimeout,
 )
-from sppo_ray.types import CriticBatch, Minibatch, PromptValue, RolloutRequest, SamplingSettings, Trajectory, Verdict
+from sppo_ray.types import (
+    CriticBatch,
+    Minibatch,
+    PromptValue,
+    RolloutRequest,
+    SamplingSettings,
+    TokenCriticBatch,
+    Trajectory,
+    Verdict,
+)
 
+T = TypeVar("T")
+TokenIds = Sequence[tuple[int, ...]]
 PING_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
 SCORER_SLACK_S = 60.0
@@ -103,12 +115,15 @@ class RayRolloutWorker:
     async def ping(self) -> Mapping[str, Any]:
         return await answer(self.name, "a ping", self._handle.ping.remote(), PING_TIMEOUT_S)
 
+    async def memory(self) -> Mapping[str, int]:
+        return {self.name: await answer(self.name, "telling its memory", self._handle.memory.remote(), PING_TIMEOUT_S)}
+
     async def close(self) -> None:
         kill(self._handle)
 
 
 class Ranks:
-    """The ranks of one DeepSpeed group, called together."""
+    """The ranks of one role, called together."""
 
     def __init__(self, role: str, handles: Sequence[ActorHandle], *, timeout_s: float) -> None:
         self.role = role
@@ -126,6 +141,10 @@ class Ranks:
     async def gather(self, doing: str, references: Sequence[Awaitable[Any]], timeout_s: float | None = None) -> list[Any]:
         waits = [answer(f"{self.role}-{rank}", doing, ref, timeout_s or self._timeout_s) for rank, ref in enumerate(references)]
         return await asyncio.gather(*waits)
+
+    async def memory(self) -> dict[str, int]:
+        answers = await self.all("telling its memory", "memory")
+        return {f"{self.role}-{rank}": peak for rank, peak in enumerate(answers)}
 
     async def close(self) -> None:
         closing = [asyncio.wait_for(_awaited(handle.close.remote()), CLOSE_TIMEOUT_S) for handle in self.handles]
@@ -150,13 +169,10 @@ class LearnerGroup:
 
     async def recompute_logprobs(self, minibatch: Minibatch) -> Minibatch:
         """The minibatch with pi_old taken from the learner's present weights; the engine's stay in rollout_logprobs."""
-        calls = [handle.logprobs.remote(shard) for handle, shard in zip(self._ranks.handles, minibatch.ranks, strict=True)]
-        answers = await self._ranks.gather("recomputing log-probs", calls)
-        ranks = tuple(
-            tuple(replace(micro, old_logprobs=tuple(rows)) for micro, rows in zip(shard, per_micro, strict=True))
-            for shard, per_micro in zip(minibatch.ranks, answers, strict=True)
-        )
-        return replace(minibatch, ranks=ranks)
+        return await _with_logprobs(self._ranks, minibatch, "old_logprobs")
+
+    async def memory(self) -> Mapping[str, int]:
+        return await self._ranks.memory()
 
     async def publish(self, version: int) -> PublishedWeights:
         # Every rank takes part (a ZeRO-3 gather is collective); the buffer becomes an object of its own, so that
@@ -180,21 +196,56 @@ class LearnerGroup:
         await self._ranks.close()
 
 
-class CriticGroup:
-    """The critic's ranks. Prompts are dealt to ranks in turn, which balances any order of lengths."""
+class ReferenceGroup:
+    """The frozen starting policy: copy r serves the share of learner rank r."""
 
-    def __init__(self, ranks: Ranks, *, tokenizer_path: str) -> None:
+    def __init__(self, handles: Sequence[ActorHandle], *, timeout_s: float) -> None:
+        self._ranks = Ranks("reference", handles, timeout_s=timeout_s)
+
+    async def ready(self, timeout_s: float) -> None:
+        """Load the policy on each copy. Raises UserError when it does not load."""
+        await self._ranks.gather("start-up", [handle.setup.remote() for handle in self._ranks.handles], timeout_s)
+
+    async def logprobs(self, minibatch: Minibatch) -> Minibatch:
+        return await _with_logprobs(self._ranks, minibatch, "reference_logprobs")
+
+    async def memory(self) -> Mapping[str, int]:
+        return await self._ranks.memory()
+
+    async def close(self) -> None:
+        for handle in self._ranks.handles:
+            kill(handle)
+
+
+async def _with_logprobs(ranks: Ranks, minibatch: Minibatch, whose: Literal["old_logprobs", "reference_logprobs"]) -> Minibatch:
+    """The minibatch with the ranks' log-probs as `whose`, fillers included."""
+    calls = [handle.logprobs.remote(shard) for handle, shard in zip(ranks.handles, minibatch.ranks, strict=True)]
+    answers = await ranks.gather(f"computing {whose}", calls)
+    shards = tuple(
+        tuple(replace(micro, **{whose: tuple(rows)}) for micro, rows in zip(shard, per_micro, strict=True))
+        for shard, per_micro in zip(minibatch.ranks, answers, strict=True)
+    )
+    return replace(minibatch, ranks=shards)
+
+
+class CriticGroup:
+    """The critic's ranks. Prompts are dealt to ranks in turn, which balances any order of lengths; whole responses by length.
+
+    `critic_loss` is what the ranks were made with: it says what their outputs mean.
+    """
+
+    def __init__(self, ranks: Ranks, *, tokenizer_path: str, critic_loss: CriticLoss = "bce") -> None:
         self._ranks = ranks
         self._tokenizer_path = tokenizer_path
+        self._critic_loss = critic_loss
         self._version = 0
 
-    async def values(self, token_ids: Sequence[tuple[int, ...]]) -> list[PromptValue]:
+    async def values(self, token_ids: TokenIds) -> list[PromptValue]:
         version, count = self._version, len(self._ranks.handles)
-        calls = [handle.values.remote(list(token_ids[rank::count])) for rank, handle in enumerate(self._ranks.handles)]
-        logits = [0.0] * len(token_ids)
-        for rank, part in enumerate(await self._ranks.gather("valuing prompts", calls)):
-            logits[rank::count] = part
-        return [PromptValue(logit, _sigmoid(logit), version) for logit in logits]
+        shards = [range(rank, len(token_ids), count) for rank in range(count)]
+        calls = [handle.values.remote(_picked(token_ids, own)) for handle, own in zip(self._ranks.handles, shards, strict=True)]
+        outputs = _in_order(shards, await self._ranks.gather("valuing prompts", calls))
+        return [prompt_value(output, self._critic_loss, version) for output in outputs]
 
     async def update(self, batch: CriticBatch) -> Mapping[str, float]:
         count = len(self._ranks.handles)
@@ -205,6 +256,31 @@ class CriticGroup:
         # Counted when it is submitted: the ranks work in the order of submission, so values asked for from here on see it.
         self._version += 1
         return (await self._ranks.gather("a critic update", calls))[0]
+
+    async def token_values(self, prompt_ids: TokenIds, response_ids: TokenIds) -> list[tuple[float, ...]]:
+        shards = self._deal(prompt_ids, response_ids)
+        calls = [
+            handle.token_values.remote(_picked(prompt_ids, own), _picked(response_ids, own))
+            for handle, own in zip(self._ranks.handles, shards, strict=True)
+        ]
+        return _in_order(shards, await self._ranks.gather("valuing response tokens", calls))
+
+    async def token_update(self, batch: TokenCriticBatch) -> Mapping[str, float]:
+        prompts, responses, returns = batch.prompt_ids, batch.response_ids, batch.returns
+        count = sum(len(ids) for ids in responses)
+        calls = [
+            handle.token_update.remote(_picked(prompts, own), _picked(responses, own), _picked(returns, own), count)
+            for handle, own in zip(self._ranks.handles, self._deal(prompts, responses), strict=True)
+        ]
+        self._version += 1
+        return (await self._ranks.gather("a critic update", calls))[0]
+
+    def _deal(self, prompt_ids: TokenIds, response_ids: TokenIds) -> list[list[int]]:
+        lengths = [len(prompt) + len(response) for prompt, response in zip(prompt_ids, response_ids, strict=True)]
+        return deal(lengths, len(self._ranks.handles))
+
+    async def memory(self) -> Mapping[str, int]:
+        return await self._ranks.memory()
 
     @property
     def version(self) -> int:
@@ -272,9 +348,18 @@ class RayScorer:
             if not result.done():
                 result.set_result(verdict)
 
+    async def memory(self) -> Mapping[str, int]:
+        return {"reward": await answer("reward", "telling its memory", self._handle.memory.remote(), PING_TIMEOUT_S)}
+
     async def close(self) -> None:
         kill(self._handle)
 
 
-def _sigmoid(logit: float) -> float:
-    return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1.0 + math.exp(logit))
+def _in_order(shards: Sequence[Sequence[int]], answers: Sequence[Sequence[T]]) -> list[T]:
+    """The ranks' answers in the order of the samples that were dealt to them."""
+    found = {index: row for own, rows in zip(shards, answers, strict=True) for index, row in zip(own, rows, strict=True)}
+    return [found[index] for index in range(len(found))]
+
+
+def _picked(rows: Sequence[T], indices: Iterable[int]) -> list[T]:
+    return [rows[index] for index in indices]

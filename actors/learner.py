@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from actors.base import TrainingRank, copy_generation_config
-from sppo_ray.algorithms.policy_loss import PolicyLoss, importance_weights, policy_loss, token_weights
-from sppo_ray.algorithms.tensor_ops import TokenBatch, split_samples, to_tensors
+from actors.logprobs import Rows, response_logprobs
+from sppo_ray.algorithms.policy_loss import LossScale, training_loss
+from sppo_ray.algorithms.tensor_ops import to_tensors
 from sppo_ray.config import Algorithm, LearnerSettings
 from sppo_ray.models.loading import DTYPES, read_config
 from sppo_ray.models.policy import PolicyModel, load_policy
@@ -45,6 +46,7 @@ class LearnerRank(TrainingRank):
         model_path: str,
         algorithm: Algorithm,
         temperature: float,
+        max_response_tokens: int,
         total_updates: int,
         seed: int,
         sync_dtype: str,
@@ -52,45 +54,34 @@ class LearnerRank(TrainingRank):
         super().__init__(rank, world_size, settings, model_path=model_path, total_updates=total_updates, seed=seed)
         self.algorithm = algorithm
         self.temperature = temperature
+        self.max_response_tokens = max_response_tokens
         self.sync_dtype = sync_dtype
 
     def update(self, microbatches: Sequence[MicroBatch], num_global_tokens: int, num_global_samples: int) -> dict[str, float]:
         """One optimizer step on this rank's share of a minibatch. A collective; every rank returns the same.
 
-        Metrics are means over the global minibatch's response tokens: loss, those of `policy_loss`, entropy (nats),
-        logprob_difference_mean / _max = |learner - engine|, ratio_max; then grad_norm (before clipping), lr,
-        skipped (1 when loss or gradient was not finite and nothing was applied), skipped_total, seconds.
+        Metrics are those of `training_loss` and the loss, as means over the global minibatch's response tokens (`_max`: the
+        largest); then grad_norm (before clipping), lr, skipped (1 when loss or gradient was not finite and nothing was
+        applied), skipped_total, seconds.
         """
         started = time.perf_counter()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         maxima: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        scale = LossScale(num_global_tokens, num_global_samples, self.max_response_tokens)
         for microbatch in microbatches:
-            part = self._forward(to_tensors(microbatch, device=self.device), num_global_tokens, num_global_samples)
+            batch = to_tensors(microbatch, device=self.device)
+            logprobs, entropies = self.engine(batch.token_ids, batch.loss_mask, batch.targets, self.temperature)
+            part = training_loss(logprobs, entropies, batch, self.algorithm, scale)
             self.engine.backward(part.loss)
             for name, value in (part.sums | {"loss": part.loss.detach()}).items():
                 sums[name] += value
             for name, value in part.maxima.items():
                 maxima[name] = torch.maximum(maxima[name], value)
-        lr = self._next_learning_rate()
-        outcome = self.engine.step(lr)
-        self._count_update(outcome.skipped)
-        return self.engine.reduce(sums, maxima) | {
-            "grad_norm": outcome.grad_norm,
-            "lr": lr,
-            "skipped": float(outcome.skipped),
-            "skipped_total": float(self.num_skipped),
-            "seconds": time.perf_counter() - started,
-        }
+        return self._apply_gradient(sums, maxima) | {"seconds": time.perf_counter() - started}
 
-    @torch.no_grad()
-    def logprobs(self, microbatches: Sequence[MicroBatch]) -> list[list[tuple[float, ...]]]:
+    def logprobs(self, microbatches: Sequence[MicroBatch]) -> Rows:
         """The present weights' log-probs of the responses, `[micro-batch][sample][token]`. A collective under ZeRO-3."""
-        rows = []
-        for microbatch in microbatches:
-            batch = to_tensors(microbatch, device=self.device)
-            logprobs, _ = self.engine(batch.token_ids, batch.loss_mask, batch.targets, self.temperature)
-            rows.append(split_samples(logprobs, batch.lengths))
-        return rows
+        return response_logprobs(self.engine, microbatches, temperature=self.temperature, device=self.device)
 
     def flat_weights(self, version: int) -> tuple[WeightManifest | None, np.ndarray | None, Probe | None]:
         """All parameters, cast to `sync_dtype`, one after another in a uint8 buffer. A collective.
@@ -116,35 +107,6 @@ class LearnerRank(TrainingRank):
         )
         return manifest, flat, probe
 
-    def _forward(self, batch: TokenBatch, num_global_tokens: int, num_global_samples: int) -> PolicyLoss:
-        algorithm = self.algorithm
-        logprobs, entropies = self.engine(batch.token_ids, batch.loss_mask, batch.targets, self.temperature)
-        weights = token_weights(
-            batch.weights,
-            batch.lengths,
-            algorithm.loss_aggregation,
-            num_global_tokens=num_global_tokens,
-            num_global_samples=num_global_samples,
-        )
-        cap = algorithm.importance_cap
-        result = policy_loss(
-            logprobs,
-            batch.old_logprobs,
-            batch.over_tokens(batch.advantages),
-            weights,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-            num_global_tokens=num_global_tokens,
-            importance=None if cap is None else importance_weights(batch.old_logprobs, batch.rollout_logprobs, cap),
-            entropies=entropies,
-        )
-        # The learner's side of the comparison is pi_old where it was recomputed, else the weights of this update.
-        learner = batch.old_logprobs if algorithm.old_logprobs == "learner" else logprobs.detach()
-        difference = (learner - batch.rollout_logprobs).abs().where(weights > 0, 0.0)
-        result.sums["logprob_difference_mean"] = difference.sum() / num_global_tokens
-        result.maxima["logprob_difference_max"] = difference.max()
-        return result
-
     @torch.no_grad()
     def _probe(self) -> Probe:
         """A fixed random token sequence and the log-probs that an engine with these weights must give it."""
@@ -164,6 +126,7 @@ class LearnerRank(TrainingRank):
             dtype=settings.dtype,
             attention=settings.attention,
             gradient_checkpointing=settings.gradient_checkpointing,
+            entropy_gradient=self.algorithm.entropy_coefficient > 0,
         )
 
     def _write_config(self, directory: Path, tokenizer: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from actors.memory import peak_bytes
 from sppo_ray.config import RewardSettings
 from sppo_ray.rewards.pool import VerifierPool
 from sppo_ray.types import ScoreRequest, Verdict
@@ -36,6 +37,10 @@ class RewardWorker:
         """Waits until a verifier process is ready; then the worker's name and its totals since the start."""
         await self._pool.ready()
         return {"worker": self.name, **asdict(self._pool.counters)}
+
+    async def memory(self) -> int:
+        """Peak bytes of this process and its verifier processes (`actors.memory`)."""
+        return peak_bytes("cpu")
 
     async def close(self) -> None:
         await self._pool.close()

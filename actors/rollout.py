@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import ray
 
+from actors.memory import peak_bytes, worker_peak_bytes
 from sppo_ray.config import RolloutSettings
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.interfaces import WeightManifest, WeightReceipt
@@ -139,6 +140,12 @@ class RolloutWorker:
             "tokens_generated": self._engine.tokens_generated,
             "seconds_since_progress": time.monotonic() - self._engine.progressed_at if self._in_flight else 0.0,
         }
+
+    async def memory(self) -> int:
+        """Peak bytes: of vLLM's workers on their GPUs, or of this process and those below it (`actors.memory`)."""
+        if self._device == "cpu":
+            return peak_bytes("cpu")
+        return await self._call(lambda engine: sum(engine.collective_rpc(worker_peak_bytes)))
 
     async def close(self) -> None:
         """End the engine, its worker processes included. Unfinished requests are dropped: their streams end."""

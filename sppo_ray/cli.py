@@ -2,6 +2,10 @@
 
 sppo-ray train RECIPE [--run-dir DIR] [--seed N] [--resume] [--dry-run] [--section.key=value ...]
 sppo-ray prepare RECIPE|builtin:NAME      make the bundled models that a recipe needs
+sppo-ray compare RECIPE --arms A,B --seeds N --budget SECONDS [--section.key=value ...]   algorithms against each other
+sppo-ray eval MODEL --data FILE...        avg@k, pass@k, maj@k of a checkpoint on evaluation files
+sppo-ray calibrate RUN [--data FILE...]   the critic's values against its policy's solve rates, seen and held-out prompts
+sppo-ray map CRITIC --data FILE... --out FILE.parquet   the critic's value of every prompt of a data set
 sppo-ray score FILE.jsonl                 verdicts of the training verifier, one JSON line each
 sppo-ray recipes | doctor
 """
@@ -16,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppo_ray import __version__
+from sppo_ray import __version__, calibrate_command, eval_options, map_command
 from sppo_ray.config import RunConfig
 from sppo_ray.config_loading import dump_config, load_config, recipe_names
 from sppo_ray.errors import UserError
@@ -31,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     try:
         overrides = _overrides(rest)
-        if overrides and options.command not in ("train", "prepare", "score"):
+        if overrides and options.command not in ("train", "prepare", "compare", "eval", "calibrate", "map", "score"):
             raise UserError(f"{options.command} takes no settings: {rest[0]}")
         return int(options.run(options, overrides))
     except UserError as error:
@@ -63,6 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("target", help="a recipe or builtin:NAME")
     prepare.set_defaults(run=_prepare)
 
+    _add_compare(commands)
+
+    evaluation = commands.add_parser(
+        "eval", help="evaluate a checkpoint on files; settings as --section.key=value", allow_abbrev=False
+    )
+    eval_options.add_arguments(evaluation)
+    evaluation.set_defaults(run=_eval)
+    calibrate_command.add_parser(commands).set_defaults(run=_calibrate)
+    map_command.add_parser(commands).set_defaults(run=map_command.run)
+
     score = commands.add_parser("score", help="score responses with the verifier that training uses", allow_abbrev=False)
     score.add_argument("file", help='JSON lines {"response", "ground_truth"}')
     score.set_defaults(run=_score)
@@ -73,6 +87,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("doctor", help="check this machine and installation", allow_abbrev=False).set_defaults(run=_doctor)
     return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compare = commands.add_parser(
+        "compare", help="run a recipe under several algorithms with the same budget, and report", allow_abbrev=False
+    )
+    compare.add_argument("recipe", nargs="?", help="as for train; left out, the comparison in --out is continued as planned")
+    compare.add_argument("--arms", help="built-in arms between commas (default: sppo,grpo,ppo,rloo,remax)")
+    compare.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        metavar="NAME:KEY=VALUE,...",
+        help="an arm of your own; may start from a built-in one",
+    )
+    compare.add_argument("--seeds", type=int, metavar="N", help="seeds 1 to N of each arm")
+    compare.add_argument("--budget", type=float, metavar="SECONDS", help="of training for each run, evaluations not counted")
+    compare.add_argument(
+        "--concurrent", type=int, default=1, metavar="K", help="runs at a time, each on its own share of the cores"
+    )
+    compare.add_argument("--targets", metavar="A,B", help="held-out accuracies to measure the way to (default: by a rule)")
+    compare.add_argument("--baseline", metavar="ARM", help="arm that the others' speed is measured against (default: the first)")
+    compare.add_argument("--out", type=Path, help="folder of the comparison (default: runs/compare-RECIPE-TIME)")
+    compare.add_argument("--dry-run", action="store_true", help="print the arms and their settings, then stop")
+    compare.add_argument("--report-only", action="store_true", help="write the report of what is finished in --out, run nothing")
+    compare.set_defaults(run=_compare)
 
 
 def _overrides(rest: Sequence[str]) -> list[str]:
@@ -127,6 +167,37 @@ def _prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     for model in models:
         print(f"{model}: {resolve_model(model)}")
     return 0
+
+
+def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sppo_ray.compare.command import run
+
+    return run(options, overrides, _runs())
+
+
+def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
+    config = eval_options.config_from_options(options, overrides)
+    model = Path(options.model).name.removeprefix("builtin:")
+    out = options.out or _runs() / f"eval-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    from sppo_ray.eval_command import run_evaluation
+    from sppo_ray.trainer.interfaces import WorkerFailure
+
+    try:
+        return run_evaluation(config, out)
+    except WorkerFailure as failure:
+        print(f"error: lost {failure}. Nothing was written: run the evaluation again", file=sys.stderr)
+        return EXIT_WORKER_LOST
+
+
+def _calibrate(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sppo_ray.trainer.interfaces import WorkerFailure
+
+    try:
+        return calibrate_command.run(options, overrides)
+    except WorkerFailure as failure:
+        print(f"error: lost {failure}. Nothing was written: run it again", file=sys.stderr)
+        return EXIT_WORKER_LOST
 
 
 def _score(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -10,54 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from sppo_ray.algorithms import ALGORITHMS
+from sppo_ray.algorithms.base import AlgorithmSpec
+from sppo_ray.algorithms.sppo import SPPOSettings
+from sppo_ray.settings import PositiveInt, Probability, Settings
 
 Dtype = Literal["float32", "bfloat16"]
-PositiveInt = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_default=True,
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
-
-
-# --------------------------------------------------------------------------------------------------- algorithm
-
-
-class SPPOSettings(Settings):
-    """Sequence-Level PPO: advantage = reward - value(prompt), PPO clip on per-token ratios (arXiv 2604.08865)."""
-
-    type: Literal["sppo"] = "sppo"
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Ratios below 1 - clip_low are clipped."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """Ratios above 1 + clip_high are clipped."""
-    loss_aggregation: Literal["token-mean", "sequence-mean"] = "token-mean"
-    old_logprobs: Literal["rollout", "learner"] = "rollout"
-    """Where pi_old comes from: the engine's own log-probs, or a forward of the learner before the step's first update, which
-    then waits for the step's last sample."""
-    importance_cap: Annotated[float, Field(ge=1)] | None = None
-    """Truncated importance sampling: each token's loss is weighted by min(pi_learner / pi_engine, cap) at the weights
-    before the update. None = off. Needs old_logprobs = learner."""
-
-    @model_validator(mode="after")
-    def _cap_needs_learner_logprobs(self) -> SPPOSettings:
-        if self.importance_cap is not None and self.old_logprobs != "learner":
-            raise ValueError(
-                "importance_cap corrects engine against learner and needs both log-probs: set old_logprobs to "
-                "learner, or importance_cap to null"
-            )
-        return self
-
-
-Algorithm = SPPOSettings
+Algorithm = Annotated[Union[tuple(spec.settings for spec in ALGORITHMS.values())], Field(discriminator="type")]  # type: ignore[valid-type]
 
 
 # -------------------------------------------------------------------------------------------------------- data
@@ -123,6 +84,14 @@ class ReasoningGymData(Settings):
 DataSource = Annotated[Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData], Field(discriminator="type")]
 
 
+class CurriculumSettings(Settings):
+    """Prefer prompts whose outcome is open: drawn without replacement in proportion to V (1 - V) ** sharpness."""
+
+    candidates: Annotated[int, Field(ge=2)] = 4
+    """Prompts that the critic reads for each one that is trained on."""
+    sharpness: Annotated[float, Field(gt=0)] = 1.0
+
+
 class DataSettings(Settings):
     train: tuple[DataSource, ...]
     held_out: tuple[DataSource, ...] = ()
@@ -132,13 +101,15 @@ class DataSettings(Settings):
     train on it. Procedural sources always leave it out."""
     prompts_per_step: PositiveInt = 256
     samples_per_prompt: PositiveInt = 1
-    """N. Sequence-Level PPO needs 1: the critic is the baseline."""
+    """N. Algorithms with a baseline of their own (sppo, ppo, remax) take 1; group algorithms (grpo, rloo) need 2 or more."""
     minibatch_size: PositiveInt = 64
     """Samples an optimizer step, over all learner ranks."""
     max_prompt_tokens: PositiveInt = 1024
     overlong_prompts: Literal["refuse", "drop"] = "refuse"
     """A prompt longer than max_prompt_tokens: stop and name it, or leave it out and count it. Never cut."""
     shuffle: bool = True
+    curriculum: CurriculumSettings | None = None
+    """Which prompts of the shuffled order a step trains on; null = all, as they come. Needs a prompt critic (sppo)."""
     system_prompt: str | None = None
     """Put in front of messages that have no system message."""
     prompt_suffix: str | None = None
@@ -218,6 +189,14 @@ class CriticSettings(ModelSettings):
     """Steps at the start in which only the critic learns."""
 
 
+class ReferenceSettings(Settings):
+    """The frozen starting policy of algorithm.kl: one copy for each learner rank, only when its coefficient is above 0."""
+
+    dtype: Dtype = "float32"
+    cpus_per_rank: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+
+
 # ----------------------------------------------------------------------------------------------------- rollout
 
 
@@ -282,7 +261,7 @@ class CustomReward(Settings):
     function: str
     """Import path "package.module:function"."""
     range: tuple[float, float] = (0.0, 1.0)
-    """The declared range of the reward. Sequence-Level PPO's critic needs [0, 1]."""
+    """The declared range of the reward. A critic trained by binary cross-entropy (sppo, ppo with critic_loss bce) needs [0, 1]."""
 
 
 RewardFunction = Annotated[Union[MathReward, RunningSumReward, ReasoningGymReward, CustomReward], Field(discriminator="type")]
@@ -300,17 +279,16 @@ class RewardSettings(Settings):
     """The run stops when more of a step's samples than this are reward errors."""
     cpus: Annotated[float, Field(gt=0)] = 1.0
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest reward that the function declares."""
+        return getattr(self.function, "range", (0.0, 1.0))
+
     @model_validator(mode="after")
-    def _range_fits_bce(self) -> RewardSettings:
-        declared = getattr(self.function, "range", (0.0, 1.0))
-        low, high = declared
-        if low < 0.0 or high > 1.0 or low >= high:
-            raise ValueError(
-                f"function.range is [{low}, {high}], but the critic of Sequence-Level PPO is trained by binary "
-                ""
-                "cross-entropy and needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), and "
-                "declare [0, 1]"
-            )
+    def _range_is_one(self) -> RewardSettings:
+        low, high = self.range
+        if low >= high:
+            raise ValueError(f"function.range is [{low}, {high}]: give the lowest reward first, then the highest")
         return self
 
 
@@ -319,6 +297,9 @@ class RewardSettings(Settings):
 
 class LoopSettings(Settings):
     steps: PositiveInt = 100
+    budget_s: Annotated[float, Field(gt=0)] | None = None
+    """End after the step in which so many seconds of training are over (evaluations and checkpoints not counted), even if
+    steps are left."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
     """Policy versions that a sample may lie behind the learner. 0 = synchronous; on CPUs, with minibatch_order dispatch,
     reproducible bit for bit."""
@@ -331,6 +312,8 @@ class LoopSettings(Settings):
 class EvalSettings(Settings):
     every: Annotated[int, Field(ge=0)] = 10
     """Steps between evaluations; 0 = only at the start and the end."""
+    every_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds of training between evaluations, in place of `every`; for comparisons at equal time."""
     prompts: PositiveInt | None = None
     """First so many prompts of each held-out set; null = all."""
     samples_per_prompt: PositiveInt = 1
@@ -371,6 +354,8 @@ class RunConfig(Settings):
     data: DataSettings
     learner: LearnerSettings
     critic: CriticSettings
+    """Not loaded by algorithms without a critic (grpo, rloo, remax, reinforce)."""
+    reference: ReferenceSettings = ReferenceSettings()
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
     weight_sync: WeightSyncSettings = WeightSyncSettings()
@@ -380,20 +365,20 @@ class RunConfig(Settings):
     logging: LoggingSettings = LoggingSettings()
     cluster: ClusterSettings = ClusterSettings()
 
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _sppo_by_default(cls, given: Any) -> Any:
+        return {"type": "sppo", **given} if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _possible_together(self) -> RunConfig:
-        if self.algorithm.type == "sppo" and self.data.samples_per_prompt != 1:
-            raise ValueError(
-                f"data.samples_per_prompt is {self.data.samples_per_prompt}, but sppo draws one sample a prompt (its "
-                "critic is the "
-                "baseline): set it to 1 and raise data.prompts_per_step instead"
-            )
+        self._check_algorithm()
         if self.learner.ranks > self.data.minibatch_size:
             raise ValueError(
                 f"learner.ranks {self.learner.ranks} exceeds data.minibatch_size {self.data.minibatch_size}: a rank would "
                 "have no sample; raise the minibatch or lower the ranks"
             )
-        if self.critic.warmup_steps >= self.loop.steps:
+        if self.has_critic and self.critic.warmup_steps >= self.loop.steps:
             raise ValueError(
                 f"critic.warmup_steps {self.critic.warmup_steps} leaves none of the {self.loop.steps} steps to the "
                 "policy: lower it, "
@@ -407,18 +392,100 @@ class RunConfig(Settings):
                 f"sample, {longest} tokens "
                 "(data.max_prompt_tokens + rollout.max_response_tokens): raise it to at least that, or shorten either"
             )
-        if self.critic.max_tokens_per_microbatch < self.data.max_prompt_tokens:
+        read, what = self.critic_reads_at_most()
+        if self.has_critic and self.critic.max_tokens_per_microbatch < read:
             raise ValueError(
-                f"critic.max_tokens_per_microbatch {self.critic.max_tokens_per_microbatch} is less than data.max_prompt_tokens "
-                f"{self.data.max_prompt_tokens}: raise it"
+                f"critic.max_tokens_per_microbatch {self.critic.max_tokens_per_microbatch} is less than {what} {read}: raise it"
             )
         return self
+
+    @property
+    def spec(self) -> AlgorithmSpec:
+        return ALGORITHMS[self.algorithm.type]
+
+    @property
+    def has_critic(self) -> bool:
+        return self.spec.critic != "none"
+
+    @property
+    def has_reference(self) -> bool:
+        return self.algorithm.kl.coefficient > 0
+
+    @property
+    def critic_warmup_steps(self) -> int:
+        """Steps at the start in which the policy does not learn; 0 without a critic."""
+        return self.critic.warmup_steps if self.has_critic else 0
+
+    @property
+    def prompt_rounds(self) -> int:
+        """Cohorts of the prompt stream that belong to one step: more than one with a curriculum or dynamic sampling."""
+        if self.data.curriculum is not None:
+            return self.data.curriculum.candidates
+        dynamic = getattr(self.algorithm, "dynamic_sampling", None)
+        return dynamic.max_rounds if dynamic is not None else 1
+
+    @property
+    def critic_needs_probabilities(self) -> bool:
+        """Whether the critic is trained by binary cross-entropy, which is defined for rewards in [0, 1]."""
+        return self.spec.critic == "prompt" or getattr(self.algorithm, "critic_loss", None) == "bce"
+
+    def critic_reads_at_most(self) -> tuple[int, str]:
+        """Longest input of the critic in tokens, and the setting that it follows from."""
+        if self.spec.critic == "token":
+            longest = self.data.max_prompt_tokens + self.rollout.max_response_tokens
+            return longest, "data.max_prompt_tokens + rollout.max_response_tokens"
+        return self.data.max_prompt_tokens, "data.max_prompt_tokens"
+
+    def _check_algorithm(self) -> None:
+        name = self.algorithm.type
+        if self.spec.needs == "group":
+            self._check_groups()
+        if self.spec.needs == "step" and self.loop.minibatch_order == "finish":
+            raise ValueError(
+                f"loop.minibatch_order finish trains while samples are still missing, and {name} needs all samples of a step "
+                "before it knows an advantage: set it to dispatch"
+            )
+        if self.data.curriculum is not None and self.spec.critic != "prompt":
+            raise ValueError(
+                f"data.curriculum chooses prompts by the prompt critic's value, and {name} has none: set algorithm.type to sppo, "
+                "or data.curriculum to null"
+            )
+        low, high = self.reward.range
+        if self.critic_needs_probabilities and (low < 0.0 or high > 1.0):
+            raise ValueError(
+                f"reward.function.range is [{low:g}, {high:g}], but the critic of {name} is trained by binary cross-entropy and "
+                "needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), and declare [0, 1]"
+            )
+        overlong = self.algorithm.overlong
+        if overlong is not None and overlong.buffer_tokens > self.rollout.max_response_tokens:
+            raise ValueError(
+                f"algorithm.overlong.buffer_tokens {overlong.buffer_tokens} exceeds rollout.max_response_tokens "
+                f"{self.rollout.max_response_tokens}: lower it"
+            )
+
+    def _check_groups(self) -> None:
+        name, samples = self.algorithm.type, self.data.samples_per_prompt
+        if samples < 2:
+            raise ValueError(
+                f"data.samples_per_prompt is {samples}, but {name} compares the samples of a prompt with each other: set it to 2 or "
+                "more, e.g. 8"
+            )
+        if self.data.minibatch_size % samples:
+            raise ValueError(
+                f"data.minibatch_size {self.data.minibatch_size} cuts groups of data.samples_per_prompt {samples} apart: make it a "
+                "multiple"
+            )
+        if self.loop.minibatch_order == "finish":
+            raise ValueError(
+                f"loop.minibatch_order finish takes samples one by one, and {name} needs whole groups: set it to dispatch"
+            )
 
     def _check_devices(self) -> None:
         shares = {
             "rollout.gpus_per_worker": self.rollout.gpus_per_worker,
             "learner.gpus_per_rank": self.learner.gpus_per_rank,
             "critic.gpus_per_rank": self.critic.gpus_per_rank,
+            "reference.gpus_per_rank": self.reference.gpus_per_rank,
         }
         for name, share in shares.items():
             if self.device == "cpu" and share > 0:
@@ -461,7 +528,8 @@ class RunConfig(Settings):
         return round(
             self.rollout.workers * self.rollout.cpus_per_worker
             + self.learner.ranks * self.learner.cpus_per_rank
-            + self.critic.ranks * self.critic.cpus_per_rank
+            + self.has_critic * self.critic.ranks * self.critic.cpus_per_rank
+            + self.has_reference * self.learner.ranks * self.reference.cpus_per_rank
             + self.reward.cpus,
             4,
         )
@@ -470,7 +538,8 @@ class RunConfig(Settings):
         return round(
             self.rollout.workers * self.rollout.gpus_per_worker
             + self.learner.ranks * self.learner.gpus_per_rank
-            + self.critic.ranks * self.critic.gpus_per_rank,
+            + self.has_critic * self.critic.ranks * self.critic.gpus_per_rank
+            + self.has_reference * self.learner.ranks * self.reference.gpus_per_rank,
             4,
         )
 

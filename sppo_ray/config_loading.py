@@ -9,13 +9,15 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from sppo_ray.config import RewardSettings, RunConfig
 from sppo_ray.errors import UserError
+
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
 
 def recipe_names() -> list[str]:
@@ -61,7 +63,17 @@ def parse_config(tree: Mapping[str, Any], origin: str = "config") -> RunConfig:
         raise UserError(f"{origin}: " + "\n".join(_explain(item) for item in error.errors())) from None
 
 
-def dump_config(config: RunConfig) -> str:
+def parse_settings(model: type[AnySettings], tree: dict[str, Any], overrides: Sequence[str], origin: str) -> AnySettings:
+    """Another settings tree than a run's, with `a.b=c` overrides applied to `tree`. Raises UserError naming the field."""
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "\n".join(_explain(item, model) for item in error.errors())) from None
+
+
+def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -127,37 +139,51 @@ def _list_index(node: list[Any], part: str, key: str) -> int:
     return int(part)
 
 
-def _explain(item: Mapping[str, Any]) -> str:
+def _explain(item: Mapping[str, Any], root: type[BaseModel] = RunConfig) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
-        valid = _valid_keys(parents)
-        close = difflib.get_close_matches(str(key), valid, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"valid here: {', '.join(valid)}"
-        return f"{where}: unknown setting; {hint}"
+        return f"{where}: unknown setting; {_hint(parents, str(key), root)}"
+    if item["type"] == "union_tag_invalid":
+        given, tags = item["ctx"]["tag"], [tag.strip(" '") for tag in item["ctx"]["expected_tags"].split(",")]
+        close = difflib.get_close_matches(given, tags, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{where}.type: there is no {given!r}; {hint}Known: {', '.join(tags)}"
     message = item["msg"].removeprefix("Value error, ")
     given = item.get("input")
     shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
     return f"{where}: {message}{shown}" if where else message
 
 
-def _valid_keys(location: Sequence[Any]) -> list[str]:
-    """Names of the settings at a location of the tree, union members found by their tag."""
-    model: Any = RunConfig
+def _hint(location: Sequence[Any], key: str, root: type[BaseModel]) -> str:
+    """The nearest valid key; or the other types of a tagged union that do have it; or all valid keys."""
+    models = _models_at(location, root)
+    valid = sorted({name for model in models for name in model.model_fields})
+    close = difflib.get_close_matches(key, valid, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    chosen = [tag for model in models if (tag := _tag(model)) is not None and location and location[-1] == tag]
+    others = _models_at(location[:-1], root) if chosen else []
+    owners = [str(_tag(model)) for model in others if key in model.model_fields]
+    if owners:
+        return f"{chosen[0]} has none, it belongs to type {' and '.join(owners)}"
+    return f"valid here: {', '.join(valid)}"
+
+
+def _models_at(location: Sequence[Any], root: type[BaseModel]) -> list[type[BaseModel]]:
+    """The settings models at a location of the tree below `root`, union members found by their tag."""
+    models: list[type[BaseModel]] = [root]
     for part in location:
         if isinstance(part, int):
             continue
-        members = [
-            m for m in models_in(model) if m.model_fields.get("type") is not None and m.model_fields["type"].default == part
-        ]
-        if members:
-            model = members[0]
-            continue
-        found = [m.model_fields[part].annotation for m in models_in(model) if part in m.model_fields]
-        if not found:
-            return []
-        model = found[0]
-    return sorted({name for m in models_in(model) for name in m.model_fields})
+        tagged = [model for model in models if _tag(model) == part]
+        found = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        models = tagged or [model for annotation in found[:1] for model in models_in(annotation)]
+    return models
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    return model.model_fields["type"].default if "type" in model.model_fields else None
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

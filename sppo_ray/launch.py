@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sppo_ray.config import ModelSettings, RunConfig
 from sppo_ray.config_loading import dump_config
 from sppo_ray.errors import UserError
-from sppo_ray.resources import Resources, bundles_of, require_feasible, resolve_device
+from sppo_ray.resources import Bundle, Resources, bundles_of, require_feasible, resolve_device, serving_bundles_of
 from sppo_ray.trainer.checkpoint import TrainerState, differing_settings, find_checkpoint, resumable_settings
 from sppo_ray.trainer.evaluator import Evaluator
 from sppo_ray.trainer.fleet import RolloutFleet
@@ -69,20 +69,24 @@ def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
         ray.shutdown()
 
 
-async def place(config: RunConfig) -> PlacementGroup:
-    """Reserve a bundle for each actor. Raises UserError when the cluster is busy for longer than ready_timeout_s."""
+async def place(config: RunConfig, bundles: Sequence[Bundle] | None = None) -> PlacementGroup:
+    """Reserve a bundle for each actor (`bundles`: None = all of the run's).
+
+    Raises UserError when the cluster is busy for longer than ready_timeout_s.
+    """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    group = placement_group([bundle.as_ray() for bundle in bundles_of(config)], strategy="PACK")
+    bundles = bundles_of(config) if bundles is None else bundles
+    group = placement_group([bundle.as_ray() for bundle in bundles], strategy="PACK")
     try:
         await asyncio.wait_for(_awaited(group.ready()), config.cluster.ready_timeout_s)
     except TimeoutError:
         free = ray.available_resources()
         remove_placement_group(group)
         raise UserError(
-            f"waited {config.cluster.ready_timeout_s:.0f} s for {config.logical_cpus():g} CPUs and "
-            f"{config.logical_gpus():g} GPUs, free are "
+            f"waited {config.cluster.ready_timeout_s:.0f} s for {sum(b.cpus for b in bundles):g} CPUs and "
+            f"{sum(b.gpus for b in bundles):g} GPUs, free are "
             f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}: another job holds the rest; stop it, add nodes, or "
             "raise cluster.ready_timeout_s"
         ) from None
@@ -96,11 +100,12 @@ async def _awaited(reference: Any) -> Any:
 class Spawner:
     """Makes actors in their bundles."""
 
-    def __init__(self, config: RunConfig, group: PlacementGroup, device: str) -> None:
+    def __init__(self, config: RunConfig, group: PlacementGroup, device: str, bundles: Sequence[Bundle] | None = None) -> None:
         self._config = config
         self._device = device
         self._group = group
-        self._index = {bundle.role: (index, bundle) for index, bundle in enumerate(bundles_of(config))}
+        bundles = bundles_of(config) if bundles is None else bundles
+        self._index = {bundle.role: (index, bundle) for index, bundle in enumerate(bundles)}
 
     def actor(self, actor_class: Any, role: str, *arguments: Any, env: dict[str, str], **keywords: Any) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -115,9 +120,9 @@ class Spawner:
         }
         return actor_class.options(**options).remote(*arguments, **keywords)
 
-    def rank_env(self, settings: ModelSettings) -> dict[str, str]:
+    def rank_env(self, cpus: float) -> dict[str, str]:
         return {
-            "OMP_NUM_THREADS": str(max(1, int(settings.cpus_per_rank))),
+            "OMP_NUM_THREADS": str(max(1, int(cpus))),
             "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin at a barrier take the core from the engine beside them
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
@@ -155,6 +160,7 @@ class Spawner:
             model_path=str(model_path),
             algorithm=config.algorithm,
             temperature=config.rollout.temperature,
+            max_response_tokens=config.rollout.max_response_tokens,
             total_updates=total_updates,
             seed=config.seed,
             sync_dtype=config.rollout.dtype,
@@ -163,15 +169,46 @@ class Spawner:
         return LearnerGroup(ranks, tokenizer_path=str(model_path))
 
     async def critic(self, *, model_path: Path, total_updates: int) -> Any:
-        from actors.critic import CriticActor
+        """The prompt critic or the token critic, as the algorithm asks; None when it has none."""
+        from actors.critic import CriticActor, TokenCriticActor
         from actors.group import CriticGroup
 
         config = self._config
-        ranks = self._ranks(
-            "critic", CriticActor, config.critic, model_path=str(model_path), total_updates=total_updates, seed=config.seed
-        )
+        if not config.has_critic:
+            return None
+        common = {"model_path": str(model_path), "total_updates": total_updates, "seed": config.seed}
+        if config.spec.critic == "token":
+            ranks = self._ranks("critic", TokenCriticActor, config.critic, critic_loss=config.algorithm.critic_loss, **common)
+        else:
+            ranks = self._ranks("critic", CriticActor, config.critic, **common)
         await ranks.setup(config.cluster.ready_timeout_s)
-        return CriticGroup(ranks, tokenizer_path=str(model_path))
+        critic_loss = "bce" if config.critic_needs_probabilities else "mse"
+        return CriticGroup(ranks, tokenizer_path=str(model_path), critic_loss=critic_loss)
+
+    async def reference(self, *, model_path: Path) -> Any:
+        """The frozen starting policy, a copy for each learner rank; None without a KL penalty."""
+        from actors.group import ReferenceGroup
+        from actors.reference import ReferenceActor
+
+        config = self._config
+        if not config.has_reference:
+            return None
+        handles = [
+            self.actor(
+                ReferenceActor,
+                f"reference-{rank}",
+                rank,
+                config.reference,
+                env=self.rank_env(config.reference.cpus_per_rank),
+                model_path=str(model_path),
+                temperature=config.rollout.temperature,
+                attention=config.learner.attention,
+            )
+            for rank in range(config.learner.ranks)
+        ]
+        group = ReferenceGroup(handles, timeout_s=config.learner.timeout_s)
+        await group.ready(config.cluster.ready_timeout_s)
+        return group
 
     def scorer(self) -> Any:
         from actors.group import RayScorer
@@ -184,7 +221,15 @@ class Spawner:
         from actors.group import Ranks
 
         handles = [
-            self.actor(actor_class, f"{role}-{rank}", rank, settings.ranks, settings, env=self.rank_env(settings), **keywords)
+            self.actor(
+                actor_class,
+                f"{role}-{rank}",
+                rank,
+                settings.ranks,
+                settings,
+                env=self.rank_env(settings.cpus_per_rank),
+                **keywords,
+            )
             for rank in range(settings.ranks)
         ]
         return Ranks(role, handles, timeout_s=settings.timeout_s)
@@ -205,18 +250,21 @@ class Materials:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        from transformers import GenerationConfig
+        return stop_token_ids_of(self.policy_path, self.tokenizer)
 
-        try:
-            ids = GenerationConfig.from_pretrained(self.policy_path).eos_token_id
-        except OSError:  # the checkpoint ships no generation_config.json
-            ids = None
-        ids = ids if ids is not None else self.tokenizer.eos_token_id
-        if ids is None:
-            raise UserError(
-                f"{self.policy_path}: neither generation_config.json nor the tokenizer names an eos token: set eos_token_id"
-            )
-        return tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
+
+def stop_token_ids_of(policy_path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What ends a response: the checkpoint's own eos tokens. Raises UserError when it names none."""
+    from transformers import GenerationConfig
+
+    try:
+        ids = GenerationConfig.from_pretrained(policy_path).eos_token_id
+    except OSError:  # the checkpoint ships no generation_config.json
+        ids = None
+    ids = ids if ids is not None else tokenizer.eos_token_id
+    if ids is None:
+        raise UserError(f"{policy_path}: neither generation_config.json nor the tokenizer names an eos token: set eos_token_id")
+    return tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
 
 
 def gather_materials(config: RunConfig, report: Any) -> Materials:
@@ -226,9 +274,21 @@ def gather_materials(config: RunConfig, report: Any) -> Materials:
     from sppo_ray.data.prompts import PromptEncoder, PromptStream, load_held_out
     from sppo_ray.data.sources import open_sources
     from sppo_ray.models.bundled import resolve_model
+    from sppo_ray.models.exported_critic import check_value_head, critic_directory
+    from sppo_ray.trainer.calibration_card import check_warm_start
 
-    policy_path, critic_path = resolve_model(config.learner.model, report), resolve_model(config.critic.model, report)
+    policy_path = resolve_model(config.learner.model, report)
+    critic_path = resolve_model(str(critic_directory(config.critic.model)), report) if config.has_critic else policy_path
     tokenizer, critic_tokenizer = AutoTokenizer.from_pretrained(policy_path), AutoTokenizer.from_pretrained(critic_path)
+    if config.spec.critic == "token" and critic_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"critic.model {config.critic.model}: the token-level critic of {config.algorithm.type} reads the policy's response "
+            f"tokens, and its vocabulary is another than that of learner.model {config.learner.model}: use a critic of the same "
+            "family"
+        )
+    if config.has_critic:
+        check_value_head(critic_path, required=False)
+        check_warm_start(critic_path, config.data, critic_tokenizer.chat_template)
     encoder = PromptEncoder(tokenizer, critic_tokenizer, config.data)
     held_out = load_held_out(config.data, encoder, config.eval.prompts)
     # Kept apart from ALL held-out prompts, so that eval.prompts may change between a run and its resumption.
@@ -311,10 +371,12 @@ async def _train(
         with _signals(trainer) as received:
             state = await trainer.run()
             recorder.phase("finishing", state)
+            memory = await _peak_memory(workers)  # before the export, which needs more than training does
             if config.checkpoint.export and not trainer.stopped_early:
                 await workers.learner.export(run_dir.export / "policy")
-                await workers.critic.export(run_dir.export / "critic")
-    _conclude(config, run_dir, recorder, state, stopped=trainer.stopped_early)
+                if workers.critic is not None:
+                    await workers.critic.export(run_dir.export / "critic")
+    _conclude(config, run_dir, recorder, state, memory, stopped=trainer.stopped_early)
     return EXIT_TERMINATED if signal.SIGTERM in received else EXIT_FINISHED
 
 
@@ -341,24 +403,27 @@ async def _spawned(config: RunConfig, materials: Materials, recorder: Recorder, 
     )
     try:
         scorer = spawner.scorer()
-        policy_updates = updates * max(1, config.loop.steps - config.critic.warmup_steps)
-        _, _, learner, critic = await asyncio.gather(
+        policy_updates = updates * max(1, config.loop.steps - config.critic_warmup_steps)
+        _, _, learner, critic, reference = await asyncio.gather(
             fleet.start(),
             scorer.ready(config.cluster.ready_timeout_s),
             spawner.learner(model_path=materials.policy_path, total_updates=policy_updates),
             spawner.critic(model_path=materials.critic_path, total_updates=updates * config.loop.steps),
+            spawner.reference(model_path=materials.policy_path),
         )
         decode = _decoder(materials.tokenizer)
         sampling = SamplingSettings(config.rollout.temperature, config.rollout.max_response_tokens, stop_ids)
         eval_temperature = config.rollout.temperature if config.eval.temperature is None else config.eval.temperature
         pipeline = SamplePipeline(
             fleet=fleet,
-            critic=critic,
+            critic=critic if config.spec.critic == "prompt" else None,
             scorer=scorer,
             decode=decode,
             sampling=sampling,
             order=config.loop.minibatch_order,
             seed=config.seed,
+            reward_range=config.reward.range,
+            greedy_baseline=config.spec.greedy_baseline,
         )
         evaluator = Evaluator(
             materials.held_out,
@@ -371,10 +436,11 @@ async def _spawned(config: RunConfig, materials: Materials, recorder: Recorder, 
             seed=config.seed,
         )
         try:
-            yield Workers(fleet, learner, critic, pipeline, evaluator)
+            yield Workers(fleet, learner, critic, reference, pipeline, evaluator)
         finally:
             await pipeline.close()
-            await asyncio.gather(fleet.close(), learner.close(), critic.close(), scorer.close())
+            optional = [worker.close() for worker in (critic, reference) if worker is not None]
+            await asyncio.gather(fleet.close(), learner.close(), scorer.close(), *optional)
     finally:
         await fleet.close()
         remove_placement_group(group)
@@ -392,8 +458,10 @@ async def _restore(start: StartingPoint, workers: Workers, recorder: Recorder) -
     if start is None:
         return TrainerState.initial()
     path, state = start
-    await asyncio.gather(workers.learner.load(path / "learner"), workers.critic.load(path / "critic"))
-    workers.critic.restore_version(state.critic_version)
+    await workers.learner.load(path / "learner")
+    if workers.critic is not None:
+        await workers.critic.load(path / "critic")
+        workers.critic.restore_version(state.critic_version)
     recorder.event("restored", f"from {path.name}", show=True)
     return state.restarted()
 
@@ -419,9 +487,20 @@ def _signals(trainer: Trainer) -> Iterator[list[signal.Signals]]:
             loop.remove_signal_handler(number)
 
 
-def _conclude(config: RunConfig, run_dir: RunDir, recorder: Recorder, state: TrainerState, *, stopped: bool) -> None:
-    """summary.json, the learning curve as PNG and in the terminal."""
+async def _peak_memory(workers: Workers) -> dict[str, int]:
+    """Peak bytes by worker; one that does not answer at the end of a run is left out rather than failing it."""
+    asked = [w.memory() for w in (workers.fleet, workers.learner, workers.critic, workers.reference) if w is not None]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    return {name: size for answer in answers if isinstance(answer, Mapping) for name, size in answer.items()}
+
+
+def _conclude(
+    config: RunConfig, run_dir: RunDir, recorder: Recorder, state: TrainerState, memory: Mapping[str, int], *, stopped: bool
+) -> None:
+    """summary.json, the learning curve as PNG and in the terminal, the reliability plot, the exported critic's card."""
+    from sppo_ray.trainer.calibration_card import write_card_of_run
     from sppo_ray.trainer.plots import curve_text, learning_curve
+    from sppo_ray.trainer.reliability_plot import reliability_of_run
 
     run_dir.write_summary(
         Summary(
@@ -440,9 +519,41 @@ def _conclude(config: RunConfig, run_dir: RunDir, recorder: Recorder, state: Tra
             critic_version=state.critic_version,
             reward_errors=state.reward_errors,
             restarts=state.restarts,
+            peak_memory=memory,
         )
     )
     recorder.phase("stopped" if stopped else "finished", state)
     learning_curve(run_dir.path)
+    reliability_of_run(run_dir.path)
+    if config.checkpoint.export and not stopped and config.spec.critic == "prompt":
+        versions = {"policy_version": state.policy_version, "critic_version": state.critic_version}
+        write_card_of_run(run_dir.path, config, step=state.step, **versions)
     recorder.message(curve_text(run_dir.path))
     recorder.message(f"{'stopped' if stopped else 'finished'} after step {state.step}; everything is in {run_dir.path}")
+
+
+# ------------------------------------------------------------------------------------- a policy that does not learn
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    config: RunConfig, policy_path: Path, *, device: str, stop_token_ids: tuple[int, ...], on_event: Callable[[str, str], None]
+) -> AsyncIterator[tuple[RolloutFleet, Any]]:
+    """(fleet, scorer): engines that serve the checkpoint as it is, and the verifier; gone when the block ends."""
+    from ray.util.placement_group import remove_placement_group
+
+    bundles = serving_bundles_of(config)
+    group = await place(config, bundles)
+    spawner = Spawner(config, group, device, bundles)
+
+    async def spawn(name: str) -> Any:
+        return await spawner.rollout_worker(name, model_path=policy_path, stop_token_ids=stop_token_ids)
+
+    fleet = RolloutFleet(spawn, settings=config.rollout, tolerance=None, on_event=on_event, fixed_weights=True)
+    scorer = spawner.scorer()
+    try:
+        await asyncio.gather(fleet.start(), scorer.ready(config.cluster.ready_timeout_s))
+        yield fleet, scorer
+    finally:
+        await asyncio.gather(fleet.close(), scorer.close())
+        remove_placement_group(group)

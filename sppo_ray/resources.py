@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sppo_ray.config import RunConfig
 from sppo_ray.errors import UserError
+from sppo_ray.evaluation_config import EvaluationConfig
 
 EPSILON = 1e-9  # fractional shares are added up as floats
 
@@ -32,19 +33,34 @@ class Bundle:
 
 
 def bundles_of(config: RunConfig) -> list[Bundle]:
-    """One bundle an actor, in a fixed order: rollout-*, learner-*, critic-*, reward."""
-    rollout, learner, critic = config.rollout, config.learner, config.critic
+    """One bundle an actor, in a fixed order: rollout-*, learner-*, critic-*, reference-*, reward."""
+    rollout, learner, critic, reference = config.rollout, config.learner, config.critic, config.reference
+    critics = critic.ranks if config.has_critic else 0
+    references = learner.ranks if config.has_reference else 0
     return [
         *(Bundle(f"rollout-{i}", rollout.cpus_per_worker, rollout.gpus_per_worker) for i in range(rollout.workers)),
         *(Bundle(f"learner-{i}", learner.cpus_per_rank, learner.gpus_per_rank) for i in range(learner.ranks)),
-        *(Bundle(f"critic-{i}", critic.cpus_per_rank, critic.gpus_per_rank) for i in range(critic.ranks)),
+        *(Bundle(f"critic-{i}", critic.cpus_per_rank, critic.gpus_per_rank) for i in range(critics)),
+        *(Bundle(f"reference-{i}", reference.cpus_per_rank, reference.gpus_per_rank) for i in range(references)),
         Bundle("reward", config.reward.cpus, 0.0),
     ]
 
 
-def require_feasible(config: RunConfig, nodes: Sequence[Resources]) -> None:
-    """Refuse what can never be placed, before any actor exists. Raises UserError with the sums and the way out."""
-    bundles = bundles_of(config)
+def serving_bundles_of(config: RunConfig | EvaluationConfig) -> list[Bundle]:
+    """Those that answer prompts and score the answers, for a policy that does not learn: rollout-*, reward."""
+    rollout = config.rollout
+    workers = [Bundle(f"rollout-{i}", rollout.cpus_per_worker, rollout.gpus_per_worker) for i in range(rollout.workers)]
+    return [*workers, Bundle("reward", config.reward.cpus, 0.0)]
+
+
+def require_feasible(
+    config: RunConfig | EvaluationConfig, nodes: Sequence[Resources], bundles: Sequence[Bundle] | None = None
+) -> None:
+    """Refuse what can never be placed, before any actor exists. `bundles`: None = all of the run's.
+
+    Raises UserError with the sums and the way out.
+    """
+    bundles = bundles_of(config) if bundles is None else bundles
     wanted = ", ".join(f"{b.role} {b.cpus:g} CPU" + (f" + {b.gpus:g} GPU" if b.gpus else "") for b in bundles)
     remedy = "lower rollout.workers, learner.ranks or critic.ranks, or the *_per_worker and *_per_rank shares, or add nodes"
     for name, need, have in (
@@ -63,7 +79,7 @@ def require_feasible(config: RunConfig, nodes: Sequence[Resources]) -> None:
             )
 
 
-def resolve_device(config: RunConfig, nodes: Sequence[Resources]) -> str:
+def resolve_device(config: RunConfig | EvaluationConfig, nodes: Sequence[Resources]) -> str:
     """What config.device means on this cluster: "cpu" or "cuda"."""
     if config.device == "auto":
         return "cuda" if config.logical_gpus() > 0 and any(node.gpus > 0 for node in nodes) else "cpu"

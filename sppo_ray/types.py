@@ -97,9 +97,10 @@ class Verdict:
     error and left out of the update, never scored 0.
     """
 
-    reward: float | None  # in [0, 1]
+    reward: float | None  # in the reward function's declared range, [0, 1] for all of the package's own
     reason: str  # "correct", "wrong", "no_answer", ... or "error: <what happened>"
     seconds: float
+    answer: str | None = None  # what the response answers, as this verifier reads it (maj@k votes on it); None = nothing
 
     @property
     def is_error(self) -> bool:
@@ -108,11 +109,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class PromptValue:
-    """The critic's view of one prompt, taken when the prompt was dispatched."""
+    """The critic's view of one prompt, taken when the prompt was dispatched (token critic: when its samples were valued)."""
 
-    value_logit: float
+    value_logit: float  # the head's output; a critic trained by squared error has no logit, and this is its value
     value: float  # sigmoid(value_logit): predicted probability that the policy solves it
     critic_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class GreedyBaseline:
+    """What the greedy response to a prompt earned (ReMax)."""
+
+    reward: float
+    response_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +131,34 @@ class ScoredTrajectory:
     prompt: Prompt
     trajectory: Trajectory
     response_text: str
-    reward: float  # in [0, 1], checked
+    reward: float  # the verifier's; in the reward function's declared range, checked
     reason: str
     reward_seconds: float
-    value: PromptValue
+    value: PromptValue | None  # None without a critic
+    baseline: GreedyBaseline | None = None
+
+    @property
+    def group(self) -> str:
+        """The same for all samples of one prompt in one step: the request id without the number of the sample."""
+        return self.trajectory.request_id.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """A scored trajectory with its advantage: what the buffer hands to the learner and the trajectory log."""
+    """A scored trajectory with its advantage: what the buffer hands to learner, critic and the trajectory log."""
 
     scored: ScoredTrajectory
-    advantage: float  # one scalar a response (SPPO: reward - value)
+    advantage: float | tuple[float, ...]  # one number a response (SPPO: reward - value), or one a response token (PPO)
+    shaped_reward: float  # what advantage and critic were told; the verifier's reward unless overlong shaping is on
+    token_values: tuple[float, ...] = ()  # token critic: before each response token
+    returns: tuple[float, ...] = ()  # token critic: its target at each response token
+
+    @property
+    def token_advantages(self) -> tuple[float, ...]:
+        """One number a response token."""
+        if isinstance(self.advantage, tuple):
+            return self.advantage
+        return (self.advantage,) * len(self.scored.trajectory.response_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +173,9 @@ class MicroBatch:
     response_ids: tuple[tuple[int, ...], ...]
     old_logprobs: tuple[tuple[float, ...], ...]  # of pi_old: the engine's, or the learner's before the step's first update
     rollout_logprobs: tuple[tuple[float, ...], ...]  # the engine's, always
-    advantages: tuple[float, ...]
+    advantages: tuple[tuple[float, ...], ...]  # one a response token
     weights: tuple[float, ...]
+    reference_logprobs: tuple[tuple[float, ...], ...] = ()  # of the frozen starting policy; () without a KL penalty
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +192,16 @@ class Minibatch:
 
 @dataclass(frozen=True, slots=True)
 class CriticBatch:
-    """One critic update: prompt tokens (critic's tokenizer) and the rewards they earned, both over all ranks."""
+    """One update of a prompt critic: prompt tokens (critic's tokenizer) and the rewards they earned, both over all ranks."""
 
     token_ids: tuple[tuple[int, ...], ...]
     rewards: tuple[float, ...]  # in [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCriticBatch:
+    """One update of a token critic: each sample's prompt, response, and the returns at its response tokens, over all ranks."""
+
+    prompt_ids: tuple[tuple[int, ...], ...]  # policy's tokenizer
+    response_ids: tuple[tuple[int, ...], ...]
+    returns: tuple[tuple[float, ...], ...]  # target of the value BEFORE each response token; len == len(response_ids)

@@ -21,7 +21,7 @@ def training_sample(
     prompt = Prompt(name, "test", "", tuple(prompt_ids), tuple(prompt_ids), "")
     trajectory = Trajectory(name, name, tuple(response_ids), tuple(logprobs), "stop", 0, 0, "rollout-0", 0.0)
     scored = ScoredTrajectory(prompt, trajectory, "", reward, "", 0.0, PromptValue(0.0, value, 0))
-    return TrainingSample(scored, reward - value)
+    return TrainingSample(scored, reward - value, reward)
 
 
 def random_samples(count: int, seed: int, longest_prompt: int = 12, longest_response: int = 20) -> list[TrainingSample]:

@@ -1,29 +1,22 @@
-"""What tells one algorithm from another, chosen by the config's `algorithm.type` from a literal dict.
+"""The algorithms by the config's `algorithm.type`. To add one: its file and a line here (docs/algorithms.md).
 
-An algorithm is a way to turn rewards and values into advantages; the losses (`policy_loss`, `value_loss`) are shared.
-To add one: a file with its formula and `advantages`, and a line in ALGORITHMS. This package imports no torch, so that
-the driver and the command line stay light; the loss modules do and are imported by the actors.
+This package imports no torch (the loss modules do, and only the actors import those), so that the driver and the command
+line stay light.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from sppo_ray.algorithms import sppo
-
-
-@dataclass(frozen=True, slots=True)
-class AlgorithmSpec:
-    """How one algorithm makes its advantages.
-
-    `advantages(rewards, values)` maps the rewards and values of any number of samples, in any order and any split, to one
-    advantage a sample.
-    """
-
-    advantages: Callable[[Sequence[float], Sequence[float]], list[float]]
-
+from sppo_ray.algorithms import grpo, ppo, reinforce, remax, rloo, sppo
+from sppo_ray.algorithms.base import AlgorithmSpec
 
 ALGORITHMS: Mapping[str, AlgorithmSpec] = {
-    "sppo": AlgorithmSpec(advantages=sppo.advantages),
+    "sppo": AlgorithmSpec(sppo.SPPOSettings, sppo.advantages, needs="sample", critic="prompt"),
+    "ppo": AlgorithmSpec(ppo.PPOSettings, ppo.advantages, needs="step", critic="token", returns=ppo.returns),
+    "grpo": AlgorithmSpec(grpo.GRPOSettings, grpo.advantages, needs="group"),
+    "rloo": AlgorithmSpec(rloo.RLOOSettings, rloo.advantages, needs="group"),
+    "remax": AlgorithmSpec(remax.ReMaxSettings, remax.advantages, needs="sample", greedy_baseline=True),
+    "reinforce": AlgorithmSpec(reinforce.REINFORCESettings, reinforce.advantages, needs="step"),
 }
+"""What tells one algorithm from another."""

@@ -9,19 +9,27 @@ it is known the moment a response is scored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+from sppo_ray.algorithms.base import Advantage, AlgorithmSettings, RewardedSample
 
 
-def advantages(rewards: Sequence[float], values: Sequence[float]) -> list[float]:
-    """reward - value for each sample.
+class SPPOSettings(AlgorithmSettings):
+    """Sequence-Level PPO: advantage = reward - value(prompt), PPO clip on per-token ratios (arXiv 2604.08865)."""
 
-    Args:
-        rewards: in [0, 1], one a sample.
-        values: in [0, 1], the critic's probability that the policy solves the sample's prompt (not its logit).
+    type: Literal["sppo"] = "sppo"
 
-    Returns:
-        One advantage in [-1, 1] a sample.
+
+def advantages(samples: Sequence[RewardedSample], settings: SPPOSettings) -> list[Advantage]:
+    """reward - value for each sample; rewards and values in [0, 1], advantages in [-1, 1].
 
     Raises:
-        ValueError: the two differ in length.
+        ValueError: a sample without a value.
     """
-    return [reward - value for reward, value in zip(rewards, values, strict=True)]
+    return [sample.reward - _value_of(sample) for sample in samples]
+
+
+def _value_of(sample: RewardedSample) -> float:
+    if sample.value is None:
+        raise ValueError(f"{sample.group}: Sequence-Level PPO needs the prompt critic's value")
+    return sample.value

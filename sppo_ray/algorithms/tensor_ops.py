@@ -31,13 +31,10 @@ class TokenBatch:
     targets: Tensor  # [N] int64, the response tokens
     old_logprobs: Tensor  # [N] float32
     rollout_logprobs: Tensor  # [N] float32
-    advantages: Tensor  # [B] float32
+    advantages: Tensor  # [N] float32
     weights: Tensor  # [B] float32, 0 for a filler
     lengths: Tensor  # [B] int64, response tokens of each sample
-
-    def over_tokens(self, per_sample: Tensor) -> Tensor:
-        """[B] -> [N]: a sample's number on each of its response tokens."""
-        return per_sample.repeat_interleave(self.lengths)
+    reference_logprobs: Tensor | None  # [N] float32; None without a KL penalty
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
@@ -50,7 +47,7 @@ def to_tensors(batch: MicroBatch, pad_id: int = 0, device: torch.device | str = 
     """Pad and flatten one micro-batch. `pad_id` is any id of the vocabulary; no result depends on it.
 
     Raises:
-        ValueError: a sample's log-probs and response differ in length, or its prompt or response is empty.
+        ValueError: a sample's log-probs or advantages and its response differ in length, or prompt or response is empty.
     """
     prompts = torch.tensor([len(ids) for ids in batch.prompt_ids])
     lengths = torch.tensor([len(ids) for ids in batch.response_ids])
@@ -59,15 +56,17 @@ def to_tensors(batch: MicroBatch, pad_id: int = 0, device: torch.device | str = 
     token_ids = pad_right([(*p, *r) for p, r in zip(batch.prompt_ids, batch.response_ids, strict=True)], pad_id)
     time = torch.arange(token_ids.shape[1])
     first = (prompts - 1)[:, None]
+    reference = batch.reference_logprobs
     return TokenBatch(
         token_ids=token_ids.to(device),
         loss_mask=((time >= first) & (time < first + lengths[:, None])).to(device),
         targets=torch.tensor([t for ids in batch.response_ids for t in ids], dtype=torch.int64).to(device),
-        old_logprobs=_flat(batch.old_logprobs, lengths).to(device),
-        rollout_logprobs=_flat(batch.rollout_logprobs, lengths).to(device),
-        advantages=torch.tensor(batch.advantages, dtype=torch.float32).to(device),
+        old_logprobs=_flat(batch.old_logprobs, lengths, "log-probs").to(device),
+        rollout_logprobs=_flat(batch.rollout_logprobs, lengths, "log-probs").to(device),
+        advantages=_flat(batch.advantages, lengths, "advantages").to(device),
         weights=torch.tensor(batch.weights, dtype=torch.float32).to(device),
         lengths=lengths.to(device),
+        reference_logprobs=_flat(reference, lengths, "reference log-probs").to(device) if reference else None,
     )
 
 
@@ -76,7 +75,7 @@ def split_samples(flat: Tensor, lengths: Tensor) -> list[tuple[float, ...]]:
     return [tuple(part.tolist()) for part in flat.split(lengths.tolist())]
 
 
-def _flat(rows: Sequence[Sequence[float]], lengths: Tensor) -> Tensor:
+def _flat(rows: Sequence[Sequence[float]], lengths: Tensor, what: str) -> Tensor:
     if [len(row) for row in rows] != lengths.tolist():
-        raise ValueError("log-probs and response differ in length")
+        raise ValueError(f"{what} and response differ in length")
     return torch.tensor([value for row in rows for value in row], dtype=torch.float32)

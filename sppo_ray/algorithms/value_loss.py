@@ -1,16 +1,16 @@
-"""Sequence-Level PPO's critic loss (arXiv 2604.08865): binary cross-entropy of the value logit with the reward.
+"""What critics are trained by: the chance of success at the prompt (Sequence-Level PPO), or the return at each token (PPO).
 
-    L = mean_i BCE(sigmoid(value_logit_i), R_i),   R in [0, 1]
+    prompt critic: L = mean_i BCE(sigmoid(value_logit_i), R_i),   R in [0, 1]                      (arXiv 2604.08865)
+    token critic:  L = mean_t (V_t - G_t)^2 / 2   or   mean_t BCE(sigmoid(value_logit_t), G_t)     (arXiv 1707.06347)
 
-Its minimum is value = E[R | prompt], also for fractional rewards.
+Their minimum is the expected reward or return, also for fractional ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -24,12 +24,12 @@ class ValueLoss(NamedTuple):
     sums: dict[str, Tensor]  # scalars, detached
 
 
-def check_rewards(rewards: Sequence[float]) -> None:
+def check_rewards(rewards: Sequence[float], of: str = "sample") -> None:
     """Raise UserError naming the first reward that is not a number in [0, 1] (a NaN is not one)."""
     for index, reward in enumerate(rewards):
         if not 0.0 <= reward <= 1.0:
             raise UserError(
-                f"critic update: reward {reward!r} of sample {index} lies outside [0, 1], where binary cross-entropy is "
+                f"critic update: reward {reward!r} of {of} {index} lies outside [0, 1], where binary cross-entropy is "
                 "defined: rescale the reward function to [0, 1]"
             )
 
@@ -45,18 +45,29 @@ def value_loss(value_logits: Tensor, rewards: Tensor, *, num_global_samples: int
     """
     check_rewards(rewards.tolist())
     loss = binary_cross_entropy_with_logits(value_logits, rewards, reduction="sum") / num_global_samples
-    with torch.no_grad():
-        values = value_logits.sigmoid()
-        error = rewards - values
-        moments = {
-            "value_mean": values,
-            "reward_mean": rewards,
-            "reward_square": rewards.square(),
-            "error_mean": error,
-            "brier": error.square(),
-        }
-        sums = {name: moment.sum() / num_global_samples for name, moment in moments.items()}
-    return ValueLoss(loss, sums)
+    return ValueLoss(loss, _moments(value_logits.detach().sigmoid(), rewards, num_global_samples))
+
+
+def token_value_loss(outputs: Tensor, returns: Tensor, *, kind: Literal["mse", "bce"], num_global_tokens: int) -> ValueLoss:
+    """Loss of a critic that values every response token, divided by the response tokens of the global batch.
+
+    Args:
+        outputs: [N] of the value head, with gradient: values (mse), or value logits (bce).
+        returns: [N], the targets.
+
+    Sums as those of `value_loss`, per token: "reward" is the return there, "brier" the squared error.
+
+    Raises:
+        UserError: bce, and a return outside [0, 1].
+    """
+    if kind == "bce":
+        check_rewards(returns.tolist(), of="token")
+        loss = binary_cross_entropy_with_logits(outputs, returns, reduction="sum")
+        values = outputs.detach().sigmoid()
+    else:
+        loss = (outputs - returns).square().sum() / 2
+        values = outputs.detach()
+    return ValueLoss(loss / num_global_tokens, _moments(values, returns, num_global_tokens))
 
 
 def explained_variance(*, reward_mean: float, reward_square: float, error_mean: float, brier: float) -> float:
@@ -65,3 +76,16 @@ def explained_variance(*, reward_mean: float, reward_square: float, error_mean: 
     if variance <= 1e-12:
         return 0.0
     return 1.0 - (brier - error_mean**2) / variance
+
+
+def _moments(values: Tensor, targets: Tensor, count: int) -> dict[str, Tensor]:
+    """Of detached tensors; each divided by `count`."""
+    error = targets - values
+    moments = {
+        "value_mean": values,
+        "reward_mean": targets,
+        "reward_square": targets.square(),
+        "error_mean": error,
+        "brier": error.square(),
+    }
+    return {name: moment.sum() / count for name, moment in moments.items()}

@@ -17,7 +17,7 @@ _FILLER = MicroBatch(
     response_ids=((0,),),
     old_logprobs=((0.0,),),
     rollout_logprobs=((0.0,),),
-    advantages=(0.0,),
+    advantages=((0.0,),),
     weights=(0.0,),
 )
 
@@ -40,7 +40,7 @@ def pack(samples: Sequence[TrainingSample], ranks: int, max_tokens: int) -> Mini
     if not samples:
         raise ValueError("a minibatch needs at least one sample")
     _check_lengths(samples, max_tokens)
-    dealt = _deal(samples, ranks)
+    dealt = [[samples[index] for index in own] for own in deal([num_tokens(sample) for sample in samples], ranks)]
     chunked = [chunk([num_tokens(sample) for sample in rank], max_tokens) for rank in dealt]
     most = max(len(chunks) for chunks in chunked)
     shards = []
@@ -70,6 +70,17 @@ def chunk(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
+def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices of each rank's rows: to and fro by length, longest first, so that the ranks get equal numbers (+-1) and
+    near-equal token counts."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    for position, index in enumerate(order):
+        lap, seat = divmod(position, ranks)
+        dealt[seat if lap % 2 == 0 else ranks - 1 - seat].append(index)
+    return dealt
+
+
 def _check_lengths(samples: Sequence[TrainingSample], max_tokens: int) -> None:
     for sample in samples:
         trajectory = sample.scored.trajectory
@@ -81,16 +92,6 @@ def _check_lengths(samples: Sequence[TrainingSample], max_tokens: int) -> None:
             )
 
 
-def _deal(samples: Sequence[TrainingSample], ranks: int) -> list[list[TrainingSample]]:
-    """To and fro by length, longest first, so that the ranks get equal numbers (+-1) and near-equal token counts."""
-    order = sorted(samples, key=lambda sample: -num_tokens(sample))
-    dealt: list[list[TrainingSample]] = [[] for _ in range(ranks)]
-    for position, sample in enumerate(order):
-        lap, seat = divmod(position, ranks)
-        dealt[seat if lap % 2 == 0 else ranks - 1 - seat].append(sample)
-    return dealt
-
-
 def _micro_batch(samples: Sequence[TrainingSample]) -> MicroBatch:
     trajectories = [sample.scored.trajectory for sample in samples]
     logprobs = tuple(trajectory.response_logprobs for trajectory in trajectories)
@@ -99,6 +100,6 @@ def _micro_batch(samples: Sequence[TrainingSample]) -> MicroBatch:
         response_ids=tuple(trajectory.response_ids for trajectory in trajectories),
         old_logprobs=logprobs,
         rollout_logprobs=logprobs,
-        advantages=tuple(sample.advantage for sample in samples),
+        advantages=tuple(sample.token_advantages for sample in samples),
         weights=(1.0,) * len(samples),
     )

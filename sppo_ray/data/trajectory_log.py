@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sppo_ray.errors import UserError
-from sppo_ray.types import Prompt, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
+from sppo_ray.types import GreedyBaseline, Prompt, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _VERSION_KEY = b"sppo_ray.trajectory_schema"
 _FILE = re.compile(r"step-(\d{6,})\.parquet")
 
@@ -55,11 +56,17 @@ SCHEMA = pa.schema(
         _field("reward", pa.float64()),  # [0, 1]
         _field("reason", pa.string()),
         _field("reward_seconds", pa.float64()),
-        _field("value_logit", pa.float64()),
-        _field("value", pa.float64()),  # sigmoid(value_logit)
-        _field("critic_version", pa.int64()),
-        _field("advantage", pa.float64()),
-        _field("surprise", pa.float64()),  # |reward - value|
+        _field("shaped_reward", pa.float64()),  # with overlong shaping; what advantage and critic were told
+        pa.field("baseline_reward", pa.float64()),  # of the greedy response (ReMax), else null
+        pa.field("baseline_tokens", pa.int64()),
+        pa.field("value_logit", pa.float64()),  # the critic's four are null without a critic
+        pa.field("value", pa.float64()),  # sigmoid(value_logit)
+        pa.field("critic_version", pa.int64()),
+        pa.field("surprise", pa.float64()),  # |reward - value|
+        _field("advantage", pa.float64()),  # mean over the response's tokens
+        _field("token_advantages", _list(pa.float64())),  # empty where all tokens share `advantage`
+        _field("token_values", _list(pa.float64())),  # token critic, else empty
+        _field("returns", _list(pa.float64())),  # token critic, else empty
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -132,7 +139,8 @@ def _path(run_dir: Path, step: int) -> Path:
 
 def _row(step: int, sample: TrainingSample, learner_version: int) -> dict[str, Any]:
     scored = sample.scored
-    prompt, trajectory, value = scored.prompt, scored.trajectory, scored.value
+    prompt, trajectory, value, baseline = scored.prompt, scored.trajectory, scored.value, scored.baseline
+    per_token = sample.advantage if isinstance(sample.advantage, tuple) else ()
     return {
         "step": step,
         "request_id": trajectory.request_id,
@@ -156,11 +164,17 @@ def _row(step: int, sample: TrainingSample, learner_version: int) -> dict[str, A
         "reward": scored.reward,
         "reason": scored.reason,
         "reward_seconds": scored.reward_seconds,
-        "value_logit": value.value_logit,
-        "value": value.value,
-        "critic_version": value.critic_version,
-        "advantage": sample.advantage,
-        "surprise": abs(scored.reward - value.value),
+        "shaped_reward": sample.shaped_reward,
+        "baseline_reward": None if baseline is None else baseline.reward,
+        "baseline_tokens": None if baseline is None else baseline.response_tokens,
+        "value_logit": None if value is None else value.value_logit,
+        "value": None if value is None else value.value,
+        "critic_version": None if value is None else value.critic_version,
+        "surprise": None if value is None else abs(scored.reward - value.value),
+        "advantage": statistics.fmean(per_token) if per_token else sample.advantage,
+        "token_advantages": per_token,
+        "token_values": sample.token_values,
+        "returns": sample.returns,
     }
 
 
@@ -185,8 +199,10 @@ def _sample(row: dict[str, Any]) -> TrainingSample:
         worker=row["worker"],
         seconds=row["seconds"],
     )
-    value = PromptValue(row["value_logit"], row["value"], row["critic_version"])
+    value = None if row["value"] is None else PromptValue(row["value_logit"], row["value"], row["critic_version"])
+    baseline = None if row["baseline_reward"] is None else GreedyBaseline(row["baseline_reward"], row["baseline_tokens"])
     scored = ScoredTrajectory(
-        prompt, trajectory, row["response_text"], row["reward"], row["reason"], row["reward_seconds"], value
+        prompt, trajectory, row["response_text"], row["reward"], row["reason"], row["reward_seconds"], value, baseline
     )
-    return TrainingSample(scored, row["advantage"])
+    advantage = tuple(row["token_advantages"]) or row["advantage"]
+    return TrainingSample(scored, advantage, row["shaped_reward"], tuple(row["token_values"]), tuple(row["returns"]))

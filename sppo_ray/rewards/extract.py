@@ -33,3 +33,9 @@ def last_tagged(text: str) -> str | None:
     """Content of the last <answer>...</answer>, stripped; None when there is none or it is empty."""
     found = _ANSWER_TAG.findall(text)
     return (found[-1].strip() or None) if found else None
+
+
+def final_answer(text: str) -> str | None:
+    """The last box, or else the last answer tag, without white space: what a verifier without a reading of its own answers."""
+    answer = last_boxed(text) or last_tagged(text)
+    return None if answer is None else "".join(answer.split())

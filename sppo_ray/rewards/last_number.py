@@ -21,3 +21,13 @@ def reward(response: str, ground_truth: str, extra: Mapping[str, Any]) -> float:
     """
     numbers = _NUMBER.findall(response)
     return float(bool(numbers) and Decimal(numbers[-1]) == Decimal(ground_truth))
+
+
+def answer(response: str) -> str | None:
+    """The last number in its shortest form ("7.0" is "7"): what maj@k votes on."""
+    numbers = _NUMBER.findall(response)
+    if not numbers:
+        return None
+    value = Decimal(numbers[-1])
+    text = f"{value:f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) if value else "0"

@@ -76,6 +76,19 @@ def verify_math(response: str, ground_truth: str, extra: Mapping[str, Any]) -> t
     return (1.0, "correct") if is_equivalent(tidy(truth), tidy(answer)) else (0.0, "wrong")
 
 
+def answer(response: str) -> str | None:
+    r"""The last \boxed{} as text in one form for each plain number: tidied, without white space, "1,000.0" as "1000".
+
+    Equal expressions in unlike forms (\frac{1}{2} and 0.5) stay apart: algebra on each pair of responses costs too much.
+    """
+    boxed = last_boxed(response)
+    if boxed is None:
+        return None
+    text = "".join(tidy(boxed).split())
+    number = as_number(text) if len(text) <= MAX_ANSWER_CHARS else None
+    return text if number is None else str(number)
+
+
 def is_equivalent(truth: str, answer: str) -> bool:
     """Whether a tidied answer means the same as a tidied ground truth. Not symmetric: the ground truth sets the form."""
     decided = _decide_as_text(truth, answer)

@@ -216,7 +216,7 @@ class VerifierPool:
             if not job.verdict.done():
                 job.verdict.set_exception(UserError(reply.fatal))
             return
-        self._settle(job, Verdict(reply.reward, reply.reason, reply.seconds))
+        self._settle(job, Verdict(reply.reward, reply.reason, reply.seconds, reply.answer))
 
     def _settle_error(self, job: _Job, what: str, started: float) -> None:
         self._settle(job, Verdict(None, f"error: {what}", time.monotonic() - started))

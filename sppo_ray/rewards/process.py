@@ -46,6 +46,7 @@ class Reply:
 
     reward: float | None
     reason: str
+    answer: str | None  # as the verifier reads it
     fatal: str | None  # a message that stops the run: a reward outside its range, a misconfigured function
     retire: bool  # the child is used up and ends; the rest of its batch stays unscored
     seconds: float

@@ -22,10 +22,10 @@ def make_reasoning_gym_verifier(*, full_only: bool) -> VerifierFunction:
 
     def verify(response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
         task, entry = _entry_of(extra)
-        answer = last_boxed(response) or last_tagged(response) or response.strip()
-        if not answer:
+        found = answer(response)
+        if found is None:
             return 0.0, "no_answer"
-        score = float(_score_function(task)(answer=answer, entry=entry))
+        score = float(_score_function(task)(answer=found, entry=entry))
         if score == 1.0:
             return 1.0, "correct"
         if full_only and 0.0 <= score < 1.0:
@@ -33,6 +33,11 @@ def make_reasoning_gym_verifier(*, full_only: bool) -> VerifierFunction:
         return score, "partial" if score else "wrong"
 
     return verify
+
+
+def answer(response: str) -> str | None:
+    """The last box, else the last answer tag, else the whole response; None when that is empty."""
+    return last_boxed(response) or last_tagged(response) or response.strip() or None
 
 
 def _entry_of(extra: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

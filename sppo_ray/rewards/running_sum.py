@@ -16,10 +16,17 @@ def verify_running_sum(response: str, ground_truth: str, extra: Mapping[str, Any
     expected = _integer(ground_truth)
     if expected is None:
         raise ValueError(f"ground truth {ground_truth[:40]!r} of a running sum is no integer")
-    answer = last_boxed(response)
-    if answer is None:
+    boxed = last_boxed(response)
+    if boxed is None:
         return 0.0, "no_answer"
-    return (1.0, "correct") if _integer(answer) == expected else (0.0, "wrong")
+    return (1.0, "correct") if _integer(boxed) == expected else (0.0, "wrong")
+
+
+def answer(response: str) -> str | None:
+    r"""The last \boxed{} as an integer without leading zeros ("007" is "7"), or as it stands when it is none."""
+    boxed = last_boxed(response)
+    number = None if boxed is None else _integer(boxed)
+    return boxed if number is None else str(number)
 
 
 def _integer(text: str) -> int | None:

@@ -20,7 +20,7 @@ _CHUNK = 512  # verdicts are printed in order, so a hanging sample holds back at
 def score_file(path: str, settings: RewardSettings, out: TextIO) -> int:
     """Score the lines {"response", "ground_truth"} (optional "extra", "source", "prompt") of a JSON-lines file.
 
-    Writes one line {"reward", "reason", "seconds"} each, in order; reward is null where the verifier could not decide.
+    Writes one line {"reward", "reason", "seconds", "answer"} each, in order; reward is null where the verifier could not decide.
     Returns how many of those there are. Raises UserError naming file and line before anything is scored.
     """
     requests = read_requests(path)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import itertools
 import json
 import os
@@ -35,6 +36,7 @@ from sppo_ray.rewards.base import Verifier, build_verifier
 _PR_SET_PDEATHSIG = 1
 _EXIT_END = 64  # child: stdin has ended, or what came is no batch; the keeper ends too
 _MAX_REASON_CHARS = 200
+_MAX_ANSWER_CHARS = 160  # six bytes each in JSON at worst, twelve beyond the basic plane: well below PIPE_BUF
 _MIB = 2**20
 
 
@@ -97,11 +99,13 @@ def _score_batches(verifier: Verifier, requests: BinaryIO, replies: BinaryIO, *,
 
 
 def _score(verifier: Verifier, payload: bytes) -> dict[str, Any]:
-    """One sample's reply: reward (None = error), reason, seconds; `fatal` stops the run, `retire` this child."""
+    """One sample's reply: reward (None = error), reason, answer, seconds; `fatal` stops the run, `retire` this child."""
     started = time.perf_counter()
-    reply: dict[str, Any] = {"reward": None, "reason": "", "fatal": None, "retire": False}
+    reply: dict[str, Any] = {"reward": None, "reason": "", "answer": None, "fatal": None, "retire": False}
     try:
-        reply["reward"], reply["reason"] = verifier.score(*pickle.loads(payload))
+        response, ground_truth, extra = pickle.loads(payload)
+        reward, reason = verifier.score(response, ground_truth, extra)
+        reply |= {"reward": reward, "reason": reason, "answer": _short(verifier.answer(response))}
     except UserError as error:
         reply["fatal"] = str(error)
     except MemoryError:
@@ -109,6 +113,13 @@ def _score(verifier: Verifier, payload: bytes) -> dict[str, Any]:
     except (Exception, SystemExit) as error:  # boundary: hostile text through SymPy, or a user's function, raises anything
         reply["reason"] = f"error: {type(error).__name__}: {str(error)[:_MAX_REASON_CHARS]}"
     return reply | {"seconds": time.perf_counter() - started}
+
+
+def _short(answer: str | None) -> str | None:
+    """Answers differ after it when they differed before: a long one ends in its hash, since a reply is one small write."""
+    if answer is None or len(answer) <= _MAX_ANSWER_CHARS:
+        return answer
+    return f"{answer[:_MAX_ANSWER_CHARS]}... (sha256 {hashlib.sha256(answer.encode(errors='replace')).hexdigest()[:16]})"
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -35,7 +35,7 @@ class TrainerState:
     policy_version: int
     critic_version: int
     samples: int
-    response_tokens: int
+    response_tokens: int  # generated, greedy baselines and dropped groups included
     seconds: float  # of training so far, over all incarnations
     restarts: int
     reward_errors: int

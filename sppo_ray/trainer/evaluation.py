@@ -1,4 +1,4 @@
-"""Held-out figures from graded responses: avg@k, pass@k, maj@k, lengths, truncation, errors, a confidence interval.
+"""Held-out figures from graded responses: avg@k, pass@k, maj@k with confidence intervals, lengths, truncation, errors.
 
     GradedResponse* --group by prompt--> avg, pass, maj of each prompt --mean over prompts--> Scores per source
                                                                                               and over all: EvalReport
@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from sppo_ray.rewards.extract import last_boxed, last_tagged
-from sppo_ray.trainer.calibration import calibration
+from sppo_ray.trainer.calibration import NOT_VALUED, CalibrationReport, ReliabilityBin, calibrate
 from sppo_ray.trainer.jsonlines import finite_json
 
 SOLVED = 1.0 - 1e-6
 """A response counts as correct in pass@k from this reward on; partial credit does not."""
 
 ALL = "all"  # the name of the scores over all sources
+
+Interval = tuple[float, float]  # (low, high) of a 95 % bootstrap over prompts; (NaN, NaN) where nothing was left
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class GradedResponse:
     response_text: str
     num_tokens: int
     truncated: bool  # cut at max_response_tokens
+    answer: str | None  # as the verifier reads it; what maj@k votes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,14 @@ class Scores:
     source: str
     num_prompts: int
     num_responses: int
+    k: int  # responses a prompt; the fewest that any has, where they differ
     accuracy: float  # avg@k: mean reward
     accuracy_low: float  # 95 % interval of it, bootstrapped over prompts
     accuracy_high: float
     pass_at: Mapping[int, float]  # pass@j for j = 1, 2, 4, ... and k, over the prompts with at least j graded responses
+    pass_intervals: Mapping[int, Interval]
     majority: float  # maj@k
+    majority_interval: Interval
     response_length_mean: float  # tokens
     response_length_max: int
     truncation_rate: float
@@ -69,6 +74,7 @@ class EvalReport:
     overall: Scores
     by_source: tuple[Scores, ...]  # sorted by name
     critic: Mapping[str, float] = field(default_factory=dict)  # `calibration` of V(x) against a prompt's avg@k; {} = no values
+    critic_bins: tuple[ReliabilityBin, ...] = ()  # the table behind `critic`; () = no values
     seconds: float = 0.0
 
     @property
@@ -94,14 +100,15 @@ def evaluate(
     k: int,
     step: int,
     policy_version: int,
+    pass_sizes: Sequence[int] = (),
     values: Mapping[str, float] | None = None,
     seconds: float = 0.0,
     seed: int = 0,
 ) -> EvalReport:
-    """Grade an evaluation of `k` responses a prompt.
+    """Grade an evaluation of `k` responses a prompt (the fewest, where sources differ).
 
-    `values` maps prompt ids to V(x); with it the report tells the critic's calibration on held-out prompts. `seed`
-    draws the bootstrap.
+    `pass_sizes` are the j of pass@j, where a source has that many responses a prompt; () = 1, 2, 4, ... and its k. `values` maps
+    prompt ids to V(x); with it the report tells the critic's calibration on held-out prompts. `seed` draws the bootstrap.
     Raises ValueError when there are no responses or a prompt has the same sample twice.
     """
     prompts = _group(responses)
@@ -109,10 +116,10 @@ def evaluate(
     by_source = []
     for source in sources:
         mine = [group for group in prompts.values() if group[0].source == source]
-        by_source.append(_scores(source, mine, k, seed))
-    overall = _scores(ALL, list(prompts.values()), k, seed)
-    critic = _critic_calibration(prompts, values) if values else {}
-    return EvalReport(step, policy_version, k, overall, tuple(by_source), critic, seconds)
+        by_source.append(_scores(source, mine, pass_sizes, seed))
+    overall = _scores(ALL, list(prompts.values()), pass_sizes, seed)
+    critic = _critic_calibration(prompts, values) if values else NOT_VALUED
+    return EvalReport(step, policy_version, k, overall, tuple(by_source), critic.figures, critic.bins, seconds)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -134,23 +141,14 @@ def majority_reward(responses: Sequence[GradedResponse]) -> float:
     """
     votes: dict[str, list[float]] = {}
     for response in sorted(responses, key=lambda r: r.sample_index):
-        answer = final_answer(response.response_text)
-        if answer is not None and response.reward is not None:
-            votes.setdefault(answer, []).append(response.reward)
+        if response.answer is not None and response.reward is not None:
+            votes.setdefault(response.answer, []).append(response.reward)
     if not votes:
         return 0.0
     return max(votes.values(), key=len)[0]  # max keeps the first of equals, and dicts keep the order of insertion
 
 
-def final_answer(text: str) -> str | None:
-    """What maj@k votes on: the last box, or else the last answer tag, found as the verifiers find it; white space dropped."""
-    answer = last_boxed(text) or last_tagged(text)
-    return None if answer is None else "".join(answer.split())
-
-
-def bootstrap_interval(
-    per_prompt: Sequence[float], *, seed: int, resamples: int = 1000, level: float = 0.95
-) -> tuple[float, float]:
+def bootstrap_interval(per_prompt: Sequence[float], *, seed: int, resamples: int = 1000, level: float = 0.95) -> Interval:
     """Percentile bootstrap of the mean: prompts are drawn with replacement, `resamples` times.
 
     Prompts and not responses are drawn, because the responses to one prompt are alike. (NaN, NaN) for no prompts.
@@ -183,10 +181,13 @@ def _group(responses: Sequence[GradedResponse]) -> dict[tuple[str, str], Group]:
     return prompts
 
 
-def _scores(source: str, groups: Sequence[Group], k: int, seed: int) -> Scores:
+def _scores(source: str, groups: Sequence[Group], pass_sizes: Sequence[int], seed: int) -> Scores:
     responses = [response for group in groups for response in group]
-    graded = [rewards for group in groups if (rewards := _rewards(group))]
-    averages = [_mean(rewards) for rewards in graded]
+    graded = [group for group in groups if _rewards(group)]
+    averages = [_mean(_rewards(group)) for group in graded]
+    majorities = [majority_reward(group) for group in graded]
+    k = min(len(group) for group in groups)
+    passes = {j: _passes(graded, j) for j in pass_sizes or _pass_sizes(k) if j <= k}
     low, high = bootstrap_interval(averages, seed=seed)
     errors = sum(response.reward is None for response in responses)
     lengths = [response.num_tokens for response in responses]
@@ -194,11 +195,14 @@ def _scores(source: str, groups: Sequence[Group], k: int, seed: int) -> Scores:
         source=source,
         num_prompts=len(groups),
         num_responses=len(responses),
+        k=k,
         accuracy=_mean(averages),
         accuracy_low=low,
         accuracy_high=high,
-        pass_at={j: _pass_at(graded, j) for j in _pass_sizes(k)},
-        majority=_mean([majority_reward(group) for group in groups if _rewards(group)]),
+        pass_at={j: _mean(chances) for j, chances in passes.items()},
+        pass_intervals={j: bootstrap_interval(chances, seed=seed) for j, chances in passes.items()},
+        majority=_mean(majorities),
+        majority_interval=bootstrap_interval(majorities, seed=seed),
         response_length_mean=_mean(lengths),
         response_length_max=max(lengths),
         truncation_rate=_mean([float(response.truncated) for response in responses]),
@@ -211,23 +215,23 @@ def _rewards(group: Group) -> list[float]:
     return [response.reward for response in group if response.reward is not None]
 
 
-def _pass_at(graded: Sequence[Sequence[float]], k: int) -> float:
-    """Mean of pass@k over the prompts with at least k graded responses: an errored one must not count as a failure."""
-    enough = [rewards for rewards in graded if len(rewards) >= k]
-    return _mean([pass_at_k(len(rewards), sum(r >= SOLVED for r in rewards), k) for rewards in enough])
+def _passes(graded: Sequence[Group], k: int) -> list[float]:
+    """pass@k of each prompt with at least k graded responses: an errored one must not count as a failure."""
+    enough = [rewards for group in graded if len(rewards := _rewards(group)) >= k]
+    return [pass_at_k(len(rewards), sum(reward >= SOLVED for reward in rewards), k) for rewards in enough]
 
 
 def _pass_sizes(k: int) -> list[int]:
     return sorted({2**power for power in range(k.bit_length()) if 2**power <= k} | {k})
 
 
-def _critic_calibration(prompts: Mapping[tuple[str, str], Group], values: Mapping[str, float]) -> dict[str, float]:
+def _critic_calibration(prompts: Mapping[tuple[str, str], Group], values: Mapping[str, float]) -> CalibrationReport:
     pairs = [
         (values[group[0].prompt_id], _mean(rewards))
         for group in prompts.values()
         if (rewards := _rewards(group)) and group[0].prompt_id in values
     ]
-    return calibration(*zip(*pairs, strict=True)) if pairs else {}
+    return calibrate(*zip(*pairs, strict=True)) if pairs else NOT_VALUED
 
 
 def _score_metrics(prefix: str, scores: Scores, k: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sppo_ray.config import RolloutSettings
@@ -82,12 +82,15 @@ class RolloutFleet:
         settings: RolloutSettings,
         tolerance: ProbeTolerance | None,
         on_event: OnEvent,
+        fixed_weights: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """With `fixed_weights` the engines serve what they were started with, and nothing is ever synced."""
         self._spawn = spawn
         self._settings = settings
         self._tolerance = tolerance  # None: receipts are not compared
         self._on_event = on_event
+        self._fixed_weights = fixed_weights
         self._clock = clock
         self._members = [_Member(f"rollout-{index}") for index in range(settings.workers)]
         self._backlog: deque[_Pending] = deque()
@@ -113,6 +116,12 @@ class RolloutFleet:
             for m in self._members
         ]
 
+    async def memory(self) -> dict[str, int]:
+        """Peak bytes of each living worker that answers."""
+        living = [m.worker for m in self._members if m.worker is not None and m.health.state in (Health.HEALTHY, Health.STALE)]
+        answers = await asyncio.gather(*(worker.memory() for worker in living), return_exceptions=True)
+        return {name: size for answer in answers if isinstance(answer, Mapping) for name, size in answer.items()}
+
     @property
     def restarts(self) -> int:
         return sum(member.health.restarts for member in self._members)
@@ -121,6 +130,9 @@ class RolloutFleet:
         member.worker = await self._spawn(member.name)
         member.health = member.health.after(Event.STARTED)
         member.tokens_seen, member.progress_at = -1, self._clock()
+        if self._fixed_weights:  # it loaded the policy itself: nothing to pull, nothing to prove
+            member.health = member.health.after(Event.SYNCED, version=0)
+            member.verified.set()
 
     # ----------------------------------------------------------------------------------------------- weight sync
 

@@ -18,6 +18,7 @@ from sppo_ray.types import (
     RolloutRequest,
     SamplingSettings,
     ScoreRequest,
+    TokenCriticBatch,
     Trajectory,
     Verdict,
 )
@@ -91,6 +92,10 @@ class RolloutWorker(Protocol):
 
     async def ping(self) -> Mapping[str, Any]: ...
 
+    async def memory(self) -> Mapping[str, int]:
+        """Peak bytes of each of its processes since they started, {"rollout-0": bytes}; on a GPU the device's, else resident."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -102,6 +107,8 @@ class Learner(Protocol):
     async def recompute_logprobs(self, minibatch: Minibatch) -> Minibatch:
         """The minibatch with pi_old taken from the learner's present weights."""
         ...
+
+    async def memory(self) -> Mapping[str, int]: ...
 
     async def publish(self, version: int) -> PublishedWeights: ...
 
@@ -117,9 +124,26 @@ class Learner(Protocol):
 
 
 class Critic(Protocol):
-    async def values(self, token_ids: Sequence[tuple[int, ...]]) -> list[PromptValue]: ...
+    async def values(self, token_ids: Sequence[tuple[int, ...]]) -> list[PromptValue]:
+        """V(prompt) of each prompt, by the critic's tokenizer. A token critic's is its value at the last prompt token."""
+        ...
 
-    async def update(self, batch: CriticBatch) -> Mapping[str, float]: ...
+    async def update(self, batch: CriticBatch) -> Mapping[str, float]:
+        """Prompt critic only."""
+        ...
+
+    async def token_values(
+        self, prompt_ids: Sequence[tuple[int, ...]], response_ids: Sequence[tuple[int, ...]]
+    ) -> list[tuple[float, ...]]:
+        """Token critic only: the value before each response token, i.e. at the last prompt token and at all response tokens
+        but the last."""
+        ...
+
+    async def token_update(self, batch: TokenCriticBatch) -> Mapping[str, float]:
+        """Token critic only."""
+        ...
+
+    async def memory(self) -> Mapping[str, int]: ...
 
     def restore_version(self, version: int) -> None:
         """Count critic versions from `version` on, after `load`."""
@@ -134,7 +158,21 @@ class Critic(Protocol):
     async def close(self) -> None: ...
 
 
+class Reference(Protocol):
+    """The frozen starting policy of a KL penalty."""
+
+    async def logprobs(self, minibatch: Minibatch) -> Minibatch:
+        """The minibatch with `reference_logprobs` filled in."""
+        ...
+
+    async def memory(self) -> Mapping[str, int]: ...
+
+    async def close(self) -> None: ...
+
+
 class Scorer(Protocol):
     async def score(self, request: ScoreRequest) -> Verdict: ...
+
+    async def memory(self) -> Mapping[str, int]: ...
 
     async def close(self) -> None: ...

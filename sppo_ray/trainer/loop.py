@@ -2,7 +2,7 @@
 
           dispatch cohort k + s --> [fleet: generate | critic: value | verifier: score]     runs ahead by s = max_staleness steps
                                                   |
-    step k:   take minibatch (waits for its last sample) --> advantages --> learner.update   critic.update beside it
+    step k:   next minibatch with its advantages (waits for what they need) --> learner.update   critic.update beside it
               ... minibatches_per_step times
               weight sync: version k + 1 on every engine, verified  --> only now cohort k + 1 + s is dispatched
               log, evaluate, checkpoint
@@ -23,27 +23,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sppo_ray.algorithms import ALGORITHMS
 from sppo_ray.config import RunConfig
 from sppo_ray.data.batching import pack
-from sppo_ray.errors import UserError
+from sppo_ray.data.curriculum import choose
+from sppo_ray.seeding import derive_seed
 from sppo_ray.trainer.checkpoint import TrainerState, write_checkpoint
+from sppo_ray.trainer.estimation import AdvantageEstimator, StepTally
 from sppo_ray.trainer.evaluator import Evaluator
 from sppo_ray.trainer.fleet import RolloutFleet
-from sppo_ray.trainer.interfaces import Critic, Learner
-from sppo_ray.trainer.pipeline import Cohort, SamplePipeline, UnscoredTrajectory
+from sppo_ray.trainer.interfaces import Critic, Learner, Reference
+from sppo_ray.trainer.pipeline import Cohort, SamplePipeline
 from sppo_ray.trainer.recorder import Recorder
-from sppo_ray.types import CriticBatch, Minibatch, Prompt, TrainingSample, Trajectory
+from sppo_ray.types import CriticBatch, Minibatch, Prompt, TokenCriticBatch, TrainingSample
 
 
 class PromptSource(Protocol):
-    def cohort(self, step: int) -> Sequence[Prompt]:
-        """The prompts of a step: a pure function of the settings, the seed and the step."""
+    def cohort(self, index: int) -> Sequence[Prompt]:
+        """The prompts at place `index` of the endless order: a pure function of the settings, the seed and the index."""
         ...
-
-
-class StalenessViolated(Exception):
-    """A sample is older than max_staleness allows: a bug of the loop or of an engine's version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,8 @@ class Workers:
 
     fleet: RolloutFleet
     learner: Learner
-    critic: Critic
+    critic: Critic | None  # None: the algorithm has none
+    reference: Reference | None  # None: no KL penalty
     pipeline: SamplePipeline
     evaluator: Evaluator
 
@@ -77,7 +75,7 @@ class Trainer:
         self._recorder = recorder
         self._checkpoints = checkpoints
         self._settings = settings
-        self._algorithm = ALGORITHMS[config.algorithm.type]
+        self._estimator = AdvantageEstimator(config, workers.critic, recorder, self._redraw)
         self._cohorts: deque[Cohort] = deque()
         self._stop_requested = False
         self._saved_step = state.step if state.step else -1
@@ -90,13 +88,18 @@ class Trainer:
 
     @property
     def stopped_early(self) -> bool:
-        return self._stop_requested and self.state.step < self._config.loop.steps
+        return self._stop_requested and not self._is_over
+
+    @property
+    def _is_over(self) -> bool:
+        loop = self._config.loop
+        return self.state.step >= loop.steps or (loop.budget_s is not None and self.state.seconds >= loop.budget_s)
 
     async def run(self) -> TrainerState:
         await self._sync_weights()
         if self.state.step == 0 and self._config.eval.at_start and self.state.initial_accuracy is None:
             await self._evaluate()
-        while self.state.step < self._config.loop.steps and not self._stop_requested:
+        while not self._is_over and not self._stop_requested:
             await self._step()
         if self._saved_step != self.state.step:
             await self._checkpoint()
@@ -104,9 +107,10 @@ class Trainer:
 
     async def _step(self) -> None:
         started = time.perf_counter()
-        self._dispatch_ahead()
+        await self._dispatch_ahead()
         cohort = self._cohorts.popleft()
-        samples, metrics, critic_updates = await self._train_on(cohort)
+        tally = StepTally()
+        samples, metrics, critic_updates = await self._train_on(cohort, tally)
         before = self.state
         self.state = dataclasses.replace(
             before,
@@ -114,35 +118,70 @@ class Trainer:
             policy_version=before.policy_version + 1,
             critic_version=before.critic_version + critic_updates,
             samples=before.samples + len(samples),
-            reward_errors=before.reward_errors + cohort.size - len(samples),
-            response_tokens=before.response_tokens + sum(len(s.scored.trajectory.response_ids) for s in samples),
+            reward_errors=before.reward_errors + tally.reward_errors,
+            response_tokens=before.response_tokens + tally.response_tokens,
             restarts=self._earlier_restarts + self._workers.fleet.restarts,
         )
         metrics |= await self._sync_weights()
         self.state = dataclasses.replace(self.state, seconds=before.seconds + time.perf_counter() - started)
-        self._recorder.step(self.state, samples, metrics, learner_version=before.policy_version, fleet=self._workers.fleet.view())
-        if _is_due(self._config.eval.every, self.state.step) or self.state.step == self._config.loop.steps:
+        self._recorder.step(
+            self.state,
+            samples,
+            metrics | tally.metrics(),
+            learner_version=before.policy_version,
+            fleet=self._workers.fleet.view(),
+        )
+        if self._evaluation_is_due(before):
             await self._evaluate()
         if _is_due(self._config.checkpoint.every, self.state.step):
             await self._checkpoint()
 
-    def _dispatch_ahead(self) -> None:
+    def _evaluation_is_due(self, before: TrainerState) -> bool:
+        every_s = self._config.eval.every_s
+        if self._is_over:
+            return True
+        if every_s is not None:
+            return self.state.seconds // every_s > before.seconds // every_s
+        return _is_due(self._config.eval.every, self.state.step)
+
+    async def _dispatch_ahead(self) -> None:
         """Keep the cohorts of this step and of the next max_staleness steps on their way."""
         last = min(self.state.step + self._config.loop.max_staleness, self._config.loop.steps - 1)
         first = self._cohorts[-1].step + 1 if self._cohorts else self.state.step
         for step in range(first, last + 1):
-            prompts = self._prompts.cohort(step)
+            prompts = await self._prompts_of(step)
             self._cohorts.append(self._workers.pipeline.dispatch(step, prompts, self._config.data.samples_per_prompt))
 
-    async def _train_on(self, cohort: Cohort) -> tuple[list[TrainingSample], dict[str, float], int]:
+    async def _prompts_of(self, step: int) -> Sequence[Prompt]:
+        rounds, curriculum = self._config.prompt_rounds, self._config.data.curriculum
+        if curriculum is None or self._workers.critic is None:
+            return self._prompts.cohort(step * rounds)
+        candidates = [prompt for draw in range(rounds) for prompt in self._prompts.cohort(step * rounds + draw)]
+        with self._recorder.stage("curriculum"):
+            values = await self._workers.critic.values([prompt.critic_token_ids for prompt in candidates])
+        chosen = choose(
+            [value.value for value in values],
+            self._config.data.prompts_per_step,
+            sharpness=curriculum.sharpness,
+            seed=derive_seed(self._config.seed, "curriculum", step),
+        )
+        return [candidates[index] for index in chosen]
+
+    def _redraw(self, step: int, draw: int, count: int) -> Cohort:
+        """Dynamic sampling: further prompts for a step, from its own part of the prompt stream."""
+        prompts = self._prompts.cohort(step * self._config.prompt_rounds + draw)[:count]
+        return self._workers.pipeline.dispatch(step, prompts, self._config.data.samples_per_prompt, draw=draw)
+
+    async def _train_on(self, cohort: Cohort, tally: StepTally) -> tuple[list[TrainingSample], dict[str, float], int]:
         """Returns the step's samples, its metrics and the number of critic updates."""
-        trains_policy = cohort.step >= self._config.critic.warmup_steps
+        trains_policy = cohort.step >= self._config.critic_warmup_steps
         samples: list[TrainingSample] = []
         policy_metrics: list[Mapping[str, float]] = []
         critic_updates: list[asyncio.Future[Mapping[str, float]]] = []
-        async for minibatch, packed in self._packed(cohort):
+        async for minibatch, packed in self._packed(cohort, tally):
             samples.extend(minibatch)
-            critic_updates.append(asyncio.ensure_future(self._workers.critic.update(_critic_batch(minibatch))))
+            if self._workers.critic is not None:
+                critic_updates.append(asyncio.ensure_future(self._update_critic(self._workers.critic, minibatch)))
             if trains_policy:
                 with self._recorder.stage("update"):
                     policy_metrics.append(await self._workers.learner.update(packed))
@@ -151,36 +190,35 @@ class Trainer:
         metrics = _averages("policy", policy_metrics) | _averages("critic", critic_metrics) | _first("mismatch", policy_metrics)
         return samples, metrics, len(critic_metrics)
 
-    async def _packed(self, cohort: Cohort) -> AsyncIterator[tuple[list[TrainingSample], Minibatch]]:
-        """Minibatches ready for the learner."""
-        learner = self._config.learner
+    async def _update_critic(self, critic: Critic, minibatch: Sequence[TrainingSample]) -> Mapping[str, float]:
+        if self._config.spec.critic == "token":
+            return await critic.token_update(_token_critic_batch(minibatch))
+        return await critic.update(_critic_batch(minibatch))
+
+    async def _packed(self, cohort: Cohort, tally: StepTally) -> AsyncIterator[tuple[list[TrainingSample], Minibatch]]:
+        """Minibatches ready for the learner, with every policy's log-probs that the loss asks for."""
+        minibatches = self._estimator.minibatches(
+            cohort, policy_version=self.state.policy_version, critic_version=self.state.critic_version, tally=tally
+        )
         if self._config.algorithm.old_logprobs == "rollout":
-            async for minibatch in self._minibatches(cohort):
-                yield minibatch, pack(minibatch, learner.ranks, learner.max_tokens_per_microbatch)
+            async for minibatch in minibatches:
+                yield minibatch, await self._with_reference(self._pack(minibatch))
             return
         # pi_old is the policy BEFORE the step's first update, so here the first update waits for the last sample.
-        minibatches = [minibatch async for minibatch in self._minibatches(cohort)]
-        packed = [pack(minibatch, learner.ranks, learner.max_tokens_per_microbatch) for minibatch in minibatches]
+        waiting = [minibatch async for minibatch in minibatches]
         with self._recorder.stage("old-logprobs"):
-            recomputed = [await self._workers.learner.recompute_logprobs(minibatch) for minibatch in packed]
-        for pair in zip(minibatches, recomputed, strict=True):
-            yield pair
+            recomputed = [await self._workers.learner.recompute_logprobs(self._pack(minibatch)) for minibatch in waiting]
+        for minibatch, packed in zip(waiting, recomputed, strict=True):
+            yield minibatch, await self._with_reference(packed)
 
-    async def _minibatches(self, cohort: Cohort) -> AsyncIterator[list[TrainingSample]]:
-        """Each minibatch as soon as its last sample is finished and scored."""
-        unscored: list[UnscoredTrajectory] = []
-        for _ in range(self._config.data.minibatches_per_step):
-            with self._recorder.stage("generate-wait"):
-                outcomes = await cohort.take(self._config.data.minibatch_size)
-            unscored.extend(outcome for outcome in outcomes if isinstance(outcome, UnscoredTrajectory))
-            self._require_few_errors(cohort, unscored)
-            scored = [outcome for outcome in outcomes if not isinstance(outcome, UnscoredTrajectory)]
-            for outcome in scored:
-                self._require_fresh(cohort.step, outcome.trajectory)
-            advantages = self._algorithm.advantages([s.reward for s in scored], [s.value.value for s in scored])
-            if scored:
-                yield [TrainingSample(sample, advantage) for sample, advantage in zip(scored, advantages, strict=True)]
-        self._recorder.reward_errors(unscored)
+    def _pack(self, minibatch: Sequence[TrainingSample]) -> Minibatch:
+        return pack(minibatch, self._config.learner.ranks, self._config.learner.max_tokens_per_microbatch)
+
+    async def _with_reference(self, packed: Minibatch) -> Minibatch:
+        if self._workers.reference is None:
+            return packed
+        with self._recorder.stage("reference"):
+            return await self._workers.reference.logprobs(packed)
 
     async def _sync_weights(self) -> dict[str, float]:
         with self._recorder.stage("sync"):
@@ -207,7 +245,9 @@ class Trainer:
         self._recorder.evaluation(self.state, report)
 
     async def _checkpoint(self) -> None:
-        writers = {"learner": self._workers.learner.save, "critic": self._workers.critic.save}
+        writers = {"learner": self._workers.learner.save}
+        if self._workers.critic is not None:
+            writers["critic"] = self._workers.critic.save
         with self._recorder.stage("checkpoint"):
             path = await write_checkpoint(
                 self._checkpoints, self.state, writers, settings=self._settings, keep=self._config.checkpoint.keep
@@ -215,28 +255,17 @@ class Trainer:
         self._saved_step = self.state.step
         self._recorder.checkpoint(path)
 
-    def _require_fresh(self, step: int, trajectory: Trajectory) -> None:
-        staleness = self.state.policy_version - trajectory.policy_version
-        if not 0 <= staleness <= self._config.loop.max_staleness:
-            raise StalenessViolated(
-                f"step {step}: {trajectory.worker} sampled {trajectory.request_id} at policy version "
-                f"{trajectory.policy_version}, the learner is at "
-                f"{self.state.policy_version}: staleness {staleness} is outside [0, {self._config.loop.max_staleness}]"
-            )
-
-    def _require_few_errors(self, cohort: Cohort, unscored: Sequence[UnscoredTrajectory]) -> None:
-        limit = self._config.reward.max_error_rate
-        if len(unscored) > limit * cohort.size:
-            raise UserError(
-                f"step {cohort.step}: the verifier failed on {len(unscored)} of {cohort.size} responses, more than "
-                f"reward.max_error_rate {limit} allows; last: "
-                f"prompt {unscored[-1].prompt.id}: {unscored[-1].reason}. Try it with `sppo-ray score`, raise "
-                "reward.deadline_s or reward.memory_mib, or the limit"
-            )
-
 
 def _critic_batch(samples: Sequence[TrainingSample]) -> CriticBatch:
-    return CriticBatch(tuple(s.scored.prompt.critic_token_ids for s in samples), tuple(s.scored.reward for s in samples))
+    return CriticBatch(tuple(s.scored.prompt.critic_token_ids for s in samples), tuple(s.shaped_reward for s in samples))
+
+
+def _token_critic_batch(samples: Sequence[TrainingSample]) -> TokenCriticBatch:
+    return TokenCriticBatch(
+        tuple(s.scored.prompt.token_ids for s in samples),
+        tuple(s.scored.trajectory.response_ids for s in samples),
+        tuple(s.returns for s in samples),
+    )
 
 
 def _is_due(every: int, step: int) -> bool:

@@ -9,6 +9,8 @@ number of steps done (0 = before training), "time" seconds since 1970. The group
                                                                        training time over all incarnations, the time axis
                                                                        of the learning curve
     eval/                                                              held-out figures (`EvalReport.metrics`)
+    train/value/                                                       beside eval/value/: the critic's calibration on the
+                                                                       samples trained on since the evaluation before
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.trainer.calibration import calibration
 from sppo_ray.trainer.evaluation import SOLVED
 from sppo_ray.trainer.jsonlines import JsonLines, read_json_lines
-from sppo_ray.types import TrainingSample
+from sppo_ray.types import ScoredTrajectory, TrainingSample
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
@@ -105,15 +107,13 @@ def summarise_samples(samples: Sequence[TrainingSample], learner_version: int) -
         raise ValueError("summarise_samples needs at least one sample")
     scored = [sample.scored for sample in samples]
     rewards = [item.reward for item in scored]
-    values = [item.value.value for item in scored]
     return (
         {"samples/count": len(samples), "reward/mean": _mean(rewards), "reward/std": statistics.pstdev(rewards)}
         | _spread("reward/seconds_", [item.reward_seconds for item in scored])
         | _accuracy(samples)
         | _responses(samples)
-        | {"value/mean": _mean(values)}
-        | {f"value/{name}": figure for name, figure in calibration(values, rewards).items()}
-        | _advantages([sample.advantage for sample in samples])
+        | _values(scored)
+        | _advantages([_mean(sample.token_advantages) for sample in samples])
         | _staleness([learner_version - item.trajectory.policy_version for item in scored])
     )
 
@@ -135,6 +135,15 @@ def _responses(samples: Sequence[TrainingSample]) -> dict[str, float]:
         | _spread("rollout/seconds_", [t.seconds for t in trajectories])
         | {"rollout/mixed_version_rate": _mean([t.policy_version != t.policy_version_end for t in trajectories])}
     )
+
+
+def _values(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
+    """The critic against the outcomes; nothing without a critic."""
+    pairs = [(item.value.value, item.reward) for item in scored if item.value is not None]
+    if not pairs:
+        return {}
+    values, rewards = zip(*pairs, strict=True)
+    return {"value/mean": _mean(values)} | {f"value/{name}": figure for name, figure in calibration(values, rewards).items()}
 
 
 def _advantages(advantages: Sequence[float]) -> dict[str, float]:

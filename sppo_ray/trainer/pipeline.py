@@ -1,6 +1,7 @@
 """From prompts to scored trajectories: generation, the critic's values and the verifier, all at the same time.
 
-    dispatch(step, prompts) --+--> critic.values(prompts)  ----------------------------+
+    dispatch(step, prompts) --+--> critic.values(prompts)  (prompt critic) ------------+
+                              |--> fleet.generate greedily, scored  (ReMax) -----------+
                               '--> fleet.generate --trajectory--> scorer.score --------+--> Cohort.take(n)
 
 A cohort is one step's prompts. Values are asked for when the prompts are dispatched and are there long before the
@@ -12,20 +13,30 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 from sppo_ray.errors import UserError
 from sppo_ray.seeding import derive_seed
 from sppo_ray.trainer.interfaces import Critic, Scorer, ScoreRequest
-from sppo_ray.types import Prompt, PromptValue, RolloutRequest, SamplingSettings, ScoredTrajectory, Trajectory, Verdict
+from sppo_ray.types import (
+    GreedyBaseline,
+    Prompt,
+    PromptValue,
+    RolloutRequest,
+    SamplingSettings,
+    ScoredTrajectory,
+    Trajectory,
+    Verdict,
+)
 
 Decode = Callable[[Sequence[int]], str]
+UNIT_RANGE = (0.0, 1.0)
 
 
 class RewardOutOfRange(UserError):
-    """A verifier returned a number outside [0, 1]: the critic's cross-entropy has no meaning for it."""
+    """A verifier returned a number outside its declared range; outside [0, 1] a critic's cross-entropy has no meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,7 @@ class Cohort:
         self.step = step
         self.prompts = tuple(prompts)
         self.size = size
+        self.generated_tokens = 0  # of all responses so far, greedy ones included
         loop = asyncio.get_running_loop()
         self._slots: list[asyncio.Future[asyncio.Future[Outcome]]] = [loop.create_future() for _ in range(size)]
         self._order = order
@@ -61,6 +73,11 @@ class Cohort:
     def finished(self) -> int:
         """Responses generated so far."""
         return self._arrived
+
+    @property
+    def remaining(self) -> int:
+        """Outcomes that nobody has taken yet."""
+        return self.size - self._taken
 
     async def take(self, count: int) -> list[Outcome]:
         """The next `count` outcomes. Raises what generation, scoring or the critic raised."""
@@ -74,25 +91,28 @@ class Cohort:
         slot.set_result(outcome)
 
     def fail(self, error: BaseException) -> None:
-        for slot in self._slots:
-            if not slot.done():
-                slot.set_exception(error)
-                slot.exception()  # marks it as seen: only the taken ones need to raise
+        _fail(self._slots, error)
 
 
 class SamplePipeline:
-    """Starts cohorts and carries each trajectory to its score."""
+    """Starts cohorts and carries each trajectory to its score.
+
+    `critic` is the prompt critic whose values go with the samples, or None. With `greedy_baseline` each prompt gets one
+    greedy response more, whose reward goes with its samples.
+    """
 
     def __init__(
         self,
         *,
         fleet: Generator,
-        critic: Critic,
+        critic: Critic | None,
         scorer: Scorer,
         decode: Decode,
         sampling: SamplingSettings,
         order: Literal["finish", "dispatch"],
         seed: int,
+        reward_range: tuple[float, float] = UNIT_RANGE,
+        greedy_baseline: bool = False,
     ) -> None:
         self._fleet = fleet
         self._critic = critic
@@ -101,14 +121,15 @@ class SamplePipeline:
         self._sampling = sampling
         self._order = order
         self._seed = seed
+        self._reward_range = reward_range
+        self._greedy_baseline = greedy_baseline
         self._tasks: set[asyncio.Future[None]] = set()
 
-    def dispatch(self, step: int, prompts: Sequence[Prompt], samples_per_prompt: int = 1) -> Cohort:
-        """Send a step's prompts on their way and return at once."""
+    def dispatch(self, step: int, prompts: Sequence[Prompt], samples_per_prompt: int = 1, *, draw: int = 0) -> Cohort:
+        """Send a step's prompts on their way and return at once. `draw` tells apart several cohorts of one step."""
         cohort = Cohort(step, prompts, len(prompts) * samples_per_prompt, self._order)
-        task = asyncio.ensure_future(self._produce(cohort, samples_per_prompt))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        purpose = f"step-{step}" if draw == 0 else f"step-{step}.{draw}"
+        self._start(self._produce(cohort, samples_per_prompt, purpose))
         return cohort
 
     async def close(self) -> None:
@@ -116,31 +137,87 @@ class SamplePipeline:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _produce(self, cohort: Cohort, samples_per_prompt: int) -> None:
-        values = asyncio.ensure_future(self._critic.values([prompt.critic_token_ids for prompt in cohort.prompts]))
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _produce(self, cohort: Cohort, samples_per_prompt: int, purpose: str) -> None:
+        values = self._values_of(cohort.prompts)
+        baselines = self._baselines_of(cohort, purpose)
         try:
-            requests = build_requests(cohort.prompts, samples_per_prompt, self._seed, f"step-{cohort.step}")
+            requests = build_requests(cohort.prompts, samples_per_prompt, self._seed, purpose)
             position_of = {request.request_id: position for position, request in enumerate(requests)}
             async for trajectory in self._fleet.generate(requests, self._sampling):
                 position = position_of[trajectory.request_id]
-                scored = self._finish(
-                    cohort.prompts[position // samples_per_prompt], trajectory, values, position // samples_per_prompt
-                )
+                index = position // samples_per_prompt
+                cohort.generated_tokens += len(trajectory.response_ids)
+                baseline = baselines[index] if baselines else None
+                scored = self._finish(cohort.prompts[index], trajectory, values, baseline, index)
                 cohort.arrive(position, asyncio.ensure_future(scored))
         except Exception as error:  # boundary: whatever stops generation reaches the loop through the cohort
             cohort.fail(error)
             values.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody may be left to see it
 
+    def _values_of(self, prompts: Sequence[Prompt]) -> asyncio.Future[list[PromptValue | None]]:
+        if self._critic is not None:
+            return asyncio.ensure_future(self._critic.values([prompt.critic_token_ids for prompt in prompts]))
+        without: asyncio.Future[list[PromptValue | None]] = asyncio.get_running_loop().create_future()
+        without.set_result([None] * len(prompts))
+        return without
+
+    def _baselines_of(self, cohort: Cohort, purpose: str) -> list[asyncio.Future[Outcome]]:
+        """One scored greedy response a prompt, in their order; none without a greedy baseline."""
+        if not self._greedy_baseline:
+            return []
+        loop = asyncio.get_running_loop()
+        baselines: list[asyncio.Future[Outcome]] = [loop.create_future() for _ in cohort.prompts]
+        self._start(self._produce_greedily(cohort, baselines, purpose))
+        return baselines
+
+    async def _produce_greedily(self, cohort: Cohort, baselines: list[asyncio.Future[Outcome]], purpose: str) -> None:
+        requests = build_requests(cohort.prompts, 1, self._seed, f"{purpose}-greedy")
+        index_of = {request.request_id: index for index, request in enumerate(requests)}
+        no_value: asyncio.Future[list[PromptValue | None]] = asyncio.get_running_loop().create_future()
+        no_value.set_result([None] * len(requests))
+        try:
+            async for trajectory in self._fleet.generate(requests, replace(self._sampling, temperature=0.0)):
+                index = index_of[trajectory.request_id]
+                cohort.generated_tokens += len(trajectory.response_ids)
+                baselines[index].set_result(await self._finish(cohort.prompts[index], trajectory, no_value, None, index))
+        except Exception as error:  # boundary: the samples that wait for their baseline raise it where the loop takes them
+            _fail(baselines, error)
+
     async def _finish(
-        self, prompt: Prompt, trajectory: Trajectory, values: asyncio.Future[list[PromptValue]], index: int
+        self,
+        prompt: Prompt,
+        trajectory: Trajectory,
+        values: asyncio.Future[list[PromptValue | None]],
+        baseline: asyncio.Future[Outcome] | None,
+        index: int,
     ) -> Outcome:
         text = self._decode(trajectory.response_ids)
         verdict = await self._scorer.score(ScoreRequest(text, prompt.ground_truth, prompt.source, prompt.text, prompt.extra))
         if verdict.reward is None:
             return UnscoredTrajectory(prompt, trajectory, verdict.reason)
-        require_reward_in_range(verdict, prompt)
-        value = (await values)[index]
-        return ScoredTrajectory(prompt, trajectory, text, verdict.reward, verdict.reason, verdict.seconds, value)
+        require_reward_in_range(verdict, prompt, self._reward_range)
+        scored = ScoredTrajectory(
+            prompt, trajectory, text, verdict.reward, verdict.reason, verdict.seconds, (await values)[index]
+        )
+        return scored if baseline is None else _with_baseline(scored, await baseline)
+
+
+def _with_baseline(scored: ScoredTrajectory, greedy: Outcome) -> Outcome:
+    if isinstance(greedy, UnscoredTrajectory):
+        return UnscoredTrajectory(scored.prompt, scored.trajectory, f"greedy baseline: {greedy.reason}")
+    return replace(scored, baseline=GreedyBaseline(greedy.reward, len(greedy.trajectory.response_ids)))
+
+
+def _fail(futures: Sequence[asyncio.Future[Any]], error: BaseException) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # marks it as seen: only those that somebody awaits need to raise
 
 
 def build_requests(prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, purpose: str) -> list[RolloutRequest]:
@@ -154,12 +231,12 @@ def build_requests(prompts: Sequence[Prompt], samples_per_prompt: int, seed: int
     ]
 
 
-def require_reward_in_range(verdict: Verdict, prompt: Prompt) -> None:
-    """Raise RewardOutOfRange for a reward that is not in [0, 1] (NaN included)."""
-    if verdict.reward is None or (math.isfinite(verdict.reward) and 0.0 <= verdict.reward <= 1.0):
+def require_reward_in_range(verdict: Verdict, prompt: Prompt, declared: tuple[float, float] = UNIT_RANGE) -> None:
+    """Raise RewardOutOfRange for a reward that is not in the declared range (NaN included)."""
+    low, high = declared
+    if verdict.reward is None or (math.isfinite(verdict.reward) and low <= verdict.reward <= high):
         return
     raise RewardOutOfRange(
-        f"prompt {prompt.id}: the verifier returned {verdict.reward}, but the critic of Sequence-Level PPO needs "
-        "rewards in [0, 1]: "
-        "rescale the reward function"
+        f"prompt {prompt.id}: the verifier returned {verdict.reward}, outside its range [{low:g}, {high:g}]: rescale the reward "
+        "function, or declare its range in reward.function.range"
     )

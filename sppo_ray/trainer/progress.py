@@ -32,9 +32,18 @@ class StepView:
     stages: Mapping[str, float]  # name -> seconds
     policy_version: int
     fleet: str = ""  # one line on the workers, e.g. "rollout 2/2 healthy"
+    budget_left: float | None = None  # seconds of training; None = the steps alone end the run
 
     @classmethod
-    def of(cls, step: int, metrics: Mapping[str, float], *, policy_version: int, fleet: str = "") -> StepView:
+    def of(
+        cls,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        policy_version: int,
+        fleet: str = "",
+        budget_left: float | None = None,
+    ) -> StepView:
         """From the step's metrics: `summarise_samples` and `StageClock` together."""
         seconds = {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}
         wall = seconds["step"]
@@ -46,6 +55,7 @@ class StepView:
             stages={name: value for name, value in seconds.items() if name not in _NO_STAGE},
             policy_version=policy_version,
             fleet=fleet,
+            budget_left=budget_left,
         )
 
 
@@ -90,6 +100,7 @@ class StepTimer:
         self._alpha, self._now = alpha, now
         self._sum = self._weight = 0.0
         self.total = self.done = 0
+        self.budget_left: float | None = None
         self.started = self._mark = now()
 
     def start(self, total: int, done: int) -> None:
@@ -100,8 +111,9 @@ class StepTimer:
         """Leave out the time since the last step, e.g. for the evaluation before the first."""
         self._mark = self._now()
 
-    def tick(self, done: int) -> None:
-        """`done` steps are done now."""
+    def tick(self, done: int, budget_left: float | None = None) -> None:
+        """`done` steps are done now, and so many seconds of a limited budget are left."""
+        self.budget_left = budget_left
         now, taken = self._now(), done - self.done
         for _ in range(taken):
             self._sum += self._alpha * ((now - self._mark) / taken - self._sum)
@@ -119,7 +131,14 @@ class StepTimer:
 
     @property
     def seconds_left(self) -> float:
-        return max(self.total - self.done, 0) * self.step_seconds
+        by_steps = max(self.total - self.done, 0) * self.step_seconds
+        return by_steps if self.budget_left is None else min(by_steps, max(self.budget_left, 0.0))
+
+    def position(self, *, aligned: bool = False) -> str:
+        """ "step 12/130"; without the total where a budget of seconds is what ends the run."""
+        if self.budget_left is not None:
+            return f"step {self.done}"
+        return f"step {self.done:>{len(str(self.total)) if aligned else 0}}/{self.total}"
 
     @property
     def is_timed(self) -> bool:
@@ -163,10 +182,9 @@ class PlainProgress:
         print(printable(text, self._stream), file=self._stream, flush=True)
 
     def step(self, view: StepView) -> None:
-        self._timer.tick(view.step)
-        total = self._timer.total
+        self._timer.tick(view.step, view.budget_left)
         cells = [
-            f"step {view.step:>{len(str(total))}}/{total}",
+            self._timer.position(aligned=True),
             f"reward {format_fraction(view.reward)}",
             f"acc {format_fraction(self._accuracy)}",
             f"len {view.response_length:.0f}",

@@ -47,7 +47,7 @@ class LiveProgress:
         self.console.print(text, markup=False, highlight=False)
 
     def step(self, view: StepView) -> None:
-        self._timer.tick(view.step)
+        self._timer.tick(view.step, view.budget_left)
         self._rewards.append(view.reward)
         self._view = view
 
@@ -80,7 +80,7 @@ class LiveProgress:
         for ratio in (None, 1, None, None, None):
             line.add_column(ratio=ratio, no_wrap=True)
         line.add_row(
-            Text(f"step {timer.done}/{timer.total}", style="bold"),
+            Text(timer.position(), style="bold"),
             ProgressBar(total=max(timer.total, 1), completed=timer.done),
             Text(f"{format_seconds(timer.step_seconds)}/step", style="dim"),
             Text(f"elapsed {format_seconds(timer.elapsed, whole=True)}", style="dim"),

@@ -1,7 +1,8 @@
 """Everything a run leaves behind while it trains, in one place: the loop says what happened, this writes it down.
 
 step        metrics.jsonl + TensorBoard, trajectories/step-*.parquet, status.json, the progress display
-evaluation  evaluations/step-*.json, the metrics of its step
+evaluation  evaluations/step-*.json, the metrics of its step; both with the critic's calibration on held-out prompts and on
+            the training samples since the evaluation before (values as they were at dispatch)
 event       events.jsonl
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from sppo_ray.config import RunConfig
 from sppo_ray.data.trajectory_log import to_table, write_step
+from sppo_ray.trainer.calibration import calibrate
 from sppo_ray.trainer.checkpoint import TrainerState
 from sppo_ray.trainer.evaluation import EvalReport
 from sppo_ray.trainer.fleet import WorkerView
@@ -39,6 +41,7 @@ class Recorder:
         self._events = EventLog(run_dir.path)
         self._clock = StageClock()
         self._reward_errors: Counter[str] = Counter()
+        self._trained_on: list[tuple[float, float]] = []  # (value, reward) of the samples since the last evaluation
         self._status: dict[str, Any] = {"name": config.name, "algorithm": config.algorithm.type, "steps": config.loop.steps}
 
     def begin(self, state: TrainerState) -> None:
@@ -69,16 +72,26 @@ class Recorder:
     ) -> None:
         """One finished step. `learner_version` is the version that its samples were trained on."""
         figures = dict(summarise_samples(samples, learner_version)) if samples else {}
+        scored = [sample.scored for sample in samples]
+        self._trained_on += [(item.value.value, item.reward) for item in scored if item.value is not None]
         figures |= metrics
         figures |= {"reward/errors": sum(self._reward_errors.values()), "policy/version": state.policy_version}
         if self._config.logging.trajectories and samples:
             with self.stage("log"):
                 write_step(self._run_dir.path, to_table(state.step, samples, learner_version))
         figures |= self._clock.next_step()
-        figures |= {"seconds/total": state.seconds, "samples/total": state.samples}
+        figures |= _totals(state)
         self._metrics.write(state.step, figures)
         if samples:
-            self._progress.step(StepView.of(state.step, figures, policy_version=state.policy_version, fleet=fleet_line(fleet)))
+            budget = self._config.loop.budget_s
+            view = StepView.of(
+                state.step,
+                figures,
+                policy_version=state.policy_version,
+                fleet=fleet_line(fleet),
+                budget_left=None if budget is None else budget - state.seconds,
+            )
+            self._progress.step(view)
         self._reward_errors.clear()
         shown = {name: figures[name] for name in ("reward/mean", "response/length_mean", "seconds/step") if name in figures}
         self.phase("training", state, latest=shown, fleet=[asdict(worker) for worker in fleet])
@@ -91,8 +104,16 @@ class Recorder:
             )
 
     def evaluation(self, state: TrainerState, report: EvalReport) -> None:
-        self._run_dir.write_json(f"evaluations/step-{state.step:06d}.json", report.to_dict() | {"train_seconds": state.seconds})
-        self._metrics.write(state.step, report.metrics() | {"seconds/total": state.seconds, "samples/total": state.samples})
+        content, figures = report.to_dict(), report.metrics()
+        content |= {"train_seconds": state.seconds, "train_samples": state.samples, "train_tokens": state.response_tokens}
+        if self._trained_on:
+            seen = calibrate(*zip(*self._trained_on, strict=True))
+            self._trained_on.clear()
+            content |= {"train_critic": seen.to_dict()}
+            figures |= {f"train/value/{name}": figure for name, figure in seen.figures.items()}
+            figures["train/value/count"] = seen.count
+        self._run_dir.write_json(f"evaluations/step-{state.step:06d}.json", content)
+        self._metrics.write(state.step, figures | _totals(state))
         self._progress.evaluation(report)
 
     def checkpoint(self, path: Path) -> None:
@@ -117,6 +138,10 @@ class Recorder:
         self._progress.close()
         self._metrics.close()
         self._events.close()
+
+
+def _totals(state: TrainerState) -> dict[str, float]:
+    return {"seconds/total": state.seconds, "samples/total": state.samples, "tokens/total": state.response_tokens}
 
 
 def _drop_later_steps(folder: Path, step: int) -> None:

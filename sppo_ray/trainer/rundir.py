@@ -6,6 +6,7 @@ status.json          phase and counters, live        tensorboard/     the same n
 summary.json         written last                    evaluations/     each held-out evaluation in full
 curve.png            the learning curve              trajectories/    Parquet, one file a step
 checkpoints/         resumable states                export/          plain Transformers checkpoints
+reliability.png      the critic's, last evaluation   calibration/     what `sppo-ray calibrate` measured
 run.lock             held by the process that writes
 """
 
@@ -18,7 +19,7 @@ import math
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ class Summary:
     steps: int  # done
     seconds: float  # of training over all incarnations, downtime left out
     samples: int  # trained on
-    response_tokens: int  # trained on
+    response_tokens: int  # generated for training: greedy baselines and dropped groups included
     initial_accuracy: float | None  # held-out; None = never evaluated
     final_accuracy: float | None
     best_accuracy: float | None
@@ -49,6 +50,9 @@ class Summary:
     critic_version: int
     reward_errors: int
     restarts: int  # of workers and of the run itself
+    peak_memory: Mapping[str, int] = field(
+        default_factory=dict
+    )  # bytes by worker, {"learner-0": ...}; the device's on a GPU, else resident
 
     @property
     def tokens_per_second(self) -> float:

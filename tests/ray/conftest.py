@@ -1,4 +1,4 @@
-"""Real engines that the tests of generation and of weight transfer share: an engine costs ten seconds to start."""
+"""Real engines and rank processes that several files share: each costs seconds to start."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from tests.ray.engine_models import start_engine, tied_qwen, untied_llama
+from tests.ray.rank_groups import RankHost
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,13 @@ def llama(engines: dict[str, Engine]) -> Engine:
 @pytest.fixture
 def qwen(engines: dict[str, Engine]) -> Engine:
     return engines["qwen"]
+
+
+@pytest.fixture(scope="session")
+def hosts(ray_cluster: Any) -> Iterator[dict[int, list[Any]]]:
+    """Processes for a group of 1 and for groups of 2; a process stays in the process group that it joined."""
+    host_class = ray_cluster.remote(RankHost)
+    made = {count: [host_class.options(num_cpus=0.1).remote() for _ in range(count)] for count in (1, 2)}
+    yield made
+    for handle in [*made[1], *made[2]]:
+        ray_cluster.kill(handle)

@@ -43,6 +43,7 @@ def arguments(model: Path, *, algorithm: SPPOSettings | None = None, **settings:
         "model_path": str(model),
         "algorithm": algorithm or SPPOSettings(),
         "temperature": 0.8,
+        "max_response_tokens": 20,
         "total_updates": 10,
         "seed": 1,
         "sync_dtype": "float32",
@@ -139,7 +140,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(llama: Path, stage
     update(learner, minibatch())
     before = weights(learner)
     good = minibatch(seed=1)
-    poisoned = replace(good.ranks[0][0], advantages=(math.nan, *good.ranks[0][0].advantages[1:]))
+    first = good.ranks[0][0]
+    poisoned = replace(first, advantages=((math.nan,) * len(first.advantages[0]), *first.advantages[1:]))
     metrics = update(learner, replace(good, ranks=((poisoned, *good.ranks[0][1:]),)))
     assert metrics["skipped"] == metrics["skipped_total"] == 1.0
     assert math.isnan(metrics["loss"]) and not math.isfinite(metrics["grad_norm"])

@@ -1,12 +1,13 @@
 """The distributed path against the single-file reference, and two ranks against one, on the same trajectories.
 
-The ranks are LearnerRank and CriticRank on real DeepSpeed, in two Ray processes that serve all tests of this file.
+The ranks are LearnerRank and CriticRank on real DeepSpeed, in Ray processes that serve one test after another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,18 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from actors.critic import CriticRank
 from actors.learner import LearnerRank
+from sppo_ray.algorithms.base import KLSettings, RewardedSample
+from sppo_ray.algorithms.grpo import GRPOSettings
+from sppo_ray.algorithms.ppo import PPOSettings
 from sppo_ray.algorithms.sppo import advantages
 from sppo_ray.config import CriticSettings, LearnerSettings, OptimizerSettings, SPPOSettings
 from sppo_ray.data.batching import pack
 from sppo_ray.types import Minibatch, TrainingSample
-from tests.reference_sppo import PromptCritic, Sample, update_critic, update_policy
+from tests.ray.rank_groups import Group
+from tests.reference_algorithms import Options, Rows
+from tests.reference_algorithms import loss as training_loss
+from tests.reference_ppo import logprobs_and_entropies
+from tests.reference_sppo import PromptCritic, Sample, descend, update_critic, update_policy
 from tests.training_data import random_samples, save_llama, save_qwen
 
 # eps: see test_learner.py. No weight decay and clipping at 1, as in the reference.
@@ -33,53 +41,6 @@ UPDATES = 3
 SHAPES = pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (2, 2), (2, 3)])
 
 
-class RankHost:
-    """A process for one rank of one group after another."""
-
-    def start(self, rank_class: type, rank: int, world_size: int, arguments: dict[str, Any]) -> tuple[str, int]:
-        self.rank = rank_class(rank, world_size, **arguments)
-        return self.rank.address()
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self.rank, method)(*arguments)
-
-
-class Group:
-    """The ranks of one learner or critic, called together."""
-
-    def __init__(self, ray: Any, hosts: Sequence[Any], rank_class: type, arguments: dict[str, Any]) -> None:
-        self.ray, self.hosts = ray, hosts
-        starts = [host.start.remote(rank_class, rank, len(hosts), arguments) for rank, host in enumerate(hosts)]
-        self.all("setup", *ray.get(starts, timeout=120)[0])
-
-    def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        calls = [host.call.remote(method, *own) for host, own in zip(self.hosts, arguments, strict=True)]
-        return self.ray.get(calls, timeout=120)
-
-    def all(self, method: str, *arguments: Any) -> list[Any]:
-        return self.each(method, [arguments] * len(self.hosts))
-
-    def update_policy(self, batch: Minibatch) -> list[dict[str, float]]:
-        return self.each("update", [(shard, batch.num_global_tokens, batch.num_global_samples) for shard in batch.ranks])
-
-    def update_critic(self, prompts: Sequence[tuple[int, ...]], rewards: Sequence[float]) -> list[dict[str, float]]:
-        count = len(self.hosts)
-        return self.each("update", [(prompts[rank::count], rewards[rank::count], len(prompts)) for rank in range(count)])
-
-    def weights(self) -> np.ndarray:
-        return self.all("flat_weights", 1)[0][1].view(np.float32)
-
-
-@pytest.fixture(scope="module")
-def hosts(ray_cluster: Any) -> Iterator[dict[int, list[Any]]]:
-    """Processes for a group of 1 and for groups of 2; a process stays in the process group that it joined."""
-    host_class = ray_cluster.remote(RankHost)
-    made = {count: [host_class.options(num_cpus=1).remote() for _ in range(count)] for count in (1, 2)}
-    yield made
-    for handle in [*made[1], *made[2]]:
-        ray_cluster.kill(handle)
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("llama"))
@@ -87,7 +48,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def learner_arguments(model: Path, stage: int = 0) -> dict[str, Any]:
     settings = LearnerSettings(model=str(model), optimizer=OPTIMIZER, zero_stage=stage, max_tokens_per_microbatch=128)
-    common = {"model_path": str(model), "total_updates": 10, "seed": 1, "sync_dtype": "float32"}
+    common = {"model_path": str(model), "total_updates": 10, "seed": 1, "sync_dtype": "float32", "max_response_tokens": 20}
     return {"settings": settings, "algorithm": SPPOSettings(), "temperature": TEMPERATURE} | common
 
 
@@ -119,7 +80,8 @@ def flat(parameters: Any) -> np.ndarray:
 def test_advantages_are_the_references() -> None:
     samples = random_samples(20, seed=0)
     expected = [sample.advantage for sample in reference_samples(samples)]
-    assert advantages([s.scored.reward for s in samples], [s.scored.value.value for s in samples]) == expected
+    rewarded = [RewardedSample(s.scored.group, s.scored.reward, 1, value=s.scored.value.value) for s in samples]
+    assert advantages(rewarded, SPPOSettings()) == expected
 
 
 @SHAPES
@@ -174,7 +136,8 @@ def test_two_ranks_skip_save_resume_and_export_as_one(ray_cluster: Any, hosts: A
     before = group.weights()
 
     batch = pack(random_samples(9, seed=1), 2, 128)
-    bad = replace(batch.ranks[1][0], advantages=(math.nan,) * len(batch.ranks[1][0].advantages))
+    micro = batch.ranks[1][0]
+    bad = replace(micro, advantages=tuple((math.nan,) * len(row) for row in micro.advantages))
     rows = group.update_policy(replace(batch, ranks=(batch.ranks[0], (bad, *batch.ranks[1][1:]))))
     assert [row["skipped"] for row in rows] == [1.0, 1.0]  # one rank's bad gradient holds up both
     np.testing.assert_array_equal(group.weights(), before)
@@ -209,3 +172,97 @@ def test_a_rank_without_samples_takes_part(ray_cluster: Any, hosts: Any, llama: 
     assert critic.each("values", [([(5, 6), (7,)],), ([],)]) == [[0.0, 0.0], []]
     assert critic.update_critic([(5, 6)], [1.0])[1]["loss"] == pytest.approx(math.log(2.0))
     critic.all("close")
+
+
+# Everything that a loss can be made of: per-token advantages with a KL penalty and an entropy bonus, as PPO's; and
+# sequence-level ratios, a constant divisor and truncated importance, as a group method's.
+TERMS = {
+    "ppo": (
+        PPOSettings(kl=KLSettings(coefficient=0.1, estimator="k3"), entropy_coefficient=0.02),
+        Options(kl_coefficient=0.1, kl_estimator="k3", entropy_coefficient=0.02),
+    ),
+    "grpo": (
+        GRPOSettings(
+            ratio="sequence",
+            loss_aggregation="constant",
+            clip_high=0.28,
+            old_logprobs="learner",
+            importance_cap=1.1,
+            kl=KLSettings(coefficient=0.05, estimator="k2"),
+        ),
+        Options(
+            ratio="sequence",
+            loss_aggregation="constant",
+            clip_high=0.28,
+            importance_cap=1.1,
+            kl_coefficient=0.05,
+            kl_estimator="k2",
+            max_response_tokens=20,
+        ),
+    ),
+}
+
+
+def samples_of_an_algorithm(name: str) -> list[TrainingSample]:
+    """Per-token advantages for ppo, one a response for grpo."""
+    draw = random.Random(5)
+
+    def advantage(length: int) -> float | tuple[float, ...]:
+        return tuple(draw.gauss(0.0, 1.0) for _ in range(length)) if name == "ppo" else draw.gauss(0.0, 1.0)
+
+    return [replace(s, advantage=advantage(len(s.scored.trajectory.response_ids))) for s in random_samples(9, seed=4)]
+
+
+def nearby(rows: tuple[tuple[float, ...], ...], by: float) -> tuple[tuple[float, ...], ...]:
+    """Log-probs of another policy: deterministic, so that they are the same however the samples are sharded."""
+    return tuple(tuple(value + by * math.sin(100.0 * value) for value in row) for row in rows)
+
+
+def with_other_policies(batch: Minibatch) -> Minibatch:
+    """pi_old and the reference a little away from the engine's log-probs."""
+    shards = tuple(
+        tuple(
+            replace(m, old_logprobs=nearby(m.rollout_logprobs, 0.1), reference_logprobs=nearby(m.rollout_logprobs, 0.3))
+            for m in shard
+        )
+        for shard in batch.ranks
+    )
+    return replace(batch, ranks=shards)
+
+
+def plain_loss(model: Any, samples: Sequence[TrainingSample], options: Options) -> torch.Tensor:
+    def padded(rows: Sequence[Any]) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True)
+
+    scored = [sample.scored for sample in samples]
+    engine = tuple(row.trajectory.response_logprobs for row in scored)
+    pairs = [logprobs_and_entropies(model, s.prompt.token_ids, s.trajectory.response_ids, TEMPERATURE) for s in scored]
+    rows = Rows(
+        logprobs_BT=padded([logprobs for logprobs, _ in pairs]),
+        old_BT=padded(nearby(engine, 0.1)),
+        rollout_BT=padded(engine),
+        reference_BT=padded(nearby(engine, 0.3)),
+        entropies_BT=padded([entropies for _, entropies in pairs]),
+        advantages_BT=padded([sample.token_advantages for sample in samples]),
+        lengths_B=[len(row) for row in engine],
+    )
+    return training_loss(rows, options)
+
+
+@pytest.mark.parametrize(("name", "ranks", "stage"), [("ppo", 1, 0), ("ppo", 2, 3), ("grpo", 2, 0)])
+def test_every_term_of_the_loss_is_the_references(
+    ray_cluster: Any, hosts: Any, llama: Path, name: str, ranks: int, stage: int
+) -> None:
+    algorithm, options = TERMS[name]
+    group = Group(ray_cluster, hosts[ranks], LearnerRank, learner_arguments(llama, stage) | {"algorithm": algorithm})
+    reference = AutoModelForCausalLM.from_pretrained(llama)
+    start, optimizer = flat(reference.parameters()), torch.optim.AdamW(reference.parameters(), **ADAM)
+    samples = samples_of_an_algorithm(name)
+    rows = group.update_policy(with_other_policies(pack(samples, ranks, 128)))
+    expected = descend(reference, optimizer, plain_loss(reference, samples, options))
+    assert [row["loss"] for row in rows] == pytest.approx([expected] * ranks, rel=1e-5, abs=1e-6)
+    assert rows[0]["kl_reference"] > 0.0
+    ours, theirs = group.weights(), flat(reference.parameters())
+    assert relative_difference(ours, theirs) <= 1e-5
+    assert relative_difference(ours - start, theirs - start) <= 1e-3
+    group.all("close")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import pytest
 
+from actors.group import RayScorer
 from actors.reward import RewardActor
 from sppo_ray.config import CustomReward, MathReward, RewardSettings
 from sppo_ray.errors import UserError
+from sppo_ray.trainer.interfaces import WorkerDied, WorkerTimeout
 from sppo_ray.types import ScoreRequest
 
 COMMANDS = RewardSettings(
@@ -86,3 +90,38 @@ def _is_verifier(process: psutil.Process) -> bool:
         return "sppo_ray.rewards.worker" in process.cmdline()
     except psutil.NoSuchProcess:
         return False
+
+
+def scorer_of(actor: Any, ray: Any) -> RayScorer:
+    ray.get(actor.ping.remote(), timeout=60)
+    return RayScorer(actor, deadline_s=1.0)
+
+
+def test_requests_of_one_turn_travel_together_and_each_gets_its_own_verdict(ray_cluster: Any, start: Any) -> None:
+    scorer = scorer_of(start(COMMANDS), ray_cluster)
+
+    async def score() -> list[float | None]:
+        return [v.reward for v in await asyncio.gather(*(scorer.score(request(r)) for r in ("good", "bad", "hang", "good")))]
+
+    assert asyncio.run(score()) == [1.0, 0.0, None, 1.0]
+    assert list(asyncio.run(scorer.memory())) == ["reward"]
+
+
+def test_a_frozen_actor_is_found_and_a_dead_one_named(ray_cluster: Any, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = start(COMMANDS)
+    scorer = scorer_of(actor, ray_cluster)
+    process = psutil.Process(ray_cluster.get(actor.__ray_call__.remote(lambda worker: os.getpid()), timeout=30))
+    # 0.5 s + 2 outstanding samples * (deadline 1 s + 0 s)
+    monkeypatch.setattr("actors.group.SCORER_SLACK_S", 0.5)
+    monkeypatch.setattr("actors.group.PROCESS_RESTART_S", 0.0)
+
+    async def score() -> list[BaseException]:
+        return await asyncio.gather(*(scorer.score(request("good")) for _ in range(2)), return_exceptions=True)
+
+    process.suspend()
+    failures = asyncio.run(score())
+    assert [type(failure) for failure in failures] == [WorkerTimeout] * 2
+    assert "reward: gave no answer to scoring 2 responses in 2 s" in str(failures[0])
+    process.resume()
+    ray_cluster.kill(actor)
+    assert [type(failure) for failure in asyncio.run(score())] == [WorkerDied] * 2

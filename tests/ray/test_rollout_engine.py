@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import ray
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
+from actors.group import RayRolloutWorker
 from sppo_ray.errors import UserError
 from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
 from tests.ray.conftest import Engine
@@ -170,3 +172,10 @@ def test_bad_starts_are_explained_and_a_killed_engine_is_seen(ray_cluster: objec
     with pytest.raises((ActorDiedError, ActorUnavailableError)):
         list(arriving)
     assert time.monotonic() - killed_at < 15
+
+
+def test_it_tells_its_memory(llama: Engine) -> None:
+    worker = RayRolloutWorker("rollout-0", llama.actor, pull_timeout_s=1.0)
+    ((name, peak),) = asyncio.run(worker.memory()).items()
+    assert name == "rollout-0"
+    assert 200 * 2**20 < peak < 64 * 2**30  # a process with torch and vLLM in it

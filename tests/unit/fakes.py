@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from sppo_ray.trainer.interfaces import PublishedWeights, ScoreRequest, WeightManifest
-from sppo_ray.types import CriticBatch, Minibatch, Prompt, PromptValue, RolloutRequest, SamplingSettings, Trajectory, Verdict
+from sppo_ray.types import (
+    CriticBatch,
+    Minibatch,
+    Prompt,
+    PromptValue,
+    RolloutRequest,
+    SamplingSettings,
+    TokenCriticBatch,
+    Trajectory,
+    Verdict,
+)
 
 
 def prompt(index: int) -> Prompt:
@@ -27,7 +37,8 @@ class FakeFleet:
     log: list[str] = field(default_factory=list)
 
     async def generate(self, requests: Sequence[RolloutRequest], sampling: SamplingSettings) -> AsyncIterator[Trajectory]:
-        self.log.append(f"generate {requests[0].request_id.split('/')[0]} at version {self.version}")
+        how = "generate" if sampling.temperature else "generate greedily"
+        self.log.append(f"{how} {requests[0].request_id.split('/')[0]} at version {self.version}")
         dispatched_at = self.version
         for request in sorted(requests, key=lambda r: self.delays.get(r.prompt_id, 0)):
             await asyncio.sleep(0)
@@ -74,7 +85,7 @@ class FakeLearner:
 @dataclass
 class FakeCritic:
     log: list[str]
-    batches: list[CriticBatch] = field(default_factory=list)
+    batches: list[Any] = field(default_factory=list)
 
     async def values(self, token_ids: Sequence[tuple[int, ...]]) -> list[PromptValue]:
         self.log.append(f"values {len(token_ids)} by critic {len(self.batches)}")
@@ -86,8 +97,27 @@ class FakeCritic:
         await asyncio.sleep(0)
         return {"loss": 0.7}
 
+    async def token_values(self, prompt_ids: Sequence[Any], response_ids: Sequence[Any]) -> list[tuple[float, ...]]:
+        self.log.append(f"token values {len(prompt_ids)} by critic {len(self.batches)}")
+        return [(0.5,) * len(ids) for ids in response_ids]
+
+    async def token_update(self, batch: TokenCriticBatch) -> Mapping[str, float]:
+        self.log.append(f"token update {len(batch.returns)}")
+        self.batches.append(batch)
+        await asyncio.sleep(0)
+        return {"loss": 0.7}
+
     async def save(self, directory: Path) -> None:
         (directory / "weights").write_text(str(len(self.batches)))
+
+
+@dataclass
+class FakeReference:
+    log: list[str]
+
+    async def logprobs(self, minibatch: Minibatch) -> Minibatch:
+        self.log.append("reference")
+        return minibatch
 
 
 @dataclass

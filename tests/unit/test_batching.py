@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,7 +41,8 @@ def test_two_ranks_are_dealt_to_and_fro_and_evened_out() -> None:
     assert [[names(batch) for batch in rank] for rank in minibatch.ranks] == [[[0], [3], [4]], [[1], [2], []]]
     assert minibatch.ranks[1][2].weights == (0.0,)
     assert (minibatch.num_global_tokens, minibatch.num_global_samples) == (5, 5)
-    assert minibatch.ranks[0][0].advantages == (0.75,)
+    assert minibatch.ranks[0][0].advantages == ((0.75,),)
+    assert minibatch.ranks[1][2].advantages == ((0.0,),)
 
 
 lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=40)
@@ -76,7 +79,7 @@ def micro_batch() -> MicroBatch:
         response_ids=((14, 15), (22, 23, 24)),
         old_logprobs=((-0.1, -0.2), (-0.3, -0.4, -0.5)),
         rollout_logprobs=((-1.0, -2.0), (-3.0, -4.0, -5.0)),
-        advantages=(0.25, -0.5),
+        advantages=((0.25, 0.125), (-0.5, 0.0, 0.5)),
         weights=(1.0, 0.0),
     )
 
@@ -90,7 +93,8 @@ def test_the_mask_marks_the_positions_that_predict_the_response() -> None:
     assert torch.equal(batch.token_ids[:, 1:][batch.loss_mask[:, :-1]], batch.targets)
     assert batch.old_logprobs.tolist() == pytest.approx([-0.1, -0.2, -0.3, -0.4, -0.5])
     assert batch.rollout_logprobs.tolist() == [-1.0, -2.0, -3.0, -4.0, -5.0]
-    assert batch.over_tokens(batch.advantages).tolist() == [0.25, 0.25, -0.5, -0.5, -0.5]
+    assert batch.advantages.tolist() == [0.25, 0.125, -0.5, 0.0, 0.5]
+    assert batch.reference_logprobs is None
     assert batch.weights.tolist() == [1.0, 0.0]
 
 
@@ -99,7 +103,27 @@ def test_splitting_undoes_the_flattening() -> None:
     assert split_samples(batch.rollout_logprobs, batch.lengths) == [(-1.0, -2.0), (-3.0, -4.0, -5.0)]
 
 
-def test_log_probs_must_fit_the_response() -> None:
-    broken = MicroBatch(((1,),), ((2, 3),), ((-0.1,),), ((-0.1, -0.2),), (1.0,), (1.0,))
-    with pytest.raises(ValueError, match="differ in length"):
-        to_tensors(broken)
+def test_the_references_log_probs_come_along() -> None:
+    with_reference = replace(micro_batch(), reference_logprobs=((-1.5, -2.5), (-3.5, -4.5, -5.5)))
+    assert to_tensors(with_reference).reference_logprobs.tolist() == [-1.5, -2.5, -3.5, -4.5, -5.5]
+
+
+def test_a_number_a_response_becomes_one_a_token_and_one_a_token_stays() -> None:
+    scalar = sample(0, 2, 3)
+    assert pack([scalar], 1, 10).ranks[0][0].advantages == ((0.75, 0.75, 0.75),)
+    per_token = replace(scalar, advantage=(0.5, 0.25, -1.0))
+    assert pack([per_token], 1, 10).ranks[0][0].advantages == ((0.5, 0.25, -1.0),)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("old_logprobs", "log-probs and response differ in length"),
+        ("rollout_logprobs", "log-probs and response differ in length"),
+        ("advantages", "advantages and response differ in length"),
+        ("reference_logprobs", "reference log-probs and response differ in length"),
+    ],
+)
+def test_what_is_said_of_tokens_must_fit_the_response(field: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_tensors(replace(micro_batch(), **{field: ((-0.1,), (-0.3, -0.4, -0.5))}))

@@ -65,7 +65,7 @@ def test_an_unknown_key_names_its_place_and_the_nearest_valid_one(overrides: dic
 
 def test_an_unknown_key_that_is_near_to_nothing_lists_what_is_valid_there() -> None:
     message = refusal(loop__zzz=1)
-    assert "loop.zzz: unknown setting; valid here: max_staleness, minibatch_order, steps" in message
+    assert "loop.zzz: unknown setting; valid here: budget_s, max_staleness, minibatch_order, steps" in message
 
 
 def test_several_mistakes_are_told_at_once() -> None:
@@ -86,17 +86,19 @@ def test_a_missing_section_is_named() -> None:
     [
         ({"data__train": []}, ["names no data source", "give at least one"]),
         ({"data__minibatch_size": 60}, ["minibatch_size 60 does not divide the 256 samples", "32", "64"]),
-        ({"data__samples_per_prompt": 2}, ["data.samples_per_prompt is 2", "one sample a prompt", "raise data.prompts_per_step"]),
         ({"learner__ranks": 65}, ["learner.ranks 65 exceeds data.minibatch_size 64", "lower the ranks"]),
         ({"learner__max_tokens_per_microbatch": 119}, ["119 is less than the longest sample, 120 tokens", "raise it"]),
         ({"critic__max_tokens_per_microbatch": 39}, ["39 is less than data.max_prompt_tokens 40", "raise it"]),
         ({"algorithm": {"importance_cap": 2.0}}, ["importance_cap", "set old_logprobs to learner"]),
         (
             {"reward__function": {"type": "custom", "function": "a:b", "range": [-1.0, 1.0]}},
-            ["[-1.0, 1.0]", "needs rewards in [0, 1]", "rescale"],
+            ["[-1, 1]", "needs rewards in [0, 1]", "rescale"],
         ),
         ({"reward__function": {"type": "custom", "function": "a:b", "range": [0.0, 2.0]}}, ["needs rewards in [0, 1]"]),
-        ({"reward__function": {"type": "custom", "function": "a:b", "range": [1.0, 0.0]}}, ["needs rewards in [0, 1]"]),
+        (
+            {"reward__function": {"type": "custom", "function": "a:b", "range": [1.0, 0.0]}},
+            ["[1.0, 0.0]", "the lowest reward first"],
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_remedy(overrides: dict[str, Any], told: list[str]) -> None:

@@ -11,22 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sppo_ray.rewards.extract import final_answer
 from sppo_ray.trainer.calibration import calibration
 from sppo_ray.trainer.evaluation import (
     EvalReport,
     GradedResponse,
     bootstrap_interval,
     evaluate,
-    final_answer,
     majority_reward,
     pass_at_k,
 )
 
 
 def graded(prompt: str, index: int, reward: float | None, answer: str | None = "1", **changes: object) -> GradedResponse:
-    text = "no answer" if answer is None else rf"so it is \boxed{{{answer}}}"
     fields = {"source": "sum", "num_tokens": 10, "truncated": False} | changes
-    return GradedResponse(prompt_id=prompt, sample_index=index, reward=reward, response_text=text, **fields)
+    return GradedResponse(prompt_id=prompt, sample_index=index, reward=reward, response_text="", answer=answer, **fields)
 
 
 def report(responses: list[GradedResponse], k: int, **options: object) -> EvalReport:
@@ -208,6 +207,26 @@ def test_prompts_and_not_responses_are_resampled():
     responses = [graded(f"p{p}", i, float(p % 2)) for p in range(4) for i in range(100)]
     scores = report(responses, 100).overall
     assert (scores.accuracy_low, scores.accuracy_high) == (0.0, 1.0)  # 0 of 4 and 4 of 4 each have chance 1/16 > 2.5 %
+
+
+def test_pass_and_majority_have_intervals_of_their_own():
+    # a: 2 of 2 right -> pass@2 1, maj 1; b: 1 of 2 -> pass@2 1, and the first answer, a wrong one, wins the tie -> maj 0
+    responses = [graded("a", 0, 1.0), graded("a", 1, 1.0), graded("b", 0, 0.0, "3"), graded("b", 1, 1.0, "4")]
+    scores = report(responses, 2).overall
+    # two draws of two prompts: both the same with chance 1/4 each
+    assert (scores.accuracy_low, scores.accuracy_high) == (0.5, 1.0)
+    assert scores.pass_intervals == {1: (0.5, 1.0), 2: (1.0, 1.0)}
+    assert (scores.majority, scores.majority_interval) == (0.5, (0.0, 1.0))
+
+
+def test_sources_with_unlike_numbers_of_samples_keep_their_own_k():
+    responses = [graded("a", i, float(i == 0), source="often") for i in range(4)] + [graded("b", 0, 1.0, source="once")]
+    whole = evaluate(responses, k=1, step=0, policy_version=0, pass_sizes=(1, 4))
+    often, once = sorted(whole.by_source, key=lambda scores: -scores.k)
+    assert (often.k, often.pass_at) == (4, {1: 0.25, 4: 1.0})
+    assert (once.k, once.pass_at) == (1, {1: 1.0})  # no pass@4 of one sample
+    assert (whole.overall.k, whole.overall.pass_at) == (1, {1: (0.25 + 1.0) / 2})
+    assert whole.accuracy == (0.25 + 1.0) / 2  # prompts weigh the same, however often they were sampled
 
 
 def test_an_interval_of_equal_scores_is_a_point():

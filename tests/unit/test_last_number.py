@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sppo_ray.config import CustomReward
 from sppo_ray.rewards.base import build_verifier
-from sppo_ray.rewards.last_number import reward
+from sppo_ray.rewards.last_number import answer, reward
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,11 @@ def test_it_is_reached_as_a_custom_function() -> None:
     verifier = build_verifier(CustomReward(function="sppo_ray.rewards.last_number:reward"))
     assert verifier.score("25 + 30 = 55", "55", {}) == (1.0, "correct")
     assert verifier.score("25 + 30 = 56", "55", {}) == (0.0, "wrong")
+
+
+@pytest.mark.parametrize(
+    ("response", "voted"),
+    [("2 + 5 = 7.0", "7"), ("007", "7"), ("-1.50", "-1.5"), ("it is -0", "0"), ("100", "100"), ("none", None)],
+)
+def test_equal_numbers_are_one_vote(response: str, voted: str | None):
+    assert answer(response) == voted

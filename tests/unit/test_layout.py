@@ -20,11 +20,22 @@ GENERATED = {"runs", "build", "dist", "node_modules", "__pycache__", "sppo_ray.e
 
 # A layer may import itself and those before it. `launch` is the composition root: it stands beside cli and sees everything.
 LAYERS: list[set[str]] = [
-    {"errors", "types", "seeding"},
-    {"config", "algorithms", "rewards", "tasks"},
+    {"errors", "types", "seeding", "settings"},
+    {"config", "evaluation_config", "algorithms", "rewards", "tasks"},
     {"data", "models", "resources", "config_loading", "config_reference"},
     {"trainer"},
-    {"launch", "cli", "doctor", "__main__", "__init__"},
+    {
+        "launch",
+        "calibrate_command",
+        "map_command",
+        "cli",
+        "compare",
+        "eval_command",
+        "eval_options",
+        "doctor",
+        "__main__",
+        "__init__",
+    },
 ]
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "matplotlib", "sympy", "math_verify")
 

@@ -14,14 +14,15 @@ from sppo_ray.config_loading import load_config
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.checkpoint import TrainerState, verify_checkpoint
 from sppo_ray.trainer.evaluator import Evaluator
-from sppo_ray.trainer.loop import StalenessViolated, Trainer, Workers, _averages
+from sppo_ray.trainer.estimation import StalenessViolated
+from sppo_ray.trainer.loop import Trainer, Workers, _averages
 from sppo_ray.trainer.metrics import read_metrics
 from sppo_ray.trainer.pipeline import SamplePipeline
 from sppo_ray.trainer.progress import SilentProgress
 from sppo_ray.trainer.recorder import Recorder
 from sppo_ray.trainer.rundir import RunDir
 from sppo_ray.types import Prompt, SamplingSettings
-from tests.unit.fakes import FakeCritic, FakeFleet, FakeLearner, FakeScorer, prompt
+from tests.unit.fakes import FakeCritic, FakeFleet, FakeLearner, FakeReference, FakeScorer, prompt
 
 SAMPLING = SamplingSettings(1.0, 4, (0,))
 SMALL = [
@@ -35,8 +36,11 @@ SMALL = [
 
 
 class Prompts:
-    def cohort(self, step: int) -> Sequence[Prompt]:
-        return [prompt(4 * step + i) for i in range(4)]
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def cohort(self, index: int) -> Sequence[Prompt]:
+        return [prompt(self._size * index + i) for i in range(self._size)]
 
 
 class Run:
@@ -57,11 +61,27 @@ class Run:
         run_dir = RunDir(self.path)
         self.path.mkdir(exist_ok=True)
         recorder = Recorder(run_dir, self.config, SilentProgress())
-        common: dict[str, Any] = {"fleet": self.fleet, "critic": self.critic, "scorer": self.scorer, "decode": lambda ids: "text"}
-        pipeline = SamplePipeline(**common, sampling=SAMPLING, order=self.config.loop.minibatch_order, seed=1)
-        evaluator = Evaluator({}, **common, sampling=SAMPLING, samples_per_prompt=1, seed=1)
-        workers = Workers(self.fleet, self.learner, self.critic, pipeline, evaluator)
-        trainer = Trainer(self.config, workers, Prompts(), recorder, state=state, checkpoints=run_dir.checkpoints, settings={})
+        common: dict[str, Any] = {"fleet": self.fleet, "scorer": self.scorer, "decode": lambda ids: "text", "sampling": SAMPLING}
+        pipeline = SamplePipeline(
+            **common,
+            critic=self.critic if self.config.spec.critic == "prompt" else None,
+            order=self.config.loop.minibatch_order,
+            seed=1,
+            greedy_baseline=self.config.spec.greedy_baseline,
+        )
+        critic = self.critic if self.config.has_critic else None
+        reference = FakeReference(self.log) if self.config.has_reference else None
+        evaluator = Evaluator({}, **common, critic=critic, samples_per_prompt=1, seed=1)
+        workers = Workers(self.fleet, self.learner, critic, reference, pipeline, evaluator)
+        trainer = Trainer(
+            self.config,
+            workers,
+            Prompts(self.config.data.prompts_per_step),
+            recorder,
+            state=state,
+            checkpoints=run_dir.checkpoints,
+            settings={},
+        )
         recorder.begin(state)
         try:
             return await trainer.run()
@@ -106,8 +126,8 @@ def test_advantage_is_reward_minus_value(tmp_path: Path) -> None:
     run = Run(tmp_path, "--loop.steps=1")
     run.train()
     # Even prompts earn 1, odd ones 0; every value is 0.5: advantages +0.5 and -0.5.
-    advantages = [a for minibatch in run.learner.updates for micro in minibatch.ranks[0] for a in micro.advantages]
-    assert sorted(advantages) == [-0.5, -0.5, 0.5, 0.5]
+    advantages = [a for minibatch in run.learner.updates for micro in minibatch.ranks[0] for row in micro.advantages for a in row]
+    assert sorted(advantages) == [-0.5] * 4 + [0.5] * 4  # two response tokens each
 
 
 def test_the_critic_learns_alone_during_warm_up(tmp_path: Path) -> None:

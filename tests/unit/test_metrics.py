@@ -187,7 +187,7 @@ def sample(
         reward_seconds=0.01 * length,
         value=PromptValue(value_logit=math.log(value / (1 - value)), value=value, critic_version=3),
     )
-    return TrainingSample(scored=scored, advantage=reward - value)
+    return TrainingSample(scored=scored, advantage=reward - value, shaped_reward=reward)
 
 
 def test_summary_of_a_step_by_hand():

@@ -67,6 +67,23 @@ def test_entropy_of_a_uniform_distribution(llama: Path) -> None:
     assert not entropies.requires_grad
 
 
+@pytest.mark.parametrize("max_logits", [10**6, 200])
+def test_entropies_carry_a_gradient_when_asked(max_logits: int) -> None:
+    linear = torch.nn.Linear(8, 50, bias=False)
+    states = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    head = LogprobHead(linear, max_logits, entropy_gradient=True)
+    _, entropies = head(states, torch.arange(7), 0.7)
+    entropies.sum().backward()
+    # dH/dz_j = -p_j (log p_j + H), and the logits z are linear(states) / temperature
+    probabilities = (linear(states.detach()) / 0.7).softmax(-1)
+    logs = probabilities.log()
+    wanted = -(probabilities * logs).sum(-1, keepdim=True)
+    torch.testing.assert_close(entropies[:, None], wanted)
+    torch.testing.assert_close(states.grad, (-probabilities * (logs + wanted)) @ linear.weight / 0.7, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert not head(states, torch.arange(7), 0.7)[1].requires_grad
+
+
 def test_chunks_give_the_same_values_and_gradients() -> None:
     linear = torch.nn.Linear(8, 50)
     hidden = torch.randn(23, 8, generator=torch.Generator().manual_seed(0))

@@ -44,7 +44,7 @@ def view(step: int, **changes: object) -> StepView:
 
 def held_out(step: int, solved: int, *, prompts: int = 20, k: int = 1, sources: int = 1) -> EvalReport:
     responses = [
-        GradedResponse(f"p{p}", f"source-{p % sources}", i, float(p < solved), rf"\boxed{{{p}}}", 41, False)
+        GradedResponse(f"p{p}", f"source-{p % sources}", i, float(p < solved), rf"\boxed{{{p}}}", 41, False, str(p))
         for p in range(prompts)
         for i in range(k)
     ]
@@ -88,7 +88,7 @@ def test_the_evaluation_line_names_each_source_and_the_errors():
     assert head.startswith("held-out at step 20: accuracy 0.50 [")
     assert head.endswith("pass@4 0.50  maj@4 0.50  len 41  truncated 0.0%  n 20  (3.2s)")
     assert [line.split()[0] for line in sources] == ["source-0", "source-1"]
-    failed = evaluate([GradedResponse("p", "s", 0, None, "", 1, True)], k=1, step=0, policy_version=0)
+    failed = evaluate([GradedResponse("p", "s", 0, None, "", 1, True, None)], k=1, step=0, policy_version=0)
     assert "accuracy - [-, -]  len 1  truncated 100.0%  reward errors 1  n 1" in evaluation_text(failed)
 
 

@@ -11,7 +11,7 @@ import reasoning_gym
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppo_ray.config import CustomReward, ReasoningGymReward, RunningSumReward
+from sppo_ray.config import CustomReward, MathReward, ReasoningGymReward, RunningSumReward
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.base import RewardRangeError, Verifier, build_verifier
 from sppo_ray.rewards.extract import last_boxed, last_tagged
@@ -152,3 +152,22 @@ def test_the_declared_range_is_what_is_checked() -> None:
 def test_the_worker_imports_neither_torch_nor_ray() -> None:
     code = "import sys, sppo_ray.rewards.worker, sppo_ray.rewards.math; print({'torch', 'ray'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("settings", "response", "answer"),
+    [
+        (RunningSumReward(), r"\boxed{007}", "7"),
+        (RunningSumReward(), r"\boxed{7x}", "7x"),
+        (RunningSumReward(), "7", None),
+        (MathReward(), r"\boxed{1,000.0}", "1000"),
+        (MathReward(), r"\boxed{\frac{1}{2} }", r"\frac{1}{2}"),
+        (MathReward(), r"\boxed{\$5.}", "5"),
+        (ReasoningGymReward(), "<answer> 4 </answer>", "4"),
+        (ReasoningGymReward(), " plain ", "plain"),
+        (CustomReward(function="sppo_ray.rewards.last_number:reward"), "so 3, no 7.0", "7"),
+        (CustomReward(function="tests.unit.verifier_functions:by_command"), r"\boxed{ 1 }", "1"),  # no answer() beside it
+    ],
+)
+def test_a_verifier_tells_the_answer_that_it_reads(settings: object, response: str, answer: str | None) -> None:
+    assert build_verifier(settings).answer(response) == answer

@@ -33,7 +33,7 @@ def test_verdicts_come_in_order_whatever_finishes_first(tmp_path: Path) -> None:
     rows = [json.loads(row) for row in out.getvalue().splitlines()]
     assert [row["reward"] for row in rows] == [0.0, 1.0, None, 0.5]
     assert rows[2]["reason"] == "error: KeyError: 'units'"
-    assert all(set(row) == {"reward", "reason", "seconds"} for row in rows)
+    assert all(set(row) == {"reward", "reason", "seconds", "answer"} for row in rows)
     assert rows[0]["seconds"] >= 0.3
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppo_ray.algorithms.tensor_ops import pad_right
+from sppo_ray.errors import UserError
+from sppo_ray.models.critic_output import prompt_value
 from sppo_ray.models.tiny import character_tokenizer
 from sppo_ray.models.value_head import ValueModel, choose_pad_token, load_value_model
+from sppo_ray.types import PromptValue
 from tests.reference_sppo import PromptCritic
 from tests.training_data import save_llama, save_qwen
 
@@ -50,6 +54,32 @@ def test_it_is_the_references(critic: ValueModel, llama: Path) -> None:
     reference = PromptCritic(str(llama))
     reference.head.weight.data.copy_(critic.model.score.weight)
     torch.testing.assert_close(logits(critic, PROMPTS), reference(PROMPTS), rtol=1e-5, atol=1e-5)
+
+
+def test_several_positions_are_the_outputs_of_the_prefixes(critic: ValueModel) -> None:
+    # rows of 4, 1 and 3 tokens; the last 3, 1 and 2 positions of them have read 2, 3, 4; 1; and 2, 3 tokens
+    rows, counts = PROMPTS[:3], torch.tensor([3, 1, 2])
+    with torch.no_grad():
+        found = critic(pad_right(rows, 40), torch.tensor([4, 1, 3]), counts)
+    prefixes = [rows[0][:2], rows[0][:3], rows[0], rows[1], rows[2][:2], rows[2]]
+    torch.testing.assert_close(found, torch.cat([logits(critic, [prefix]) for prefix in prefixes]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_critic_of_another_loss_is_refused(critic: ValueModel, tmp_path: Path) -> None:
+    critic.model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"critic_loss": "mse"}))
+    assert load_value_model(tmp_path, dtype="float32").critic_loss == "mse"
+    assert load_value_model(tmp_path, dtype="float32", critic_loss="mse").critic_loss == "mse"
+    with pytest.raises(UserError, match="trained by critic_loss mse, this run trains by bce.*start from a causal LM"):
+        load_value_model(tmp_path, dtype="float32", critic_loss="bce")
+
+
+def test_what_the_head_says_as_a_value() -> None:
+    assert prompt_value(0.25, "mse", 3) == PromptValue(0.25, 0.25, 3)
+    assert prompt_value(0.0, "bce", 3) == PromptValue(0.0, 0.5, 3)
+    # 1 / (1 + e^800) is 0 in float64, and nothing overflows on the way
+    assert [prompt_value(logit, "bce", 0).value for logit in (-800.0, 800.0)] == [0.0, 1.0]
 
 
 prompts = st.lists(st.lists(st.integers(0, 44), min_size=1, max_size=12), min_size=1, max_size=6)

@@ -1,0 +1,33 @@
+"""What happens to rewards between the verifier and the advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sppo_ray.algorithms.base import OverlongSettings
+
+
+def shaped_reward(
+    reward: float, num_tokens: int, max_response_tokens: int, overlong: OverlongSettings | None, floor: float | None = None
+) -> float:
+    """Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13), scaled by `penalty`.
+
+        onset = max_response_tokens - buffer_tokens
+        R' = R - penalty * clip((num_tokens - onset) / buffer_tokens, 0, 1)
+
+    Args:
+        num_tokens: of the response.
+        overlong: None = the reward as it is.
+        floor: the result is never less: 0 where a critic is trained by binary cross-entropy, None elsewhere.
+    """
+    if overlong is None:
+        return reward
+    onset = max_response_tokens - overlong.buffer_tokens
+    excess = min(max(num_tokens - onset, 0) / overlong.buffer_tokens, 1.0)
+    shaped = reward - overlong.penalty * excess
+    return shaped if floor is None else max(shaped, floor)
+
+
+def informative(rewards: Sequence[float]) -> bool:
+    """Whether a group can teach anything: its rewards are not all equal (dynamic sampling, arXiv 2503.14476)."""
+    return any(reward != rewards[0] for reward in rewards)

@@ -1,0 +1,114 @@
+"""A comparison from its definition to its report, in one call; and the report by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sppo_ray.compare.markdown import to_markdown
+from sppo_ray.compare.plan import LOCK, Plan, cores_per_run, make_plan, read_plan, write_plan
+from sppo_ray.compare.plots import draw
+from sppo_ray.compare.report import Report, make_report
+from sppo_ray.compare.runner import Runner
+from sppo_ray.errors import UserError
+from sppo_ray.trainer.jsonlines import write_atomically
+
+Say = Callable[[str], None]
+
+
+def say(line: str) -> None:
+    """Print a line of progress at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def compare(
+    recipe: str,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    budget_s: float,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    concurrent: int = 1,
+    targets: Sequence[float] = (),
+    baseline: str | None = None,
+    say: Say = say,
+) -> Report:
+    """Run every arm with every seed for `budget_s` seconds of training and write the report into `out`.
+
+    `arms` are built-in names or definitions `NAME:[BUILT-IN,]section.key=value,...`; `overrides` ("section.key=value") hold for
+    all of them. `concurrent` runs go on at a time, each on its own share of the cores. `targets` are held-out accuracies (by
+    default chosen by a rule), `baseline` the arm that the others' speed is measured against (by default the first). When `out`
+    holds the comparison already, its finished runs are kept, and new arms and seeds are added.
+
+    Runs that fail are part of the report (`Report.failed`). Raises UserError before anything runs when the comparison cannot
+    work, and KeyboardInterrupt on Ctrl-C, with the runs ended and a report of what is finished.
+    """
+    plan = make_plan(
+        recipe, arms, seeds, budget_s, overrides=overrides, concurrent=concurrent, targets=targets, baseline=baseline
+    )
+    with _alone_in(out):
+        return _work_off(write_plan(plan, out), out, say)
+
+
+def proceed(out: Path, *, say: Say = say) -> Report:
+    """Continue the comparison in `out` as it was planned. Raises UserError when there is none, or when the runs would now have
+    another number of cores."""
+    plan = read_plan(out)
+    plan = replace(plan, cores_per_run=cores_per_run(plan.concurrent))
+    with _alone_in(out):
+        return _work_off(write_plan(plan, out), out, say)
+
+
+def report_from(out: Path, *, targets: Sequence[float] | None = None, baseline: str | None = None) -> Report:
+    """Write the report of what is finished in `out`, without running anything. `targets` and `baseline` replace the plan's; no
+    targets = by the rule.
+
+    Raises UserError when `out` holds no comparison or the baseline is none of its arms.
+    """
+    plan = read_plan(out)
+    names = [arm.name for arm in plan.arms]
+    if baseline is not None and baseline not in names:
+        raise UserError(f"--baseline {baseline}: no such arm in {out}; there are {', '.join(names)}")
+    targets = plan.targets if targets is None else tuple(sorted(targets))
+    return _write(make_report(replace(plan, targets=targets, baseline=baseline or plan.baseline), out), out)
+
+
+# ------------------------------------------------------------------------------------------------------ inside
+
+
+def _work_off(plan: Plan, out: Path, say: Say) -> Report:
+    try:
+        Runner(plan, out, say).run()
+    except KeyboardInterrupt:
+        _write(make_report(plan, out), out)
+        say(f"what is finished is in {out / 'report.md'}; continue with: sppo-ray compare --out {out}")
+        raise
+    return _write(make_report(plan, out), out)
+
+
+def _write(report: Report, out: Path) -> Report:
+    plots = draw(report, out)
+    write_atomically(out / "report.json", json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(out / "report.md", to_markdown(report, plots))
+    return report
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Two comparisons in one folder would start the same runs twice. The kernel drops the lock with its process."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--out {out}: another comparison is under way there: wait for it, or choose another") from None
+        yield

@@ -1,0 +1,272 @@
+"""`sppo-ray eval`: from a checkpoint and evaluation files to a table, a JSON report and the responses.
+
+    settings --> model, data --> does it fit? --> engines on the checkpoint's own weights --> graded --> report --> OUT
+
+OUT appears whole, at the end; whatever a user can mend is refused before an engine starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sppo_ray.config import RewardSettings
+from sppo_ray.config_loading import dump_config
+from sppo_ray.data.encoder import PromptEncoder, longest
+from sppo_ray.data.evaluation_sets import EvaluationSet, load_evaluation_sets
+from sppo_ray.data.response_log import response_row, write_responses
+from sppo_ray.errors import UserError
+from sppo_ray.evaluation_config import EvaluationConfig
+from sppo_ray.launch import ray_session, serving, stop_token_ids_of
+from sppo_ray.models.bundled import resolve_model
+from sppo_ray.resources import require_feasible, resolve_device, serving_bundles_of
+from sppo_ray.rewards.pool import VerifierPool
+from sppo_ray.trainer.environment import environment
+from sppo_ray.trainer.evaluation import EvalReport, evaluate
+from sppo_ray.trainer.evaluation_progress import EvaluationProgress, make_evaluation_progress
+from sppo_ray.trainer.evaluation_table import evaluation_table
+from sppo_ray.trainer.evaluator import GradedTrajectory, Grader, bootstrap_seed
+from sppo_ray.trainer.jsonlines import finite_json
+from sppo_ray.trainer.text import format_seconds
+from sppo_ray.types import SamplingSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_RESPONSE_TOKENS = 2048
+UNDECIDED_LIMIT = 32  # responses; when the verifier could judge none of so many, the rest would be no better
+REPORT, RESPONSES, SETTINGS = "report.json", "responses.parquet", "settings.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is known before a cluster is touched."""
+
+    config: EvaluationConfig  # with max_response_tokens and max_prompt_tokens filled in
+    model_path: Path
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: tuple[int, ...]
+    sets: tuple[EvaluationSet, ...]
+
+    @property
+    def num_responses(self) -> int:
+        return sum(len(one.prompts) * one.samples_per_prompt for one in self.sets)
+
+
+def run_evaluation(config: EvaluationConfig, out: Path) -> int:
+    """Evaluate, print the table, and write `out`. Returns the exit code: 0, or 143 when terminated.
+
+    Raises UserError for what the user can mend, before any engine starts wherever that is possible, and WorkerFailure
+    when no worker is left; nothing is written then.
+    """
+    _require_new(out)
+    if config.reward.function.type == "custom":
+        asyncio.run(_require_verifier(config.reward))
+    progress = make_evaluation_progress(sys.stderr)
+    try:
+        plan = make_plan(config, progress.message)
+        _announce(plan, progress)
+        started = time.perf_counter()
+        with ray_session(plan.config) as nodes:
+            require_feasible(plan.config, nodes, serving_bundles_of(plan.config))
+            graded = asyncio.run(_sample(plan, resolve_device(plan.config, nodes), progress))
+    finally:
+        progress.close()
+    if graded is None:
+        print("terminated: nothing was written", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    report = make_report(plan, graded, time.perf_counter() - started)
+    write_output(out, plan, graded, report)
+    print(evaluation_table(report))
+    print(f"\n95 % intervals by bootstrap over prompts; {format_seconds(report.seconds)}; report and responses in {out}")
+    return 0
+
+
+def make_plan(config: EvaluationConfig, message: Any) -> Plan:
+    """Find or make the model, read the data, and fit both into the model's context. Raises UserError."""
+    from transformers import AutoTokenizer
+
+    model_path = resolve_model(config.model, message)
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    stop_ids = stop_token_ids_of(model_path, tokenizer)
+    context = _context_of(model_path)
+    given = config.rollout.max_response_tokens if "max_response_tokens" in config.rollout.model_fields_set else None
+    room = None if context is None else context - (given or 1)
+    if room is not None and room < 1:
+        raise UserError(
+            f"--max-response-tokens {given} leaves no room for a prompt in the model's context of {context} tokens: lower it"
+        )
+    limit = min(bound for bound in (config.data.max_prompt_tokens, room, sys.maxsize) if bound is not None)
+    sets = load_evaluation_sets(config, PromptEncoder(tokenizer, tokenizer, config.data), limit)
+    prompt_tokens = max(longest(prompt) for one in sets for prompt in one.prompts)
+    response_tokens = given or min(DEFAULT_RESPONSE_TOKENS, (context or sys.maxsize) - prompt_tokens)
+    fitted = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"max_prompt_tokens": prompt_tokens}),
+            "rollout": config.rollout.model_copy(update={"max_response_tokens": response_tokens}),
+        }
+    )
+    return Plan(fitted, model_path, tokenizer, stop_ids, tuple(sets))
+
+
+def make_report(plan: Plan, graded: Sequence[GradedTrajectory], seconds: float) -> EvalReport:
+    """The figures. A checkpoint has no step and no version of its own: both are 0."""
+    return evaluate(
+        [one.response() for one in graded],
+        k=min(one.samples_per_prompt for one in plan.sets),
+        step=0,
+        policy_version=0,
+        pass_sizes=plan.config.eval.pass_k,
+        seconds=seconds,
+        seed=bootstrap_seed(plan.config.seed),
+    )
+
+
+def write_output(out: Path, plan: Plan, graded: Sequence[GradedTrajectory], report: EvalReport) -> None:
+    """report.json, responses.parquet and settings.yaml in a new directory `out`, which appears whole or not at all."""
+    work = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        write_responses(work / RESPONSES, (response_row(g.prompt, g.sample, g.trajectory, g.text, g.verdict) for g in graded))
+        content = json.dumps(_report_json(plan, report), indent=2, ensure_ascii=False, allow_nan=False)
+        (work / REPORT).write_text(content + "\n", encoding="utf-8")
+        (work / SETTINGS).write_text(dump_config(plan.config), encoding="utf-8")
+        work.chmod(0o755)  # mkdtemp's own mode hides it from other users
+        os.replace(work, out)
+    except OSError as error:
+        print(evaluation_table(report))  # hours of sampling: at least the figures are not lost
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}): free the disk or choose another --out") from None
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+async def _require_verifier(settings: RewardSettings) -> None:
+    """Refuse a reward function that does not import, while nothing else has started."""
+    pool = VerifierPool(settings)
+    try:
+        await pool.ready()
+    finally:
+        await pool.close()
+
+
+async def _sample(plan: Plan, device: str, progress: EvaluationProgress) -> list[GradedTrajectory] | None:
+    """All responses in the order of the prompts and samples; None when SIGTERM came first. No process outlives it."""
+    config = plan.config
+    progress.message(f"starting {config.rollout.workers} engine(s) on {device}")
+    prompts = [prompt for one in plan.sets for prompt in one.prompts]
+    samples = [one.samples_per_prompt for one in plan.sets for _ in one.prompts]
+    place = {id(prompt): index for index, prompt in enumerate(prompts)}
+    graded: list[GradedTrajectory] = []
+    with _cancel_on_sigterm() as terminated:
+        try:
+            async with serving(
+                config,
+                plan.model_path,
+                device=device,
+                stop_token_ids=plan.stop_token_ids,
+                on_event=lambda kind, text: progress.message(f"{kind}: {text}"),
+            ) as (fleet, scorer):
+                grader = Grader(
+                    fleet=fleet,
+                    scorer=scorer,
+                    decode=lambda ids: plan.tokenizer.decode(list(ids), skip_special_tokens=True),
+                    sampling=SamplingSettings(config.temperature, config.rollout.max_response_tokens, plan.stop_token_ids),
+                    seed=config.seed,
+                    reward_range=config.reward.range,
+                )
+                progress.start(plan.num_responses)
+                async with contextlib.aclosing(grader.graded(prompts, samples)) as stream:
+                    async for one in stream:
+                        graded.append(one)
+                        progress.advance(one.verdict.reward, len(one.trajectory.response_ids))
+                        require_decisions(graded)
+        except asyncio.CancelledError:
+            if not terminated:
+                raise
+            return None
+    return sorted(graded, key=lambda one: (place[id(one.prompt)], one.sample))
+
+
+@contextlib.contextmanager
+def _cancel_on_sigterm() -> Iterator[list[int]]:
+    """SIGTERM ends the task like Ctrl-C does, through its `finally`s. Yields the list of signals that came."""
+    loop, task, received = asyncio.get_running_loop(), asyncio.current_task(), []
+    loop.add_signal_handler(signal.SIGTERM, lambda: (received.append(signal.SIGTERM), task.cancel()))
+    try:
+        yield received
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+def require_decisions(graded: Sequence[GradedTrajectory]) -> None:
+    """Raise UserError once so many responses are graded that the reward function evidently does not fit the data."""
+    if len(graded) == UNDECIDED_LIMIT and all(one.verdict.is_error for one in graded):
+        one = graded[0]
+        raise UserError(
+            f"the reward function could judge none of the first {UNDECIDED_LIMIT} responses (prompt {one.prompt.id}: "
+            f"{one.verdict.reason}): it does not fit this data, choose another with --reward"
+        )
+
+
+def _announce(plan: Plan, progress: EvaluationProgress) -> None:
+    config = plan.config
+    for one in plan.sets:
+        for note in one.notes:
+            progress.message(f"note: {note}")
+        progress.message(f"{one.name}: {len(one.prompts)} prompts x {one.samples_per_prompt} samples")
+    progress.message(
+        f"{config.model}: temperature {config.temperature:g}, at most {config.rollout.max_response_tokens} tokens a response, "
+        f"reward {config.reward.function.type}, seed {config.seed}"
+    )
+
+
+def _report_json(plan: Plan, report: EvalReport) -> dict[str, Any]:
+    tree = asdict(report)
+    for name in ("step", "policy_version", "critic", "critic_bins"):
+        tree.pop(name)  # of a training run
+    sets = [
+        {
+            "name": one.name,
+            "prompts": len(one.prompts),
+            "samples_per_prompt": one.samples_per_prompt,
+            "notes": list(one.notes),
+        }
+        for one in plan.sets
+    ]
+    sampling = {
+        "temperature": plan.config.temperature,
+        "max_response_tokens": plan.config.rollout.max_response_tokens,
+        "seed": plan.config.seed,
+        "reward": plan.config.reward.function.model_dump(mode="json"),
+    }
+    return finite_json({"model": plan.config.model, **sampling, "sets": sets, **tree, "environment": environment()})
+
+
+def _context_of(model_path: Path) -> int | None:
+    """Tokens that the model can read; None when it does not say, or stretches its positions (vLLM knows by how much)."""
+    config = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    stretched = rope.get("rope_type", rope.get("type", "default")) != "default"
+    return None if stretched else config.get("max_position_embeddings")
+
+
+def _require_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} exists already and is not overwritten: choose another, or remove it")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--out {out}: {parent} cannot be written: choose another")

@@ -1,0 +1,111 @@
+"""Every kind of algorithm through the real actors, from the command line: few prompts, few steps, all its optional parts on.
+
+What is asserted is what would be silently wrong otherwise: the recorded advantages, worked out again from what was recorded
+beside them; which actors a run has; and pi_old, pi_ref and the engine agreeing where they must.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from sppo_ray.data.trajectory_log import read_step
+from sppo_ray.trainer.metrics import read_metrics
+from tests.ray.test_train import train
+
+STEPS = 3
+LIGHT = ["--checkpoint.every=0", "--checkpoint.export=false", "--eval.every=0", "--eval.at_start=false"]
+
+
+def trained(tmp_path: Path, *more: str) -> Path:
+    run_dir = tmp_path / "run"
+    train(run_dir, STEPS, *LIGHT, *more)
+    return run_dir
+
+
+def last(run_dir: Path) -> dict[str, float]:
+    return next(row for row in reversed(read_metrics(run_dir)) if "policy/loss" in row)
+
+
+def test_ppo_with_a_token_critic_a_reference_and_an_entropy_bonus(tmp_path: Path) -> None:
+    run_dir = trained(
+        tmp_path, "--algorithm.type=ppo", "--algorithm.critic_loss=bce", "--algorithm.lam=0.9", "--algorithm.whiten=false",
+        "--algorithm.kl.coefficient=0.05", "--algorithm.entropy_coefficient=0.001",
+    )  # fmt: skip
+    first, final = read_step(run_dir, 1).to_pylist(), read_step(run_dir, STEPS).to_pylist()
+    # A fresh head says 0.5 everywhere, before any token.
+    assert {value for row in first for value in row["token_values"]} == {0.5}
+    for row in final:
+        values, reward = row["token_values"], row["reward"]
+        # GAE from its definition: the sum of discounted temporal differences
+        deltas = [b - a for a, b in itertools.pairwise(values)] + [reward - values[-1]]
+        wanted = [sum(0.9**k * delta for k, delta in enumerate(deltas[t:])) for t in range(len(values))]
+        assert row["token_advantages"] == pytest.approx(wanted, abs=1e-9)
+        assert row["returns"] == pytest.approx([a + v for a, v in zip(wanted, values, strict=True)], abs=1e-9)
+        assert row["value"] == values[0] and len(values) == len(row["response_ids"])
+    rows = [row for row in read_metrics(run_dir) if "policy/loss" in row]
+    # The first update of the policy is at the weights of the reference; after it they differ.
+    assert rows[0]["policy/kl_reference"] < rows[-1]["policy/kl_reference"] < 0.1
+    assert set(json.loads((run_dir / "summary.json").read_text())["peak_memory"]) == {
+        "rollout-0", "learner-0", "critic-0", "reference-0",
+    }  # fmt: skip
+
+
+def test_grpo_with_dynamic_sampling_a_sequence_ratio_and_staleness(tmp_path: Path) -> None:
+    run_dir = trained(
+        tmp_path, "--algorithm.type=grpo", "--data.prompts_per_step=4", "--data.samples_per_prompt=8",
+        "--algorithm.dynamic_sampling.max_rounds=3", "--algorithm.ratio=sequence", "--algorithm.loss_aggregation=sequence-mean",
+        "--loop.max_staleness=1",
+    )  # fmt: skip
+    for step in range(1, STEPS + 1):
+        rows = read_step(run_dir, step).to_pylist()
+        groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["request_id"].rpartition("/")[0])]
+        assert all(len(group) == 8 and len({row["prompt_id"] for row in group}) == 1 for group in groups)
+        for group in groups:
+            rewards = [row["reward"] for row in group]
+            assert 0 < sum(rewards) < 8  # groups without spread are left out
+            wanted = [(r - statistics.fmean(rewards)) / (statistics.stdev(rewards) + 1e-4) for r in rewards]
+            assert [row["advantage"] for row in group] == pytest.approx(wanted, abs=1e-9)
+        assert all(row["value"] is None for row in rows)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    # No critic was placed. More was generated than trained on, whenever a group was dropped.
+    assert set(summary["peak_memory"]) == {"rollout-0", "learner-0"} and summary["critic_version"] == 0
+    drawn = [row for row in read_metrics(run_dir) if "groups/draws" in row]
+    trained_tokens = sum(row["response/tokens"] for row in drawn)
+    dropped = any(row["groups/dropped_rate"] > 0 for row in drawn)
+    assert (summary["response_tokens"] > trained_tokens) == dropped
+    # A sequence's ratio is a geometric mean over its tokens: it stays nearer to 1 than the tokens' own.
+    assert 0.9 < last(run_dir)["policy/ratio_max"] < 1.2
+
+
+def test_remax_with_recomputed_log_probs_and_a_truncated_correction(tmp_path: Path) -> None:
+    run_dir = trained(tmp_path, "--algorithm.type=remax", "--algorithm.old_logprobs=learner", "--algorithm.importance_cap=2.0")
+    rows = [row for step in range(1, STEPS + 1) for row in read_step(run_dir, step).to_pylist()]
+    assert all(row["advantage"] == row["reward"] - row["baseline_reward"] for row in rows)
+    greedy: dict[str, set[float]] = {}
+    for row in rows:
+        greedy.setdefault(f"{row['step']}/{row['prompt_id']}", set()).add(row["baseline_reward"])
+    assert all(len(rewards) == 1 for rewards in greedy.values())
+    final = last(run_dir)
+    # float32, synchronous: learner and engine agree, so the correction is 1 but for rounding.
+    assert final["policy/importance_mean"] == pytest.approx(1.0, abs=1e-4)
+    assert final["mismatch/logprob_difference_max"] < 1e-4
+    tokens = sum(len(row["response_ids"]) + row["baseline_tokens"] for row in rows)
+    assert json.loads((run_dir / "summary.json").read_text())["response_tokens"] == tokens
+
+
+def test_a_curriculum_trains_on_prompts_whose_outcome_is_open(tmp_path: Path) -> None:
+    run_dir = trained(
+        tmp_path, "--data.curriculum.candidates=4", "--algorithm.overlong.buffer_tokens=60", "--algorithm.overlong.penalty=0.5"
+    )
+    rows = [row for step in range(1, STEPS + 1) for row in read_step(run_dir, step).to_pylist()]
+    assert len(rows) == STEPS * 32 and {row["critic_version"] for row in rows} == {0, 2, 4}
+    for row in rows:
+        # Limit 80, buffer 60: from 20 tokens on a response costs (length - 20) / 60 of the penalty; never below 0.
+        punished = row["reward"] - 0.5 * min(1.0, max(0.0, (len(row["response_ids"]) - 20) / 60))
+        assert row["shaped_reward"] == pytest.approx(max(0.0, punished))
+        assert row["advantage"] == pytest.approx(row["shaped_reward"] - row["value"])
