@@ -185,7 +185,8 @@ def _solve_rates(subject: Subject, sets: Mapping[str, Sequence[Prompt]], k: int)
     from transformers import AutoTokenizer
 
     from sppo_ray.data.encoder import longest
-    from sppo_ray.launch import ray_session, stop_token_ids_of
+    from sppo_ray.launch.cluster import ray_session
+    from sppo_ray.launch.materials import stop_token_ids_of
     from sppo_ray.resources import require_feasible, resolve_device, serving_bundles_of
 
     tokenizer = AutoTokenizer.from_pretrained(subject.policy)
@@ -209,7 +210,7 @@ async def _sample(
     k: int,
     device: str,
 ) -> dict[str, list[SolveRate]]:
-    from sppo_ray.launch import serving
+    from sppo_ray.launch.workers import serving
     from sppo_ray.trainer.evaluator import Grader
     from sppo_ray.trainer.solve_rates import solve_rates
     from sppo_ray.types import SamplingSettings

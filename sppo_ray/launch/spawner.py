@@ -1,0 +1,151 @@
+"""Makes the actors in their bundles. The only module that imports `actors`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sppo_ray.config import ModelSettings, RunConfig
+from sppo_ray.resources import Bundle, bundles_of
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+
+class Spawner:
+    """Makes actors in their bundles."""
+
+    def __init__(self, config: RunConfig, group: PlacementGroup, device: str, bundles: Sequence[Bundle] | None = None) -> None:
+        self._config = config
+        self._device = device
+        self._group = group
+        bundles = bundles_of(config) if bundles is None else bundles
+        self._index = {bundle.role: (index, bundle) for index, bundle in enumerate(bundles)}
+
+    def actor(self, actor_class: Any, role: str, *arguments: Any, env: dict[str, str], **keywords: Any) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        index, bundle = self._index[role]
+        options = {
+            "num_cpus": bundle.cpus,
+            "num_gpus": bundle.gpus,
+            "max_restarts": 0,  # healing is ours: a restarted actor must be synced before it serves
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
+            "runtime_env": {"env_vars": env},
+        }
+        return actor_class.options(**options).remote(*arguments, **keywords)
+
+    def rank_env(self, cpus: float) -> dict[str, str]:
+        return {
+            "OMP_NUM_THREADS": str(max(1, int(cpus))),
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin at a barrier take the core from the engine beside them
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+    async def rollout_worker(self, name: str, *, model_path: Path, stop_token_ids: tuple[int, ...]) -> Any:
+        from actors.group import RayRolloutWorker, answer
+        from actors.rollout import RolloutActor, rollout_env
+
+        settings = self._config.rollout
+        handle = self.actor(
+            RolloutActor,
+            name,
+            name,
+            settings,
+            env=rollout_env(settings, self._device),
+            model_path=str(model_path),
+            max_model_len=self._config.data.max_prompt_tokens + settings.max_response_tokens,
+            stop_token_ids=stop_token_ids,
+            seed=self._config.seed,
+            device=self._device,
+        )
+        await answer(name, "start-up", handle.ready.remote(), settings.start_timeout_s)
+        return RayRolloutWorker(name, handle, pull_timeout_s=self._config.weight_sync.timeout_s)
+
+    async def learner(self, *, model_path: Path, total_updates: int) -> Any:
+        from actors.group import LearnerGroup
+        from actors.learner import LearnerActor
+
+        config = self._config
+        ranks = self._ranks(
+            "learner",
+            LearnerActor,
+            config.learner,
+            model_path=str(model_path),
+            algorithm=config.algorithm,
+            temperature=config.rollout.temperature,
+            max_response_tokens=config.rollout.max_response_tokens,
+            total_updates=total_updates,
+            seed=config.seed,
+            sync_dtype=config.rollout.dtype,
+        )
+        await ranks.setup(config.cluster.ready_timeout_s)
+        return LearnerGroup(ranks, tokenizer_path=str(model_path))
+
+    async def critic(self, *, model_path: Path, total_updates: int) -> Any:
+        """The prompt critic or the token critic, as the algorithm asks; None when it has none."""
+        from actors.critic import CriticActor, TokenCriticActor
+        from actors.group import CriticGroup
+
+        config = self._config
+        if not config.has_critic:
+            return None
+        common = {"model_path": str(model_path), "total_updates": total_updates, "seed": config.seed}
+        if config.spec.critic == "token":
+            ranks = self._ranks("critic", TokenCriticActor, config.critic, critic_loss=config.algorithm.critic_loss, **common)
+        else:
+            ranks = self._ranks("critic", CriticActor, config.critic, **common)
+        await ranks.setup(config.cluster.ready_timeout_s)
+        critic_loss = "bce" if config.critic_needs_probabilities else "mse"
+        return CriticGroup(ranks, tokenizer_path=str(model_path), critic_loss=critic_loss)
+
+    async def reference(self, *, model_path: Path) -> Any:
+        """The frozen starting policy, a copy for each learner rank; None without a KL penalty."""
+        from actors.group import ReferenceGroup
+        from actors.reference import ReferenceActor
+
+        config = self._config
+        if not config.has_reference:
+            return None
+        handles = [
+            self.actor(
+                ReferenceActor,
+                f"reference-{rank}",
+                rank,
+                config.reference,
+                env=self.rank_env(config.reference.cpus_per_rank),
+                model_path=str(model_path),
+                temperature=config.rollout.temperature,
+                attention=config.learner.attention,
+            )
+            for rank in range(config.learner.ranks)
+        ]
+        group = ReferenceGroup(handles, timeout_s=config.learner.timeout_s)
+        await group.ready(config.cluster.ready_timeout_s)
+        return group
+
+    def scorer(self) -> Any:
+        from actors.group import RayScorer
+        from actors.reward import RewardActor
+
+        handle = self.actor(RewardActor, "reward", "reward", self._config.reward, env={"OMP_NUM_THREADS": "1"})
+        return RayScorer(handle, deadline_s=self._config.reward.deadline_s)
+
+    def _ranks(self, role: str, actor_class: Any, settings: ModelSettings, **keywords: Any) -> Any:
+        from actors.group import Ranks
+
+        handles = [
+            self.actor(
+                actor_class,
+                f"{role}-{rank}",
+                rank,
+                settings.ranks,
+                settings,
+                env=self.rank_env(settings.cpus_per_rank),
+                **keywords,
+            )
+            for rank in range(settings.ranks)
+        ]
+        return Ranks(role, handles, timeout_s=settings.timeout_s)
