@@ -13,7 +13,7 @@ PY   := $(VENV)/bin/python
 ENV  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-fast lint doctor
+.PHONY: help env train test test-fast test-cluster lint doctor
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,10 @@ train: $(ENV) ## train RECIPE (quickstart) with SEED (1) in RUN_DIR; ARGS="--loo
 	@$(PY) -m sppo_ray train $(RECIPE) --run-dir $(RUN_DIR) --seed $(SEED) $(ARGS)
 
 test: $(ENV) ## the whole test suite, real Ray and vLLM included
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -m "not cluster" $(ARGS)
+
+test-cluster: $(ENV) ## a Ray cluster of three hosts (network namespaces), as deploy/ starts it, and a job on it
+	@$(PY) -m pytest -m cluster tests/ray $(ARGS)
 
 test-fast: $(ENV) ## the tests that start neither Ray nor vLLM
 	@$(PY) -m pytest tests/unit $(ARGS)

@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 
 def write_result(name: str, rows: Sequence[Row], targets: Sequence[Row], extra: Mapping[str, Any] | None = None) -> Path:
-    """Write benchmarks/results/NAME.json and return its path.
+    """Write benchmarks/results/NAME.json (NAME may have a folder in front) and return its path.
 
     `targets` are {"what", "target", "figure", "met"}; ValueError when one lacks a key. `extra` adds top-level keys.
     """
@@ -38,8 +38,8 @@ def write_result(name: str, rows: Sequence[Row], targets: Sequence[Row], extra: 
         "targets": list(targets),
         **(extra or {}),
     }
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)

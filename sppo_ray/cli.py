@@ -7,6 +7,7 @@ sppo-ray eval MODEL --data FILE...        avg@k, pass@k, maj@k of a checkpoint o
 sppo-ray calibrate RUN [--data FILE...]   the critic's values against its policy's solve rates, seen and held-out prompts
 sppo-ray map CRITIC --data FILE... --out FILE.parquet   the critic's value of every prompt of a data set
 sppo-ray score FILE.jsonl                 verdicts of the training verifier, one JSON line each
+sppo-ray serve | submit | list | status | logs | scale | pause | resume | checkpoint | stop   jobs over REST (`cli_jobs`)
 sppo-ray recipes | doctor
 """
 
@@ -20,13 +21,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppo_ray import __version__, calibrate_command, eval_options, map_command
+from sppo_ray import __version__, calibrate_command, cli_jobs, eval_options, map_command
 from sppo_ray.config import RunConfig
 from sppo_ray.config_loading import dump_config, load_config, recipe_names
 from sppo_ray.errors import UserError
 
 EXIT_WORKER_LOST = 3
 EXIT_DISK_FULL = 4
+TAKES_SETTINGS = ("train", "prepare", "compare", "eval", "calibrate", "map", "score", *cli_jobs.TAKES_SETTINGS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     try:
         overrides = _overrides(rest)
-        if overrides and options.command not in ("train", "prepare", "compare", "eval", "calibrate", "map", "score"):
+        if overrides and options.command not in TAKES_SETTINGS:
             raise UserError(f"{options.command} takes no settings: {rest[0]}")
         return int(options.run(options, overrides))
     except UserError as error:
@@ -80,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("score", help="score responses with the verifier that training uses", allow_abbrev=False)
     score.add_argument("file", help='JSON lines {"response", "ground_truth"}')
     score.set_defaults(run=_score)
+
+    cli_jobs.add_parsers(commands, _runs)
 
     commands.add_parser("recipes", help="list the recipes that ship", allow_abbrev=False).set_defaults(run=_recipes)
     commands.add_parser("settings", help="every setting with its default and meaning", allow_abbrev=False).set_defaults(

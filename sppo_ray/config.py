@@ -85,7 +85,7 @@ DataSource = Annotated[Union[RunningSumData, ParquetData, JsonlData, HFDiskData,
 
 
 class CurriculumSettings(Settings):
-    """Prefer prompts whose outcome is open: drawn without replacement in proportion to V (1 - V) ** sharpness."""
+    """Prefer prompts whose outcome is open: drawn without replacement in proportion to (V (1 - V)) ** sharpness."""
 
     candidates: Annotated[int, Field(ge=2)] = 4
     """Prompts that the critic reads for each one that is trained on."""
@@ -101,7 +101,7 @@ class DataSettings(Settings):
     train on it. Procedural sources always leave it out."""
     prompts_per_step: PositiveInt = 256
     samples_per_prompt: PositiveInt = 1
-    """N. Algorithms with a baseline of their own (sppo, ppo, remax) take 1; group algorithms (grpo, rloo) need 2 or more."""
+    """N. One is enough where the baseline is no other sample (sppo, ppo, remax, reinforce); grpo and rloo need 2 or more."""
     minibatch_size: PositiveInt = 64
     """Samples an optimizer step, over all learner ranks."""
     max_prompt_tokens: PositiveInt = 1024
@@ -183,7 +183,8 @@ class LearnerSettings(ModelSettings):
 
 
 class CriticSettings(ModelSettings):
-    """The prompt-only value model; any Transformers causal LM, of any size and with any tokenizer."""
+    """The value model. sppo's reads the prompt only: any Transformers causal LM, of any size and with any tokenizer, or an
+    exported critic (or the directory of the run that exported it). ppo's reads responses too: the policy's vocabulary."""
 
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps at the start in which only the critic learns."""
@@ -200,8 +201,36 @@ class ReferenceSettings(Settings):
 # ----------------------------------------------------------------------------------------------------- rollout
 
 
+class AutoscaleSettings(Settings):
+    """One rollout worker more or fewer, by the share of the training time that the learner waits for generation."""
+
+    busy_above: Probability = 0.5
+    """A worker is added when the learner waited longer than this share."""
+    idle_below: Probability = 0.1
+    """A worker is drained when the learner waited less than this share."""
+    every_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds of training that a decision looks at; counted anew whenever the number of workers changed."""
+
+    @model_validator(mode="after")
+    def _thresholds_leave_room(self) -> AutoscaleSettings:
+        if self.idle_below >= self.busy_above:
+            raise ValueError(
+                f"idle_below {self.idle_below:g} is not less than busy_above {self.busy_above:g}: workers would come and go; "
+                "leave room between them, e.g. 0.1 and 0.5"
+            )
+        return self
+
+
 class RolloutSettings(Settings):
     workers: PositiveInt = 1
+    """At the start; `sppo-ray scale` changes it while the run goes on."""
+    min_workers: PositiveInt = 1
+    max_workers: PositiveInt | None = None
+    """Bounds of scaling; null = no upper bound."""
+    autoscale: AutoscaleSettings | None = None
+    """null = the number of workers changes on request only."""
+    drain_grace_s: Annotated[float, Field(ge=0)] = 60.0
+    """A worker that is taken out may finish its responses for so long; the rest is generated anew by the others."""
     tensor_parallel_size: PositiveInt = 1
     max_response_tokens: PositiveInt = 8192
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -220,6 +249,20 @@ class RolloutSettings(Settings):
     """A worker that has work and makes no token for so long is taken for dead."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """Restarts of one worker before it is retired; the run stops when none is left."""
+
+    @model_validator(mode="after")
+    def _workers_within_bounds(self) -> RolloutSettings:
+        if self.workers < self.min_workers:
+            raise ValueError(
+                f"workers {self.workers} is less than min_workers {self.min_workers}: raise the one or lower the other"
+            )
+        if self.max_workers is not None and self.workers > self.max_workers:
+            raise ValueError(
+                f"workers {self.workers} is more than max_workers {self.max_workers}: lower the one or raise the other"
+            )
+        if self.autoscale is not None and self.max_workers is None:
+            raise ValueError("autoscale without max_workers could take the whole cluster: set max_workers")
+        return self
 
 
 class WeightSyncSettings(Settings):
@@ -261,7 +304,8 @@ class CustomReward(Settings):
     function: str
     """Import path "package.module:function"."""
     range: tuple[float, float] = (0.0, 1.0)
-    """The declared range of the reward. A critic trained by binary cross-entropy (sppo, ppo with critic_loss bce) needs [0, 1]."""
+    """The declared range of the reward. A critic trained by binary cross-entropy (sppo; ppo with critic_loss bce) needs
+    [0, 1]."""
 
 
 RewardFunction = Annotated[Union[MathReward, RunningSumReward, ReasoningGymReward, CustomReward], Field(discriminator="type")]
@@ -322,6 +366,15 @@ class EvalSettings(Settings):
     """null = as in training."""
     at_start: bool = True
 
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvalSettings:
+        if self.temperature == 0 and self.samples_per_prompt > 1:
+            raise ValueError(
+                f"at temperature 0 the {self.samples_per_prompt} samples of a prompt are one and the same response: set "
+                "samples_per_prompt to 1, or the temperature above 0"
+            )
+        return self
+
 
 class CheckpointSettings(Settings):
     every: Annotated[int, Field(ge=0)] = 50
@@ -336,12 +389,20 @@ class LoggingSettings(Settings):
     trajectories: bool = True
     progress: Literal["auto", "live", "plain", "off"] = "auto"
 
+    @field_validator("progress", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, given: Any) -> Any:
+        return "off" if given is False else given  # YAML reads an unquoted off as false
+
 
 class ClusterSettings(Settings):
     address: str | None = None
     """A Ray cluster to join ("auto" or host:port). null = $RAY_ADDRESS when set (a Ray job), else a local one."""
     local_cpus: PositiveInt | None = None
     """Logical CPUs of the local cluster; null = all of the machine."""
+    placement: Literal["pack", "spread"] = "pack"
+    """pack: the actors on as few nodes as they fit on; ranks of a group exchange gradients. spread: on as many as there are, the
+    largest first, e.g. one engine a node."""
     ready_timeout_s: Annotated[float, Field(gt=0)] = 600.0
 
 
@@ -467,13 +528,13 @@ class RunConfig(Settings):
         name, samples = self.algorithm.type, self.data.samples_per_prompt
         if samples < 2:
             raise ValueError(
-                f"data.samples_per_prompt is {samples}, but {name} compares the samples of a prompt with each other: set it to 2 or "
-                "more, e.g. 8"
+                f"data.samples_per_prompt is {samples}, but {name} compares the samples of a prompt with each other: "
+                "set it to 2 or more, e.g. 8"
             )
         if self.data.minibatch_size % samples:
             raise ValueError(
-                f"data.minibatch_size {self.data.minibatch_size} cuts groups of data.samples_per_prompt {samples} apart: make it a "
-                "multiple"
+                f"data.minibatch_size {self.data.minibatch_size} cuts groups of data.samples_per_prompt {samples} apart: "
+                "make it a multiple"
             )
         if self.loop.minibatch_order == "finish":
             raise ValueError(

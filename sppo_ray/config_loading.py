@@ -30,6 +30,14 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises UserError naming the file and the field.
     """
+    origin, tree = recipe_tree(recipe)
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, origin)
+
+
+def recipe_tree(recipe: str) -> tuple[str, dict[str, Any]]:
+    """(what to call it in messages, its settings as written) of a recipe by name or file. Raises UserError naming the file."""
     origin, text = _recipe_text(recipe)
     try:
         tree = yaml.safe_load(text)
@@ -37,9 +45,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{origin}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{origin}: a recipe is a mapping of sections (data, learner, critic, ...), found {type(tree).__name__}")
-    for override in overrides:
-        _apply_override(tree, override)
-    return parse_config(tree, origin)
+    return origin, tree
 
 
 def parse_reward_settings(overrides: Sequence[str] = ()) -> RewardSettings:
@@ -102,8 +108,11 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"override --{key}: value {text!r} is not valid YAML: {error}") from None
-    if isinstance(value, str):
-        value = _number_or_text(value)
+    set_setting(tree, key, _number_or_text(value) if isinstance(value, str) else value)
+
+
+def set_setting(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set `key`, a path such as data.train.0.seed, in a settings tree. Raises UserError where the tree has no such place."""
     node: Any = tree
     *parents, leaf = key.split(".")
     for part in parents:

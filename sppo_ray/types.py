@@ -112,7 +112,7 @@ class PromptValue:
     """The critic's view of one prompt, taken when the prompt was dispatched (token critic: when its samples were valued)."""
 
     value_logit: float  # the head's output; a critic trained by squared error has no logit, and this is its value
-    value: float  # sigmoid(value_logit): predicted probability that the policy solves it
+    value: float  # sigmoid(value_logit): predicted probability that the policy solves it; squared error: the output
     critic_version: int
 
 

@@ -1,16 +1,17 @@
 """Control study: one advantage an episode (Sequence-Level PPO) against one a step (PPO with GAE), binary terminal reward.
 
-    python -m benchmarks.paper.control [--envs cartpole hopper ...] [--arms sequence token ...] [--seeds 5] [--jobs 1] [--resume]
+    python -m benchmarks.paper.control [--envs cartpole hopper ...] [--seeds 5] [--jobs 1] [--resume]
 
-Needs the extra `control` (gymnasium). For every task and arm the same three learning rates run on the first --sweep-seeds seeds;
-the one with the largest mean success over training runs on the others, up to --seeds. That these seeds chose it flatters every
-arm alike. Finished runs lie in --runs, and --resume takes a killed study up from there.
+LunarLander and Hopper need the extra `control` (gymnasium). For every task and arm the same three learning rates run on the first
+--sweep-seeds seeds; the one with the largest mean success over training runs on the others, up to --seeds. That these seeds chose
+it flatters every arm alike. Finished runs lie in --runs, and --resume takes a killed study up from there.
 Writes benchmarks/results/control-study.json and .png after each task, and prints the table as Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import sys
@@ -39,14 +40,15 @@ class Problem:
     make: Callable[[], control_tasks.Task]
     env_steps: int
     episodes: int  # per update
+    needs: tuple[str, ...] = ()  # packages of the extra `control`
 
 
 PROBLEMS: Mapping[str, Problem] = {
     "cartpole": Problem(control_tasks.PrecisionCartPole, 600_000, 512),
     "mountaincar": Problem(control_tasks.MountainCar, 500_000, 64),
     "pendulum": Problem(control_tasks.Pendulum, 1_500_000, 128),
-    "lunarlander": Problem(control_tasks.LunarLander, 250_000, 64),
-    "hopper": Problem(control_tasks.Hopper, 100_000, 128),
+    "lunarlander": Problem(control_tasks.LunarLander, 250_000, 64, ("gymnasium", "Box2D", "pygame")),
+    "hopper": Problem(control_tasks.Hopper, 100_000, 128, ("gymnasium", "mujoco", "imageio")),
 }
 
 
@@ -95,34 +97,42 @@ def main() -> int:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--envs", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds of the study: 1..N")
-    parser.add_argument("--sweep-seeds", type=int, default=3, help="seeds a learning rate in the sweep: the first of --seeds")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one core each")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["sequence", "token"])
+    parser.add_argument("--ablate", nargs="*", choices=PROBLEMS, default=["cartpole"], help="tasks on which all arms run")
+    parser.add_argument("--seeds", type=positive, default=5, help="number of seeds of the study: 1..N")
+    parser.add_argument("--sweep-seeds", type=positive, default=3, help="seeds a learning rate in the sweep, from 1 on")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes, one core each")
     parser.add_argument("--runs", type=Path, default=Path("runs/control"))
     parser.add_argument("--resume", action="store_true", help="take finished runs of equal settings from --runs")
-    return parser.parse_args()
+    options = parser.parse_args()
+    missing = [name for env in options.envs for name in PROBLEMS[env].needs if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f"{', '.join(options.envs)} need {', '.join(sorted(set(missing)))}: pip install 'sppo-ray[control]'")
+    return options
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"give an integer of at least 1, not {text!r}")
+    return int(text)
 
 
 def study(env: str, options: argparse.Namespace, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
     """Sweep and seeds of one task; a row an arm."""
+    arms = list(ARMS) if env in options.ablate else options.arms
     seeds = range(1, options.seeds + 1)
     swept = seeds[: options.sweep_seeds]
-    trials = {(arm, rate): [Run(env, arm, rate, seed) for seed in swept] for arm in options.arms for rate in LEARNING_RATES}
+    trials = {(arm, rate): [Run(env, arm, rate, seed) for seed in swept] for arm in arms for rate in LEARNING_RATES}
     found = finish([run for runs in trials.values() for run in runs], options, pool)
     areas = {key: sum(figures_of(found[run])["area"] for run in runs) / len(runs) for key, runs in trials.items()}
-    best = {arm: max(LEARNING_RATES, key=lambda rate, arm=arm: areas[arm, rate]) for arm in options.arms}
-    runs = {arm: [Run(env, arm, best[arm], seed) for seed in seeds] for arm in options.arms}
-    found |= finish([run for arm in options.arms for run in runs[arm] if run not in found], options, pool)
+    best = {arm: max(LEARNING_RATES, key=lambda rate, arm=arm: areas[arm, rate]) for arm in arms}
+    runs = {arm: [Run(env, arm, best[arm], seed) for seed in seeds] for arm in arms}
+    found |= finish([run for arm in arms for run in runs[arm] if run not in found], options, pool)
     rows = []
-    for arm in options.arms:
-        sweep = {
-            f"{rate:g}": {
-                "area": round(areas[arm, rate], 4),
-                "finals": [figures_of(found[r])["final"] for r in trials[arm, rate]],
-            }
-            for rate in LEARNING_RATES
-        }
+    for arm in arms:
+        finals = {rate: [round(figures_of(found[run])["final"], 4) for run in trials[arm, rate]] for rate in LEARNING_RATES}
+        sweep = {f"{rate:g}": {"mean_area": round(areas[arm, rate], 4), "finals": finals[rate]} for rate in LEARNING_RATES}
         head = {"env": env, "arm": arm, "learning_rate": best[arm], "sweep": sweep}
         rows.append(head | row_of([found[run] for run in runs[arm]], PROBLEMS[env].env_steps))
     return rows
@@ -173,8 +183,9 @@ def one_thread() -> None:
 
 def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     """Write the JSON and the plot of the tasks that are done."""
-    criteria = {env: " ".join(PROBLEMS[env].make.__doc__.split()) for env in options.envs}
-    extra = {"verdicts": verdicts(rows), "criteria": criteria, "arms": {arm: asdict(ARMS[arm]) for arm in options.arms}}
+    criteria = {row["env"]: " ".join(PROBLEMS[row["env"]].make.__doc__.split()) for row in rows}
+    arms = {row["arm"]: asdict(ARMS[row["arm"]]) for row in rows}
+    extra = {"verdicts": verdicts(rows), "criteria": criteria, "arms": arms, "table": markdown(rows).splitlines()}
     print(write_result(NAME, rows, [], extra), flush=True)
     save_plot(rows, RESULTS / f"{NAME}.png")
 

@@ -62,18 +62,22 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table: final success (mean +- sd over seeds) and median steps to 50 % success (seeds that got there)."""
+    """The table: final success (mean +- sd over seeds), median steps to 50 % success, and how many runs get there.
+
+    "learn, all rates" counts the sweep's runs, those at the worse learning rates too, that end at LEARNED or above.
+    """
     lines = [
-        "| task | arm | lr | start | final success | steps to 50 % | seeds there | final length |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | arm | lr | start | final success | steps to 50 % | seeds there | learn, all rates | final length |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         there = [steps for steps in row["steps_to_half"] if steps is not None]
         half = f"{statistics.median(there):,.0f}" if there else "never"
+        swept = [final for trial in row["sweep"].values() for final in trial["finals"]]
         lines.append(
             f"| {row['env']} | {row['arm']} | {row['learning_rate']:g} | {row['first_update_success']:.3f} | "
             f"{row['final_mean']:.3f} +- {row['final_sd']:.3f} | {half} | {len(there)}/{len(row['finals'])} | "
-            f"{row['final_length']:.0f} |"
+            f"{sum(final >= LEARNED for final in swept)}/{len(swept)} | {row['final_length']:.0f} |"
         )
     return "\n".join(lines)
 

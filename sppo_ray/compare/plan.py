@@ -21,6 +21,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.trainer.jsonlines import write_atomically
 
 LOCK = ".compare.lock"  # held by the process that works in the folder
+UNBOUNDED_STEPS = 1_000_000  # runs end by the budget
 EVALUATIONS = 20  # in a budget, when the user does not say
 FORBIDDEN = {"seed": "--seeds N", "loop.budget_s": "--budget SECONDS"}
 
@@ -80,7 +81,7 @@ def standing_overrides(budget_s: float) -> tuple[str, ...]:
     """What makes runs comparable at equal time; the user's overrides come after and win."""
     return (
         f"loop.budget_s={budget_s:g}",
-        "loop.steps=1000000",
+        f"loop.steps={UNBOUNDED_STEPS}",
         f"eval.every_s={budget_s / EVALUATIONS:g}",
         # A schedule over steps would depend on how many steps an arm makes in the budget.
         "learner.optimizer.schedule=constant",
@@ -122,7 +123,7 @@ def make_plan(
         recipe, overrides, made, tuple(seeds), float(budget_s), concurrent, cores, tuple(sorted(targets)), baseline or names[0]
     )
     for arm in plan.arms:
-        plan.config(arm)
+        _check_schedules(arm, plan.config(arm))
     return plan
 
 
@@ -149,6 +150,17 @@ def _check_base(base: RunConfig, recipe: str, concurrent: int) -> None:
         raise UserError(f"--concurrent {concurrent}: runs on the cluster {joins} cannot be kept to cores of their own: use 1")
     if concurrent > 1 and base.logical_gpus() > 0:
         raise UserError(f"--concurrent {concurrent}: runs would share the GPUs and slow each other down: use 1")
+
+
+def _check_schedules(arm: Arm, config: RunConfig) -> None:
+    """A line over steps that no run comes near is flat, and nobody who asked for it would see that."""
+    models = {"learner": config.learner} | ({"critic": config.critic} if config.has_critic else {})
+    for name, model in models.items():
+        if model.optimizer.schedule == "linear" and config.loop.steps == UNBOUNDED_STEPS:
+            raise UserError(
+                f"arm {arm.name}: {name}.optimizer.schedule linear falls over loop.steps, and a comparison's runs end at "
+                "--budget long before: leave it at constant, or give the --loop.steps that it is to fall over, for all arms"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------- on disk

@@ -53,14 +53,14 @@ SCHEMA = pa.schema(
         _field("staleness", pa.int64()),  # learner version at the update - policy_version
         _field("worker", pa.string()),
         _field("seconds", pa.float64()),  # generation
-        _field("reward", pa.float64()),  # [0, 1]
+        _field("reward", pa.float64()),  # the verifier's, in the reward function's range
         _field("reason", pa.string()),
         _field("reward_seconds", pa.float64()),
         _field("shaped_reward", pa.float64()),  # with overlong shaping; what advantage and critic were told
         pa.field("baseline_reward", pa.float64()),  # of the greedy response (ReMax), else null
         pa.field("baseline_tokens", pa.int64()),
         pa.field("value_logit", pa.float64()),  # the critic's four are null without a critic
-        pa.field("value", pa.float64()),  # sigmoid(value_logit)
+        pa.field("value", pa.float64()),  # sigmoid(value_logit); ppo with critic_loss mse: value_logit itself
         pa.field("critic_version", pa.int64()),
         pa.field("surprise", pa.float64()),  # |reward - value|
         _field("advantage", pa.float64()),  # mean over the response's tokens
@@ -110,15 +110,15 @@ def write_step(run_dir: Path, table: pa.Table) -> Path:
     return path
 
 
-def read_step(run_dir: Path, step: int) -> pa.Table:
-    """The table of a step. Raises UserError when there is none, or it is damaged or of another schema."""
+def read_step(run_dir: Path, step: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a step, or some columns of it. Raises UserError when there is none, or it is damaged or of another schema."""
     path = _path(run_dir, step)
     if not path.is_file():
         there = steps(run_dir)
         known = f"recorded are {there[0]} to {there[-1]}" if there else "the run recorded none (logging.trajectories)"
         raise UserError(f"{path}: no trajectories of step {step}; {known}")
     try:
-        table = pq.ParquetFile(path).read()
+        table = pq.ParquetFile(path).read(columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}): the file is damaged, restore it or take another step") from None
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()

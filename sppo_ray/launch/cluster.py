@@ -33,11 +33,11 @@ def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
         options |= {"address": "local", "num_cpus": config.cluster.local_cpus or os.cpu_count(), "include_dashboard": False}
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError) as error:
-        where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
-        raise UserError(
-            f"cannot reach {where}: {error}. Is its head running, and is RAY_AUTH_MODE the same here and there?"
-        ) from None
+    except Exception as error:  # boundary: Ray raises plain Exceptions too, e.g. when a busy machine starts it too slowly
+        if address:
+            remedy = "is its head running, and is RAY_AUTH_MODE the same here and there?"
+            raise UserError(f"cannot reach the Ray cluster at {address}: {error}: {remedy}") from None
+        raise UserError(f"cannot start a local Ray cluster: {error}: is the machine overloaded, or its disk full?") from None
     try:
         live = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in live]
@@ -54,7 +54,7 @@ async def place(config: RunConfig, bundles: Sequence[Bundle] | None = None) -> P
     from ray.util.placement_group import placement_group, remove_placement_group
 
     bundles = bundles_of(config) if bundles is None else bundles
-    group = placement_group([bundle.as_ray() for bundle in bundles], strategy="PACK")
+    group = placement_group([bundle.as_ray() for bundle in bundles], strategy=config.cluster.placement.upper())
     try:
         await asyncio.wait_for(_awaited(group.ready()), config.cluster.ready_timeout_s)
     except TimeoutError:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppo_ray.config import ModelSettings, RunConfig
+from sppo_ray.launch.places import ROLLOUT, Place, RolloutPlaces
 from sppo_ray.resources import Bundle, bundles_of
 
 if TYPE_CHECKING:
@@ -19,22 +20,25 @@ class Spawner:
     def __init__(self, config: RunConfig, group: PlacementGroup, device: str, bundles: Sequence[Bundle] | None = None) -> None:
         self._config = config
         self._device = device
-        self._group = group
         bundles = bundles_of(config) if bundles is None else bundles
-        self._index = {bundle.role: (index, bundle) for index, bundle in enumerate(bundles)}
+        self._places = {bundle.role: (Place(group, index), bundle) for index, bundle in enumerate(bundles)}
+        self.rollout_places = RolloutPlaces(group, bundles)
 
     def actor(self, actor_class: Any, role: str, *arguments: Any, env: dict[str, str], **keywords: Any) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        index, bundle = self._index[role]
+        place, bundle = self._place_of(role)
         options = {
             "num_cpus": bundle.cpus,
             "num_gpus": bundle.gpus,
             "max_restarts": 0,  # healing is ours: a restarted actor must be synced before it serves
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, placement_group_bundle_index=place.index),
             "runtime_env": {"env_vars": env},
         }
         return actor_class.options(**options).remote(*arguments, **keywords)
+
+    def _place_of(self, role: str) -> tuple[Place, Bundle]:
+        return self.rollout_places.of(role) if role.startswith(ROLLOUT) else self._places[role]
 
     def rank_env(self, cpus: float) -> dict[str, str]:
         return {
@@ -45,7 +49,7 @@ class Spawner:
         }
 
     async def rollout_worker(self, name: str, *, model_path: Path, stop_token_ids: tuple[int, ...]) -> Any:
-        from actors.group import RayRolloutWorker, answer
+        from actors.group import RayRolloutWorker, answer, kill
         from actors.rollout import RolloutActor, rollout_env
 
         settings = self._config.rollout
@@ -61,7 +65,11 @@ class Spawner:
             seed=self._config.seed,
             device=self._device,
         )
-        await answer(name, "start-up", handle.ready.remote(), settings.start_timeout_s)
+        try:
+            await answer(name, "start-up", handle.ready.remote(), settings.start_timeout_s)
+        except BaseException:  # also when it is no longer wanted: nobody else knows of it yet
+            kill(handle)
+            raise
         return RayRolloutWorker(name, handle, pull_timeout_s=self._config.weight_sync.timeout_s)
 
     async def learner(self, *, model_path: Path, total_updates: int) -> Any:

@@ -6,27 +6,36 @@ import asyncio
 import contextlib
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from sppo_ray.config import RunConfig
 from sppo_ray.config_loading import dump_config
 from sppo_ray.errors import UserError
 from sppo_ray.launch.cluster import ray_session
+from sppo_ray.launch.job import write_job
 from sppo_ray.launch.materials import Materials, gather_materials
 from sppo_ray.launch.workers import peak_memory, training_workers
 from sppo_ray.resources import bundles_of, require_feasible, resolve_device
 from sppo_ray.trainer.checkpoint import TrainerState, differing_settings, find_checkpoint, resumable_settings
+from sppo_ray.trainer.control import Inbox
+from sppo_ray.trainer.controller import Controller
+from sppo_ray.trainer.heartbeat import heartbeat
+from sppo_ray.trainer.interfaces import WorkerFailure
 from sppo_ray.trainer.loop import Trainer, Workers
 from sppo_ray.trainer.progress import make_progress
 from sppo_ray.trainer.recorder import Recorder
 from sppo_ray.trainer.rundir import RunDir, Summary
 
 EXIT_FINISHED, EXIT_TERMINATED = 0, 143
+STACK_CHARACTERS = 20_000
 
 
 def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
-    """Run (or continue) a training run in `run_path` and return the exit code: 0 finished or interrupted, 143 terminated.
+    """Run (or continue) a training run in `run_path` and return the exit code: 0 finished, interrupted or stopped by a command,
+    143 terminated.
 
     Raises UserError for what the user can mend and WorkerFailure when a worker is lost for good; both leave the run
     directory resumable.
@@ -34,30 +43,43 @@ def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
     run_dir = RunDir.create(run_path.resolve(), resume=resume)
     recorder = None
     try:
+        write_job(run_dir, config)
+        Inbox(run_dir.path).refuse_all("the run was not running when this was asked of it")
         skipped: list[str] = []
         start = _starting_point(config, run_dir, skipped.append)
         progress = make_progress(config.logging.progress, config.name)
         recorder = Recorder(run_dir, config, progress)
-        recorder.phase("preparing")
+        recorder.phase("preparing", last_error=None)
         run_dir.write_config(dump_config(config))
         run_dir.write_environment()
         for text in skipped:
             recorder.event("checkpoint-skipped", text, show=True)
-        materials = gather_materials(config, recorder.message)
-        with ray_session(config) as nodes:
-            require_feasible(config, nodes)
-            return asyncio.run(_train(config, run_dir, recorder, materials, start, resolve_device(config, nodes)))
+        with heartbeat(recorder.beat):
+            materials = gather_materials(config, recorder.message)
+            with ray_session(config) as nodes:
+                require_feasible(config, nodes)
+                return asyncio.run(_train(config, run_dir, recorder, materials, start, resolve_device(config, nodes)))
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
             if recorder is not None:
                 recorder.event("failed", f"{type(error).__name__}: {error}")
-                recorder.phase("failed", last_error=f"{type(error).__name__}: {error}")
+                recorder.end("failed", last_error=_described(error))
         raise
     finally:
         with contextlib.suppress(OSError):
             if recorder is not None:
                 recorder.close()
         run_dir.close()
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    """What status.json says of the error that ended the run."""
+    stack = "".join(traceback.format_exception(error))
+    return {
+        "actor": error.worker if isinstance(error, WorkerFailure) else None,
+        "message": f"{type(error).__name__}: {error}",
+        "stack": stack[-STACK_CHARACTERS:],  # its end says most
+    }
 
 
 StartingPoint = tuple[Path, TrainerState] | None  # a checkpoint to go on from, or None for a new run
@@ -97,8 +119,10 @@ async def _train(
             settings=resumable_settings(config),
         )
         recorder.begin(state)
+        controller = Controller(Inbox(run_dir.path), gate=trainer.gate, fleet=workers.fleet, recorder=recorder)
         with _signals(trainer) as received:
-            state = await trainer.run()
+            async with controller.running():
+                state = await trainer.run()
             recorder.phase("finishing", state)
             memory = await peak_memory(workers)  # before the export, which needs more than training does
             if config.checkpoint.export and not trainer.stopped_early:
@@ -171,7 +195,7 @@ def _conclude(
             peak_memory=memory,
         )
     )
-    recorder.phase("stopped" if stopped else "finished", state)
+    recorder.end("stopped" if stopped else "finished", state)
     learning_curve(run_dir.path)
     reliability_of_run(run_dir.path)
     if config.checkpoint.export and not stopped and config.spec.critic == "prompt":

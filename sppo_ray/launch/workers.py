@@ -42,6 +42,7 @@ async def training_workers(config: RunConfig, materials: Materials, recorder: Re
         if config.weight_sync.verify
         else None,
         on_event=lambda kind, message: recorder.event(kind, message, show=True),
+        places=spawner.rollout_places,
     )
     try:
         scorer = spawner.scorer()
@@ -79,19 +80,21 @@ async def training_workers(config: RunConfig, materials: Materials, recorder: Re
             seed=config.seed,
         )
         try:
-            yield Workers(fleet, learner, critic, reference, pipeline, evaluator)
+            yield Workers(fleet, learner, critic, reference, scorer, pipeline, evaluator)
         finally:
             await pipeline.close()
             optional = [worker.close() for worker in (critic, reference) if worker is not None]
             await asyncio.gather(fleet.close(), learner.close(), scorer.close(), *optional)
     finally:
         await fleet.close()
+        spawner.rollout_places.close()
         remove_placement_group(group)
 
 
 async def peak_memory(workers: Workers) -> dict[str, int]:
     """Peak bytes by worker; one that does not answer at the end of a run is left out rather than failing it."""
-    asked = [w.memory() for w in (workers.fleet, workers.learner, workers.critic, workers.reference) if w is not None]
+    roles = (workers.fleet, workers.learner, workers.critic, workers.reference, workers.scorer)
+    asked = [role.memory() for role in roles if role is not None]
     answers = await asyncio.gather(*asked, return_exceptions=True)
     return {name: size for answer in answers if isinstance(answer, Mapping) for name, size in answer.items()}
 

@@ -6,6 +6,7 @@ An exported critic carries both facts in its config.json, as `critic_loss` and `
 from __future__ import annotations
 
 import math
+import sys
 from typing import Literal
 
 from sppo_ray.types import PromptValue
@@ -22,3 +23,9 @@ def prompt_value(output: float, loss: CriticLoss, critic_version: int) -> Prompt
 def sigmoid(logit: float) -> float:
     """1 / (1 + exp(-logit)), without overflow."""
     return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1.0 + math.exp(logit))
+
+
+def logit(probability: float) -> float:
+    """The inverse of `sigmoid`; finite also for 0 and 1, to which large logits are rounded."""
+    inside = min(max(probability, sys.float_info.min), 1.0 - sys.float_info.epsilon / 2)
+    return math.log(inside) - math.log1p(-inside)

@@ -16,6 +16,7 @@ from sppo_ray.algorithms.base import RewardedSample
 from sppo_ray.algorithms.shaping import informative, shaped_reward
 from sppo_ray.config import RunConfig
 from sppo_ray.errors import UserError
+from sppo_ray.models.critic_output import CriticLoss, logit
 from sppo_ray.trainer.interfaces import Critic
 from sppo_ray.trainer.pipeline import Cohort, UnscoredTrajectory
 from sppo_ray.trainer.recorder import Recorder
@@ -34,6 +35,7 @@ class StepTally:
     """What it took to get a step's samples."""
 
     response_tokens: int = 0  # generated: greedy baselines, unscored and dropped samples included
+    responses: int = 0  # asked for, in all draws
     reward_errors: int = 0
     groups: int = 0  # judged by dynamic sampling
     groups_dropped: int = 0
@@ -79,31 +81,33 @@ class AdvantageEstimator:
             async for part in self._scored(cohort, version, tally):
                 yield part
             return
-        size, missing = self._config.data.minibatch_size, self._config.data.samples_per_step
-        kept: list[ScoredTrajectory] = []
+        data = self._config.data
+        # Counted in groups and not in samples: one that could not be scored is missing from its group and from nothing else.
+        per_minibatch, missing = data.minibatch_size // data.samples_per_prompt, data.prompts_per_step
+        kept: list[list[ScoredTrajectory]] = []
         for draw in range(1, dynamic.max_rounds + 1):
             async for part in self._scored(cohort, version, tally):
                 kept += self._with_spread(part, tally)
-                while len(kept) >= size and missing:
-                    yield kept[:size]
-                    kept, missing = kept[size:], missing - size
+                while len(kept) >= per_minibatch and missing:
+                    yield list(itertools.chain(*kept[:per_minibatch]))
+                    kept, missing = kept[per_minibatch:], missing - per_minibatch
             if not missing or draw == dynamic.max_rounds:
                 break
             # As many prompts again as are missing, and for those that will be dropped, in proportion to the last ones.
-            wanted = -(-(missing - len(kept)) // self._config.data.samples_per_prompt)
-            expected = wanted * tally.groups / max(1, tally.groups - tally.groups_dropped)
-            cohort = self._redraw(cohort.step, draw, min(self._config.data.prompts_per_step, round(expected)))
+            expected = (missing - len(kept)) * tally.groups / max(1, tally.groups - tally.groups_dropped)
+            cohort = self._redraw(cohort.step, draw, min(data.prompts_per_step, round(expected)))
             tally.draws += 1
         if kept and missing:
-            yield kept[:missing]
+            yield list(itertools.chain(*kept))
 
-    def _with_spread(self, part: Sequence[ScoredTrajectory], tally: StepTally) -> list[ScoredTrajectory]:
-        kept: list[ScoredTrajectory] = []
+    def _with_spread(self, part: Sequence[ScoredTrajectory], tally: StepTally) -> list[list[ScoredTrajectory]]:
+        """The groups of `part` that can teach something; it holds whole groups."""
+        kept: list[list[ScoredTrajectory]] = []
         for _, members in itertools.groupby(part, key=lambda scored: scored.group):
             group = list(members)
             tally.groups += 1
             if informative([scored.reward for scored in group]):
-                kept += group
+                kept.append(group)
             else:
                 tally.groups_dropped += 1
         return kept
@@ -111,11 +115,12 @@ class AdvantageEstimator:
     async def _scored(self, cohort: Cohort, version: int, tally: StepTally) -> AsyncIterator[list[ScoredTrajectory]]:
         """Each minibatch's worth of outcomes as soon as its last one is finished and scored."""
         unscored: list[UnscoredTrajectory] = []
+        tally.responses += cohort.size
         while cohort.remaining:
             with self._recorder.stage("generate-wait"):
                 outcomes = await cohort.take(self._config.data.minibatch_size)
             unscored.extend(outcome for outcome in outcomes if isinstance(outcome, UnscoredTrajectory))
-            self._require_few_errors(cohort, unscored)
+            self._require_few_errors(cohort.step, unscored, tally)
             scored = [outcome for outcome in outcomes if not isinstance(outcome, UnscoredTrajectory)]
             for outcome in scored:
                 self._require_fresh(cohort.step, version, outcome.trajectory)
@@ -133,8 +138,9 @@ class AdvantageEstimator:
         advantages = self._spec.advantages(rewarded, self._config.algorithm)
         returns = self._spec.returns(rewarded, self._config.algorithm) if self._spec.returns else [()] * len(rewarded)
         samples = []
+        loss: CriticLoss = "bce" if self._config.critic_needs_probabilities else "mse"
         for item, known, advantage, targets in zip(scored, rewarded, advantages, returns, strict=True):
-            valued = _valued(item, known.token_values, critic_version)
+            valued = _valued(item, known.token_values, loss, critic_version)
             samples.append(TrainingSample(valued, advantage, known.reward, known.token_values, targets))
         return samples
 
@@ -170,20 +176,21 @@ class AdvantageEstimator:
                 f"[0, {self._config.loop.max_staleness}]"
             )
 
-    def _require_few_errors(self, cohort: Cohort, unscored: Sequence[UnscoredTrajectory]) -> None:
-        limit = self._config.reward.max_error_rate
-        if len(unscored) > limit * cohort.size:
+    def _require_few_errors(self, step: int, unscored: Sequence[UnscoredTrajectory], tally: StepTally) -> None:
+        """`unscored` are those of the cohort at hand. Judged over the step: a further draw may be a single prompt."""
+        limit, errors = self._config.reward.max_error_rate, tally.reward_errors + len(unscored)
+        if errors > limit * tally.responses:
             raise UserError(
-                f"step {cohort.step}: the verifier failed on {len(unscored)} of {cohort.size} responses, more than "
+                f"step {step}: the verifier failed on {errors} of {tally.responses} responses, more than "
                 f"reward.max_error_rate {limit} allows; last: "
                 f"prompt {unscored[-1].prompt.id}: {unscored[-1].reason}. Try it with `sppo-ray score`, raise "
                 "reward.deadline_s or reward.memory_mib, or the limit"
             )
 
 
-def _valued(scored: ScoredTrajectory, token_values: tuple[float, ...], critic_version: int) -> ScoredTrajectory:
+def _valued(scored: ScoredTrajectory, token_values: tuple[float, ...], loss: CriticLoss, critic_version: int) -> ScoredTrajectory:
     """A token critic's value of the prompt is its value before the first response token."""
     if not token_values:
         return scored
     first = token_values[0]
-    return replace(scored, value=PromptValue(first, min(max(first, 0.0), 1.0), critic_version))
+    return replace(scored, value=PromptValue(logit(first) if loss == "bce" else first, first, critic_version))

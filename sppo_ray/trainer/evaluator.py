@@ -144,9 +144,13 @@ class Evaluator:
         """Evaluate the weights that the engines serve now, and the critic's V(x) on the same prompts."""
         started = time.perf_counter()
         values = asyncio.ensure_future(self._values())
-        async with contextlib.aclosing(self._grader.graded(self._prompts, [self._k] * len(self._prompts))) as stream:
-            responses = [graded.response() async for graded in stream]
-        value_of = {prompt.id: value.value for prompt, value in zip(self._prompts, await values, strict=False)}
+        try:
+            async with contextlib.aclosing(self._grader.graded(self._prompts, [self._k] * len(self._prompts))) as stream:
+                responses = [graded.response() async for graded in stream]
+            known = await values
+        finally:
+            values.cancel()  # of a failed evaluation; nobody else waits for them
+        value_of = {prompt.id: value.value for prompt, value in zip(self._prompts, known, strict=False)}
         return evaluate(
             responses,
             k=self._k,

@@ -4,6 +4,8 @@
                             ^                    | worker died or wedged
                             |                    v
                          backlog <--unfinished-- _lost --back-off--> _revive: spawn, pull, verify --> HEALTHY
+                            ^
+                            '--what is left after the grace time-- _drain <-- scale(n) --> _join: reserve, spawn, pull, verify
 
 A request is in exactly one place: a backlog, or one member's batch. It leaves by its trajectory or by an error.
 Wedged engines are found by progress (tokens generated), since a wedged engine may still answer pings.
@@ -14,10 +16,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from sppo_ray.config import RolloutSettings
+from sppo_ray.errors import UserError
+from sppo_ray.trainer.fleet_members import Asked, FleetSync, Member, PendingView, WorkerView
 from sppo_ray.trainer.health import Event, Health, WorkerHealth, restart_delay_s
 from sppo_ray.trainer.interfaces import PublishedWeights, RolloutWorker, WeightReceipt, WorkerFailure, WorkerTimeout
 from sppo_ray.trainer.weight_sync import ProbeTolerance, verify_receipt
@@ -25,51 +29,25 @@ from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
 
 Spawn = Callable[[str], Awaitable[RolloutWorker]]
 OnEvent = Callable[[str, str], None]  # (kind, message)
+PENDING_NOTICE_S = 5.0  # a worker that waits longer for its place is worth an event
+
+
+class Places(Protocol):
+    """Where workers can live. A place is held through all restarts of its worker."""
+
+    needs: str  # of one worker: "2 CPU, 1 GPU"
+
+    async def reserve(self, name: str) -> None:
+        """Wait, without a limit, until there is room for one worker more. Cancelling it gives up."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Give a place back; no error when `name` holds none."""
+        ...
 
 
 class FleetExhausted(WorkerFailure):
     """Every rollout worker has used up its restarts."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerView:
-    """One row of the fleet table."""
-
-    name: str
-    state: str
-    version: int | None
-    restarts: int
-    in_flight: int
-    finished: int
-
-
-@dataclass(frozen=True, slots=True)
-class FleetSync:
-    """What a weight sync of the fleet proved: one receipt a worker, and the worst probe difference in nats."""
-
-    receipts: tuple[WeightReceipt, ...]
-    max_probe_difference: float
-
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    request: RolloutRequest
-    sampling: SamplingSettings
-    sink: asyncio.Queue[Trajectory | Exception]
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    name: str
-    worker: RolloutWorker | None = None
-    health: WorkerHealth = field(default_factory=WorkerHealth)
-    in_flight: int = 0
-    finished: int = 0
-    tokens_seen: int = -1
-    progress_at: float = 0.0
-    verified: asyncio.Event = field(default_factory=asyncio.Event)  # cleared while a pull is not yet proven
-    reviving: bool = False  # a task is at work from its death until it serves or is retired
-    last_failure: str = ""
 
 
 class RolloutFleet:
@@ -83,20 +61,29 @@ class RolloutFleet:
         tolerance: ProbeTolerance | None,
         on_event: OnEvent,
         fixed_weights: bool = False,
+        places: Places | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """With `fixed_weights` the engines serve what they were started with, and nothing is ever synced."""
+        """With `fixed_weights` the engines serve what they were started with, and nothing is ever synced.
+
+        `places` are asked for added workers and told of those that left; None = wherever `spawn` puts them.
+        """
         self._spawn = spawn
         self._settings = settings
         self._tolerance = tolerance  # None: receipts are not compared
         self._on_event = on_event
         self._fixed_weights = fixed_weights
         self._clock = clock
-        self._members = [_Member(f"rollout-{index}") for index in range(settings.workers)]
-        self._backlog: deque[_Pending] = deque()
+        self._places = places
+        self._members = [Member(f"rollout-{index}") for index in range(settings.workers)]
+        self._next_index = settings.workers  # a name is never given twice in a run
+        self._wanted = settings.workers
+        self._restarts_of_drained = 0
+        self._backlog: deque[Asked] = deque()
         self._published: PublishedWeights | None = None
         self._sync_lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     # ------------------------------------------------------------------------------------------------ life cycle
 
@@ -105,16 +92,30 @@ class RolloutFleet:
         await asyncio.gather(*(self._bring_up(member) for member in self._members))
 
     async def close(self) -> None:
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(m.worker.close() for m in self._members if m.worker is not None), return_exceptions=True)
 
     def view(self) -> list[WorkerView]:
-        return [
-            WorkerView(m.name, m.health.state.value, m.health.version, m.health.restarts, m.in_flight, m.finished)
-            for m in self._members
-        ]
+        return [member.view() for member in self._members]
+
+    def pending(self) -> list[PendingView]:
+        """Workers that were asked for and that the cluster has no room for yet."""
+        waiting = [member for member in self._members if member.health.state is Health.PENDING]
+        needs = self._places.needs if self._places else ""
+        return [PendingView(member.name, needs, member.pending_since) for member in waiting]
+
+    @property
+    def wanted(self) -> int:
+        """How many workers the fleet was last asked to have."""
+        return self._wanted
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nobody is coming or going."""
+        return all(member.health.state in (Health.HEALTHY, Health.SUSPECT, Health.RETIRED) for member in self._members)
 
     async def memory(self) -> dict[str, int]:
         """Peak bytes of each living worker that answers."""
@@ -124,9 +125,9 @@ class RolloutFleet:
 
     @property
     def restarts(self) -> int:
-        return sum(member.health.restarts for member in self._members)
+        return self._restarts_of_drained + sum(member.health.restarts for member in self._members)
 
-    async def _bring_up(self, member: _Member) -> None:
+    async def _bring_up(self, member: Member) -> None:
         member.worker = await self._spawn(member.name)
         member.health = member.health.after(Event.STARTED)
         member.tokens_seen, member.progress_at = -1, self._clock()
@@ -140,13 +141,13 @@ class RolloutFleet:
         """Pull and verify a version on every living worker. A worker that fails is lost, and healed in the background."""
         async with self._sync_lock:
             self._published = published
-            living = [m for m in self._members if m.health.state in (Health.STALE, Health.HEALTHY, Health.SUSPECT)]
+            living = [member for member in self._members if member.health.holds_weights]
             results = await asyncio.gather(*(self._pull_or_lose(member, published) for member in living))
-        self._drain_backlog()
+        self._hand_out()
         proofs = [result for result in results if result is not None]
         return FleetSync(tuple(receipt for receipt, _ in proofs), max((difference for _, difference in proofs), default=0.0))
 
-    async def _pull_or_lose(self, member: _Member, published: PublishedWeights) -> tuple[WeightReceipt, float] | None:
+    async def _pull_or_lose(self, member: Member, published: PublishedWeights) -> tuple[WeightReceipt, float] | None:
         incarnation = member.health.restarts
         try:
             return await self._pull(member, published)
@@ -155,7 +156,7 @@ class RolloutFleet:
                 self._lost(member, failure)
             return None
 
-    async def _pull(self, member: _Member, published: PublishedWeights) -> tuple[WeightReceipt, float]:
+    async def _pull(self, member: Member, published: PublishedWeights) -> tuple[WeightReceipt, float]:
         """Raises WorkerFailure when the receipt does not verify, or when the worker was lost while it pulled."""
         assert member.worker is not None
         incarnation = member.health.restarts
@@ -163,7 +164,7 @@ class RolloutFleet:
         try:
             receipt = await member.worker.pull_weights(published)
             difference = verify_receipt(published, receipt, self._tolerance) if self._tolerance else 0.0
-            if member.health.restarts != incarnation or member.health.state in (Health.DEAD, Health.RETIRED):
+            if member.health.restarts != incarnation or member.health.is_gone:
                 # The answer of one incarnation must not make the next one trusted.
                 raise WorkerFailure(member.name, f"was lost while it pulled policy version {published.manifest.version}")
             member.health = member.health.after(Event.SYNCED, version=receipt.version)
@@ -180,36 +181,40 @@ class RolloutFleet:
         Raises FleetExhausted when no worker is left that could be restarted.
         """
         sink: asyncio.Queue[Trajectory | Exception] = asyncio.Queue()
-        self._backlog.extend(_Pending(request, sampling, sink) for request in requests)
-        self._drain_backlog()
+        self._backlog.extend(Asked(request, sampling, sink) for request in requests)
+        self._hand_out()
         for _ in requests:
             item = await sink.get()
             if isinstance(item, Exception):
                 raise item
             yield item
 
-    def _drain_backlog(self) -> None:
+    def _hand_out(self) -> None:
         """Share the backlog among the workers that take work, each request to the least loaded one."""
+        if self._closed:
+            return
         able = [member for member in self._members if member.health.takes_work]
         if not able:
             self._fail_backlog_if_nobody_is_left()
             return
-        batches: dict[str, list[_Pending]] = {member.name: [] for member in able}
+        batches: dict[str, list[Asked]] = {member.name: [] for member in able}
         while self._backlog:
             member = min(able, key=lambda m: m.in_flight)
             member.in_flight += 1
             batches[member.name].append(self._backlog.popleft())
         for member in able:
             for batch in _by_sampling(batches[member.name]):
-                self._run(self._serve(member, batch))
+                task = self._run(self._serve(member, batch))
+                member.serving.add(task)
+                task.add_done_callback(member.serving.discard)
 
-    async def _serve(self, member: _Member, batch: list[_Pending]) -> None:
+    async def _serve(self, member: Member, batch: list[Asked]) -> None:
         outstanding = {pending.request.request_id: pending for pending in batch}
         incarnation = member.health.restarts
         try:
             async for trajectory in self._watched(member, [p.request for p in batch], batch[0].sampling):
                 await member.verified.wait()
-                if member.health.state in (Health.DEAD, Health.RETIRED) or member.health.restarts != incarnation:
+                if member.health.is_gone or member.health.restarts != incarnation:
                     raise WorkerFailure(member.name, "was lost while it generated; what it still delivers is not trusted")
                 outstanding.pop(trajectory.request_id).sink.put_nowait(trajectory)
                 member.in_flight -= 1
@@ -219,14 +224,21 @@ class RolloutFleet:
         except WorkerFailure as failure:
             if member.health.restarts == incarnation:
                 self._lost(member, failure)
-            self._backlog.extendleft(reversed(outstanding.values()))
-            self._drain_backlog()
+            self._take_back(outstanding.values())
+        except asyncio.CancelledError:
+            if member.health.state is Health.RETIRED:  # it was drained and its grace time is over
+                self._take_back(outstanding.values())
+            raise
         except Exception as error:  # boundary: a bug or a bad request crosses to the caller through its queue
             for pending in outstanding.values():
                 pending.sink.put_nowait(error)
 
+    def _take_back(self, unfinished: Iterable[Asked]) -> None:
+        self._backlog.extendleft(reversed(list(unfinished)))
+        self._hand_out()
+
     async def _watched(
-        self, member: _Member, requests: list[RolloutRequest], sampling: SamplingSettings
+        self, member: Member, requests: list[RolloutRequest], sampling: SamplingSettings
     ) -> AsyncIterator[Trajectory]:
         """The worker's stream; raises WorkerTimeout when the engine makes no token for stall_timeout_s."""
         assert member.worker is not None
@@ -244,7 +256,7 @@ class RolloutFleet:
             member.progress_at = self._clock()
             yield trajectory
 
-    async def _require_progress(self, member: _Member) -> None:
+    async def _require_progress(self, member: Member) -> None:
         assert member.worker is not None
         if member.health.state is Health.HEALTHY:
             member.health = member.health.after(Event.SUSPECTED)
@@ -258,59 +270,149 @@ class RolloutFleet:
             )
         if member.health.state is Health.SUSPECT:
             member.health = member.health.after(Event.RECOVERED)
-            self._drain_backlog()  # what was asked meanwhile may wait for this worker alone
+            self._hand_out()  # what was asked meanwhile may wait for this worker alone
 
     # --------------------------------------------------------------------------------------------------- healing
 
-    def _lost(self, member: _Member, failure: WorkerFailure) -> None:
-        """Book a death. The member's one revival task brings it back, or takes the news if it is at it already."""
-        if member.health.state in (Health.DEAD, Health.RETIRED):
+    def _lost(self, member: Member, failure: WorkerFailure) -> None:
+        """Book a death. The one task that starts the member brings it back, or takes the news if it is at it already."""
+        if member.health.is_gone:
             return
         self._on_event("worker-lost", str(failure))
         member.health = member.health.after(Event.DIED)
         member.in_flight = 0
         member.last_failure = str(failure)
-        if not member.reviving:
-            member.reviving = True
-            self._run(self._revive(member))
+        if member.health.state is Health.DEAD and not member.is_starting:
+            member.starting = self._run(self._revive(member))
 
-    async def _revive(self, member: _Member) -> None:
+    async def _revive(self, member: Member) -> None:
         try:
             while member.health.restarts < self._settings.max_restarts:
                 if await self._restart(member):
                     version, restarts = member.health.version, member.health.restarts
                     self._on_event("worker-revived", f"{member.name}: serves version {version} after restart {restarts}")
                     return
-            await self._retire(member)
+            await self._retire(member, f"{self._settings.max_restarts} restarts used up (last: {member.last_failure})")
         finally:
-            member.reviving = False
-            self._drain_backlog()
+            self._hand_out()
 
-    async def _restart(self, member: _Member) -> bool:
+    async def _restart(self, member: Member) -> bool:
         """One try: whether the member serves the published version in the end."""
         if member.worker is not None:
             await member.worker.close()
         await asyncio.sleep(restart_delay_s(member.health.restarts))
         member.health = member.health.after(Event.RESTART)
+        return await self._start(member)
+
+    async def _start(self, member: Member) -> bool:
+        """Bring a member up and let it prove the published version. A failure is booked as its death."""
         try:
             await self._bring_up(member)
             async with self._sync_lock:
                 if member.health.state is Health.STALE and self._published is not None:
                     await self._pull(member, self._published)
         except Exception as error:  # boundary: whatever keeps a worker from starting is a failed restart, not a failed run
-            failure = error if isinstance(error, WorkerFailure) else WorkerFailure(member.name, f"did not restart: {error}")
+            failure = error if isinstance(error, WorkerFailure) else WorkerFailure(member.name, f"did not start: {error}")
             self._lost(member, failure)
-        return member.health.takes_work
+        return not member.health.is_gone
 
-    async def _retire(self, member: _Member) -> None:
-        used_up = f"{self._settings.max_restarts} restarts used up"
-        self._on_event("worker-retired", f"{member.name}: {used_up} (last: {member.last_failure})")
+    async def _retire(self, member: Member, why: str) -> None:
+        self._on_event("worker-retired", f"{member.name}: {why}")
         member.health = member.health.after(Event.RETIRE)
+        await self._dismiss(member)
+
+    async def _dismiss(self, member: Member) -> None:
         if member.worker is not None:
             await member.worker.close()
+        if self._places is not None:
+            self._places.release(member.name)
+
+    # --------------------------------------------------------------------------------------------------- scaling
+
+    def scale(self, wanted: int) -> str:
+        """Ask for so many workers and return what that begins; added ones come up, others drain in the background.
+
+        Raises UserError for a number outside rollout.min_workers and rollout.max_workers.
+        """
+        self._require_within_bounds(wanted)
+        active = [m for m in self._members if m.health.state not in (Health.DRAINING, Health.RETIRED)]
+        leaving = _least_needed(active)[: max(0, len(active) - wanted)]
+        joining = [self._add() for _ in range(wanted - len(active))]
+        for member in leaving:
+            self._take_out(member)
+        self._wanted = wanted
+        changes = [f"adds {member.name}" for member in joining] + [f"drains {member.name}" for member in leaving]
+        return f"{len(active)} -> {wanted} rollout workers: {', '.join(changes) or 'nothing to do'}"
+
+    def _require_within_bounds(self, wanted: int) -> None:
+        low, high = self._settings.min_workers, self._settings.max_workers
+        if wanted < low:
+            raise UserError(f"rollout_workers {wanted} is less than rollout.min_workers {low}: ask for at least {low}")
+        if high is not None and wanted > high:
+            raise UserError(f"rollout_workers {wanted} is more than rollout.max_workers {high}: ask for at most {high}")
+
+    def _add(self) -> Member:
+        member = Member(f"rollout-{self._next_index}", health=WorkerHealth(Health.PENDING), pending_since=time.time())
+        self._next_index += 1
+        self._members.append(member)
+        member.starting = self._run(self._join(member))
+        return member
+
+    async def _join(self, member: Member) -> None:
+        try:
+            await self._reserve(member)
+        except Exception as error:  # boundary: a worker more that the cluster refuses is no reason to end the run
+            await self._retire(member, f"got no place: {error}")
+            return
+        member.health = member.health.after(Event.PLACED)
+        if not await self._start(member):
+            await self._revive(member)
+            return
+        self._on_event("worker-added", f"{member.name}: serves version {member.health.version}")
+        self._hand_out()
+
+    async def _reserve(self, member: Member) -> None:
+        if self._places is None:
+            return
+        text = f"{member.name}: the cluster has no room for {self._places.needs} yet; the run goes on without it"
+        notice = asyncio.get_running_loop().call_later(PENDING_NOTICE_S, self._on_event, "worker-pending", text)
+        try:
+            await self._places.reserve(member.name)
+        finally:
+            notice.cancel()
+
+    def _take_out(self, member: Member) -> None:
+        if member.health.state in (Health.HEALTHY, Health.SUSPECT):
+            member.health = member.health.after(Event.DRAIN)
+            self._on_event("worker-draining", f"{member.name}: finishes {member.in_flight} responses and takes no more")
+            self._run(self._drain(member))
+            return
+        if member.starting is not None:
+            member.starting.cancel()
+        member.health = member.health.after(Event.RETIRE)
+        self._run(self._remove(member))
+
+    async def _drain(self, member: Member) -> None:
+        if member.serving:
+            await asyncio.wait(set(member.serving), timeout=self._settings.drain_grace_s)
+        await self._remove(member)
+
+    async def _remove(self, member: Member) -> None:
+        """Take a member off the list. Whatever it did not finish is in the backlog then."""
+        handed_back = member.in_flight
+        member.health = member.health.after(Event.RETIRE)
+        tasks = list(member.serving) + ([member.starting] if member.starting is not None else [])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._members.remove(member)
+        self._restarts_of_drained += member.health.restarts
+        await self._dismiss(member)
+        self._on_event("worker-drained", f"{member.name}: finished {member.finished} responses, handed back {handed_back}")
+        self._hand_out()
 
     def _fail_backlog_if_nobody_is_left(self) -> None:
-        if any(member.health.state is not Health.RETIRED for member in self._members):
+        if any(member.health.state not in (Health.DRAINING, Health.RETIRED) for member in self._members):
             return
         error = FleetExhausted(
             "rollout fleet", f"no worker is left after {self.restarts} restarts; see events.jsonl for each worker's failures"
@@ -318,14 +420,22 @@ class RolloutFleet:
         while self._backlog:
             self._backlog.popleft().sink.put_nowait(error)
 
-    def _run(self, work: Awaitable[None]) -> None:
+    def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
-def _by_sampling(batch: Iterable[_Pending]) -> list[list[_Pending]]:
-    groups: dict[SamplingSettings, list[_Pending]] = {}
+def _least_needed(members: Sequence[Member]) -> list[Member]:
+    """In the order in which they are given up: those without a place, those that do not serve, the others; the newest first."""
+    not_serving = {Health.PENDING: 0, Health.RESTARTING: 1, Health.STALE: 1, Health.DEAD: 1}
+    newest_first = members[::-1]
+    return sorted(newest_first, key=lambda member: not_serving.get(member.health.state, 2))
+
+
+def _by_sampling(batch: Iterable[Asked]) -> list[list[Asked]]:
+    groups: dict[SamplingSettings, list[Asked]] = {}
     for pending in batch:
         groups.setdefault(pending.sampling, []).append(pending)
     return list(groups.values())

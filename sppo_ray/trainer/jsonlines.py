@@ -68,18 +68,24 @@ def finite_json(node: Any) -> Any:
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace `path` in one step, durably: a reader or a crash sees the old content or the new, never a part."""
+def write_atomically(path: Path, content: str | bytes, *, durably: bool = True) -> None:
+    """Replace `path` in one step: a reader or a crash sees the old content or the new, never a part.
+
+    Without `durably` a power failure may cost the content; for what is written again in a moment, and often.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durably:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if not durably:
+        return
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)  # the rename itself is durable only then

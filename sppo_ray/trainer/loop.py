@@ -5,7 +5,7 @@
     step k:   next minibatch with its advantages (waits for what they need) --> learner.update   critic.update beside it
               ... minibatches_per_step times
               weight sync: version k + 1 on every engine, verified  --> only now cohort k + 1 + s is dispatched
-              log, evaluate, checkpoint
+              log, evaluate, checkpoint, wait at the gate (pause, checkpoint now, stop: `gate.py`)
 
 Staleness is bounded by construction: cohort k is dispatched under version max(0, k - s) and trained on at version k.
 With s = 0 a step's first minibatch is trained on while its stragglers still generate, but nothing is dispatched
@@ -27,11 +27,13 @@ from sppo_ray.config import RunConfig
 from sppo_ray.data.batching import pack
 from sppo_ray.data.curriculum import choose
 from sppo_ray.seeding import derive_seed
-from sppo_ray.trainer.checkpoint import TrainerState, write_checkpoint
+from sppo_ray.trainer.autoscale import Autoscaler
+from sppo_ray.trainer.checkpoint import TrainerState, checkpoint_path, write_checkpoint
 from sppo_ray.trainer.estimation import AdvantageEstimator, StepTally
 from sppo_ray.trainer.evaluator import Evaluator
 from sppo_ray.trainer.fleet import RolloutFleet
-from sppo_ray.trainer.interfaces import Critic, Learner, Reference
+from sppo_ray.trainer.gate import Gate
+from sppo_ray.trainer.interfaces import Critic, Learner, Reference, Scorer
 from sppo_ray.trainer.pipeline import Cohort, SamplePipeline
 from sppo_ray.trainer.recorder import Recorder
 from sppo_ray.types import CriticBatch, Minibatch, Prompt, TokenCriticBatch, TrainingSample
@@ -51,12 +53,13 @@ class Workers:
     learner: Learner
     critic: Critic | None  # None: the algorithm has none
     reference: Reference | None  # None: no KL penalty
+    scorer: Scorer
     pipeline: SamplePipeline
     evaluator: Evaluator
 
 
 class Trainer:
-    """Runs the loop from `state` on. All waiting is in `run`; `stop()` ends it after the step under way."""
+    """Runs the loop from `state` on. All waiting is in `run`; what is asked of it between two steps goes through `gate`."""
 
     def __init__(
         self,
@@ -77,18 +80,19 @@ class Trainer:
         self._settings = settings
         self._estimator = AdvantageEstimator(config, workers.critic, recorder, self._redraw)
         self._cohorts: deque[Cohort] = deque()
-        self._stop_requested = False
+        self.gate = Gate()
+        self._autoscaler = Autoscaler(config.rollout) if config.rollout.autoscale is not None else None
         self._saved_step = state.step if state.step else -1
         self._earlier_restarts = state.restarts
         self.state = state
 
     def stop(self) -> None:
         """Finish the step under way, write a checkpoint, return from `run`."""
-        self._stop_requested = True
+        self.gate.stop()
 
     @property
     def stopped_early(self) -> bool:
-        return self._stop_requested and not self._is_over
+        return self.gate.is_stopping and not self._is_over
 
     @property
     def _is_over(self) -> bool:
@@ -99,11 +103,24 @@ class Trainer:
         await self._sync_weights()
         if self.state.step == 0 and self._config.eval.at_start and self.state.initial_accuracy is None:
             await self._evaluate()
-        while not self._is_over and not self._stop_requested:
+        await self._pass_gate()
+        while not self._is_over and not self.gate.is_stopping:
             await self._step()
-        if self._saved_step != self.state.step:
-            await self._checkpoint()
+            await self._pass_gate()
+        await self._save()
         return self.state
+
+    async def _pass_gate(self) -> None:
+        """Do what was asked for during the step, and wait while the run is paused. Nobody holds up a run that is over."""
+        if self.gate.wants_checkpoint:
+            await self._save()
+        if not self.gate.is_closed or self._is_over:
+            return
+        with self._recorder.pause(self.state):
+            while self.gate.is_closed:
+                await self.gate.changed()
+                if self.gate.wants_checkpoint:
+                    await self._save()
 
     async def _step(self) -> None:
         started = time.perf_counter()
@@ -124,17 +141,27 @@ class Trainer:
         )
         metrics |= await self._sync_weights()
         self.state = dataclasses.replace(self.state, seconds=before.seconds + time.perf_counter() - started)
-        self._recorder.step(
+        figures = self._recorder.step(
             self.state,
             samples,
             metrics | tally.metrics(),
             learner_version=before.policy_version,
             fleet=self._workers.fleet.view(),
         )
+        self._autoscale(self.state.seconds - before.seconds, figures.get("seconds/generate-wait", 0.0))
         if self._evaluation_is_due(before):
             await self._evaluate()
         if _is_due(self._config.checkpoint.every, self.state.step):
             await self._checkpoint()
+
+    def _autoscale(self, seconds: float, waited: float) -> None:
+        """Ask for a worker more or fewer if the step, of so many seconds in which so many were waited, calls for it."""
+        if self._autoscaler is None:
+            return
+        fleet = self._workers.fleet
+        wanted = self._autoscaler.after_step(seconds=seconds, waited=waited, workers=fleet.wanted, is_settled=fleet.is_settled)
+        if wanted is not None:
+            self._recorder.event("autoscale", fleet.scale(wanted), show=True)
 
     def _evaluation_is_due(self, before: TrainerState) -> bool:
         every_s = self._config.eval.every_s
@@ -174,7 +201,6 @@ class Trainer:
 
     async def _train_on(self, cohort: Cohort, tally: StepTally) -> tuple[list[TrainingSample], dict[str, float], int]:
         """Returns the step's samples, its metrics and the number of critic updates."""
-        trains_policy = cohort.step >= self._config.critic_warmup_steps
         samples: list[TrainingSample] = []
         policy_metrics: list[Mapping[str, float]] = []
         critic_updates: list[asyncio.Future[Mapping[str, float]]] = []
@@ -182,7 +208,7 @@ class Trainer:
             samples.extend(minibatch)
             if self._workers.critic is not None:
                 critic_updates.append(asyncio.ensure_future(self._update_critic(self._workers.critic, minibatch)))
-            if trains_policy:
+            if packed is not None:
                 with self._recorder.stage("update"):
                     policy_metrics.append(await self._workers.learner.update(packed))
         with self._recorder.stage("critic-wait"):
@@ -195,11 +221,16 @@ class Trainer:
             return await critic.token_update(_token_critic_batch(minibatch))
         return await critic.update(_critic_batch(minibatch))
 
-    async def _packed(self, cohort: Cohort, tally: StepTally) -> AsyncIterator[tuple[list[TrainingSample], Minibatch]]:
-        """Minibatches ready for the learner, with every policy's log-probs that the loss asks for."""
+    async def _packed(self, cohort: Cohort, tally: StepTally) -> AsyncIterator[tuple[list[TrainingSample], Minibatch | None]]:
+        """Minibatches ready for the learner, with every policy's log-probs that the loss asks for; None while the critic
+        learns alone."""
         minibatches = self._estimator.minibatches(
             cohort, policy_version=self.state.policy_version, critic_version=self.state.critic_version, tally=tally
         )
+        if cohort.step < self._config.critic_warmup_steps:
+            async for minibatch in minibatches:
+                yield minibatch, None
+            return
         if self._config.algorithm.old_logprobs == "rollout":
             async for minibatch in minibatches:
                 yield minibatch, await self._with_reference(self._pack(minibatch))
@@ -243,6 +274,12 @@ class Trainer:
         best = max(report.accuracy, self.state.best_accuracy if self.state.best_accuracy is not None else report.accuracy)
         self.state = dataclasses.replace(self.state, initial_accuracy=first, final_accuracy=report.accuracy, best_accuracy=best)
         self._recorder.evaluation(self.state, report)
+
+    async def _save(self) -> None:
+        """A checkpoint of the steps so far, unless they have one."""
+        if self._saved_step != self.state.step:
+            await self._checkpoint()
+        self.gate.checkpoint_written(checkpoint_path(self._checkpoints, self.state.step))
 
     async def _checkpoint(self) -> None:
         writers = {"learner": self._workers.learner.save}

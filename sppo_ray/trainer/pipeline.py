@@ -12,6 +12,7 @@ never in the order in which their scores came in, so that a run with one engine 
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -184,7 +185,8 @@ class SamplePipeline:
             async for trajectory in self._fleet.generate(requests, replace(self._sampling, temperature=0.0)):
                 index = index_of[trajectory.request_id]
                 cohort.generated_tokens += len(trajectory.response_ids)
-                baselines[index].set_result(await self._finish(cohort.prompts[index], trajectory, no_value, None, index))
+                scored = asyncio.ensure_future(self._finish(cohort.prompts[index], trajectory, no_value, None, index))
+                scored.add_done_callback(functools.partial(_hand_on, baselines[index]))
         except Exception as error:  # boundary: the samples that wait for their baseline raise it where the loop takes them
             _fail(baselines, error)
 
@@ -198,19 +200,32 @@ class SamplePipeline:
     ) -> Outcome:
         text = self._decode(trajectory.response_ids)
         verdict = await self._scorer.score(ScoreRequest(text, prompt.ground_truth, prompt.source, prompt.text, prompt.extra))
+        # Waited for also where it is not needed: the step has to count its tokens.
+        greedy = None if baseline is None else await baseline
         if verdict.reward is None:
             return UnscoredTrajectory(prompt, trajectory, verdict.reason)
         require_reward_in_range(verdict, prompt, self._reward_range)
         scored = ScoredTrajectory(
             prompt, trajectory, text, verdict.reward, verdict.reason, verdict.seconds, (await values)[index]
         )
-        return scored if baseline is None else _with_baseline(scored, await baseline)
+        return scored if greedy is None else _with_baseline(scored, greedy)
 
 
 def _with_baseline(scored: ScoredTrajectory, greedy: Outcome) -> Outcome:
     if isinstance(greedy, UnscoredTrajectory):
         return UnscoredTrajectory(scored.prompt, scored.trajectory, f"greedy baseline: {greedy.reason}")
     return replace(scored, baseline=GreedyBaseline(greedy.reward, len(greedy.trajectory.response_ids)))
+
+
+def _hand_on(waiting: asyncio.Future[Outcome], scored: asyncio.Future[Outcome]) -> None:
+    """What became of `scored` is what `waiting` waits for."""
+    if scored.cancelled() or waiting.done():
+        return
+    error = scored.exception()
+    if error is not None:
+        _fail([waiting], error)
+    else:
+        waiting.set_result(scored.result())
 
 
 def _fail(futures: Sequence[asyncio.Future[Any]], error: BaseException) -> None:

@@ -1,6 +1,6 @@
 """What a person sees while a run trains: a live display in a terminal, one line a step in a log, or nothing.
 
-The loop calls the same five methods on each. Plain lines are ASCII and flushed, so that they read well in a Ray job's log.
+The loop calls the same few methods on each. Plain lines are ASCII and flushed, so that they read well in a Ray job's log.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class Progress(Protocol):
     def step(self, view: StepView) -> None: ...
 
     def evaluation(self, report: EvalReport) -> None: ...
+
+    def rested(self) -> None:
+        """The run was paused until now: the time since the last step is no sign of how long steps take."""
+        ...
 
     def close(self) -> None: ...
 
@@ -160,6 +164,9 @@ class SilentProgress:
     def evaluation(self, report: EvalReport) -> None:
         pass
 
+    def rested(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -199,6 +206,9 @@ class PlainProgress:
             self._timer.restart_clock()
         self._accuracy = report.accuracy
         self.message(evaluation_text(report))
+
+    def rested(self) -> None:
+        self._timer.restart_clock()
 
     def close(self) -> None:
         self._stream.flush()

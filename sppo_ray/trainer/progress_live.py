@@ -58,6 +58,9 @@ class LiveProgress:
         self._report = report
         self.message(evaluation_text(report))
 
+    def rested(self) -> None:
+        self._timer.restart_clock()
+
     def close(self) -> None:
         self._live.stop()
         atexit.unregister(self.close)

@@ -4,10 +4,12 @@ step        metrics.jsonl + TensorBoard, trajectories/step-*.parquet, status.jso
 evaluation  evaluations/step-*.json, the metrics of its step; both with the critic's calibration on held-out prompts and on
             the training samples since the evaluation before (values as they were at dispatch)
 event       events.jsonl
+beat        status.json again, with the time: a sign of life (`heartbeat.py`)
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +23,10 @@ from sppo_ray.data.trajectory_log import to_table, write_step
 from sppo_ray.trainer.calibration import calibrate
 from sppo_ray.trainer.checkpoint import TrainerState
 from sppo_ray.trainer.evaluation import EvalReport
-from sppo_ray.trainer.fleet import WorkerView
+from sppo_ray.trainer.fleet_members import WorkerView
 from sppo_ray.trainer.metrics import EventLog, MetricsWriter, summarise_samples
 from sppo_ray.trainer.pipeline import UnscoredTrajectory
-from sppo_ray.trainer.progress import Progress, StepView
+from sppo_ray.trainer.progress import Progress, StepTimer, StepView
 from sppo_ray.trainer.rundir import RunDir
 from sppo_ray.trainer.timing import StageClock
 from sppo_ray.types import TrainingSample
@@ -43,6 +45,8 @@ class Recorder:
         self._reward_errors: Counter[str] = Counter()
         self._trained_on: list[tuple[float, float]] = []  # (value, reward) of the samples since the last evaluation
         self._status: dict[str, Any] = {"name": config.name, "algorithm": config.algorithm.type, "steps": config.loop.steps}
+        self._status_lock = threading.Lock()  # the heartbeat writes from a thread of its own
+        self._timer = StepTimer()
 
     def begin(self, state: TrainerState) -> None:
         """The run trains from here on; what an earlier incarnation wrote after `state` is forgotten."""
@@ -53,6 +57,7 @@ class Recorder:
         if dropped:
             self.event("resumed", f"continues after step {state.step}; {dropped} later lines of metrics.jsonl are taken again")
         self._progress.start(self._config.loop.steps, state.step)
+        self._timer.start(self._config.loop.steps, state.step)
         self._clock.next_step()
         self.phase("training", state)
 
@@ -60,6 +65,18 @@ class Recorder:
     def stage(self, name: str) -> Iterator[None]:
         with self._clock.stage(name):
             yield
+
+    @contextmanager
+    def pause(self, state: TrainerState) -> Iterator[None]:
+        """The run rests: neither the seconds of training nor the estimate of the time left count it."""
+        self.event("paused", f"after step {state.step}", show=True)
+        self.phase("paused", state)
+        with self.stage("pause"):
+            yield
+        self._timer.restart_clock()
+        self._progress.rested()
+        self.event("pause-over", f"after step {state.step}", show=True)
+        self.phase("training", state)
 
     def step(
         self,
@@ -69,8 +86,8 @@ class Recorder:
         *,
         learner_version: int,
         fleet: Sequence[WorkerView],
-    ) -> None:
-        """One finished step. `learner_version` is the version that its samples were trained on."""
+    ) -> Mapping[str, float]:
+        """One finished step, and its figures as written. `learner_version` is the version that its samples were trained on."""
         figures = dict(summarise_samples(samples, learner_version)) if samples else {}
         scored = [sample.scored for sample in samples]
         self._trained_on += [(item.value.value, item.reward) for item in scored if item.value is not None]
@@ -82,19 +99,23 @@ class Recorder:
         figures |= self._clock.next_step()
         figures |= _totals(state)
         self._metrics.write(state.step, figures)
+        budget = self._config.loop.budget_s
+        budget_left = None if budget is None else budget - state.seconds
+        self._timer.tick(state.step, budget_left)
         if samples:
-            budget = self._config.loop.budget_s
             view = StepView.of(
                 state.step,
                 figures,
                 policy_version=state.policy_version,
                 fleet=fleet_line(fleet),
-                budget_left=None if budget is None else budget - state.seconds,
+                budget_left=budget_left,
             )
             self._progress.step(view)
         self._reward_errors.clear()
         shown = {name: figures[name] for name in ("reward/mean", "response/length_mean", "seconds/step") if name in figures}
-        self.phase("training", state, latest=shown, fleet=[asdict(worker) for worker in fleet])
+        rows = [asdict(worker) for worker in fleet]
+        self.phase("training", state, latest=shown, fleet=rows, eta_s=self._timer.seconds_left)
+        return figures
 
     def reward_errors(self, unscored: Sequence[UnscoredTrajectory]) -> None:
         self._reward_errors.update(outcome.reason for outcome in unscored)
@@ -104,6 +125,8 @@ class Recorder:
             )
 
     def evaluation(self, state: TrainerState, report: EvalReport) -> None:
+        if not self._timer.is_timed:
+            self._timer.restart_clock()
         content, figures = report.to_dict(), report.metrics()
         content |= {"train_seconds": state.seconds, "train_samples": state.samples, "train_tokens": state.response_tokens}
         if self._trained_on:
@@ -129,10 +152,28 @@ class Recorder:
 
     def phase(self, phase: str, state: TrainerState | None = None, **fields: Any) -> None:
         """Rewrite status.json: what the REST server and a curious user read."""
-        self._status |= {"phase": phase, "updated": time.time(), **fields}
+        now = time.time()
+        news = {"phase": phase, "updated": now, "heartbeat": now, "stage": self._clock.current, **fields}
         if state is not None:
-            self._status["state"] = asdict(state)
-        self._run_dir.write_json("status.json", self._status)
+            news["state"] = asdict(state)
+        with self._status_lock:
+            self._status |= news
+            self._run_dir.write_json("status.json", self._status)
+
+    def end(self, phase: str, state: TrainerState | None = None, **fields: Any) -> None:
+        """The last phase: there is nothing left to wait for."""
+        self.phase(phase, state, eta_s=None, pending=[], paused=False, stopping=False, **fields)
+
+    def live(self, **fields: Any) -> None:
+        """Facts for the next beat; called from the trainer's own thread."""
+        with self._status_lock:
+            self._status |= {"stage": self._clock.current, **fields}
+
+    def beat(self) -> None:
+        """Rewrite status.json as a sign of life, from any thread. Raises OSError."""
+        with self._status_lock:
+            self._status["heartbeat"] = time.time()
+            self._run_dir.write_json("status.json", self._status, durably=False)
 
     def close(self) -> None:
         self._progress.close()

@@ -2,11 +2,12 @@
 
 config.yaml          the resolved settings           metrics.jsonl    one line a step
 environment.json     machine, versions, commit       events.jsonl     what happened
-status.json          phase and counters, live        tensorboard/     the same numbers for TensorBoard
+status.json          phase, fleet, sign of life       tensorboard/     the same numbers for TensorBoard
 summary.json         written last                    evaluations/     each held-out evaluation in full
 curve.png            the learning curve              trajectories/    Parquet, one file a step
 checkpoints/         resumable states                export/          plain Transformers checkpoints
 reliability.png      the critic's, last evaluation   calibration/     what `sppo-ray calibrate` measured
+job.json             who runs it, and where           control/         commands to the run and what became of them
 run.lock             held by the process that writes
 """
 
@@ -119,6 +120,10 @@ class RunDir:
         return self.path / "status.json"
 
     @property
+    def job(self) -> Path:
+        return self.path / "job.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -150,11 +155,12 @@ class RunDir:
     def export(self) -> Path:
         return self.path / "export"
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
+    def write_json(self, name: str, content: Mapping[str, Any], *, durably: bool = True) -> Path:
         """Write `content` to the file `name` below the run directory, atomically; NaN becomes null."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(finite_json(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(finite_json(content), indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(path, text + "\n", durably=durably)
         return path
 
     def write_config(self, text: str) -> Path:

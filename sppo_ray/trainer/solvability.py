@@ -33,7 +33,9 @@ SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("prompt", pa.string(), nullable=False),  # as the critic reads it: its chat template applied
         pa.field("prompt_tokens", pa.int32(), nullable=False),  # of the critic's tokenizer
-        pa.field("value", pa.float64(), nullable=False),  # sigmoid(value_logit): probability that the policy solves it
+        pa.field(
+            "value", pa.float64(), nullable=False
+        ),  # sigmoid(value_logit): probability that the policy solves it; mse: value_logit
         pa.field("value_logit", pa.float64(), nullable=False),
     ]
 )
@@ -76,7 +78,8 @@ def write_map(path: Path, rows: Concatenation, encoder: PromptEncoder, critic: E
 def histogram_text(values: Sequence[float] | np.ndarray, *, bins: int = HISTOGRAM_BINS) -> str:
     """The values as a histogram of equal bins on [0, 1], a line each, and what it says of the data set in a last line."""
     value = np.asarray(values, dtype=np.float64)
-    counts = np.bincount(np.minimum((value * bins).astype(np.int64), bins - 1), minlength=bins)
+    # A critic that learned by squared error has no sigmoid: the outermost bins take what lies outside [0, 1].
+    counts = np.bincount(np.clip(np.floor(value * bins).astype(np.int64), 0, bins - 1), minlength=bins)
     width = len(f"{counts.max():,}")
     lines = [
         f"{b / bins:.2f} - {(b + 1) / bins:.2f}  {count:>{width},}  {'█' * int(round(_BAR * count / counts.max()))}".rstrip()

@@ -39,6 +39,11 @@ class StageClock:
             _, start = self._open.pop(key)
             self._closed.setdefault(name, []).append((start, self._now()))
 
+    @property
+    def current(self) -> str | None:
+        """The stage that was entered last and is still under way; None between stages."""
+        return next((name for name, _ in reversed(list(self._open.values()))), None)
+
     def add(self, worker: str, stage: str, seconds: float) -> None:
         """Book `seconds` in which `worker` was busy with `stage`, as the worker measured them itself."""
         stages = self._busy.setdefault(worker, {})

@@ -51,7 +51,7 @@ def test_ppo_with_a_token_critic_a_reference_and_an_entropy_bonus(tmp_path: Path
     # The first update of the policy is at the weights of the reference; after it they differ.
     assert rows[0]["policy/kl_reference"] < rows[-1]["policy/kl_reference"] < 0.1
     assert set(json.loads((run_dir / "summary.json").read_text())["peak_memory"]) == {
-        "rollout-0", "learner-0", "critic-0", "reference-0",
+        "rollout-0", "learner-0", "critic-0", "reference-0", "reward",
     }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_grpo_with_dynamic_sampling_a_sequence_ratio_and_staleness(tmp_path: Pat
         assert all(row["value"] is None for row in rows)
     summary = json.loads((run_dir / "summary.json").read_text())
     # No critic was placed. More was generated than trained on, whenever a group was dropped.
-    assert set(summary["peak_memory"]) == {"rollout-0", "learner-0"} and summary["critic_version"] == 0
+    assert set(summary["peak_memory"]) == {"rollout-0", "learner-0", "reward"} and summary["critic_version"] == 0
     drawn = [row for row in read_metrics(run_dir) if "groups/draws" in row]
     trained_tokens = sum(row["response/tokens"] for row in drawn)
     dropped = any(row["groups/dropped_rate"] > 0 for row in drawn)

@@ -104,7 +104,7 @@ def test_a_warm_started_critic_begins_with_the_exported_values(run_dir: Path, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--data.prompt_suffix=?", "learned on prompts with data.prompt_suffix null, this run has '?'"),
+        ("--data.prompt_suffix=++", "learned on prompts with data.prompt_suffix null, this run has '++'"),
         ("--critic.model=/nowhere/critic", "/nowhere/critic"),
     ],
 )

@@ -103,6 +103,11 @@ def test_one_sample_for_a_group_method(name: str) -> None:
     assert "data.samples_per_prompt is 1" in message and name in message and "set it to 2 or more" in message
 
 
+def test_an_evaluation_of_several_greedy_samples() -> None:
+    message = refusal("eval.temperature=0", "eval.samples_per_prompt=4")
+    assert "eval: at temperature 0 the 4 samples of a prompt are one and the same response" in message
+
+
 def test_a_minibatch_that_cuts_groups_apart() -> None:
     message = refusal("algorithm.type=grpo", "data.samples_per_prompt=8", "data.prompts_per_step=32", "data.minibatch_size=4")
     assert "data.minibatch_size 4 cuts groups of data.samples_per_prompt 8 apart: make it a multiple" in message

@@ -236,6 +236,11 @@ def test_the_histogram() -> None:
     assert "out of reach (< 0.1) 40.0%, between 20.0%, solved (> 0.9) 40.0%" in text
 
 
+def test_the_histogram_of_a_critic_without_a_sigmoid_has_values_outside_in_its_outermost_bins() -> None:
+    counts = [line.split()[3] for line in histogram_text([-0.7, -0.01, 0.6, 1.2], bins=2).splitlines()[:2]]
+    assert counts == ["2", "2"]
+
+
 # ----------------------------------------------------------------------------------------------- its measurement
 
 

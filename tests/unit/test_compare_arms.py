@@ -147,6 +147,12 @@ def test_a_budget_is_needed() -> None:
         make_plan("quickstart", ["sppo"], [1], 0.0)
 
 
+def test_a_schedule_that_would_be_flat() -> None:
+    with pytest.raises(UserError, match="arm sppo: critic.optimizer.schedule linear falls over loop.steps"):
+        plan_of("sppo", overrides=("critic.optimizer.schedule=linear",))
+    plan_of("grpo", overrides=("critic.optimizer.schedule=linear",))  # has no critic
+
+
 # ------------------------------------------------------------------------------------------------------ the plan
 
 
@@ -156,7 +162,7 @@ def test_seeds_are_interleaved() -> None:
 
 
 def test_the_users_overrides_win_over_the_comparisons_own() -> None:
-    plan = plan_of("sppo", overrides=("--learner.optimizer.schedule=linear", "--eval.every_s=4.0"))
+    plan = plan_of("sppo", overrides=("--learner.optimizer.schedule=linear", "--loop.steps=60", "--eval.every_s=4.0"))
     config = plan.config(plan.arms[0])
     assert (config.learner.optimizer.schedule, config.critic.optimizer.schedule) == ("linear", "constant")
     assert (config.loop.budget_s, config.eval.every_s) == (60.0, 4.0)

@@ -108,6 +108,19 @@ def test_what_cannot_work_is_refused_with_the_remedy(overrides: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
+    ("rollout", "told"),
+    [
+        ({"workers": 1, "min_workers": 2}, "workers 1 is less than min_workers 2: raise the one or lower the other"),
+        ({"workers": 3, "max_workers": 2}, "workers 3 is more than max_workers 2: lower the one or raise the other"),
+        ({"autoscale": {}}, "autoscale without max_workers could take the whole cluster: set max_workers"),
+        ({"max_workers": 2, "autoscale": {"idle_below": 0.5}}, "idle_below 0.5 is not less than busy_above 0.5"),
+    ],
+)
+def test_bounds_of_scaling_that_cannot_hold_are_refused(rollout: dict[str, Any], told: str) -> None:
+    assert told in refusal(**{f"rollout__{name}": value for name, value in rollout.items()})
+
+
+@pytest.mark.parametrize(
     ("overrides", "where"),
     [
         ({"seed": -1}, "seed"),

@@ -266,16 +266,17 @@ def test_figures_of_a_run() -> None:
 
 
 def test_the_table_and_the_verdict() -> None:
-    good = {"env": "e", "arm": "sequence", "learning_rate": 1e-3} | row_of([run_of([0.0, 0.8, 0.9, 1.0])] * 2, 400)
-    bad = {"env": "e", "arm": "token", "learning_rate": 1e-3} | row_of([run_of([0.0, 0.1, 0.1, 0.1])] * 2, 400)
+    head = {"env": "e", "learning_rate": 1e-3, "sweep": {"0.001": {"finals": [1.0, 0.5]}, "0.003": {"finals": [0.4, 0.0]}}}
+    good = head | {"arm": "sequence"} | row_of([run_of([0.0, 0.8, 0.9, 1.0])] * 2, 400)
+    bad = head | {"arm": "token"} | row_of([run_of([0.0, 0.1, 0.1, 0.1])] * 2, 400)
     # 2.7 / 4 - 0.3 / 4 = 0.6, and equal seeds leave no error
     assert verdict(good, bad) == (
         "sequence is ahead of token (mean success over training +0.600 +- 0.000); only sequence reaches 50%"
     )
     assert verdict(bad | {"arm": "sequence"}, bad).endswith("neither reaches 50%")
     # (0 + 0.8 + 0.9) / 3 is above 0.5 at the third update
-    assert "| e | sequence | 0.001 | 0.000 | 1.000 +- 0.000 | 300 | 2/2 | 10 |" in markdown([good])
-    assert "| never | 0/2 |" in markdown([bad])
+    assert "| e | sequence | 0.001 | 0.000 | 1.000 +- 0.000 | 300 | 2/2 | 2/4 | 10 |" in markdown([good])
+    assert "| never | 0/2 | 2/4 |" in markdown([bad])
 
 
 def test_a_finished_run_is_taken_up_only_with_equal_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,3 +294,27 @@ def test_the_plot_is_written(tmp_path: Path) -> None:
     row = {"env": "e", "arm": "sequence", "learning_rate": 1e-3} | row_of([run_of([0.0, 0.8, 0.9, 1.0])] * 2, 400)
     save_plot([row, row | {"env": "f"}], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--seeds", "0"], "at least 1, not '0'"), (["--arms", "grpo"], "invalid choice: 'grpo'")],
+)
+def test_options_that_make_no_study_are_refused(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["control", *arguments])
+    with pytest.raises(SystemExit):
+        control.parse_options()
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_simulator_is_named_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needy = control.Problem(control_tasks.Hopper, env_steps=1, episodes=1, needs=("no_such_simulator",))
+    monkeypatch.setattr(control, "PROBLEMS", {"hopper": needy})
+    monkeypatch.setattr("sys.argv", ["control", "--envs", "hopper"])
+    with pytest.raises(SystemExit):
+        control.parse_options()
+    assert "hopper need no_such_simulator: pip install 'sppo-ray[control]'" in capsys.readouterr().err

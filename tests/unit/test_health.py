@@ -51,9 +51,46 @@ def test_no_path_from_dead_to_healthy_avoids_a_sync() -> None:
             assert not health.takes_work or synced, events
 
 
+def test_a_pending_worker_comes_up_through_a_verified_sync() -> None:
+    pending = WorkerHealth(Health.PENDING)
+    with pytest.raises(IllegalTransition):
+        pending.after(Event.STARTED)  # nothing starts without a place
+    placed = pending.after(Event.PLACED)
+    assert (placed.state, placed.restarts) == (Health.RESTARTING, 0)
+    assert placed.after(Event.STARTED).after(Event.SYNCED, 4).takes_work
+
+
+@pytest.mark.parametrize("before", [(), (Event.SUSPECTED,)])
+def test_a_draining_worker_is_synced_and_takes_no_more_work(before: tuple[Event, ...]) -> None:
+    draining = after(Event.STARTED, (Event.SYNCED, 2), *before, Event.DRAIN)
+    assert draining.holds_weights and not draining.takes_work and not draining.is_gone
+    synced = draining.after(Event.SYNCED, 3)
+    assert (synced.state, synced.version) == (Health.DRAINING, 3)
+    dead = synced.after(Event.DIED)
+    assert (dead.state, dead.version) == (Health.RETIRED, None)  # there is nothing to bring back
+
+
+def test_nothing_that_drains_takes_work_again() -> None:
+    draining = after(Event.STARTED, (Event.SYNCED, 1), Event.DRAIN)
+    for events in itertools.product(Event, repeat=3):
+        health = draining
+        for event in events:
+            try:
+                health = health.after(event, 5 if event is Event.SYNCED else None)
+            except IllegalTransition:
+                break
+            assert health.state in (Health.DRAINING, Health.RETIRED), events
+
+
+@pytest.mark.parametrize("state", [Health.PENDING, Health.RESTARTING, Health.STALE, Health.DEAD])
+def test_only_what_serves_can_drain(state: Health) -> None:
+    with pytest.raises(IllegalTransition):
+        WorkerHealth(state).after(Event.DRAIN)
+
+
 def test_retired_is_final() -> None:
     retired = after(Event.STARTED).after(Event.RETIRE)
-    for event in (Event.STARTED, Event.RESTART, Event.DIED):
+    for event in (Event.STARTED, Event.RESTART, Event.DIED, Event.PLACED, Event.DRAIN):
         with pytest.raises(IllegalTransition):
             retired.after(event)
 

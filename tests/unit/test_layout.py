@@ -26,9 +26,11 @@ LAYERS: list[set[str]] = [
     {"trainer"},
     {
         "launch",
+        "api",
         "calibrate_command",
         "map_command",
         "cli",
+        "cli_jobs",
         "compare",
         "eval_command",
         "eval_options",

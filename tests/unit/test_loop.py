@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from sppo_ray.config import RunConfig
 from sppo_ray.config_loading import load_config
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.checkpoint import TrainerState, verify_checkpoint
-from sppo_ray.trainer.evaluator import Evaluator
 from sppo_ray.trainer.estimation import StalenessViolated
+from sppo_ray.trainer.evaluator import Evaluator
 from sppo_ray.trainer.loop import Trainer, Workers, _averages
 from sppo_ray.trainer.metrics import read_metrics
 from sppo_ray.trainer.pipeline import SamplePipeline
@@ -58,6 +59,11 @@ class Run:
         return asyncio.run(asyncio.wait_for(self._train(state or TrainerState.initial()), 10))
 
     async def _train(self, state: TrainerState) -> TrainerState:
+        async with self.trainer(state) as (trainer, _):
+            return await trainer.run()
+
+    @contextlib.asynccontextmanager
+    async def trainer(self, state: TrainerState) -> AsyncIterator[tuple[Trainer, Recorder]]:
         run_dir = RunDir(self.path)
         self.path.mkdir(exist_ok=True)
         recorder = Recorder(run_dir, self.config, SilentProgress())
@@ -72,7 +78,7 @@ class Run:
         critic = self.critic if self.config.has_critic else None
         reference = FakeReference(self.log) if self.config.has_reference else None
         evaluator = Evaluator({}, **common, critic=critic, samples_per_prompt=1, seed=1)
-        workers = Workers(self.fleet, self.learner, critic, reference, pipeline, evaluator)
+        workers = Workers(self.fleet, self.learner, critic, reference, self.scorer, pipeline, evaluator)
         trainer = Trainer(
             self.config,
             workers,
@@ -84,7 +90,7 @@ class Run:
         )
         recorder.begin(state)
         try:
-            return await trainer.run()
+            yield trainer, recorder
         finally:
             await pipeline.close()
             recorder.close()

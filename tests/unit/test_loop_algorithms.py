@@ -5,6 +5,7 @@ FakeScorer gives even prompts 1 and odd ones 0; the fake critic's values are 0.5
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from sppo_ray.data.curriculum import choose
 from sppo_ray.data.trajectory_log import read_step, to_samples
 from sppo_ray.errors import UserError
+from sppo_ray.models.critic_output import logit, sigmoid
 from sppo_ray.trainer.metrics import read_metrics
-from sppo_ray.types import ScoreRequest, Verdict
+from sppo_ray.types import PromptValue, ScoreRequest, Verdict
 from tests.unit.fakes import FakeScorer
 from tests.unit.test_loop import Run
 
@@ -86,6 +88,43 @@ def test_dynamic_sampling_trains_on_what_it_has_after_the_last_draw(tmp_path: Pa
     assert read_metrics(run.path)[1]["groups/dropped_rate"] == 1.0
 
 
+UNJUDGED = ["--algorithm.type=rloo", "--data.prompts_per_step=4", "--data.samples_per_prompt=4", "--data.minibatch_size=8"]
+
+
+class Unjudged(Alternating):
+    """As Alternating, but the first response to prompt `broken` cannot be judged."""
+
+    def __init__(self, broken: str, settled: frozenset[str] = frozenset()) -> None:
+        super().__init__(settled)
+        self._broken = broken
+
+    async def score(self, request: ScoreRequest) -> Verdict:
+        verdict = await super().score(request)
+        first = request.ground_truth == self._broken and self._asked[self._broken] == 0
+        return Verdict(None, "error: crashed", 0.0) if first else verdict
+
+
+def test_an_unjudged_response_neither_cuts_groups_apart_nor_makes_dynamic_sampling_draw_again(tmp_path: Path) -> None:
+    run = Run(
+        tmp_path, *UNJUDGED, "--loop.steps=1", "--algorithm.dynamic_sampling.max_rounds=2", scorer=Unjudged("0")
+    )  # fmt: skip
+    run.train()
+    assert [m.num_global_samples for m in run.learner.updates] == [7, 8]  # as without dynamic sampling
+    assert read_metrics(run.path)[0]["groups/draws"] == 1
+    # Prompt 0 is left with 0 1 0: 1 - 0 and 0 - 1/2 twice. The others earn 1 0 1 0: 1 - 1/3 and 0 - 2/3. Two tokens each.
+    expected = [1.0, -0.5, -0.5] + [2 / 3, -2 / 3] * 6
+    assert sorted(advantages_of(run)) == pytest.approx(sorted(expected * 2))
+
+
+def test_the_limit_of_reward_errors_is_of_the_step_and_not_of_a_further_draw(tmp_path: Path) -> None:
+    # Prompt 0 is always solved: a group is missing, one further prompt (4 x 4/3 groups rounded down) is drawn, and one of its
+    # 4 responses is unjudged. That is 1 of 20 in the step, below the limit of a tenth.
+    scorer = Unjudged("4", settled=frozenset({"0"}))
+    run = Run(tmp_path, *UNJUDGED, "--loop.steps=1", "--algorithm.dynamic_sampling.max_rounds=2", scorer=scorer)
+    state = run.train()
+    assert (state.reward_errors, state.samples) == (1, 3 * 4 + 3)
+
+
 def test_ppo_values_all_samples_before_the_first_update_and_trains_the_critic_on_tokens(tmp_path: Path) -> None:
     run = Run(tmp_path, "--loop.steps=1", "--algorithm.type=ppo", "--algorithm.whiten=false")
     run.train()
@@ -97,6 +136,20 @@ def test_ppo_values_all_samples_before_the_first_update_and_trains_the_critic_on
     samples = to_samples(read_step(run.path, 1))
     assert samples[0].advantage == (0.5, 0.5) and samples[0].token_values == (0.5, 0.5) and samples[0].returns == (1.0, 1.0)
     assert samples[0].scored.value is not None and samples[0].scored.value.value == 0.5
+
+
+def test_the_value_of_a_token_critic_is_its_output_or_with_cross_entropy_has_a_logit(tmp_path: Path) -> None:
+    kinds = {}
+    for loss in ("mse", "bce"):
+        (tmp_path / loss).mkdir()
+        run = Run(tmp_path / loss, "--loop.steps=1", "--algorithm.type=ppo", f"--algorithm.critic_loss={loss}")
+        run.train()
+        kinds[loss] = to_samples(read_step(run.path, 1))[0].scored.value
+    assert kinds["mse"] == PromptValue(0.5, 0.5, 0)
+    assert kinds["bce"] == PromptValue(0.0, 0.5, 0)  # sigmoid(0) = 0.5
+    for value in (-30.0, -1.5, 0.0, 2.0):
+        assert logit(sigmoid(value)) == pytest.approx(value, abs=1e-9)
+    assert logit(0.0) < -700 and 36 < logit(1.0) < 37
 
 
 def test_ppo_whitens_over_the_step_and_not_over_a_minibatch(tmp_path: Path) -> None:
@@ -114,6 +167,29 @@ def test_remax_takes_the_greedy_reward_and_counts_its_tokens(tmp_path: Path) -> 
     assert set(advantages_of(run)) <= {1.0, -1.0} and len(advantages_of(run)) == 8
     assert (state.samples, state.response_tokens) == (4, 16)
     assert {s.scored.baseline.response_tokens for s in to_samples(read_step(run.path, 1)) if s.scored.baseline} == {2}
+
+
+def test_greedy_responses_are_scored_at_the_same_time(tmp_path: Path) -> None:
+    class Together(FakeScorer):
+        """Gives no verdict before all 4 samples and their 4 greedy responses are asked about."""
+
+        asked = 0
+
+        async def score(self, request: ScoreRequest) -> Verdict:
+            self.asked += 1
+            while self.asked < 8:
+                await asyncio.sleep(0)
+            return await super().score(request)
+
+    run = Run(tmp_path, "--loop.steps=1", "--algorithm.type=remax", scorer=Together())
+    assert run.train().samples == 4  # one after another they would wait for ever
+
+
+def test_tokens_of_a_greedy_response_count_even_when_its_sample_cannot_be_scored(tmp_path: Path) -> None:
+    broken = FakeScorer(broken=frozenset("0123"))
+    run = Run(tmp_path, "--loop.steps=1", "--algorithm.type=remax", "--reward.max_error_rate=1", scorer=broken)
+    run.fleet.delays = {f"task/{index}": index for index in range(4)}
+    assert run.train().response_tokens == 16  # 4 samples, 4 greedy ones, 2 tokens each
 
 
 def test_a_greedy_response_that_cannot_be_scored_makes_its_sample_an_error(tmp_path: Path) -> None:
@@ -148,6 +224,15 @@ def test_the_reference_is_asked_only_with_a_kl_penalty(tmp_path: Path) -> None:
     assert without.log.count("reference") == 0 and with_kl.log.count("reference") == 2
 
 
+def test_while_the_critic_learns_alone_nobody_computes_log_probs_for_the_policy(tmp_path: Path) -> None:
+    penalty = ["--algorithm.kl.coefficient=0.1", "--algorithm.old_logprobs=learner"]
+    run = Run(tmp_path, "--loop.steps=2", "--critic.warmup_steps=1", *penalty)
+    run.train()
+    # Two minibatches a step, the first step for the critic only
+    assert [run.log.count(entry) for entry in ("recompute", "reference", "update 2")] == [2, 2, 2]
+    assert len(run.critic.batches) == 4
+
+
 def test_overlong_shaping_reaches_advantage_and_critic_and_leaves_the_verdict(tmp_path: Path) -> None:
     run = Run(
         tmp_path, "--loop.steps=1", "--rollout.max_response_tokens=2", "--algorithm.overlong.buffer_tokens=2",
@@ -161,9 +246,9 @@ def test_overlong_shaping_reaches_advantage_and_critic_and_leaves_the_verdict(tm
 
 
 def test_a_budget_ends_the_run_after_the_step_under_way(tmp_path: Path) -> None:
-    run = Run(tmp_path, "--loop.steps=1000", "--loop.budget_s=0.2")
+    run = Run(tmp_path, "--loop.steps=1000", "--loop.budget_s=0.05", "--logging.trajectories=false")
     state = run.train()
-    assert 0.2 <= state.seconds and 0 < state.step < 1000
+    assert state.seconds >= 0.05 and 0 < state.step < 1000
     assert (run.path / "checkpoints" / f"step-{state.step:06d}").is_dir()
 
 
@@ -183,6 +268,9 @@ def test_choose_prefers_open_prompts_and_is_a_pure_function_of_values_and_seed()
     assert 0.01 < sum(index < 50 for index in picks) / len(picks) < 0.08
     assert choose(values, 10, sharpness=1.0, seed=3) == choose(values, 10, sharpness=1.0, seed=3)
     assert choose([0.0] * 5, 5, sharpness=2.0, seed=1) == [0, 1, 2, 3, 4]
+    # A sharp curriculum is not flattened by the floor: 4 * 0.1 * 0.9 = .36, and .36 ** 8 = 2.8e-4 against 1.
+    sharp = [index for seed in range(50) for index in choose([0.1] * 50 + [0.5] * 50, 10, sharpness=8.0, seed=seed)]
+    assert sum(index < 50 for index in sharp) <= 3
     with pytest.raises(ValueError, match="3 prompts are to be chosen from 2"):
         choose([0.5, 0.5], 3, sharpness=1.0, seed=1)
 

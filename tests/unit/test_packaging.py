@@ -68,7 +68,7 @@ def test_the_lock_is_closed_but_for_what_its_head_names() -> None:
     """Follows every dependency, extras included, from the packages that pyproject.toml names for the CPU."""
     known = pins()
     missing, conflicts = set(), []
-    todo = [("sppo-ray-cpu", Requirement(text)) for text in _declared("cpu", "train", "dev", "smollm2")]
+    todo = [("sppo-ray-cpu", Requirement(text)) for text in _declared("cpu", "train", "api", "dev", "smollm2")]
     seen = set()
     while todo:
         asker, requirement = todo.pop()
@@ -97,7 +97,7 @@ def _declared(*extras: str) -> list[str]:
 
 def test_what_the_code_imports_is_declared() -> None:
     providers = metadata.packages_distributions()
-    declared = {canonicalize_name(Requirement(text).name) for text in _declared("train", "cpu", "smollm2")}
+    declared = {canonicalize_name(Requirement(text).name) for text in _declared("train", "api", "cpu", "smollm2")}
     undeclared = set()
     for path in (p for package in ("sppo_ray", "actors") for p in (REPOSITORY / package).rglob("*.py")):
         for head in _imported_heads(path) - set(sys.stdlib_module_names) - {"sppo_ray", "actors"}:

@@ -142,6 +142,19 @@ def test_the_evaluation_before_the_first_step_is_no_step_time():
     assert stream.getvalue().splitlines()[-1].endswith("ETA 30s")
 
 
+def test_a_pause_is_no_step_time():
+    clock, stream = HandClock(), io.StringIO()
+    progress = PlainProgress("run", stream, now=clock)
+    progress.start(11, 0)
+    clock.seconds += 3.0
+    progress.step(view(1))
+    clock.seconds += 3600.0
+    progress.rested()
+    clock.seconds += 3.0
+    progress.step(view(2))
+    assert stream.getvalue().splitlines()[-1].endswith("ETA 27s")  # 9 steps of 3 s
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -13,7 +13,7 @@ PAPER = ("paper-1.5b", "paper-7b", "paper-7b-small-critic")
 
 
 def test_the_recipes_that_ship() -> None:
-    assert recipe_names() == sorted([*PAPER, "quickstart", "smollm2-arithmetic"])
+    assert recipe_names() == sorted([*PAPER, "quickstart", "long-sum", "smollm2-arithmetic"])
 
 
 @pytest.mark.parametrize("name", recipe_names())

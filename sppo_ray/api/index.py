@@ -1,0 +1,135 @@
+"""The list of jobs in memory, rebuilt from the run directories whenever they changed. Losing it costs nothing.
+
+Requests are answered from memory. What is older than `refresh_s` is looked at again in a thread; while that lasts, requests
+get what is there, unless it is too old to be shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from sppo_ray.api.jobs import RayJob, Surroundings, job_of, job_of_ray
+from sppo_ray.api.problems import unknown_job
+from sppo_ray.api.ray_jobs import RayJobs
+from sppo_ray.api.records import LockHolder, RunRecord, read_record, run_directories, signature_of
+from sppo_ray.api.schemas import Job
+
+TOO_OLD_S = 5.0  # an answer from memory is never older than refresh_s plus this
+ENDED_EVERY = 10  # runs that have ended are looked at in every tenth round only
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A job with its answer, ready to be sent."""
+
+    job: Job
+    record: RunRecord | None  # None = only Ray knows it
+    body: bytes  # the job as JSON
+
+    @classmethod
+    def of(cls, job: Job, record: RunRecord | None) -> Entry:
+        return cls(job, record, job.model_dump_json().encode())
+
+
+class JobIndex:
+    """All jobs of one directory of runs. `get` and `jobs` may be called by any number of requests at once."""
+
+    def __init__(self, runs: Path, ray: RayJobs, *, refresh_s: float) -> None:
+        self.runs = runs
+        self._ray = ray
+        self._refresh_s = refresh_s
+        self._entries: dict[str, Entry] = {}  # by run id
+        self._by_id: dict[str, Entry] = {}  # by job id and by run id
+        self._order: list[Entry] = []  # newest first
+        self._refreshed = -1e9
+        self._round = 0
+        self._lock = threading.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def jobs(self) -> Sequence[Entry]:
+        """Newest first."""
+        await self._fresh()
+        return self._order
+
+    async def get(self, job_id: str) -> Entry:
+        """By job id, submission id or run id. Raises ApiProblem (404)."""
+        await self._fresh()
+        entry = self._by_id.get(job_id)
+        if entry is None:
+            raise unknown_job(job_id)
+        return entry
+
+    async def renewed(self, job_id: str) -> Entry:
+        """`get`, after looking at everything again: for what follows a command. Raises ApiProblem (404)."""
+        await self.refresh()
+        return await self.get(job_id)
+
+    async def refresh(self) -> None:
+        await asyncio.to_thread(self.refresh_now)
+
+    def refresh_now(self) -> None:
+        """Look at every run directory whose files may have changed. One thread at a time."""
+        with self._lock:
+            ray_jobs = self._ray.jobs
+            now = time.time()
+            entries: dict[str, Entry] = {}
+            for path in run_directories(self.runs):
+                entries[path.name] = self._entry(path, ray_jobs, now)
+            self._entries = entries
+            self._publish(ray_jobs)
+            self._round += 1
+            self._refreshed = time.monotonic()
+
+    def _entry(self, path: Path, ray_jobs: dict[str, RayJob] | None, now: float) -> Entry:
+        known = self._entries.get(path.name)
+        record = known.record if known else None
+        if known and record:
+            resting = known.job.state.is_final and self._round % ENDED_EVERY
+            if resting or (known.job.state.is_final and signature_of(path) == record.signature and not self._lost(known)):
+                return known
+        if record is None or signature_of(path) != record.signature:
+            record = read_record(path, record)
+        around = Surroundings(now=now, ray=ray_jobs, process_alive=None if record.lock is None else holder_alive(record.lock))
+        job = job_of(record, around)
+        return known if known and known.record is record and known.job == job else Entry.of(job, record)
+
+    @staticmethod
+    def _lost(entry: Entry) -> bool:
+        """LOST is a guess: Ray may come back and say otherwise."""
+        return entry.job.state == "LOST"
+
+    def _publish(self, ray_jobs: dict[str, RayJob] | None) -> None:
+        by_id = {**self._entries, **{entry.job.id: entry for entry in self._entries.values()}}
+        ray_only = [Entry.of(job_of_ray(job), None) for key, job in (ray_jobs or {}).items() if key not in by_id]
+        by_id |= {entry.job.id: entry for entry in ray_only}
+        order = sorted(
+            [*self._entries.values(), *ray_only], key=lambda entry: (entry.job.created or 0.0, entry.job.id), reverse=True
+        )
+        self._by_id, self._order = by_id, order
+
+    async def _fresh(self) -> None:
+        age = time.monotonic() - self._refreshed
+        if age <= self._refresh_s and self._refresh_s > 0:
+            return
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self.refresh())
+        if self._refresh_s == 0 or age > self._refresh_s + TOO_OLD_S:
+            await asyncio.shield(self._refreshing)
+
+
+def holder_alive(lock: LockHolder) -> bool | None:
+    """Whether the process that wrote the lock lives; None when it was on another host. A reused pid is younger."""
+    if lock.host != socket.gethostname():
+        return None
+    try:
+        return psutil.Process(lock.pid).create_time() <= lock.since + 1.0
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,250 @@
+"""What a run directory says, read defensively: a job may be writing it, may have died in the middle, may be of an older release.
+
+`read_record` is the only reader of the small files. A file that is missing or damaged counts as not written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sppo_ray.api.schemas import RUN_NAME
+from sppo_ray.trainer.rundir import LOCK
+
+SUBMISSION = "submission.json"  # written by the server before Ray is asked; what a run is until its trainer begins
+SUBMITTED_CONFIG = "submitted.yaml"
+OUTPUT = "output.log"  # what the entrypoint printed, for jobs that the server submitted
+JOB = "job.json"
+CONTROL_INBOX, CONTROL_DONE = "control/inbox", "control/done"
+SHOWN_COMMANDS = 8
+_TAIL_BYTES = 256 * 1024  # enough for the last line of metrics.jsonl
+_WATCHED = (
+    "status.json", JOB, SUBMISSION, "summary.json", "config.yaml", "metrics.jsonl", LOCK, CONTROL_INBOX, CONTROL_DONE,
+    "checkpoints", "evaluations",
+)  # fmt: skip
+_NAME = re.compile(RUN_NAME)
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
+_LOCK_HOLDER = re.compile(r"pid (\d+) on (\S+)")
+
+Signature = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFacts:
+    """What a job's summary shows of its settings."""
+
+    name: str | None = None
+    seed: int | None = None
+    algorithm: str | None = None
+    steps: int | None = None
+    workers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    pid: int
+    host: str
+    since: float  # Unix time
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run directory at one moment."""
+
+    path: Path
+    signature: Signature
+    status: Mapping[str, Any] = field(default_factory=dict)
+    job: Mapping[str, Any] = field(default_factory=dict)
+    submission: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    last_step: Mapping[str, Any] = field(default_factory=dict)  # newest training row of metrics.jsonl
+    config: ConfigFacts = ConfigFacts()
+    lock: LockHolder | None = None
+    checkpoints: tuple[Mapping[str, Any], ...] = ()
+    commands: tuple[Mapping[str, Any], ...] = ()
+    config_time: float | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def submission_id(self) -> str | None:
+        """Ray's id of the newest start: the server's record is older or newer than the trainer's own, whichever started last."""
+        asked, began = self.submission.get("created"), self.job.get("started")
+        if self.submission.get("submission_id") and (began is None or (_is_number(asked) and asked > began)):
+            return str(self.submission["submission_id"])
+        return self.job.get("submission_id")
+
+    @property
+    def waits_for_trainer(self) -> bool:
+        """Submitted, and the trainer of that submission has not begun."""
+        wanted = self.submission.get("submission_id")
+        return wanted is not None and wanted == self.submission_id and self.job.get("submission_id") != wanted
+
+
+def run_directories(root: Path) -> list[Path]:
+    """Children of `root` that are runs. Links are not followed, so that nothing outside `root` is ever shown."""
+    try:
+        with os.scandir(root) as entries:
+            found = [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and _NAME.fullmatch(e.name)]
+    except FileNotFoundError:
+        return []
+    return sorted(path for path in found if is_run_directory(path))
+
+
+def is_run_directory(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("status.json", "config.yaml", JOB, SUBMISSION, "metrics.jsonl"))
+
+
+def signature_of(path: Path) -> Signature:
+    """Changes whenever one of the files that make up a record does."""
+    return tuple(_stamp(path / name) for name in _WATCHED)
+
+
+def read_record(path: Path, previous: RunRecord | None = None) -> RunRecord:
+    """Read the run directory `path`; `previous` spares reading what cannot have changed since."""
+    signature = signature_of(path)
+    known = dict(zip(_WATCHED, previous.signature, strict=True)) if previous else {}
+    now = dict(zip(_WATCHED, signature, strict=True))
+
+    def unchanged(name: str) -> bool:
+        return previous is not None and known[name] == now[name]
+
+    return RunRecord(
+        path=path,
+        signature=signature,
+        status=_json_object(path / "status.json"),
+        job=_json_object(path / JOB),
+        submission=_json_object(path / SUBMISSION),
+        summary=previous.summary if previous and unchanged("summary.json") else _json_object(path / "summary.json"),
+        last_step=previous.last_step if previous and unchanged("metrics.jsonl") else last_training_row(path / "metrics.jsonl"),
+        config=previous.config if previous and unchanged("config.yaml") and unchanged(SUBMISSION) else _config_facts(path),
+        lock=_lock_holder(path / LOCK),
+        checkpoints=previous.checkpoints if previous and unchanged("checkpoints") else _checkpoints(path / "checkpoints"),
+        commands=_commands(path),
+        config_time=now["config.yaml"][0] / 1e9 or None,
+    )
+
+
+def last_training_row(path: Path) -> Mapping[str, Any]:
+    """The newest row that a training step wrote (an evaluation's has no seconds/step), from the end of the file alone."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]  # the last piece is empty, or torn
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        row = _parse_object(line)
+        if "seconds/step" in row or "reward/mean" in row:
+            return row
+    return {}
+
+
+def _config_facts(path: Path) -> ConfigFacts:
+    for name in ("config.yaml", SUBMITTED_CONFIG):
+        tree = load_yaml(path / name)
+        if tree:
+            return ConfigFacts(
+                name=_text(tree.get("name")),
+                seed=tree.get("seed") if isinstance(tree.get("seed"), int) else None,
+                algorithm=_text(_child(tree, "algorithm").get("type")),
+                steps=_child(tree, "loop").get("steps"),
+                workers=_child(tree, "rollout").get("workers"),
+            )
+    return ConfigFacts()
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _checkpoints(root: Path) -> tuple[Mapping[str, Any], ...]:
+    found = []
+    for manifest in root.glob("step-*/manifest.json"):
+        match = _CHECKPOINT.fullmatch(manifest.parent.name)
+        content = _json_object(manifest)
+        if match and content:
+            files = content.get("files")
+            sizes = [_size_of(entry) for entry in files.values()] if isinstance(files, dict) else []
+            found.append({"step": int(match[1]), "time": _stamp(manifest)[0] / 1e9, "bytes": sum(sizes)})
+    return tuple(sorted(found, key=lambda checkpoint: checkpoint["step"]))
+
+
+def _size_of(entry: Any) -> int:
+    size = entry.get("bytes", 0) if isinstance(entry, dict) else 0
+    return size if isinstance(size, int) else 0
+
+
+def _commands(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """The newest commands with their outcome; those in the inbox are still waiting."""
+    waiting = [(name, path / CONTROL_INBOX / name) for name in _names(path / CONTROL_INBOX)]
+    done = [(name, path / CONTROL_DONE / name) for name in _names(path / CONTROL_DONE)[-SHOWN_COMMANDS:]]
+    newest = sorted({**dict(waiting), **dict(done)}.items())[-SHOWN_COMMANDS:]
+    return tuple(command for _, file in newest if (command := _json_object(file)))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith("."))
+    except OSError:
+        return []
+
+
+def _lock_holder(path: Path) -> LockHolder | None:
+    try:
+        match = _LOCK_HOLDER.search(path.read_text(encoding="utf-8", errors="replace"))
+        return LockHolder(int(match[1]), match[2], path.stat().st_mtime) if match else None
+    except OSError:
+        return None
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        return _parse_object(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def _parse_object(data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, -1)
+    # A directory's size says nothing; its time changes whenever an entry comes or goes.
+    return (found.st_mtime_ns, 0 if stat.S_ISDIR(found.st_mode) else found.st_size)
+
+
+def _child(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    child = tree.get(key)
+    return child if isinstance(child, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,126 @@
+"""/v1/jobs: submit, list, look at, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from sppo_ray.api import submission
+from sppo_ray.api.documents import JOB_EXAMPLE, answer, problems
+from sppo_ray.api.index import Entry
+from sppo_ray.api.problems import ApiProblem
+from sppo_ray.api.ray_jobs import RayJobs
+from sppo_ray.api.schemas import Job, JobList, JobRequest, JobState
+from sppo_ray.api.services import Operator, Ours, Viewer
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+JSON = "application/json"
+LIST_EXAMPLE = {"jobs": [JOB_EXAMPLE], "next_cursor": None, "total": 1, "ray": "up"}
+
+
+@router.get("", response_model=JobList, responses=answer(200, "Newest first", LIST_EXAMPLE) | problems(422))
+async def list_jobs(
+    ours: Ours,
+    caller: Viewer,
+    state: Annotated[list[JobState] | None, Query(description="Only these; may be repeated")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200, description="next_cursor of the page before")] = None,
+) -> Response:
+    """Jobs by every door, newest first."""
+    entries = [entry for entry in await ours.index.jobs() if not state or entry.job.state in state]
+    start = _after(entries, cursor) if cursor else 0
+    page = entries[start : start + limit]
+    following = page[-1].job.id if start + limit < len(entries) else None
+    head = JobList(jobs=[], next_cursor=following, total=len(entries), ray="up" if ours.ray.is_up else "down")
+    # The jobs' JSON is kept with them: a page of 500 costs no serialisation.
+    body = head.model_dump_json().encode().replace(b'"jobs":[]', b'"jobs":[' + b",".join(entry.body for entry in page) + b"]", 1)
+    return Response(body, media_type=JSON)
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Job,
+    responses={201: {"headers": {"Location": {"schema": {"type": "string"}}}, **answer(201, "Submitted", JOB_EXAMPLE)[201]}}
+    | problems(400, 404, 409, 413, 503),
+)
+async def submit_job(request: JobRequest, ours: Ours, caller: Operator) -> Response:
+    """Submit a training job. Its settings are checked here: a mistake is a 422 and costs no cluster time."""
+    if request.resume and request.run_name:
+        await _require_ended(ours, request.run_name)
+    await _require_ray(ours)
+    job = await asyncio.to_thread(submission.prepare, request, ours.settings, by=caller.name)
+    try:
+        await ours.ray.submit(job.entrypoint, submission_id=job.submission_id, metadata=job.metadata)
+    except ApiProblem as problem:
+        await asyncio.to_thread(submission.mark_failed, job, f"Ray did not take the job: {problem.detail}")
+        raise
+    entry = await ours.index.renewed(job.submission_id)
+    return Response(entry.body, status_code=201, media_type=JSON, headers={"Location": f"/v1/jobs/{entry.job.id}"})
+
+
+@router.get("/{job_id}", response_model=Job, responses=answer(200, "The job", JOB_EXAMPLE) | problems(404))
+async def get_job(job_id: str, ours: Ours, caller: Viewer) -> Response:
+    """The job as it stands. Answered from memory, also while its learner is busy or Ray is away."""
+    return Response((await ours.index.get(job_id)).body, media_type=JSON)
+
+
+@router.delete("/{job_id}", status_code=204, response_class=Response, responses=problems(404, 409))
+async def delete_job(job_id: str, ours: Ours, caller: Operator) -> Response:
+    """Delete a job that has ended, with its run directory: metrics, samples, checkpoints, everything."""
+    entry = await ours.index.renewed(job_id)
+    if not entry.job.state.is_final:
+        raise ApiProblem(409, f"job {job_id!r} is {entry.job.state}: stop it first", kind="not-ended")
+    if entry.record is not None:
+        await asyncio.to_thread(_remove, entry.record.path)
+    if entry.job.submission_id is not None:
+        await _forget(ours.ray, entry.job.submission_id)
+    await ours.index.refresh()
+    return Response(status_code=204)
+
+
+def _remove(run_dir: Path) -> None:
+    """Out of the list in one step, then off the disk: a deletion that is cut short leaves no half of a run to be seen."""
+    doomed = run_dir.with_name(f".deleting-{run_dir.name}-{os.urandom(4).hex()}")
+    os.rename(run_dir, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+async def _forget(ray: RayJobs, submission_id: str) -> None:
+    if not ray.is_up or submission_id not in (ray.jobs or {}):
+        return
+    try:
+        await ray.delete(submission_id)
+    except ApiProblem as problem:
+        if problem.status != 404:
+            raise
+
+
+async def _require_ray(ours: Ours) -> None:
+    """Before anything is written: without Ray there is nothing to submit to."""
+    if not ours.ray.is_up:
+        await ours.ray.refresh()
+    ours.ray.require_up()
+
+
+async def _require_ended(ours: Ours, run_name: str) -> None:
+    job = (await ours.index.renewed(run_name)).job
+    if not job.state.is_final:
+        raise ApiProblem(409, f"run {run_name!r} is {job.state}: only a run that has ended can be continued", kind="not-ended")
+    if job.state is JobState.SUCCEEDED:
+        raise ApiProblem(409, f"run {run_name!r} is finished: there is nothing to continue", kind="ended")
+
+
+def _after(entries: Sequence[Entry], cursor: str) -> int:
+    """Index behind the job that the page before ended with. Raises ApiProblem (422) when there is none."""
+    for place, entry in enumerate(entries):
+        if entry.job.id == cursor:
+            return place + 1
+    detail: dict[str, Any] = {"kind": "invalid-request"}
+    raise ApiProblem(422, "query.cursor: that job is no longer in the list: begin again without a cursor", **detail)

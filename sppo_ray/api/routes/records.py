@@ -1,0 +1,185 @@
+"""/v1/jobs/{id}/...: what a run recorded: metrics, events, logs, samples, evaluations, settings."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+from sse_starlette import EventSourceResponse
+
+from sppo_ray.api import events, logs, metrics_query, samples
+from sppo_ray.api.documents import answer, problems
+from sppo_ray.api.problems import ApiProblem
+from sppo_ray.api.records import SUBMITTED_CONFIG, load_yaml
+from sppo_ray.api.redaction import redact_tree
+from sppo_ray.api.schemas import Evaluations, MetricRows, RunSettings, SamplePage
+from sppo_ray.api.services import Ours, Viewer
+from sppo_ray.trainer.jsonlines import finite_json
+
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["records"])
+PING_S = 15
+SEND_TIMEOUT_S = 60.0  # a client that takes nothing for so long is let go
+MAX_STEP = 2**53
+Step = Annotated[int, Query(ge=0, le=MAX_STEP)]
+ROWS_EXAMPLE = {"names": ["reward/mean"], "rows": [{"step": 1, "time": 1767225604.2, "reward/mean": 0.41}], "next_from": None}
+SAMPLE_EXAMPLE = {
+    "step": 12, "first_step": 1, "last_step": 12, "total": 256, "next_cursor": "1",
+    "items": [{
+        "index": 17, "request_id": "12/17/0", "prompt_id": "running-sum/3", "source": "running-sum", "prompt": "a7b5=",
+        "ground_truth": "12",
+        "response": "12", "tokens": 3, "finish_reason": "stop", "reward": 1.0, "reason": "correct", "value": 0.1, "surprise": 0.9,
+        "advantage": 0.9, "staleness": 0, "policy_version": 9, "worker": "rollout-0", "seconds": 0.4,
+    }],
+}  # fmt: skip
+EVENTS_EXAMPLE = 'event: step\nid: 1f.812-20.96\ndata: {"step": 3, "time": 1767225604.2, "reward/mean": 0.41}\n\n'
+_TEXT = {"schema": {"type": "string"}}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.get(
+    "/metrics",
+    response_model=MetricRows,
+    responses={
+        200: {"description": "Rows by step", "content": {
+            "application/json": {"example": ROWS_EXAMPLE}, metrics_query.ARROW: _BINARY}}
+    } | problems(404),
+)  # fmt: skip
+async def metrics(
+    job_id: str,
+    ours: Ours,
+    caller: Viewer,
+    name: Annotated[
+        list[str] | None, Query(max_length=200, description="Metric; repeatable; `eval/*` takes all that begin so")
+    ] = None,
+    first: Annotated[int, Query(alias="from", ge=0, le=MAX_STEP, description="First step")] = 0,
+    last: Annotated[int | None, Query(alias="to", ge=0, le=MAX_STEP, description="Last step")] = None,
+    limit: Annotated[int, Query(ge=1, le=100_000, description="Rows at most (json)")] = 10_000,
+    format: Annotated[Literal["json", "arrow"], Query()] = "json",
+) -> Response:
+    """Numbers by name and step range. A name that the run does not have is left out."""
+    run_dir = await _run_dir(ours, job_id)
+    if format == "arrow":
+        stream = metrics_query.metric_stream(run_dir, names=name or (), first=first, last=last)
+        return StreamingResponse(stream, media_type=metrics_query.ARROW)
+    rows = await asyncio.to_thread(metrics_query.metric_rows, run_dir, names=name or (), first=first, last=last, limit=limit)
+    return _json(rows.model_dump())
+
+
+@router.get(
+    "/events",
+    response_class=Response,
+    responses={
+        200: {"description": "Server-sent events: step, evaluation, event, state, reset, end",
+              "content": {"text/event-stream": {**_TEXT, "example": EVENTS_EXAMPLE}}},
+        204: {"description": "The job has ended and Last-Event-ID was its last event: do not come back"},
+    } | problems(404),
+)  # fmt: skip
+async def event_stream(
+    job_id: str,
+    ours: Ours,
+    caller: Viewer,
+    last_event_id: Annotated[str | None, Header(max_length=200, description="Go on behind this event")] = None,
+) -> Response:
+    """Follow the job: everything recorded so far (or since Last-Event-ID), then what comes, until it has ended."""
+    entry = await ours.index.get(job_id)
+    place = events.Place.parse(last_event_id)
+    if await events.is_exhausted(entry, place):
+        return Response(status_code=204)
+    ours.streams.require_free()
+    stream = ours.streams.counted(events.follow(ours.index, job_id, place))
+    return EventSourceResponse(stream, ping=PING_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
+
+
+@router.get(
+    "/logs",
+    response_class=Response,
+    responses={200: {"description": "Plain text", "content": {"text/plain": _TEXT}}} | problems(404, 503),
+)
+async def log(
+    job_id: str,
+    ours: Ours,
+    caller: Viewer,
+    tail: Annotated[int, Query(ge=0, le=100_000, description="Lines from the end")] = 1000,
+    follow: Annotated[bool, Query(description="Go on until the job has ended")] = False,
+) -> Response:
+    """What the job printed, with secrets blacked out."""
+    lines = await logs.log_of(ours.index, ours.ray, job_id, tail=tail, follow=follow)
+    if follow:
+        ours.streams.require_free()
+        lines = ours.streams.counted(lines)
+    return StreamingResponse(lines, media_type="text/plain")
+
+
+@router.get("/trajectories", response_model=SamplePage, responses=answer(200, "One page", SAMPLE_EXAMPLE) | problems(404))
+async def trajectories(
+    job_id: str,
+    ours: Ours,
+    caller: Viewer,
+    step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Left out: the newest")] = None,
+    sort: samples.Sort = "surprise",
+    order: Annotated[Literal["desc", "asc"], Query()] = "desc",
+    limit: Annotated[int, Query(ge=1, le=200)] = 20,
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}$", description="next_cursor of the page before")] = None,
+) -> Response:
+    """The samples of a step: prompt, response, reward and its reason, value, advantage; the most surprising first."""
+    page = await asyncio.to_thread(
+        samples.sample_page,
+        await _run_dir(ours, job_id),
+        step=step,
+        sort=sort,
+        descending=order == "desc",
+        limit=limit,
+        offset=int(cursor or 0),
+    )
+    return _json(page.model_dump())
+
+
+@router.get("/evaluations", response_model=Evaluations, responses=problems(404))
+async def evaluations(job_id: str, ours: Ours, caller: Viewer) -> Response:
+    """Every held-out evaluation in full, by step."""
+    return _json({"evaluations": await asyncio.to_thread(_evaluations, await _run_dir(ours, job_id))})
+
+
+@router.get("/config", response_model=RunSettings, responses=problems(404))
+async def config(job_id: str, ours: Ours, caller: Viewer) -> Response:
+    """The settings of the run, resolved, with secrets blacked out."""
+    return _json(await asyncio.to_thread(_settings, await _run_dir(ours, job_id)))
+
+
+async def _run_dir(ours: Ours, job_id: str) -> Path:
+    entry = await ours.index.get(job_id)
+    if entry.record is None:
+        raise ApiProblem(
+            404, f"job {job_id!r} has no run directory here: it has just begun, or writes elsewhere", kind="no-run-directory"
+        )
+    return entry.record.path
+
+
+def _evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted((run_dir / "evaluations").glob("step-*.json")):
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError):  # forgotten by a run that was taken up again, or damaged
+            continue
+        if isinstance(content, dict):
+            found.append(content)
+    return found
+
+
+def _settings(run_dir: Path) -> dict[str, Any]:
+    import yaml
+
+    tree = load_yaml(run_dir / "config.yaml") or load_yaml(run_dir / SUBMITTED_CONFIG)
+    if not tree:
+        raise ApiProblem(404, "the settings of this run are not written yet", kind="no-config")
+    clean = redact_tree(json.loads(json.dumps(tree, default=str)))
+    return {"yaml": yaml.safe_dump(clean, sort_keys=False, allow_unicode=True), "settings": clean}
+
+
+def _json(content: Any) -> Response:
+    return Response(json.dumps(finite_json(content), allow_nan=False), media_type="application/json")

@@ -1,0 +1,81 @@
+"""What handlers work with, made once a server, and who is asking."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
+
+from sppo_ray.api.index import JobIndex
+from sppo_ray.api.problems import ApiProblem
+from sppo_ray.api.ray_jobs import RayJobs
+from sppo_ray.api.settings import ApiSettings
+from sppo_ray.api.shield import CALLER
+from sppo_ray.api.tokens import Caller
+
+_bearer = HTTPBearer(
+    auto_error=False, scheme_name="bearer", description="A token of `sppo-ray token`: Authorization: Bearer TOKEN"
+)
+
+
+class Streams:
+    """Counts open streams, so that nobody can open them without end."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.open = 0
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """A place for one stream. Raises ApiProblem (429) when all are taken."""
+        self.require_free()
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
+
+    def require_free(self) -> None:
+        if self.open >= self._most:
+            detail = f"{self._most} event and log streams are open: close one, or raise --max-streams"
+            raise ApiProblem(429, detail, kind="too-many-streams", headers={"Retry-After": "10"})
+
+    async def counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        with self.one():
+            async for chunk in chunks:
+                yield chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: ApiSettings
+    index: JobIndex
+    ray: RayJobs
+    streams: Streams
+
+
+async def _services(request: Request) -> Services:
+    return request.app.state.services
+
+
+async def _viewer(request: Request, _: Annotated[object, Security(_bearer)]) -> Caller:
+    caller: Caller | None = request.scope[CALLER]
+    if caller is None:
+        detail = "no valid token: send `Authorization: Bearer TOKEN`; `sppo-ray token NAME --tokens FILE` makes one"
+        raise ApiProblem(401, detail, headers={"WWW-Authenticate": 'Bearer realm="sppo-ray"'})
+    return caller
+
+
+async def _operator(caller: Annotated[Caller, Depends(_viewer)]) -> Caller:
+    if not caller.may_write:
+        raise ApiProblem(403, f"token {caller.name} is a viewer's: this takes an operator's", kind="wrong-role")
+    return caller
+
+
+Ours = Annotated[Services, Depends(_services)]
+Viewer = Annotated[Caller, Depends(_viewer)]
+Operator = Annotated[Caller, Depends(_operator)]

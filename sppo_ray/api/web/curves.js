@@ -1,0 +1,108 @@
+// The curves of a job: which figures stand together, and what a reader should see in them.
+import { Chart } from "./charts.js";
+import { h } from "./dom.js";
+import { percent } from "./format.js";
+import { AXES } from "./rows.js";
+
+const share = (value) => percent(value, value > 0 && value < 0.01 ? 2 : 0);
+
+/** `names`: the metric of each series, in order. */
+const CURVES = [
+  {
+    title: "Reward and held-out accuracy",
+    hint: "Held-out with its 95% interval: the number that counts.",
+    names: ["reward/mean", "eval/accuracy_high", "eval/accuracy_low", "eval/accuracy"],
+    series: [
+      { label: "reward", colour: "c-blue", width: 1.25 },
+      { label: "high", colour: "c-green", hidden: true },
+      { label: "low", colour: "c-green", hidden: true },
+      { label: "held-out", colour: "c-green", width: 2.25, points: true, format: percent },
+    ],
+    bands: [{ series: [2, 3], colour: "c-green" }],
+    range: [0, 1],
+  },
+  {
+    title: "Value mean",
+    hint: "A calibrated critic follows the reward.",
+    names: ["reward/mean", "value/mean"],
+    series: [
+      { label: "reward", colour: "c-blue", width: 1.25 },
+      { label: "value", colour: "c-orange", width: 2 },
+    ],
+    range: [0, 1],
+  },
+  {
+    title: "Brier score of the value",
+    hint: "Below the best constant, the critic knows more than the mean.",
+    names: ["value/brier", "value/brier_constant"],
+    series: [
+      { label: "critic", colour: "c-orange", width: 2 },
+      { label: "best constant", colour: "c-grey", dash: [5, 4] },
+    ],
+    fromZero: true,
+  },
+  {
+    title: "Clip fraction",
+    hint: "Share of tokens whose ratio left the trust region.",
+    names: ["policy/clip_fraction_low", "policy/clip_fraction_high"],
+    isShare: true,
+    format: share,
+    series: [
+      { label: "low", colour: "c-blue" },
+      { label: "high", colour: "c-red" },
+    ],
+    fromZero: true,
+  },
+  {
+    title: "KL to the sampling policy",
+    hint: "k3 estimate in nats a token.",
+    names: ["policy/approx_kl_k3"],
+    series: [{ label: "KL", colour: "c-violet" }],
+    fromZero: true,
+  },
+  {
+    title: "Response length",
+    hint: "Tokens, stop token included.",
+    names: ["response/length_mean", "response/length_max"],
+    series: [
+      { label: "mean", colour: "c-teal", width: 2 },
+      { label: "longest", colour: "c-grey", dash: [5, 4] },
+    ],
+    fromZero: true,
+  },
+  {
+    title: "Entropy",
+    hint: "Of the sampled tokens' distributions, in nats.",
+    names: ["policy/entropy"],
+    series: [{ label: "entropy", colour: "c-gold" }],
+    fromZero: true,
+  },
+  {
+    title: "Gradient norm",
+    hint: "Before clipping.",
+    names: ["policy/grad_norm", "critic/grad_norm"],
+    series: [
+      { label: "policy", colour: "c-blue" },
+      { label: "critic", colour: "c-orange" },
+    ],
+    fromZero: true,
+  },
+];
+
+export class Curves {
+  constructor(feed, signal) {
+    this.feed = feed;
+    this.axis = "step";
+    this.charts = CURVES.map((curve) => ({ curve, chart: new Chart({ ...curve, sync: `job-${feed.id}` }, signal) }));
+    this.element = h("div.charts", {}, this.charts.map(({ chart }) => chart.element));
+    feed.addEventListener("rows", () => this.draw(), { signal });
+    this.draw();
+  }
+
+  draw() {
+    const axis = AXES[this.axis];
+    const rows = this.feed.rows.all.filter((row) => axis.of(row) !== null);
+    const x = rows.map(axis.of);
+    for (const { curve, chart } of this.charts) chart.update(x, curve.names.map((name) => rows.map((row) => row[name] ?? null)), axis);
+  }
+}

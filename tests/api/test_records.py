@@ -1,0 +1,202 @@
+"""What a run recorded, over REST: metrics, samples, evaluations, settings, logs, and events of a run that has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+from starlette.testclient import TestClient
+
+from sppo_ray.api import following
+from sppo_ray.api.client import Event, parse_events
+from tests.api.run_directories import LiveRun, finished_run, waiting_submission
+from tests.api.test_jobs import problem
+
+
+def events_of(response) -> list[Event]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return list(parse_events(iter(response.text.split("\n"))))
+
+
+def test_metrics_by_name_and_range(server: TestClient, runs: Path) -> None:
+    finished_run(runs, "done", steps=5)
+    everything = server.get("/v1/jobs/done/metrics").json()
+    assert [row["step"] for row in everything["rows"]] == [0, 1, 2, 3, 4, 5, 5]  # an evaluation first and last
+    assert {"reward/mean", "policy/loss", "eval/accuracy", "value/pearson"} <= set(everything["names"])
+    some = server.get("/v1/jobs/done/metrics", params={"name": "reward/mean", "from": 2, "to": 3}).json()
+    assert some["names"] == ["reward/mean"]
+    assert [(row["step"], row["reward/mean"], len(row)) for row in some["rows"]] == [(2, 0.5, 3), (3, 0.5, 3)]  # + step, time
+    held_out = server.get("/v1/jobs/done/metrics", params={"name": "eval/acc*"}).json()
+    assert [row["eval/accuracy"] for row in held_out["rows"]] == [0.4, 0.7]
+    assert server.get("/v1/jobs/done/metrics", params={"name": "nothing"}).json() == {"names": [], "rows": [], "next_from": None}
+
+
+def test_metrics_in_portions_lose_and_repeat_nothing(server: TestClient, runs: Path) -> None:
+    finished_run(runs, "done", steps=5)
+    whole = server.get("/v1/jobs/done/metrics").json()["rows"]
+    rows, start = [], 0
+    while start is not None:
+        page = server.get("/v1/jobs/done/metrics", params={"limit": 2, "from": start}).json()
+        rows += page["rows"]
+        start = page["next_from"]
+    assert rows == whole
+
+
+def test_metrics_as_arrow_are_the_same_numbers(server: TestClient, runs: Path) -> None:
+    finished_run(runs, "done", steps=5)
+    response = server.get("/v1/jobs/done/metrics", params={"format": "arrow"})
+    assert response.headers["content-type"] == "application/vnd.apache.arrow.stream"
+    table = pa.ipc.open_stream(response.content).read_all()
+    answer = server.get("/v1/jobs/done/metrics").json()
+    assert table.column_names == ["step", "time", *answer["names"]]
+    rows = [{name: value for name, value in row.items() if value is not None} for row in table.to_pylist()]
+    assert rows == [{name: value for name, value in row.items() if value is not None} for row in answer["rows"]]
+
+
+def test_samples_sorted_by_surprise_and_paged(server: TestClient, runs: Path) -> None:
+    run = LiveRun(runs)
+    run.step()
+    page = server.get("/v1/jobs/first/trajectories", params={"limit": 3}).json()
+    # |R - V| of FOUR: .1, .8, .5, 0
+    assert [item["index"] for item in page["items"]] == [1, 2, 0]
+    assert [round(item["surprise"], 6) for item in page["items"]] == [0.8, 0.5, 0.1]
+    assert (page["step"], page["total"], page["next_cursor"]) == (1, 4, "3")
+    rest = server.get("/v1/jobs/first/trajectories", params={"limit": 3, "cursor": "3"}).json()
+    assert ([item["index"] for item in rest["items"]], rest["next_cursor"]) == ([3], None)
+    first = page["items"][0]
+    assert (first["prompt"], first["response"], first["reward"], first["reason"]) == ("<s>a1b5=", "12", 0.0, "wrong")
+    assert (first["value"], first["advantage"], first["tokens"], first["ground_truth"]) == (0.8, -0.8, 2, "12")
+    orders = {
+        ("length", "asc"): [0, 1, 2, 3],  # 1 to 4 tokens
+        ("reward", "desc"): [0, 2, 1, 3],  # ties as in the file
+        ("index", "desc"): [3, 2, 1, 0],
+        ("surprise", "asc"): [3, 0, 2, 1],
+    }
+    for (sort, order), expected in orders.items():
+        answer = server.get("/v1/jobs/first/trajectories", params={"sort": sort, "order": order}).json()
+        assert [item["index"] for item in answer["items"]] == expected
+    run.close()
+
+
+def test_samples_without_a_critic_come_last_and_missing_steps_are_404(server: TestClient, runs: Path) -> None:
+    run = LiveRun(runs)
+    problem(server.get("/v1/jobs/first/trajectories"), 404, "no-samples")
+    run.step([(1.0, None), (1.0, 0.5)])
+    run.step()
+    page = server.get("/v1/jobs/first/trajectories", params={"step": 1}).json()
+    assert [(item["index"], item["surprise"]) for item in page["items"]] == [(1, 0.5), (0, None)]
+    assert (page["first_step"], page["last_step"]) == (1, 2)
+    assert "recorded are 1 to 2" in problem(server.get("/v1/jobs/first/trajectories", params={"step": 9}), 404)["detail"]
+    problem(server.get("/v1/jobs/first/trajectories", params={"cursor": "-1"}), 422)
+    assert server.get("/v1/jobs/first/trajectories", params={"cursor": "999"}).json()["items"] == []
+    (run.path / "trajectories" / "step-000003.parquet").write_bytes(b"no parquet")
+    assert str(runs) not in problem(server.get("/v1/jobs/first/trajectories", params={"step": 3}), 404)["detail"]
+    run.close()
+
+
+def test_evaluations_in_full(server: TestClient, runs: Path) -> None:
+    finished_run(runs, "done", steps=2, accuracy=0.9)
+    found = server.get("/v1/jobs/done/evaluations").json()["evaluations"]
+    assert [(entry["step"], entry["overall"]["accuracy"]) for entry in found] == [(0, 0.4), (2, 0.9)]
+
+
+def test_settings_without_their_secrets(server: TestClient, runs: Path) -> None:
+    run = finished_run(runs, "done", steps=1)
+    text = run.run_dir.config.read_text() + "hub:\n  api_key: abcdefgh12345\n  note: 'token hf_abcdefghijklmnopqr'\n"
+    run.run_dir.config.write_text(text)
+    answer = server.get("/v1/jobs/done/config").json()
+    assert answer["settings"]["loop"]["steps"] == 60
+    assert answer["settings"]["hub"] == {"api_key": "[redacted]", "note": "token [redacted]"}
+    assert answer["settings"]["learner"]["max_tokens_per_microbatch"] == 2048  # has "token" in its name and is no secret
+    assert "abcdefgh12345" not in answer["yaml"]
+    waiting_submission(runs, "waiting")
+    problem(server.get("/v1/jobs/waiting/config"), 404, "no-config")
+
+
+def test_the_log_from_its_end_and_without_secrets(server: TestClient, runs: Path) -> None:
+    run = finished_run(runs, "done", steps=1)
+    (run.path / "output.log").write_text(
+        "one\ntwo\nAuthorization: Bearer abcdefghijkl\nthree \xe9\nlast, unfinished", encoding="latin-1"
+    )
+    assert server.get("/v1/jobs/done/logs", params={"tail": 2}).text == "three \ufffd\nlast, unfinished"
+    whole = server.get("/v1/jobs/done/logs")
+    assert whole.headers["content-type"].startswith("text/plain")
+    assert whole.text.startswith("one\ntwo\nAuthorization: Bearer [redacted]\n")
+    assert server.get("/v1/jobs/done/logs", params={"follow": True, "tail": 1}).text == "last, unfinished"
+    assert server.get("/v1/jobs/done/logs", params={"tail": 0}).text == ""
+    run = finished_run(runs, "local", steps=1)
+    problem(server.get("/v1/jobs/local/logs"), 404, "no-log")
+    waiting_submission(runs, "waiting")
+    problem(server.get("/v1/jobs/waiting/logs"), 503, "ray-down")
+
+
+def test_events_of_a_run_that_has_ended(server: TestClient, runs: Path) -> None:
+    finished_run(runs, "done", steps=3)
+    events = events_of(server.get("/v1/jobs/done/events"))
+    assert [event.kind for event in events] == ["state", "evaluation", "step", "step", "step", "evaluation", "event", "end"]
+    assert [event.data["step"] for event in events if event.kind == "step"] == [1, 2, 3]
+    assert events[-1].data == {"state": "SUCCEEDED"}
+    # Taken up again anywhere, it goes on with the next one.
+    for place, event in enumerate(events[1:-1], start=1):
+        rest = server.get("/v1/jobs/done/events", headers={"Last-Event-ID": event.id})
+        if place < len(events) - 2:
+            assert [e.id for e in events_of(rest) if e.kind not in ("state", "end")] == [e.id for e in events[place + 1 : -1]]
+        else:
+            assert rest.status_code == 204  # nothing is left: an EventSource does not come back
+    garbage = events_of(server.get("/v1/jobs/done/events", headers={"Last-Event-ID": b"zz.-1-\xe9"}))
+    assert len(garbage) == len(events)
+
+
+def test_events_after_the_run_was_taken_up_at_an_earlier_step(server: TestClient, runs: Path) -> None:
+    run = finished_run(runs, "done", steps=3)
+    seen = events_of(server.get("/v1/jobs/done/events"))
+    from sppo_ray.trainer.metrics import MetricsWriter
+
+    with MetricsWriter(run.path, tensorboard=False) as writer:
+        assert writer.truncate_after(1) == 3  # steps 2, 3 and the evaluation of step 3
+        writer.write(2, {"reward/mean": 0.75})
+    again = events_of(server.get("/v1/jobs/done/events", headers={"Last-Event-ID": seen[-1].id}))
+    assert [event.kind for event in again] == ["state", "reset", "evaluation", "step", "step", "end"]
+    assert again[-2].data["reward/mean"] == 0.75
+
+
+def test_too_many_streams_are_turned_away(make_server: Callable[..., TestClient], runs: Path) -> None:
+    finished_run(runs, "done", steps=1)
+    server = make_server(max_streams=1)
+    services = server.app.state.services  # type: ignore[attr-defined]
+    with services.streams.one():
+        response = server.get("/v1/jobs/done/events")
+        problem(response, 429, "too-many-streams")
+        assert response.headers["retry-after"] == "10"
+    assert server.get("/v1/jobs/done/events").status_code == 200
+    assert services.streams.open == 0
+
+
+def test_lines_come_in_bounded_pieces_and_a_torn_one_waits(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"a\nbb\n" + b"c" * 300_000 + b"\nhalf")
+    piece = following.read_lines(path, following.Position(), size=4)
+    assert [line for _, line in piece.lines] == [b"a"]  # 4 bytes hold one whole line
+    place = piece.lines[-1][0]
+    assert place.offset == 2
+    sizes = []
+    while piece.lines:
+        piece = following.read_lines(path, place, size=4)
+        sizes += [len(line) for _, line in piece.lines]
+        place = piece.lines[-1][0] if piece.lines else place
+    assert sizes == [2, 300_000]
+    with path.open("ab") as file:
+        file.write(b" now whole\n")
+    assert [line for _, line in following.read_lines(path, place).lines] == [b"half now whole"]
+    assert following.Position.parse(str(place)) == place
+
+
+def test_a_tail_begins_at_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"1\n22\n333\n")
+    starts = [following.tail_position(path, lines).offset for lines in (0, 1, 2, 3, 99)]
+    assert starts == [9, 5, 2, 0, 0]
+    path.write_bytes(b"1\n22\n333")
+    assert [following.tail_position(path, lines).offset for lines in (1, 2)] == [5, 2]
+    assert following.tail_position(tmp_path / "none", 5) == following.Position()
