@@ -13,7 +13,7 @@ PY   := $(VENV)/bin/python
 ENV  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-fast test-cluster lint doctor
+.PHONY: help env train test test-slow test-fast test-cluster lint doctor
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ $(ENV): requirements/cpu.lock requirements/install.sh pyproject.toml
 train: $(ENV) ## train RECIPE (quickstart) with SEED (1) in RUN_DIR; ARGS="--loop.steps=20" overrides settings
 	@$(PY) -m sppo_ray train $(RECIPE) --run-dir $(RUN_DIR) --seed $(SEED) $(ARGS)
 
-test: $(ENV) ## the whole test suite, real Ray and vLLM included
-	@$(PY) -m pytest -m "not cluster" $(ARGS)
+test: $(ENV) ## the test suite, real Ray and vLLM included
+	@$(PY) -m pytest -m "not cluster and not slow" $(ARGS)
+
+test-slow: $(ENV) ## what takes longer: every command and algorithm on real actors, the control plane end to end
+	@$(PY) -m pytest -m slow $(ARGS)
 
 test-cluster: $(ENV) ## a Ray cluster of three hosts (network namespaces), as deploy/ starts it, and a job on it
 	@$(PY) -m pytest -m cluster tests/ray $(ARGS)

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from sppo_ray.api.jobs import RayJob, Surroundings, job_of, job_of_ray
 from sppo_ray.api.problems import unknown_job
 from sppo_ray.api.ray_jobs import RayJobs
 from sppo_ray.api.records import LockHolder, RunRecord, read_record, run_directories, signature_of
-from sppo_ray.api.schemas import Job
+from sppo_ray.api.schemas import Job, JobState
 
 TOO_OLD_S = 5.0  # an answer from memory is never older than refresh_s plus this
-ENDED_EVERY = 10  # runs that have ended are looked at in every tenth round only
+ENDED_EVERY = 10  # a run that has ended is looked at in every tenth round only, a tenth of them in each
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,50 +63,49 @@ class JobIndex:
         """By job id, submission id or run id. Raises ApiProblem (404)."""
         await self._fresh()
         entry = self._by_id.get(job_id)
+        if entry is None and any(path.name == job_id for path in run_directories(self.runs)):
+            await self.refresh()  # a run that began since the last look; a stranger's guess costs the names alone
+            entry = self._by_id.get(job_id)
         if entry is None:
             raise unknown_job(job_id)
         return entry
 
     async def renewed(self, job_id: str) -> Entry:
         """`get`, after looking at everything again: for what follows a command. Raises ApiProblem (404)."""
-        await self.refresh()
+        await asyncio.to_thread(self.refresh_now, thorough=True)
         return await self.get(job_id)
 
     async def refresh(self) -> None:
         await asyncio.to_thread(self.refresh_now)
 
-    def refresh_now(self) -> None:
-        """Look at every run directory whose files may have changed. One thread at a time."""
+    def refresh_now(self, *, thorough: bool = False) -> None:
+        """Look at every run directory whose files may have changed, or `thorough`ly at all. One thread at a time."""
         with self._lock:
             ray_jobs = self._ray.jobs
             now = time.time()
             entries: dict[str, Entry] = {}
-            for path in run_directories(self.runs):
-                entries[path.name] = self._entry(path, ray_jobs, now)
+            for place, path in enumerate(run_directories(self.runs, known=self._entries.keys())):
+                is_due = thorough or (place + self._round) % ENDED_EVERY == 0
+                entries[path.name] = self._entry(path, ray_jobs, now, is_due=is_due)
             self._entries = entries
             self._publish(ray_jobs)
             self._round += 1
             self._refreshed = time.monotonic()
 
-    def _entry(self, path: Path, ray_jobs: dict[str, RayJob] | None, now: float) -> Entry:
+    def _entry(self, path: Path, ray_jobs: Mapping[str, RayJob] | None, now: float, *, is_due: bool) -> Entry:
         known = self._entries.get(path.name)
         record = known.record if known else None
-        if known and record:
-            resting = known.job.state.is_final and self._round % ENDED_EVERY
-            if resting or (known.job.state.is_final and signature_of(path) == record.signature and not self._lost(known)):
-                return known
+        # Ray may come back and say otherwise of a LOST one.
+        rests = known is not None and known.job.state.is_final and known.job.state is not JobState.LOST
+        if known and record and rests and (not is_due or signature_of(path) == record.signature):
+            return known
         if record is None or signature_of(path) != record.signature:
             record = read_record(path, record)
         around = Surroundings(now=now, ray=ray_jobs, process_alive=None if record.lock is None else holder_alive(record.lock))
         job = job_of(record, around)
         return known if known and known.record is record and known.job == job else Entry.of(job, record)
 
-    @staticmethod
-    def _lost(entry: Entry) -> bool:
-        """LOST is a guess: Ray may come back and say otherwise."""
-        return entry.job.state == "LOST"
-
-    def _publish(self, ray_jobs: dict[str, RayJob] | None) -> None:
+    def _publish(self, ray_jobs: Mapping[str, RayJob] | None) -> None:
         by_id = {**self._entries, **{entry.job.id: entry for entry in self._entries.values()}}
         ray_only = [Entry.of(job_of_ray(job), None) for key, job in (ray_jobs or {}).items() if key not in by_id]
         by_id |= {entry.job.id: entry for entry in ray_only}

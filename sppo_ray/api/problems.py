@@ -91,6 +91,9 @@ def _field_error(item: Any) -> FieldError:
 
 async def _framework(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's word for a body that is not even text, where broken JSON is a 422
+        unreadable = FieldError(path="body", message="cannot be read: send a JSON object in UTF-8")
+        return problem_response(422, "the body cannot be read", kind="invalid-request", errors=[unreadable])
     details = {
         404: f"nothing is at {_short(request.url.path)}: /openapi.json lists what there is",
         405: f"{request.method} is not possible here: see the Allow header",

@@ -18,6 +18,7 @@ from sppo_ray.api.jobs import RayJob, is_training
 from sppo_ray.api.problems import ApiProblem
 
 POLL_S = 2.0
+AWAY_POLL_S = 5.0
 CALL_TIMEOUT_S = 15.0
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 Answer = TypeVar("Answer")
@@ -94,7 +95,7 @@ class RayJobs:
     async def _poll(self) -> None:
         while True:
             await self.refresh()
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(POLL_S if self.is_up else AWAY_POLL_S)
 
     async def _call(self, action: Callable[[Any], Answer]) -> Answer:
         if self.jobs is None:

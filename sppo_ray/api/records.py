@@ -9,7 +9,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,15 @@ class RunRecord:
         return wanted is not None and wanted == self.submission_id and self.job.get("submission_id") != wanted
 
 
-def run_directories(root: Path) -> list[Path]:
-    """Children of `root` that are runs. Links are not followed, so that nothing outside `root` is ever shown."""
+def run_directories(root: Path, *, known: Container[str] = ()) -> list[Path]:
+    """Children of `root` that are runs; those in `known` need not prove it again. Links are not followed, so that nothing outside
+    `root` is ever shown."""
     try:
         with os.scandir(root) as entries:
-            found = [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and _NAME.fullmatch(e.name)]
+            names = [e.name for e in entries if _NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
-    return sorted(path for path in found if is_run_directory(path))
+    return [root / name for name in sorted(names) if name in known or is_run_directory(root / name)]
 
 
 def is_run_directory(path: Path) -> bool:

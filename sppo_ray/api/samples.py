@@ -64,7 +64,7 @@ def _order(table: Any, sort: Sort, descending: bool) -> Any:
     key = pc.list_value_length(column) if sort == "length" else column
     keys = pa.table({"key": key, "row": rows})
     by = [("key", "descending" if descending else "ascending"), ("row", "ascending")]
-    return pc.sort_indices(keys, sort_keys=by, null_placement="at_end")
+    return pc.sort_indices(keys, sort_keys=by)  # nulls come last by default
 
 
 def _sample(index: int, row: dict[str, Any]) -> Sample:

@@ -156,6 +156,7 @@ class JobRequest(Model):
     """A job to submit: a recipe with overrides, or a whole config."""
 
     model_config = ConfigDict(
+        strict=True,
         extra="forbid",
         use_attribute_docstrings=True,
         json_schema_extra={
@@ -184,7 +185,10 @@ class JobRequest(Model):
 
 class JobPatch(Model):
     model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, json_schema_extra={"examples": [{"rollout_workers": 2}, {"paused": True}]}
+        strict=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"rollout_workers": 2}, {"paused": True}]},
     )
 
     rollout_workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] | None = None

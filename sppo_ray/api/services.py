@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Path, Request, Security
 from fastapi.security import HTTPBearer
 
 from sppo_ray.api.index import JobIndex
@@ -76,6 +76,7 @@ async def _operator(caller: Annotated[Caller, Depends(_viewer)]) -> Caller:
     return caller
 
 
+JobId = Annotated[str, Path(description="A job's id, or the run id of its directory", examples=["first"])]
 Ours = Annotated[Services, Depends(_services)]
 Viewer = Annotated[Caller, Depends(_viewer)]
 Operator = Annotated[Caller, Depends(_operator)]

@@ -195,11 +195,11 @@ def _conclude(
             peak_memory=memory,
         )
     )
-    recorder.end("stopped" if stopped else "finished", state)
     learning_curve(run_dir.path)
     reliability_of_run(run_dir.path)
     if config.checkpoint.export and not stopped and config.spec.critic == "prompt":
         versions = {"policy_version": state.policy_version, "critic_version": state.critic_version}
         write_card_of_run(run_dir.path, config, step=state.step, **versions)
+    recorder.end("stopped" if stopped else "finished", state)  # last: who waits for the end finds everything
     recorder.message(curve_text(run_dir.path))
     recorder.message(f"{'stopped' if stopped else 'finished'} after step {state.step}; everything is in {run_dir.path}")

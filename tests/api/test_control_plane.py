@@ -10,14 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sppo_ray.api.client import ApiError, Client, Event, wait_for
 from sppo_ray.api.schemas import Job, JobPatch, JobRequest, JobState
+from sppo_ray.api.serve_app import application
 from sppo_ray.api.tokens import add_token
 from sppo_ray.cli import main
+from sppo_ray.errors import UserError
 from tests.api.conftest import free_port, serving
+from tests.api.run_directories import finished_run
 from tests.ray_head import BIN, ray_head
 
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {"data.prompts_per_step": 32, "data.minibatch_size": 16, "data.held_out.0.size": 16, "critic.warmup_steps": 1}
 LONG = 400  # steps; more than the test waits for
@@ -88,6 +93,7 @@ def test_three_doors_scaling_a_killed_server_and_a_stop(
             assert main(["submit", "quickstart", "--name", "cli", *flags(2)]) == 0
             assert "submitted cli" in capsys.readouterr().out
             bare = _submit_by_ray(address, environment, runs / "bare")
+            _wait_until_listed(client, bare)
             found = wait_for(client, bare, lambda job: job.run_id == "bare", timeout_s=WAIT_S)
             assert (found.id, found.submission_id, found.recipe) == (bare, bare, "quickstart")
             assert {job.id for job in client.list_jobs().jobs} == {"rest", "cli", bare}
@@ -119,6 +125,14 @@ def _wait_for_ray(client: Client) -> None:
         time.sleep(0.5)
 
 
+def _wait_until_listed(client: Client, job_id: str) -> None:
+    """The server asks Ray for its list every two seconds."""
+    deadline = time.monotonic() + 30
+    while job_id not in [job.id for job in client.list_jobs().jobs]:
+        assert time.monotonic() < deadline, client.list_jobs()
+        time.sleep(0.5)
+
+
 def _submit_by_ray(address: str, environment: dict[str, str], run_dir: Path) -> str:
     """`ray job submit --no-wait`; returns Ray's id."""
     train = ["python", "-m", "sppo_ray", "train", "quickstart", "--run-dir", str(run_dir), *flags(2)]
@@ -145,7 +159,8 @@ def test_jobs_outlive_the_head(runs: Path) -> None:
     port = free_port()
     with (
         ray_head(cpus=2) as (address, environment),
-        serving(runs, "--ray-address", address, port=port, env=environment) as (url, _),Client(url, timeout_s=120) as client
+        serving(runs, "--ray-address", address, port=port, env=environment) as (url, _),
+        Client(url, timeout_s=120) as client,
     ):
         client.submit_job(JobRequest(recipe="quickstart", overrides=SMALL | {"loop.steps": LONG}, run_name="orphan"))
         wait_for(client, "orphan", lambda job: job.phase == "starting actors", timeout_s=WAIT_S)
@@ -159,3 +174,48 @@ def test_jobs_outlive_the_head(runs: Path) -> None:
         assert json.loads((runs / "orphan" / "job.json").read_text())["submission_id"] == "orphan"
         client.delete_job("orphan")
         assert client.list_jobs().total == 0
+
+
+@pytest.mark.timeout(600)
+def test_the_same_server_as_a_serve_application(head: tuple[str, dict[str, str]], runs: Path, tmp_path: Path) -> None:
+    """By one config file, as docs/api.md shows it."""
+    address, environment = head
+    token = add_token(tmp_path / "tokens", "olga", "operator")
+    finished_run(runs, "done", steps=2)
+    port = free_port()
+    ours = {
+        "name": "sppo-ray",
+        "route_prefix": "/",
+        "import_path": "sppo_ray.api.serve_app:application",
+        "args": {"runs": str(runs), "tokens": str(tmp_path / "tokens"), "ray_address": address},
+        "runtime_env": {"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
+    }
+    config = tmp_path / "serve.yaml"
+    config.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [ours]}))
+    client_environment = environment | {"RAY_DASHBOARD_ADDRESS": address}
+    deploy = [str(BIN / "serve"), "deploy", "--address", address, str(config)]
+    done = subprocess.run(deploy, env=client_environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with Client(f"http://127.0.0.1:{port}", token=token) as client:
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                assert client.healthz().status == "ok"
+                break
+            except UserError as error:  # not listening yet, or Serve's own 404 while it deploys
+                assert time.monotonic() < deadline, error
+                time.sleep(1)
+        _wait_for_ray(client)
+        assert client.get_job("done").state == "SUCCEEDED"
+        assert [event.kind for event in client.event_stream("done")][-1] == "end"
+        with Client(f"http://127.0.0.1:{port}") as stranger, pytest.raises(ApiError, match="no valid token"):
+            stranger.list_jobs()
+    shutdown = [str(BIN / "serve"), "shutdown", "--yes", "--address", address]
+    subprocess.run(shutdown, env=client_environment, capture_output=True, timeout=120, check=True)
+
+
+def test_serve_without_tokens_is_refused(runs: Path) -> None:
+    with pytest.raises(UserError, match="Ray Serve listens for others"):
+        application({"runs": str(runs)})
+    with pytest.raises(UserError, match="rnus: unknown setting"):
+        application({"rnus": str(runs)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from sppo_ray.api.index import ENDED_EVERY
 from sppo_ray.api.problems import MEDIA_TYPE
 from tests.api.run_directories import LiveRun, finished_run, waiting_submission
 
@@ -172,6 +174,18 @@ def test_a_server_that_starts_anew_shows_the_same(make_server: Callable[..., Tes
     assert len(first) == 2
 
 
+def test_a_run_that_has_ended_is_seen_to_go_on(server: TestClient, runs: Path) -> None:
+    run = LiveRun(runs)
+    run.finish(status="stopped")
+    assert server.get("/v1/jobs/first").json()["state"] == "STOPPED"
+    again = {"submission_id": "first-again", "created": time.time() + 1, "recipe": "quickstart"}
+    (run.path / "submission.json").write_text(json.dumps(again))
+    index = server.app.state.services.index  # type: ignore[attr-defined]
+    assert asyncio.run(index.renewed("first-again")).job.state == "PENDING"  # right after a command
+    (run.path / "submission.json").unlink()
+    assert {server.get("/v1/jobs/first").json()["state"] for _ in range(ENDED_EVERY + 1)} >= {"STOPPED"}  # by and by
+
+
 def test_half_written_and_foreign_files_do_no_harm(server: TestClient, runs: Path) -> None:
     run = LiveRun(runs)
     run.step()
@@ -215,9 +229,15 @@ def test_a_failure_of_the_server_is_a_problem_without_details(make_server: Calla
     assert "object" not in body["detail"]
 
 
-def test_invalid_json_names_the_place(server: TestClient) -> None:
-    response = server.post("/v1/jobs", content=b'{"recipe": ', headers={"content-type": "application/json"})
+@pytest.mark.parametrize("body", [b'{"recipe": ', b"\xff\xfe", b"[" * 100_000, b"null", b"[]", b'"x"', b""])
+def test_a_body_that_is_no_object_is_a_422(server: TestClient, body: bytes) -> None:
+    response = server.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
     assert problem(response, 422)["errors"][0]["path"] == "body"
+
+
+def test_types_are_taken_as_they_are(server: TestClient) -> None:
+    for body in ({"recipe": "quickstart", "resume": 0}, {"recipe": 3}, {"recipe": "quickstart", "seed": "1"}):
+        problem(server.post("/v1/jobs", json=body), 422)
 
 
 def test_prometheus(server: TestClient, runs: Path) -> None:

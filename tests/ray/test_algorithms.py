@@ -82,6 +82,7 @@ def test_grpo_with_dynamic_sampling_a_sequence_ratio_and_staleness(tmp_path: Pat
     assert 0.9 < last(run_dir)["policy/ratio_max"] < 1.2
 
 
+@pytest.mark.slow
 def test_remax_with_recomputed_log_probs_and_a_truncated_correction(tmp_path: Path) -> None:
     run_dir = trained(tmp_path, "--algorithm.type=remax", "--algorithm.old_logprobs=learner", "--algorithm.importance_cap=2.0")
     rows = [row for step in range(1, STEPS + 1) for row in read_step(run_dir, step).to_pylist()]
@@ -98,6 +99,7 @@ def test_remax_with_recomputed_log_probs_and_a_truncated_correction(tmp_path: Pa
     assert json.loads((run_dir / "summary.json").read_text())["response_tokens"] == tokens
 
 
+@pytest.mark.slow
 def test_a_curriculum_trains_on_prompts_whose_outcome_is_open(tmp_path: Path) -> None:
     run_dir = trained(
         tmp_path, "--data.curriculum.candidates=4", "--algorithm.overlong.buffer_tokens=60", "--algorithm.overlong.penalty=0.5"

@@ -17,6 +17,7 @@ from sppo_ray.models.exported_critic import ExportedCritic
 from sppo_ray.trainer.calibration import HELD_OUT, SEEN
 from sppo_ray.trainer.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 280
 SMALL = [

@@ -12,6 +12,7 @@ import yaml
 
 from sppo_ray.compare import report_from
 
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUDGET_S = 4.0
 SMALL = [

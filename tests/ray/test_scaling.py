@@ -68,6 +68,7 @@ def rewards(run_dir: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.slow
 def test_one_two_one_workers_in_mid_run_change_no_bit_of_the_result(tmp_path: Path) -> None:
     undisturbed = Run(tmp_path / "undisturbed")
     undisturbed.end()

@@ -121,6 +121,7 @@ def test_an_interrupted_comparison_ends_its_runs(tmp_path: Path, number: signal.
         os.kill(os.getpid(), number)
 
     said: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
@@ -128,7 +129,7 @@ def test_an_interrupted_comparison_ends_its_runs(tmp_path: Path, number: signal.
     thread.join()
     assert (tmp_path / "ended").exists()
     assert said[1:] == ["ending 1 run; once more ends at once"]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from sppo_ray.api.index import Entry
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.records import load_yaml
 from sppo_ray.api.schemas import FieldError, Job, JobPatch, JobState
-from sppo_ray.api.services import Operator, Ours
+from sppo_ray.api.services import JobId, Operator, Ours
 from sppo_ray.trainer import control
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["control"])
@@ -22,7 +22,7 @@ _ACCEPTED = answer(202, "Accepted; `commands` of the job tells the outcome", JOB
 
 
 @router.patch("", status_code=202, response_model=Job, responses=_ACCEPTED | problems(404, 409, 413))
-async def patch_job(job_id: str, change: JobPatch, ours: Ours, caller: Operator) -> Response:
+async def patch_job(job_id: JobId, change: JobPatch, ours: Ours, caller: Operator) -> Response:
     """Scale the rollout workers up or down, pause, resume, while the job runs."""
     if change.rollout_workers is None and change.paused is None:
         raise ApiProblem(422, "body: nothing to change: give rollout_workers, paused or both", kind="invalid-request",
@@ -37,7 +37,7 @@ async def patch_job(job_id: str, change: JobPatch, ours: Ours, caller: Operator)
 
 
 @router.post("/checkpoint", status_code=202, response_model=Job, responses=_ACCEPTED | problems(404, 409))
-async def checkpoint_job(job_id: str, ours: Ours, caller: Operator) -> Response:
+async def checkpoint_job(job_id: JobId, ours: Ours, caller: Operator) -> Response:
     """Write a checkpoint after the step under way."""
     await _send(_running(await ours.index.renewed(job_id)), "checkpoint", by=caller.name)
     return await _accepted(ours, job_id)
@@ -45,7 +45,7 @@ async def checkpoint_job(job_id: str, ours: Ours, caller: Operator) -> Response:
 
 @router.post("/stop", status_code=202, response_model=Job, responses=_ACCEPTED | problems(404, 409, 503))
 async def stop_job(
-    job_id: str,
+    job_id: JobId,
     ours: Ours,
     caller: Operator,
     force: Annotated[bool, Query(description="End the process now, through Ray, without a last checkpoint")] = False,

@@ -17,10 +17,11 @@ from sppo_ray.api.index import Entry
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.ray_jobs import RayJobs
 from sppo_ray.api.schemas import Job, JobList, JobRequest, JobState
-from sppo_ray.api.services import Operator, Ours, Viewer
+from sppo_ray.api.services import JobId, Operator, Ours, Viewer
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 JSON = "application/json"
+EXIT_TRIES = 20  # seconds that a process may take to end after its run has
 LIST_EXAMPLE = {"jobs": [JOB_EXAMPLE], "next_cursor": None, "total": 1, "ray": "up"}
 
 
@@ -66,21 +67,21 @@ async def submit_job(request: JobRequest, ours: Ours, caller: Operator) -> Respo
 
 
 @router.get("/{job_id}", response_model=Job, responses=answer(200, "The job", JOB_EXAMPLE) | problems(404))
-async def get_job(job_id: str, ours: Ours, caller: Viewer) -> Response:
+async def get_job(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
     """The job as it stands. Answered from memory, also while its learner is busy or Ray is away."""
     return Response((await ours.index.get(job_id)).body, media_type=JSON)
 
 
 @router.delete("/{job_id}", status_code=204, response_class=Response, responses=problems(404, 409))
-async def delete_job(job_id: str, ours: Ours, caller: Operator) -> Response:
+async def delete_job(job_id: JobId, ours: Ours, caller: Operator) -> Response:
     """Delete a job that has ended, with its run directory: metrics, samples, checkpoints, everything."""
     entry = await ours.index.renewed(job_id)
     if not entry.job.state.is_final:
         raise ApiProblem(409, f"job {job_id!r} is {entry.job.state}: stop it first", kind="not-ended")
-    if entry.record is not None:
-        await asyncio.to_thread(_remove, entry.record.path)
     if entry.job.submission_id is not None:
         await _forget(ours.ray, entry.job.submission_id)
+    if entry.record is not None:
+        await asyncio.to_thread(_remove, entry.record.path)
     await ours.index.refresh()
     return Response(status_code=204)
 
@@ -93,8 +94,17 @@ def _remove(run_dir: Path) -> None:
 
 
 async def _forget(ray: RayJobs, submission_id: str) -> None:
-    if not ray.is_up or submission_id not in (ray.jobs or {}):
-        return
+    """Delete Ray's record too, if it has one. Raises ApiProblem (409) while the process is still on its way out."""
+    for _ in range(EXIT_TRIES):
+        known = (ray.jobs or {}).get(submission_id)
+        if known is None:
+            return
+        if known.is_over:
+            break
+        await asyncio.sleep(1)
+        await ray.refresh()
+    else:
+        raise ApiProblem(409, f"job {submission_id!r} has ended but its process has not: try again", kind="not-ended")
     try:
         await ray.delete(submission_id)
     except ApiProblem as problem:

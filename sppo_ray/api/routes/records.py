@@ -17,7 +17,7 @@ from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.records import SUBMITTED_CONFIG, load_yaml
 from sppo_ray.api.redaction import redact_tree
 from sppo_ray.api.schemas import Evaluations, MetricRows, RunSettings, SamplePage
-from sppo_ray.api.services import Ours, Viewer
+from sppo_ray.api.services import JobId, Ours, Viewer
 from sppo_ray.trainer.jsonlines import finite_json
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["records"])
@@ -36,6 +36,15 @@ SAMPLE_EXAMPLE = {
     }],
 }  # fmt: skip
 EVENTS_EXAMPLE = 'event: step\nid: 1f.812-20.96\ndata: {"step": 3, "time": 1767225604.2, "reward/mean": 0.41}\n\n'
+_EVENT = {
+    "type": "object",  # of each event; a stream has no end that a schema could describe
+    "properties": {
+        "event": {"type": "string", "enum": ["step", "evaluation", "event", "state", "reset", "end"]},
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "id", "data"],
+}
 _TEXT = {"schema": {"type": "string"}}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -49,7 +58,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
     } | problems(404),
 )  # fmt: skip
 async def metrics(
-    job_id: str,
+    job_id: JobId,
     ours: Ours,
     caller: Viewer,
     name: Annotated[
@@ -74,12 +83,12 @@ async def metrics(
     response_class=Response,
     responses={
         200: {"description": "Server-sent events: step, evaluation, event, state, reset, end",
-              "content": {"text/event-stream": {**_TEXT, "example": EVENTS_EXAMPLE}}},
+              "content": {"text/event-stream": {"schema": _EVENT, "example": EVENTS_EXAMPLE}}},
         204: {"description": "The job has ended and Last-Event-ID was its last event: do not come back"},
     } | problems(404),
 )  # fmt: skip
 async def event_stream(
-    job_id: str,
+    job_id: JobId,
     ours: Ours,
     caller: Viewer,
     last_event_id: Annotated[str | None, Header(max_length=200, description="Go on behind this event")] = None,
@@ -100,7 +109,7 @@ async def event_stream(
     responses={200: {"description": "Plain text", "content": {"text/plain": _TEXT}}} | problems(404, 503),
 )
 async def log(
-    job_id: str,
+    job_id: JobId,
     ours: Ours,
     caller: Viewer,
     tail: Annotated[int, Query(ge=0, le=100_000, description="Lines from the end")] = 1000,
@@ -116,7 +125,7 @@ async def log(
 
 @router.get("/trajectories", response_model=SamplePage, responses=answer(200, "One page", SAMPLE_EXAMPLE) | problems(404))
 async def trajectories(
-    job_id: str,
+    job_id: JobId,
     ours: Ours,
     caller: Viewer,
     step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Left out: the newest")] = None,
@@ -139,13 +148,13 @@ async def trajectories(
 
 
 @router.get("/evaluations", response_model=Evaluations, responses=problems(404))
-async def evaluations(job_id: str, ours: Ours, caller: Viewer) -> Response:
+async def evaluations(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
     """Every held-out evaluation in full, by step."""
     return _json({"evaluations": await asyncio.to_thread(_evaluations, await _run_dir(ours, job_id))})
 
 
 @router.get("/config", response_model=RunSettings, responses=problems(404))
-async def config(job_id: str, ours: Ours, caller: Viewer) -> Response:
+async def config(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
     """The settings of the run, resolved, with secrets blacked out."""
     return _json(await asyncio.to_thread(_settings, await _run_dir(ours, job_id)))
 
