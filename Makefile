@@ -13,7 +13,7 @@ PY   := $(VENV)/bin/python
 ENV  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow test-fast test-cluster lint doctor
+.PHONY: help env train test test-slow test-fast test-cluster fuzz lint doctor
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-cluster: $(ENV) ## a Ray cluster of three hosts (network namespaces), as de
 
 test-fast: $(ENV) ## the tests that start neither Ray nor vLLM
 	@$(PY) -m pytest tests/unit $(ARGS)
+
+fuzz: $(ENV) ## 2,000 fuzzed requests against a real REST server with a Ray head
+	@$(PY) -m tests.api.fuzz $(ARGS)
 
 lint: $(ENV) ## ruff
 	@$(PY) -m ruff check .

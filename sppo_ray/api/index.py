@@ -19,7 +19,7 @@ import psutil
 from sppo_ray.api.jobs import RayJob, Surroundings, job_of, job_of_ray
 from sppo_ray.api.problems import unknown_job
 from sppo_ray.api.ray_jobs import RayJobs
-from sppo_ray.api.records import LockHolder, RunRecord, read_record, run_directories, signature_of
+from sppo_ray.api.records import LockHolder, RunRecord, has_run, read_record, run_directories, signature_of
 from sppo_ray.api.schemas import Job, JobState
 
 TOO_OLD_S = 5.0  # an answer from memory is never older than refresh_s plus this
@@ -63,8 +63,8 @@ class JobIndex:
         """By job id, submission id or run id. Raises ApiProblem (404)."""
         await self._fresh()
         entry = self._by_id.get(job_id)
-        if entry is None and any(path.name == job_id for path in run_directories(self.runs)):
-            await self.refresh()  # a run that began since the last look; a stranger's guess costs the names alone
+        if entry is None and await asyncio.to_thread(has_run, self.runs, job_id):
+            await self.refresh()  # a run that began since the last look; a stranger's guess costs a glance
             entry = self._by_id.get(job_id)
         if entry is None:
             raise unknown_job(job_id)

@@ -102,6 +102,11 @@ def run_directories(root: Path, *, known: Container[str] = ()) -> list[Path]:
     return [root / name for name in sorted(names) if name in known or is_run_directory(root / name)]
 
 
+def has_run(root: Path, name: str) -> bool:
+    """Whether `name` is a run of `root`, by the rules of `run_directories`."""
+    return bool(_NAME.fullmatch(name)) and not (root / name).is_symlink() and is_run_directory(root / name)
+
+
 def is_run_directory(path: Path) -> bool:
     return any((path / name).is_file() for name in ("status.json", "config.yaml", JOB, SUBMISSION, "metrics.jsonl"))
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import tests.conftest  # noqa: F401  sets the token that every Ray process of a session has to share
 from sppo_ray.api.tokens import add_token
 from tests.api.conftest import serving
 from tests.api.run_directories import LiveRun, finished_run

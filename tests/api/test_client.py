@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -211,10 +212,10 @@ def test_the_command_line(live: tuple[str, Path, str], capsys, monkeypatch: pyte
         shown = capsys.readouterr()
         return code, shown.out + shown.err
 
-    code, shown = sppo_ray("list", "--state", "running")
-    assert (code, shown.splitlines()[1].split()[:4]) == (0, ["mine", "RUNNING", "1/60", "0.500"])
     code, shown = sppo_ray("status", "mine")
     assert "rollout-0 healthy v1" in shown and "RUNNING (training" in shown
+    code, shown = sppo_ray("list", "--state", "running")
+    assert (code, shown.splitlines()[1].split()[:4]) == (0, ["mine", "RUNNING", "1/60", "0.500"])
     assert sppo_ray("scale", "mine", "--rollout-workers", "3") == (0, "mine: scale asked for, the job is RUNNING\n")
     assert sppo_ray("pause", "mine")[0] == sppo_ray("resume", "mine")[0] == sppo_ray("checkpoint", "mine")[0] == 0
     assert sppo_ray("stop", "mine")[1] == "mine: stop asked for, the job is STOPPING\n"
@@ -242,3 +243,14 @@ def test_a_token_is_made_and_shown_once(tmp_path: Path, capsys) -> None:
     token = capsys.readouterr().out.strip()
     client = TestClient(create_app(ApiSettings(runs=tmp_path, tokens=path, ray_address=NO_RAY)))
     assert client.get("/v1/jobs", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_the_documentation_has_curl_for_each_call_and_no_other(document: dict) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    shown = set()
+    for line in text.splitlines():
+        found = re.match(r"curl (?:-N )?(?:-X (?P<method>\w+) )?\"?\$API(?P<path>/[^\s?\"]*)", line)
+        if found:
+            path = re.sub(r"^/v1/jobs/first", "/v1/jobs/{job_id}", found["path"])
+            shown.add(((found["method"] or "GET").lower(), path))
+    assert shown == {(method, path) for path, method, _ in operations(document)}
