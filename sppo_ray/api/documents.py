@@ -97,10 +97,22 @@ def install(app: FastAPI) -> None:
             schemas["Problem"] = own
             schemas.pop("HTTPValidationError", None)
             schemas.pop("ValidationError", None)
+            for path in document["paths"].values():
+                for operation in path.values():
+                    for parameter in operation.get("parameters", ()):
+                        _leave_out_null(parameter["schema"])
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _leave_out_null(schema: dict[str, Any]) -> None:
+    """A parameter is given or left out; null is only Python's way to say the latter."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        schema |= kinds[0]
 
 
 def _example(status: int) -> dict[str, Any]:

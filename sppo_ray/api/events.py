@@ -57,44 +57,47 @@ async def is_exhausted(entry: Entry, place: Place) -> bool:
     return not any(piece.lines or piece.restarted for piece in pieces)
 
 
-async def follow(index: JobIndex, job_id: str, place: Place) -> AsyncIterator[ServerSentEvent]:
-    """The job's events behind `place`, until it has ended (or was deleted) and everything is told."""
+async def follow(index: JobIndex, job_id: str, place: Place) -> AsyncIterator[bytes]:
+    """The job's events behind `place`, several in a piece, until it has ended (or was deleted) and everything is told."""
     shown: Job | None = None
     watch: Watch | None = None
     while True:
         try:
             entry = await index.get(job_id)
         except ApiProblem:  # deleted meanwhile
-            yield _event("end", place, {"state": "DELETED"})
+            yield _event("end", place, json.dumps({"state": "DELETED"}))
             return
         if shown is None or _differs(entry.job, shown):
             shown = entry.job
-            yield ServerSentEvent(event="state", id=str(place), data=entry.body.decode(), sep="\n")
+            yield _event("state", place, entry.body.decode())
         told = False
         if entry.record is not None:
             watch = watch or Watch(entry.record.path / METRICS, entry.record.path / EVENTS)
-            async for behind, event in _news(entry.record.path, place):
-                place, told = behind, True
-                yield event
+            place, news = await _news(entry.record.path, place)
+            if news:
+                told = True
+                yield b"".join(news)
         if entry.job.state.is_final and not told:
-            yield _event("end", place, {"state": entry.job.state})
+            yield _event("end", place, json.dumps({"state": entry.job.state}))
             return
         if not told:
             await (watch.changed(LOOK_S) if watch else asyncio.sleep(LOOK_S))
 
 
-async def _news(path: Path, place: Place) -> AsyncIterator[tuple[Place, ServerSentEvent]]:
-    """One piece of each file, a row an event, each with the place behind it."""
+async def _news(path: Path, place: Place) -> tuple[Place, list[bytes]]:
+    """One piece of each file, a row an event, and the place behind them."""
     metrics, events = await _read(path, place)
+    news = []
     if metrics.restarted:
         place = replace(place, metrics=Position())
-        yield place, _event("reset", place, {"reason": "the run was taken up again at an earlier step"})
+        news.append(_event("reset", place, json.dumps({"reason": "the run was taken up again at an earlier step"})))
     for position, line in metrics.lines:
         place = replace(place, metrics=position)
-        yield place, ServerSentEvent(event=_kind_of(line), id=str(place), data=line.decode(errors="replace"), sep="\n")
+        news.append(_event(_kind_of(line), place, line.decode(errors="replace")))
     for position, line in events.lines:
         place = replace(place, events=position)
-        yield place, ServerSentEvent(event="event", id=str(place), data=redact(line.decode(errors="replace")), sep="\n")
+        news.append(_event("event", place, redact(line.decode(errors="replace"))))
+    return place, news
 
 
 async def _read(path: Path, place: Place) -> tuple[Piece, Piece]:
@@ -112,5 +115,5 @@ def _differs(job: Job, shown: Job) -> bool:
     return job is not shown and job.model_dump(exclude=_IGNORED) != shown.model_dump(exclude=_IGNORED)
 
 
-def _event(kind: str, place: Place, content: dict[str, str]) -> ServerSentEvent:
-    return ServerSentEvent(event=kind, id=str(place), data=json.dumps(content), sep="\n")
+def _event(kind: str, place: Place, data: str) -> bytes:
+    return ServerSentEvent(event=kind, id=str(place), data=data, sep="\n").encode()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request, Security
 from fastapi.security import HTTPBearer
+from pydantic import BeforeValidator
 
 from sppo_ray.api.index import JobIndex
 from sppo_ray.api.problems import ApiProblem
@@ -77,6 +78,16 @@ async def _operator(caller: Annotated[Caller, Depends(_viewer)]) -> Caller:
 
 
 JobId = Annotated[str, Path(description="A job's id, or the run id of its directory", examples=["first"])]
+
+
+def _digits(text: Any) -> Any:
+    """A query's text as an integer is written; pydantic alone takes 1.0 and " 1" as well."""
+    if isinstance(text, str) and not (text.isascii() and text.isdigit()):
+        raise ValueError("a whole number, e.g. 20")
+    return text
+
+
+DIGITS = BeforeValidator(_digits)  # behind Query(), or the document would not know its bounds
 Ours = Annotated[Services, Depends(_services)]
 Viewer = Annotated[Caller, Depends(_viewer)]
 Operator = Annotated[Caller, Depends(_operator)]

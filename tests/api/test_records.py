@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from starlette.testclient import TestClient
 
 from sppo_ray.api import following
@@ -30,6 +31,12 @@ def test_metrics_by_name_and_range(server: TestClient, runs: Path) -> None:
     held_out = server.get("/v1/jobs/done/metrics", params={"name": "eval/acc*"}).json()
     assert [row["eval/accuracy"] for row in held_out["rows"]] == [0.4, 0.7]
     assert server.get("/v1/jobs/done/metrics", params={"name": "nothing"}).json() == {"names": [], "rows": [], "next_from": None}
+
+
+@pytest.mark.parametrize("text", ["1.0", "+1", " 1", "-1", "1e3", "\u0661", "", "null", "9" * 30])
+def test_a_step_is_written_in_digits(server: TestClient, runs: Path, text: str) -> None:
+    finished_run(runs, "done", steps=1)
+    assert problem(server.get("/v1/jobs/done/metrics", params={"from": text}), 422)["errors"][0]["path"] == "query.from"
 
 
 def test_metrics_in_portions_lose_and_repeat_nothing(server: TestClient, runs: Path) -> None:

@@ -17,7 +17,7 @@ from sppo_ray.api.index import Entry
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.ray_jobs import RayJobs
 from sppo_ray.api.schemas import Job, JobList, JobRequest, JobState
-from sppo_ray.api.services import JobId, Operator, Ours, Viewer
+from sppo_ray.api.services import DIGITS, JobId, Operator, Ours, Viewer
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 JSON = "application/json"
@@ -30,7 +30,7 @@ async def list_jobs(
     ours: Ours,
     caller: Viewer,
     state: Annotated[list[JobState] | None, Query(description="Only these; may be repeated")] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    limit: Annotated[int, Query(ge=1, le=500), DIGITS] = 50,
     cursor: Annotated[str | None, Query(max_length=200, description="next_cursor of the page before")] = None,
 ) -> Response:
     """Jobs by every door, newest first."""

@@ -17,14 +17,13 @@ from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.records import SUBMITTED_CONFIG, load_yaml
 from sppo_ray.api.redaction import redact_tree
 from sppo_ray.api.schemas import Evaluations, MetricRows, RunSettings, SamplePage
-from sppo_ray.api.services import JobId, Ours, Viewer
+from sppo_ray.api.services import DIGITS, JobId, Ours, Viewer
 from sppo_ray.trainer.jsonlines import finite_json
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["records"])
 PING_S = 15
 SEND_TIMEOUT_S = 60.0  # a client that takes nothing for so long is let go
 MAX_STEP = 2**53
-Step = Annotated[int, Query(ge=0, le=MAX_STEP)]
 ROWS_EXAMPLE = {"names": ["reward/mean"], "rows": [{"step": 1, "time": 1767225604.2, "reward/mean": 0.41}], "next_from": None}
 SAMPLE_EXAMPLE = {
     "step": 12, "first_step": 1, "last_step": 12, "total": 256, "next_cursor": "1",
@@ -64,9 +63,9 @@ async def metrics(
     name: Annotated[
         list[str] | None, Query(max_length=200, description="Metric; repeatable; `eval/*` takes all that begin so")
     ] = None,
-    first: Annotated[int, Query(alias="from", ge=0, le=MAX_STEP, description="First step")] = 0,
-    last: Annotated[int | None, Query(alias="to", ge=0, le=MAX_STEP, description="Last step")] = None,
-    limit: Annotated[int, Query(ge=1, le=100_000, description="Rows at most (json)")] = 10_000,
+    first: Annotated[int, Query(alias="from", ge=0, le=MAX_STEP, description="First step"), DIGITS] = 0,
+    last: Annotated[int | None, Query(alias="to", ge=0, le=MAX_STEP, description="Last step"), DIGITS] = None,
+    limit: Annotated[int, Query(ge=1, le=100_000, description="Rows at most (json)"), DIGITS] = 10_000,
     format: Annotated[Literal["json", "arrow"], Query()] = "json",
 ) -> Response:
     """Numbers by name and step range. A name that the run does not have is left out."""
@@ -112,7 +111,7 @@ async def log(
     job_id: JobId,
     ours: Ours,
     caller: Viewer,
-    tail: Annotated[int, Query(ge=0, le=100_000, description="Lines from the end")] = 1000,
+    tail: Annotated[int, Query(ge=0, le=100_000, description="Lines from the end"), DIGITS] = 1000,
     follow: Annotated[bool, Query(description="Go on until the job has ended")] = False,
 ) -> Response:
     """What the job printed, with secrets blacked out."""
@@ -128,10 +127,10 @@ async def trajectories(
     job_id: JobId,
     ours: Ours,
     caller: Viewer,
-    step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Left out: the newest")] = None,
+    step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Left out: the newest"), DIGITS] = None,
     sort: samples.Sort = "surprise",
     order: Annotated[Literal["desc", "asc"], Query()] = "desc",
-    limit: Annotated[int, Query(ge=1, le=200)] = 20,
+    limit: Annotated[int, Query(ge=1, le=200), DIGITS] = 20,
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}$", description="next_cursor of the page before")] = None,
 ) -> Response:
     """The samples of a step: prompt, response, reward and its reason, value, advantage; the most surprising first."""
