@@ -115,7 +115,8 @@ class RolloutFleet:
     @property
     def is_settled(self) -> bool:
         """Whether nobody is coming or going."""
-        return all(member.health.state in (Health.HEALTHY, Health.SUSPECT, Health.RETIRED) for member in self._members)
+        at_rest = (Health.HEALTHY, Health.SUSPECT, Health.RETIRED)
+        return all(member.health.state in at_rest and not member.is_leaving for member in self._members)
 
     async def memory(self) -> dict[str, int]:
         """Peak bytes of each living worker that answers."""
@@ -382,6 +383,7 @@ class RolloutFleet:
             notice.cancel()
 
     def _take_out(self, member: Member) -> None:
+        member.is_leaving = True
         if member.health.state in (Health.HEALTHY, Health.SUSPECT):
             member.health = member.health.after(Event.DRAIN)
             self._on_event("worker-draining", f"{member.name}: finishes {member.in_flight} responses and takes no more")

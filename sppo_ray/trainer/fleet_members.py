@@ -64,6 +64,7 @@ class Member:
     last_failure: str = ""
     starting: asyncio.Task[None] | None = None  # brings it up, for the first time or again; done = nobody is at it
     serving: set[asyncio.Task[None]] = field(default_factory=set)  # one a batch
+    is_leaving: bool = False  # asked to go, and not gone yet
 
     @property
     def is_starting(self) -> bool:
