@@ -2,8 +2,9 @@
 
     python -m benchmarks.paper.studies NAME [--seeds N] [--budget SECONDS] [--out DIR]      NAMEs: see STUDIES, or --list
 
-Each is a `sppo-ray compare`: it can be interrupted and started again, and more seeds can be added later. The report goes to
-benchmarks/results/paper/NAME/ (report.md, report.json, plots); the run directories stay in runs/paper/NAME.
+Each is a `sppo-ray compare`: it can be interrupted and started again, and more seeds can be added later; a run that another
+study has made already is taken over. The report goes to benchmarks/results/paper/NAME/ (report.md, report.json, plots); the run
+directories stay in runs/paper/NAME.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ class Study:
 STUDIES: Mapping[str, Study] = {
     "time-short": Study(
         "time to accuracy, short responses (40 tokens): the paper's efficiency figure",
-        "quickstart", ALL_ARMS, 5, 75, "grpo", ("eval.every_s=7.5", NO_WARMUP),
+        "quickstart", ALL_ARMS, 5, 60, "grpo", ("eval.every_s=6", NO_WARMUP),
     ),
     "time-long": Study(
         "time to accuracy, longer responses (84 tokens) and prompts of widely varied difficulty",
-        "long-sum", ALL_ARMS, 5, 150, "grpo", ("eval.every_s=15", NO_WARMUP),
+        "long-sum", ALL_ARMS, 5, 120, "grpo", ("eval.every_s=12", NO_WARMUP),
     ),
     "scarce-prompts": Study(
         "256 distinct training prompts, drawn again and again",
-        "long-sum", ("sppo", "grpo", "grpo-equal-prompts", "reinforce"), 3, 150, "grpo",
-        ("eval.every_s=15", "data.train.0.size=256", NO_WARMUP),
+        "long-sum", ("sppo", "grpo", "grpo-equal-prompts", "reinforce"), 3, 120, "grpo",
+        ("eval.every_s=12", "data.train.0.size=256", NO_WARMUP),
     ),
     "samples-a-prompt": Study(
         "N = 1 against N = 8, with and without the critic, at equal tokens and at equal prompts",
@@ -64,7 +65,7 @@ STUDIES: Mapping[str, Study] = {
             "grpo",
             "grpo-equal-prompts",
         ),
-        3, 75, "sppo", ("eval.every_s=7.5", NO_WARMUP),
+        3, 60, "sppo", ("eval.every_s=6", NO_WARMUP),
     ),
     "ablations": Study(
         "PPO with a BCE critic, critic size, sequence-level ratio, critic warm start, curriculum",
@@ -80,7 +81,7 @@ STUDIES: Mapping[str, Study] = {
             f"sppo-warm-critic:sppo,critic.model={WARM_CRITIC}",
             "sppo-curriculum:sppo,data.curriculum.candidates=4",
         ),
-        3, 75, "sppo", ("eval.every_s=7.5", NO_WARMUP),
+        3, 60, "sppo", ("eval.every_s=6", NO_WARMUP),
     ),
     "memory": Study(
         "peak memory by role: a critic of the policy's size against a small one",
@@ -118,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out,
         overrides=study.overrides,
         baseline=study.baseline,
+        reuse=[folder for folder in sorted(RUNS.glob("*")) if folder != out and (folder / "compare.json").exists()],
     )
     print(f"{publish(options.name, out)}: {len(report.failed)} runs failed")
     return 1 if report.failed else 0

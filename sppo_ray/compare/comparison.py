@@ -13,6 +13,7 @@ from sppo_ray.compare.markdown import to_markdown
 from sppo_ray.compare.plan import LOCK, Plan, cores_per_run, make_plan, read_plan, write_plan
 from sppo_ray.compare.plots import draw
 from sppo_ray.compare.report import Report, make_report
+from sppo_ray.compare.reuse import take_over
 from sppo_ray.compare.runner import Runner
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.jsonlines import write_atomically
@@ -36,6 +37,7 @@ def compare(
     concurrent: int = 1,
     targets: Sequence[float] = (),
     baseline: str | None = None,
+    reuse: Sequence[Path] = (),
     say: Say = say,
 ) -> Report:
     """Run every arm with every seed for `budget_s` seconds of training and write the report into `out`.
@@ -52,7 +54,12 @@ def compare(
         recipe, arms, seeds, budget_s, overrides=overrides, concurrent=concurrent, targets=targets, baseline=baseline
     )
     with _alone_in(out):
-        return _work_off(write_plan(plan, out), out, say)
+        plan = write_plan(plan, out)
+        for other in reuse:
+            taken = take_over(plan, out, other)
+            if taken:
+                say(f"taken over from {other}: {', '.join(taken)}")
+        return _work_off(plan, out, say)
 
 
 def proceed(out: Path, *, say: Say = say) -> Report:

@@ -14,6 +14,8 @@ from sppo_ray.compare.comparison import proceed
 from sppo_ray.compare.markdown import to_markdown
 from sppo_ray.compare.plan import Job, Plan, make_plan, read_plan, write_plan
 from sppo_ray.compare.report import default_targets, make_report
+from sppo_ray.compare.reuse import take_over
+from sppo_ray.compare.runs import read_run
 from sppo_ray.errors import UserError
 from tests.unit.compare_runs import write_run
 
@@ -200,3 +202,15 @@ def test_a_finished_comparison_is_continued_by_its_report(finished: Path, plan: 
     said: list[str] = []
     assert proceed(finished, say=said.append).plan == replace(plan)
     assert said == ["4 of 4 runs are finished already"]
+
+
+def test_same_runs_of_another_comparison_are_taken_over(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    out, third = tmp_path_factory.mktemp("second"), tmp_path_factory.mktemp("third")
+    arms = ["sppo", "rloo", "grpo:sppo,algorithm.clip_low=0.1"]  # its grpo is another arm of the same name
+    mine = write_plan(make_plan("quickstart", arms, [2, 3], 40.0), out)
+    assert take_over(mine, out, finished) == ["sppo-seed2"]
+    assert read_run(out, Job("sppo", 2), 40.0) == read_run(finished, Job("sppo", 2), 40.0)
+    assert take_over(mine, out, finished) == []  # what is there stays
+
+    longer = write_plan(make_plan("quickstart", ["sppo"], [1], 50.0), third)
+    assert take_over(longer, third, finished) == []
