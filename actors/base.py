@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 from abc import ABC, abstractmethod
@@ -11,18 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 import torch
 import transformers
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
-from actors.deepspeed import TrainingEngine, join_group, learning_rate
+from actors.deepspeed import TrainingEngine, join_group, learning_rate, load_data
 from actors.memory import peak_bytes
 from sppo_ray.config import ModelSettings
 from sppo_ray.errors import UserError
+from sppo_ray.models.tokenizers import load_tokenizer
 
 
 class TrainingRank(ABC):
@@ -71,7 +74,7 @@ class TrainingRank(ABC):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         torch.set_num_threads(max(1, int(self.settings.cpus_per_rank)))
-        torch.manual_seed(self.seed)
+        _seed_everything(self.seed)
         _name_network_interface(master_addr)
         join_group(self.rank, self.world_size, device=self.device, address=master_addr, port=master_port)
         self._engine = TrainingEngine(self._load_model(), self.settings, device=self.device, world_size=self.world_size)
@@ -91,15 +94,15 @@ class TrainingRank(ABC):
         Raises:
             UserError: no state of this model and rank count in `directory`.
         """
-        random = Path(directory) / f"random-{self.rank}.pt"
-        if not random.is_file():
+        random_state = Path(directory) / f"random-{self.rank}.pt"
+        if not random_state.is_file():
             raise UserError(
                 f"checkpoint {directory}: no state of rank {self.rank} in it; resume with the rank count it was saved with"
             )
         state = self.engine.load(Path(directory))
         self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]
         self._restore_extra_state(state)
-        _set_random_state(torch.load(random, weights_only=True), self.device)
+        _set_random_state(load_data(str(random_state)), self.device)
 
     def export(self, directory: str | Path, tokenizer_source: str | Path) -> None:
         """Write a plain Transformers checkpoint (rank 0), which appears whole or not at all. A collective.
@@ -110,13 +113,17 @@ class TrainingRank(ABC):
         if self.rank == 0:
             with _replacing(Path(directory)) as partial:
                 save_torch_state_dict(tensors, partial)
-                self._write_config(partial, AutoTokenizer.from_pretrained(tokenizer_source))
+                self._write_config(partial, load_tokenizer(tokenizer_source))
 
     def close(self) -> None:
         """Release the model and its optimizer. The process group ends with the process."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+    def ping(self) -> dict[str, Any]:
+        """A sign of life: "progress" grows with every part of the work. Answered by a thread of its own, beside any verb."""
+        return {"pid": os.getpid(), "progress": 0 if self._engine is None else self._engine.progress}
 
     def memory(self) -> int:
         """Peak bytes of this process (`actors.memory`)."""
@@ -149,6 +156,7 @@ class TrainingRank(ABC):
         """config.json, tokenizer and whatever else an export of this model has beside its weights."""
 
     def _extra_state(self) -> dict[str, Any]:
+        """What else belongs to a checkpoint, equal on all ranks. A collective."""
         return {}
 
     def _restore_extra_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - a rank without extra state has nothing to do
@@ -178,12 +186,24 @@ def _name_network_interface(master_addr: str) -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
-def _random_state(device: str) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
+def _seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _random_state(device: str) -> dict[str, Any]:
+    """torch's, NumPy's and Python's, of types that `torch.load` reads without unpickling code."""
+    kind, keys, *rest = np.random.get_state()
+    numpy = (kind, torch.from_numpy(keys.astype(np.int64)), *rest)
+    state = {"cpu": torch.get_rng_state(), "numpy": numpy, "python": random.getstate()}
     return state | {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else state
 
 
-def _set_random_state(state: dict[str, Tensor], device: str) -> None:
+def _set_random_state(state: dict[str, Any], device: str) -> None:
     torch.set_rng_state(state["cpu"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
     if device == "cuda":
         torch.cuda.set_rng_state(state["cuda"])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from actors.base import TrainingRank
+from actors.liveness import VITAL
 from sppo_ray.algorithms.tensor_ops import pad_right
 from sppo_ray.algorithms.value_loss import ValueLoss, check_rewards, explained_variance, token_value_loss, value_loss
 from sppo_ray.config import CriticSettings
@@ -120,6 +121,8 @@ class ValueRank(TrainingRank):
         self._prompt_endings.update(ids[-1] for ids in prompt_ids)
 
     def _extra_state(self) -> dict[str, Any]:
+        # Of all ranks: rank 0's state is the one that every rank gets back.
+        self._prompt_endings = self.engine.union(self._prompt_endings)
         return {"prompt_endings": sorted(self._prompt_endings)}
 
     def _restore_extra_state(self, state: dict[str, Any]) -> None:
@@ -221,5 +224,5 @@ def _explained(metrics: dict[str, float]) -> dict[str, float]:
     return metrics | {"explained_variance": variance}
 
 
-CriticActor = ray.remote(CriticRank)
-TokenCriticActor = ray.remote(TokenCriticRank)
+CriticActor = ray.remote(concurrency_groups=VITAL)(CriticRank)
+TokenCriticActor = ray.remote(concurrency_groups=VITAL)(TokenCriticRank)

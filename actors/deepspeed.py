@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -133,6 +134,7 @@ class TrainingEngine:
         self.device = device
         self.world_size = world_size
         self.stage = effective_stage(settings)
+        self.progress = 0  # forwards, backwards, steps and parameters so far: what a stuck process does not do
         self.num_parameters = sum(p.numel() for p in module.parameters())
         self._engine, *_ = deepspeed.initialize(
             model=module.to(device),
@@ -140,21 +142,25 @@ class TrainingEngine:
             config=deepspeed_config(settings, self.num_parameters),
             dist_init_required=False,
         )
+        self._engine.checkpoint_engine.load = load_data  # DeepSpeed's own unpickles whatever a file holds
 
     @property
     def model(self) -> Any:
         return self._engine.module.model
 
     def __call__(self, *inputs: Any) -> Any:
+        self.progress += 1
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of this rank's share of the global loss (shares add up over ranks)."""
+        self.progress += 1
         # DeepSpeed averages over the ranks where the shares are to be added.
         self._engine.backward(loss * self.world_size)
 
     def step(self, lr: float) -> StepOutcome:
         """Reduce, clip and apply what was accumulated since the last step. A collective."""
+        self.progress += 1
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
@@ -192,6 +198,7 @@ class TrainingEngine:
         import deepspeed
 
         for name, parameter in self.model.named_parameters():
+            self.progress += 1
             with deepspeed.zero.GatheredParameters([parameter]) if self.stage == 3 else nullcontext():
                 yield name, parameter.detach()
 
@@ -203,7 +210,7 @@ class TrainingEngine:
         """The inverse of `save` on as many ranks; returns rank 0's `client_state`. A collective.
 
         Raises:
-            UserError: no checkpoint of this model and rank count there.
+            UserError: no checkpoint of this model and rank count there, or one that holds anything but data.
         """
         path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
         if path is None:
@@ -212,6 +219,25 @@ class TrainingEngine:
 
     def close(self) -> None:
         self._engine.destroy()
+
+
+def load_data(path: str, map_location: Any = None) -> Any:
+    """A file of a DeepSpeed checkpoint: tensors, plain values, and the few classes of its own that DeepSpeed writes.
+
+    A manifest tells damage, not malice: who can change a checkpoint can change its manifest too, and a pickle can run code.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except UnpicklingError as error:
+            raise UserError(
+                f"checkpoint {path}: holds something other than data, which is not read because it could run code "
+                f"({str(error).splitlines()[0]}): restore it from a copy you trust, or resume from an earlier checkpoint"
+            ) from None
 
 
 def _optimizer(module: nn.Module, settings: ModelSettings, stage: int) -> torch.optim.Optimizer:

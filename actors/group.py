@@ -11,14 +11,17 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.flat_layout import WeightsRefused
+from actors.liveness import ask_beside
+from sppo_ray.config import RecoverySettings
 from sppo_ray.data.batching import deal
 from sppo_ray.errors import UserError
 from sppo_ray.models.critic_output import CriticLoss, prompt_value
@@ -30,6 +33,7 @@ from sppo_ray.trainer.interfaces import (
     WorkerFailure,
     WorkerTimeout,
 )
+from sppo_ray.trainer.vigil import Kind, Vigil
 from sppo_ray.types import (
     CriticBatch,
     Minibatch,
@@ -47,6 +51,7 @@ PING_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
 SCORER_SLACK_S = 60.0
 PROCESS_RESTART_S = 30.0  # replacing a killed verifier process
+CULPRIT_GRACE_S = 3.0  # a rank whose partner died hears of it from its socket, maybe before Ray reports the death
 
 
 async def answer(worker: str, doing: str, reference: Awaitable[Any], timeout_s: float) -> Any:
@@ -118,6 +123,10 @@ class RayRolloutWorker:
     async def memory(self) -> Mapping[str, int]:
         return {self.name: await answer(self.name, "telling its memory", self._handle.memory.remote(), PING_TIMEOUT_S)}
 
+    async def abort(self) -> None:
+        """Drop every unfinished request: their streams end. Raises WorkerFailure."""
+        await answer(self.name, "dropping its requests", self._handle.abort_all.remote(), PING_TIMEOUT_S)
+
     async def close(self) -> None:
         kill(self._handle)
 
@@ -129,18 +138,41 @@ class Ranks:
         self.role = role
         self.handles = list(handles)
         self._timeout_s = timeout_s
+        pings = {f"{role}-{rank}": partial(_ping, f"{role}-{rank}", handle) for rank, handle in enumerate(self.handles)}
+        self._vigil = Vigil(pings)
 
     async def setup(self, timeout_s: float) -> list[dict[str, Any]]:
         """Form the process group at rank 0's address."""
         address, port = await answer(f"{self.role}-0", "start-up", self.handles[0].address.remote(), timeout_s)
-        return await self.gather("joining its group", [h.setup.remote(address, port) for h in self.handles], timeout_s)
+        joining = [handle.setup.remote(address, port) for handle in self.handles]
+        return await self.gather("joining its group", joining, timeout_s, kind="opaque")
+
+    async def watch(self, settings: RecoverySettings) -> NoReturn:
+        """Until it is cancelled. Raises WorkerFailure when a rank is lost, also while nobody waits for it."""
+        await self._vigil.watch(settings)
 
     async def all(self, doing: str, method: str, *arguments: Any) -> list[Any]:
-        return await self.gather(doing, [getattr(handle, method).remote(*arguments) for handle in self.handles])
+        """The same of every rank: reading and writing files, mostly."""
+        return await self.gather(doing, [getattr(handle, method).remote(*arguments) for handle in self.handles], kind="opaque")
 
-    async def gather(self, doing: str, references: Sequence[Awaitable[Any]], timeout_s: float | None = None) -> list[Any]:
-        waits = [answer(f"{self.role}-{rank}", doing, ref, timeout_s or self._timeout_s) for rank, ref in enumerate(references)]
-        return await asyncio.gather(*waits)
+    async def gather(
+        self, doing: str, references: Sequence[Awaitable[Any]], timeout_s: float | None = None, *, kind: Kind = "steady"
+    ) -> list[Any]:
+        """The ranks' answers. Raises WorkerFailure with the name of the rank that is to blame."""
+        names = [f"{self.role}-{rank}" for rank in range(len(references))]
+        waits = [
+            asyncio.ensure_future(answer(name, doing, reference, timeout_s or self._timeout_s))
+            for name, reference in zip(names, references, strict=True)
+        ]
+        try:
+            with self._vigil.call(kind):
+                return await asyncio.gather(*waits)
+        except WorkerFailure as failure:
+            raise await _culprit(failure, waits) from None
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def memory(self) -> dict[str, int]:
         answers = await self.all("telling its memory", "memory")
@@ -149,8 +181,25 @@ class Ranks:
     async def close(self) -> None:
         closing = [asyncio.wait_for(_awaited(handle.close.remote()), CLOSE_TIMEOUT_S) for handle in self.handles]
         await asyncio.gather(*closing, return_exceptions=True)
+        self.kill()
+
+    def kill(self) -> None:
+        """At once. Ray sends SIGKILL to a process that does not go by itself within 5 s, a frozen one included."""
         for handle in self.handles:
             kill(handle)
+
+
+async def _ping(worker: str, handle: ActorHandle) -> Mapping[str, Any]:
+    return await answer(worker, "a ping", ask_beside(handle), PING_TIMEOUT_S)
+
+
+async def _culprit(failure: WorkerFailure, waits: Sequence[asyncio.Future[Any]]) -> WorkerFailure:
+    """The rank that died, where `failure` is only what it did to another one."""
+    if isinstance(failure, (WorkerDied, WorkerTimeout)) or len(waits) == 1:
+        return failure
+    await asyncio.wait(waits, timeout=CULPRIT_GRACE_S)
+    found = [wait.exception() for wait in waits if wait.done() and not wait.cancelled()]
+    return next((error for error in found if isinstance(error, WorkerDied)), failure)
 
 
 class LearnerGroup:
@@ -173,6 +222,9 @@ class LearnerGroup:
 
     async def memory(self) -> Mapping[str, int]:
         return await self._ranks.memory()
+
+    async def watch(self, settings: RecoverySettings) -> NoReturn:
+        await self._ranks.watch(settings)
 
     async def publish(self, version: int) -> PublishedWeights:
         # Every rank takes part (a ZeRO-3 gather is collective); the buffer becomes an object of its own, so that
@@ -204,7 +256,7 @@ class ReferenceGroup:
 
     async def ready(self, timeout_s: float) -> None:
         """Load the policy on each copy. Raises UserError when it does not load."""
-        await self._ranks.gather("start-up", [handle.setup.remote() for handle in self._ranks.handles], timeout_s)
+        await self._ranks.gather("start-up", [h.setup.remote() for h in self._ranks.handles], timeout_s, kind="opaque")
 
     async def logprobs(self, minibatch: Minibatch) -> Minibatch:
         return await _with_logprobs(self._ranks, minibatch, "reference_logprobs")
@@ -212,9 +264,14 @@ class ReferenceGroup:
     async def memory(self) -> Mapping[str, int]:
         return await self._ranks.memory()
 
+    async def watch(self, settings: RecoverySettings) -> NoReturn:
+        await self._ranks.watch(settings)
+
+    def kill(self) -> None:
+        self._ranks.kill()
+
     async def close(self) -> None:
-        for handle in self._ranks.handles:
-            kill(handle)
+        self.kill()
 
 
 async def _with_logprobs(ranks: Ranks, minibatch: Minibatch, whose: Literal["old_logprobs", "reference_logprobs"]) -> Minibatch:
@@ -282,6 +339,9 @@ class CriticGroup:
     async def memory(self) -> Mapping[str, int]:
         return await self._ranks.memory()
 
+    async def watch(self, settings: RecoverySettings) -> NoReturn:
+        await self._ranks.watch(settings)
+
     @property
     def version(self) -> int:
         return self._version
@@ -311,6 +371,7 @@ class RayScorer:
 
     def __init__(self, handle: ActorHandle, *, deadline_s: float) -> None:
         self._handle = handle
+        self._vigil = Vigil({"reward": self._ping})
         self._deadline_s = deadline_s
         self._outstanding = 0
         self._waiting: list[tuple[ScoreRequest, asyncio.Future[Verdict]]] = []
@@ -348,11 +409,22 @@ class RayScorer:
             if not result.done():
                 result.set_result(verdict)
 
+    async def watch(self, settings: RecoverySettings) -> NoReturn:
+        """Until it is cancelled. Raises WorkerFailure when the actor is lost; its verifier processes are its own business."""
+        await self._vigil.watch(settings)
+
+    async def _ping(self) -> Mapping[str, Any]:
+        counters = await answer("reward", "a ping", self._handle.ping.remote(), PING_TIMEOUT_S)
+        return {"progress": counters["scored"]}
+
     async def memory(self) -> Mapping[str, int]:
         return {"reward": await answer("reward", "telling its memory", self._handle.memory.remote(), PING_TIMEOUT_S)}
 
-    async def close(self) -> None:
+    def kill(self) -> None:
         kill(self._handle)
+
+    async def close(self) -> None:
+        self.kill()
 
 
 def _in_order(shards: Sequence[Sequence[int]], answers: Sequence[Sequence[T]]) -> list[T]:

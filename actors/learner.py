@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from actors.base import TrainingRank, copy_generation_config
+from actors.liveness import VITAL
 from actors.logprobs import Rows, response_logprobs
 from sppo_ray.algorithms.policy_loss import LossScale, training_loss
 from sppo_ray.algorithms.tensor_ops import to_tensors
@@ -137,4 +138,4 @@ class LearnerRank(TrainingRank):
         copy_generation_config(self.model_path, directory)
 
 
-LearnerActor = ray.remote(LearnerRank)
+LearnerActor = ray.remote(concurrency_groups=VITAL)(LearnerRank)

@@ -7,6 +7,7 @@ responses are sampled from, and the two of an unchanged policy are equal.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import ray
 import torch
 import transformers
 
+from actors.liveness import VITAL
 from actors.logprobs import Rows, response_logprobs
 from actors.memory import peak_bytes
 from sppo_ray.config import ReferenceSettings
@@ -36,6 +38,7 @@ class ReferenceRank:
         self.temperature = temperature
         self.device = "cuda" if settings.gpus_per_rank > 0 else "cpu"
         self._policy: PolicyModel | None = None
+        self._forwards = 0
 
     def setup(self) -> dict[str, Any]:
         """Load the policy. Returns {"parameters": total, "device": "cpu" | "cuda"}.
@@ -50,6 +53,7 @@ class ReferenceRank:
         attention = self.attention if self.settings.dtype == "bfloat16" else "auto"
         policy = load_policy(self.model_path, dtype=self.settings.dtype, attention=attention)
         self._policy = policy.eval().requires_grad_(False).to(self.device)
+        self._policy.register_forward_pre_hook(self._count)
         return {"parameters": sum(p.numel() for p in self._policy.parameters()), "device": self.device}
 
     def logprobs(self, microbatches: Sequence[MicroBatch]) -> Rows:
@@ -58,9 +62,16 @@ class ReferenceRank:
             raise RuntimeError("setup() comes first")
         return response_logprobs(self._policy, microbatches, temperature=self.temperature, device=self.device)
 
+    def ping(self) -> dict[str, Any]:
+        """A sign of life: "progress" grows with every micro-batch. Answered by a thread of its own, beside any verb."""
+        return {"pid": os.getpid(), "progress": self._forwards}
+
+    def _count(self, *_: Any) -> None:
+        self._forwards += 1
+
     def memory(self) -> int:
         """Peak bytes (`actors.memory`)."""
         return peak_bytes(self.device)
 
 
-ReferenceActor = ray.remote(ReferenceRank)
+ReferenceActor = ray.remote(concurrency_groups=VITAL)(ReferenceRank)

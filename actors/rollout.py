@@ -193,6 +193,10 @@ class RolloutWorker:
 
         return await self._call(drop)
 
+    async def abort_all(self) -> int:
+        """`abort` of whatever is unfinished."""
+        return await self._call(lambda engine: self._drop(engine, list(self._in_flight.values())))
+
     def _admit(self, engine: LLMEngine, batch: Mapping[str, _InFlight], sampling: SamplingSettings) -> None:
         from actors.vllm_engine import sampling_params
 
@@ -278,9 +282,10 @@ class RolloutWorker:
             engine.collective_rpc("update_weights", args=(_update(manifest, buffer=buffer),))
             engine.collective_rpc("finish_weight_update")
         else:
-            with tempfile.NamedTemporaryFile(dir=SHARED_MEMORY, prefix="sppo-ray-weights-") as file:
-                buffer.tofile(file.name)
-                engine.collective_rpc("update_weights", args=(_update(manifest, path=file.name),))
+            with tempfile.TemporaryFile(dir=SHARED_MEMORY) as file:  # without a name: whoever dies, nothing stays behind
+                buffer.tofile(file)
+                file.flush()
+                engine.collective_rpc("update_weights", args=(_update(manifest, path=f"/proc/{os.getpid()}/fd/{file.fileno()}"),))
                 engine.collective_rpc("finish_weight_update")
         proofs = engine.collective_rpc(load_proof)
         self._serve_version(engine, manifest.version)

@@ -44,6 +44,7 @@ def engine_args(settings: RolloutSettings, *, model_path: str, max_model_len: in
     return EngineArgs(
         model=model_path,
         load_format="safetensors",  # pickled checkpoints can run code
+        trust_remote_code=False,
         skip_tokenizer_init=True,
         generation_config="vllm",  # sampling and stop tokens are ours, not the checkpoint's
         dtype=settings.dtype,

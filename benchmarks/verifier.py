@@ -1,16 +1,26 @@
-r"""Does the verifier give 1 to right answers and 0 to wrong ones, on real answer sets and on labelled pairs?
+r"""Does the verifier give 1 to right answers and 0 to wrong ones, on labelled pairs and on real answer sets?
 
-    python -m benchmarks.verifier --dapo FILE.parquet --math500 FILE.parquet
+    python -m benchmarks.verifier [--show] [--dapo FILE.parquet] [--math500 FILE.parquet]
 
-Every ground truth is boxed as its own response (must score 1) and scored against wrong ones (must score 0): itself
-plus one where it is an integer, and the nearest later rows' answers with another text. The labelled pairs ship with
-the tests and are scored by plain Math-Verify too.
+The labelled pairs are scored by this project's verifier and by Math-Verify alone, category by category:
+
+- `benchmarks/data/verifier_pairs.jsonl`, labelled from mathematics before any verifier saw them. Two halves, by a hash of the
+  pair: on one, what was wrong may be read (`--show`) and mended; the other, held out, gives figures only.
+- `tests/unit/test_rewards_pairs.jsonl`, written beside the verifier's corrections: all of it must be right.
+
+A pair is the same when a person who grades with the truth as the reference would accept the answer: the same number, set or
+object in any form. A unit may be left out, not exchanged. An approximation is no exact value. Order matters in tuples and
+intervals, not in sets and lists. Text ignores case and style.
+
+Of a parquet file every ground truth is boxed as its own response (must score 1) and scored against wrong ones (must score 0):
+itself plus one where it is an integer, and the nearest later rows' answers with another text.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import time
 from collections import Counter
@@ -21,12 +31,14 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 
-from benchmarks.report import print_table, write_result
+from benchmarks.report import RESULTS, print_table, write_result
 from sppo_ray.config import RewardSettings
 from sppo_ray.rewards.pool import VerifierPool
 from sppo_ray.types import ScoreRequest, Verdict
 
 PAIRS = Path(__file__).parent.parent / "tests" / "unit" / "test_rewards_pairs.jsonl"
+CATEGORIES = Path(__file__).parent / "data" / "verifier_pairs.jsonl"
+TABLE = RESULTS / "verifier.md"
 OTHER_ROWS = 3
 SAME_BY_REVIEW = frozenset({("5", "x=5")})
 """(truth, answer) of different rows that say the same, found by this benchmark and read by a person: no wrong answers."""
@@ -46,8 +58,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dapo", help="DAPO-Math-17k parquet file")
     parser.add_argument("--math500", help="MATH-500 parquet file")
+    parser.add_argument("--show", action="store_true", help="print what went wrong, the held-out half left out")
     options = parser.parse_args()
-    sets = {"labelled pairs": labelled_pairs()}
+    by_category = [row for half in (False, True) for row in category_rows(half, show=options.show)]
+    sets = {"beside the fixes": labelled_pairs()}
     for name, path in (("dapo-math-17k", options.dapo), ("math-500", options.math500)):
         if path:
             sets[name] = answer_cases(ground_truths(path))
@@ -56,13 +70,93 @@ def main() -> None:
         verdicts, seconds = asyncio.run(score(cases))
         rows += summarise(name, "sppo-ray", cases, verdicts, seconds)
         exceptions += find_exceptions(name, cases, verdicts)
-    pairs = sets["labelled pairs"]
+    pairs = sets["beside the fixes"]
     verdicts, seconds = math_verify_alone(pairs)
-    rows += summarise("labelled pairs", "math-verify alone", pairs, verdicts, seconds)
+    rows += summarise("beside the fixes", "math-verify alone", pairs, verdicts, seconds)
+    print_table(by_category)
     print_table(rows)
     for exception in exceptions:
         print(json.dumps(exception, ensure_ascii=False))
-    print(write_result("verifier", rows, targets(rows), {"exceptions": exceptions}))
+    goals = targets(rows) + category_targets(by_category)
+    print(write_result("verifier", rows, goals, {"categories": by_category, "exceptions": exceptions}))
+    TABLE.write_text(markdown(by_category), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------ categories
+
+
+def is_held_out(truth: str, answer: str) -> bool:
+    return hashlib.sha256(f"{truth}\t{answer}".encode()).digest()[0] % 2 == 1
+
+
+def category_rows(held_out: bool, *, show: bool) -> list[dict[str, Any]]:
+    """A row for each category of one half, and one for all: precision and recall of both verifiers."""
+    pairs = [json.loads(line) for line in CATEGORIES.read_text(encoding="utf-8").splitlines()]
+    cases = [
+        Case(pair["category"], pair["truth"], pair["answer"], float(pair["same"]))
+        for pair in pairs
+        if is_held_out(pair["truth"], pair["answer"]) == held_out
+    ]
+    ours, _ = asyncio.run(score(cases))
+    theirs, _ = math_verify_alone(cases)
+    if show and not held_out:
+        for exception in find_exceptions("", cases, ours):
+            print(json.dumps(exception, ensure_ascii=False))
+    return [
+        {"half": "held out" if held_out else "open", "category": category}
+        | _figures("", [(c, v) for c, v in zip(cases, ours, strict=True) if category in ("all", c.kind)])
+        | _figures("math_verify_", [(c, v) for c, v in zip(cases, theirs, strict=True) if category in ("all", c.kind)])
+        for category in [*dict.fromkeys(case.kind for case in cases), "all"]
+    ]
+
+
+def _figures(prefix: str, scored: Sequence[tuple[Case, Verdict]]) -> dict[str, Any]:
+    """Precision: of the answers that got 1, how many are right. Recall: of the right ones, how many got 1. None = of none."""
+    right = [verdict.reward == 1.0 for case, verdict in scored if case.due == 1.0]
+    rewarded = [case.due == 1.0 for case, verdict in scored if verdict.reward == 1.0]
+    return {
+        **({"same": len(right), "different": len(scored) - len(right)} if not prefix else {}),
+        f"{prefix}precision": sum(rewarded) / len(rewarded) if rewarded else None,
+        f"{prefix}recall": sum(right) / len(right) if right else None,
+        f"{prefix}errors": sum(verdict.is_error for _, verdict in scored),
+    }
+
+
+def category_targets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Neither figure below Math-Verify's, over all categories of a half."""
+    return [
+        {
+            "what": f"{figure} on the labelled categories, {row['half']}; the target is Math-Verify's alone",
+            "target": row[f"math_verify_{figure}"],
+            "figure": row[figure],
+            "met": row[figure] >= row[f"math_verify_{figure}"],
+        }
+        for row in rows
+        if row["category"] == "all"
+        for figure in ("precision", "recall")
+    ]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The figures of both halves as tables."""
+    lines = ["# The mathematical verifier, category by category", ""]
+    lines += ["Written by `python -m benchmarks.verifier`; its docstring says what counts as the same. Errors: no verdict.", ""]
+    for half in dict.fromkeys(row["half"] for row in rows):
+        lines += [f"## {half.capitalize()}", "", "| category | same | different | precision | recall | errors |"]
+        lines[-1] += " Math-Verify: precision | recall | errors |"
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        keys = ["category", "same", "different", "precision", "recall", "errors"]
+        keys += ["math_verify_precision", "math_verify_recall", "math_verify_errors"]
+        lines += ["| " + " | ".join(_cell(row[key]) for key in keys) + " |" for row in rows if row["half"] == half]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+# ---------------------------------------------------------------------------------------------------- real answers
 
 
 def ground_truths(path: str) -> list[str]:
@@ -105,7 +199,7 @@ def math_verify_alone(cases: Sequence[Case]) -> tuple[list[Verdict], float]:
     started, verdicts = time.perf_counter(), []
     for case in cases:
         equal = verify(parse(f"${case.truth}$"), parse(f"The answer is $\\boxed{{{case.answer}}}$."))
-        verdicts.append(Verdict(float(equal), "", 0.0))
+        verdicts.append(Verdict(float(equal), "", 0.0))  # what it could not decide is "not equal" there
     return verdicts, time.perf_counter() - started
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sppo_ray.algorithms.shaping import Shaping, unshaped
 from sppo_ray.config_loading import load_config, parse_settings
 from sppo_ray.errors import UserError
 from sppo_ray.eval_options import data_source, reward_function, tree_of
@@ -39,6 +40,7 @@ class Subject:
     critic: Path
     policy: Path
     run: Path | None  # the run directory that both came from
+    shaped: Shaping  # what the critic was told of a reward
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -99,6 +101,7 @@ def _subject(options: argparse.Namespace, overrides: Sequence[str]) -> Subject:
     from sppo_ray.models.bundled import resolve_model
     from sppo_ray.models.exported_critic import critic_directory
 
+    shaped: Shaping = unshaped
     if options.run_dir is None:
         critic, policy, tree = critic_directory(options.critic), resolve_model(options.policy), _tree_of_card(options.critic)
     elif not (options.run_dir / "config.yaml").is_file():
@@ -107,7 +110,11 @@ def _subject(options: argparse.Namespace, overrides: Sequence[str]) -> Subject:
         )
     else:
         critic, policy = critic_directory(options.run_dir), resolve_model(str(options.run_dir / "export" / "policy"))
-        tree = tree_of(load_config(str(options.run_dir / "config.yaml"))) | {"eval": {}}
+        trained = load_config(str(options.run_dir / "config.yaml"))
+        tree = tree_of(trained) | {"eval": {}}
+        if trained.algorithm.overlong is not None:
+            shaped = trained.shaped
+            _report("values are compared with rewards after the run's overlong shaping, as the critic was told them")
     if options.data:
         tree["data"]["held_out"] = [data_source(text) for text in options.data]
     if not tree["data"]["held_out"]:
@@ -115,7 +122,7 @@ def _subject(options: argparse.Namespace, overrides: Sequence[str]) -> Subject:
     if options.reward is not None:
         tree["reward"]["function"] = reward_function(options.reward)
     config = parse_settings(EvaluationConfig, tree | {"model": str(policy)}, overrides, "calibrate")
-    return Subject(config, critic, policy, options.run_dir)
+    return Subject(config, critic, policy, options.run_dir, shaped)
 
 
 def _tree_of_card(critic: Path) -> dict[str, Any]:
@@ -129,14 +136,13 @@ def _tree_of_card(critic: Path) -> dict[str, Any]:
 
 def _prompt_sets(options: argparse.Namespace, subject: Subject, critic: ExportedCritic) -> dict[str, list[Prompt]]:
     """The prompts of each set by its name; a set without prompts is left out."""
-    from transformers import AutoTokenizer
-
     from sppo_ray.data.encoder import PromptEncoder
+    from sppo_ray.models.tokenizers import load_tokenizer
     from sppo_ray.trainer.calibration import HELD_OUT, SEEN
     from sppo_ray.trainer.critic_measurement import seen_prompts
 
     data = subject.config.data
-    encoder = PromptEncoder(AutoTokenizer.from_pretrained(subject.policy), critic.tokenizer, data)
+    encoder = PromptEncoder(load_tokenizer(subject.policy), critic.tokenizer, data)
     held_out = _load(data, encoder, options.prompts)
     if options.seen:
         sources = {"held_out": [data_source(text) for text in options.seen]}
@@ -182,14 +188,13 @@ def _measure(
 
 def _solve_rates(subject: Subject, sets: Mapping[str, Sequence[Prompt]], k: int) -> dict[str, list[SolveRate]]:
     """k responses to each prompt of each set, by the run's own kind of engines and verifier."""
-    from transformers import AutoTokenizer
-
     from sppo_ray.data.encoder import longest
     from sppo_ray.launch.cluster import ray_session
     from sppo_ray.launch.materials import stop_token_ids_of
+    from sppo_ray.models.tokenizers import load_tokenizer
     from sppo_ray.resources import require_feasible, resolve_device, serving_bundles_of
 
-    tokenizer = AutoTokenizer.from_pretrained(subject.policy)
+    tokenizer = load_tokenizer(subject.policy)
     stop_ids = stop_token_ids_of(subject.policy, tokenizer)
     context = max(longest(prompt) for prompts in sets.values() for prompt in prompts)
     data = subject.config.data.model_copy(update={"max_prompt_tokens": context})
@@ -197,12 +202,12 @@ def _solve_rates(subject: Subject, sets: Mapping[str, Sequence[Prompt]], k: int)
     with ray_session(config) as nodes:
         require_feasible(config, nodes, serving_bundles_of(config))
         device = resolve_device(config, nodes)
-        return asyncio.run(_sample(config, subject.policy, tokenizer, stop_ids, sets, k=k, device=device))
+        return asyncio.run(_sample(config, subject, tokenizer, stop_ids, sets, k=k, device=device))
 
 
 async def _sample(
     config: EvaluationConfig,
-    policy: Path,
+    subject: Subject,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: tuple[int, ...],
     sets: Mapping[str, Sequence[Prompt]],
@@ -219,7 +224,7 @@ async def _sample(
         _report(f"{kind}: {text}")
 
     _report(f"starting {config.rollout.workers} engine(s) on {device}")
-    async with serving(config, policy, device=device, stop_token_ids=stop_ids, on_event=on_event) as (fleet, scorer):
+    async with serving(config, subject.policy, device=device, stop_token_ids=stop_ids, on_event=on_event) as (fleet, scorer):
         grader = Grader(
             fleet=fleet,
             scorer=scorer,
@@ -228,7 +233,9 @@ async def _sample(
             seed=config.seed,
             reward_range=config.reward.range,
         )
-        return {name: await solve_rates(grader, prompts, k, _reporter(name)) for name, prompts in sets.items()}
+        return {
+            name: await solve_rates(grader, prompts, k, _reporter(name), shaped=subject.shaped) for name, prompts in sets.items()
+        }
 
 
 def _publish(options: argparse.Namespace, subject: Subject, measured: Sequence[MeasuredSet]) -> None:

@@ -1,11 +1,12 @@
 """The command line: parse, call, print. Heavy imports happen inside the command that needs them.
 
-sppo-ray train RECIPE [--run-dir DIR] [--seed N] [--resume] [--dry-run] [--section.key=value ...]
+sppo-ray train RECIPE [--run-dir DIR] [--seed N] [--resume] [--restarts N] [--dry-run] [--section.key=value ...]
 sppo-ray prepare RECIPE|builtin:NAME      make the bundled models that a recipe needs
 sppo-ray compare RECIPE --arms A,B --seeds N --budget SECONDS [--section.key=value ...]   algorithms against each other
 sppo-ray eval MODEL --data FILE...        avg@k, pass@k, maj@k of a checkpoint on evaluation files
 sppo-ray calibrate RUN [--data FILE...]   the critic's values against its policy's solve rates, seen and held-out prompts
 sppo-ray map CRITIC --data FILE... --out FILE.parquet   the critic's value of every prompt of a data set
+sppo-ray replay RUN --step K [--json]     take a recorded step again, without engines, and say whether it matches
 sppo-ray score FILE.jsonl                 verdicts of the training verifier, one JSON line each
 sppo-ray serve | submit | list | status | logs | scale | pause | resume | checkpoint | stop   jobs over REST (`cli_jobs`)
 sppo-ray recipes | doctor
@@ -14,21 +15,20 @@ sppo-ray recipes | doctor
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppo_ray import __version__, calibrate_command, cli_jobs, eval_options, map_command
+from sppo_ray import __version__, calibrate_command, cli_jobs, eval_options, map_command, replay_command
 from sppo_ray.config import RunConfig
 from sppo_ray.config_loading import dump_config, load_config, recipe_names
-from sppo_ray.errors import UserError
+from sppo_ray.errors import DiskFull, UserError, is_disk_full
+from sppo_ray.redaction import redact
 
 EXIT_WORKER_LOST = 3
-EXIT_DISK_FULL = 4
-TAKES_SETTINGS = ("train", "prepare", "compare", "eval", "calibrate", "map", "score", *cli_jobs.TAKES_SETTINGS)
+TAKES_SETTINGS = ("train", "prepare", "compare", "eval", "calibrate", "map", "replay", "score", *cli_jobs.TAKES_SETTINGS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"{options.command} takes no settings: {rest[0]}")
         return int(options.run(options, overrides))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -62,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="where everything goes (default: runs/NAME-seedN-TIME)")
     train.add_argument("--seed", type=int, help="overrides the recipe's seed")
     train.add_argument("--resume", action="store_true", help="continue the run in --run-dir from its newest whole checkpoint")
+    train.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start it again with --resume when its process crashes, N times in a row without getting further (default: 0)",
+    )
     train.add_argument("--dry-run", action="store_true", help="print the resolved settings and what follows from them, then stop")
     train.set_defaults(run=_train)
 
@@ -78,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.set_defaults(run=_eval)
     calibrate_command.add_parser(commands).set_defaults(run=_calibrate)
     map_command.add_parser(commands).set_defaults(run=map_command.run)
+    replay_command.add_parser(commands).set_defaults(run=_replay)
 
     score = commands.add_parser("score", help="score responses with the verifier that training uses", allow_abbrev=False)
     score.add_argument("file", help='JSON lines {"response", "ground_truth"}')
@@ -139,6 +147,12 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError("--resume needs the --run-dir of the run to continue")
     run_dir = options.run_dir or _runs() / f"{config.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
+    if options.restarts:
+        from sppo_ray.launch.supervisor import Supervisor, train_command
+
+        command = train_command([options.recipe, *overrides], run_dir)
+        return Supervisor(command, run_dir, restarts=options.restarts).run(resume=options.resume)
+
     from sppo_ray.launch.training import train
     from sppo_ray.trainer.interfaces import WorkerFailure
 
@@ -148,10 +162,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         print(f"error: lost {failure}. The run can be continued: add --resume --run-dir {run_dir}", file=sys.stderr)
         return EXIT_WORKER_LOST
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_disk_full(error):
             raise
-        print(f"error: no space left on the disk of {run_dir}: free some and add --resume --run-dir {run_dir}", file=sys.stderr)
-        return EXIT_DISK_FULL
+        raise DiskFull(f"no space left on the disk of {run_dir}: free some and add --resume --run-dir {run_dir}") from None
 
 
 def _runs() -> Path:
@@ -201,6 +214,16 @@ def _calibrate(options: argparse.Namespace, overrides: list[str]) -> int:
         return calibrate_command.run(options, overrides)
     except WorkerFailure as failure:
         print(f"error: lost {failure}. Nothing was written: run it again", file=sys.stderr)
+        return EXIT_WORKER_LOST
+
+
+def _replay(options: argparse.Namespace, overrides: list[str]) -> int:
+    from sppo_ray.trainer.interfaces import WorkerFailure
+
+    try:
+        return replay_command.run(options, overrides)
+    except WorkerFailure as failure:
+        print(f"error: lost {failure}. The run is as it was: replay it again", file=sys.stderr)
         return EXIT_WORKER_LOST
 
 

@@ -49,6 +49,7 @@ def add_parsers(commands: Commands, default_runs: Callable[[], Path]) -> None:
     submit.add_argument("--follow", action="store_true", help="print the log until the job has ended")
     listing = _command(commands, "list", _list, "jobs, newest first", job=False)
     listing.add_argument("--state", action="append", type=str.upper, metavar="STATE", help="only these; may be repeated")
+    listing.add_argument("--name", metavar="TEXT", help="only those with it in their id, name, recipe or algorithm")
     listing.add_argument("--limit", type=int, default=20, metavar="N")
     status = _command(commands, "status", _status, "how a job stands")
     status.add_argument("--watch", action="store_true", help="go on until it has ended")
@@ -153,16 +154,16 @@ def _list(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if unknown:
         raise UserError(f"--state {unknown[0]}: there are {', '.join(JobState)}")
     with _client(options) as client:
-        page = client.list_jobs(state=[JobState(state) for state in options.state or ()] or None, limit=options.limit)
+        states = [JobState(state) for state in options.state or ()] or None
+        page = client.list_jobs(state=states, name=options.name, limit=options.limit)
     if options.json:
         print(page.model_dump_json(indent=2))
         return 0
     width = max([len(job.id) for job in page.jobs], default=4)
     print(f"{'JOB':<{width}}  {'STATE':<9}  {'STEP':>9}  {'REWARD':>6}  {'ACCURACY':>8}  {'WORKERS':>7}  CREATED")
     for job in page.jobs:
-        steps = f"{job.step}/{job.steps if job.steps is not None else '?'}"
         print(
-            f"{job.id:<{width}}  {job.state:<9}  {steps:>9}  {_figure(job.reward):>6}  {_figure(job.accuracy):>8}  "
+            f"{job.id:<{width}}  {job.state:<9}  {_position(job):>9}  {_figure(job.reward):>6}  {_figure(job.accuracy):>8}  "
             f"{len(job.workers) if not job.state.is_final else '-':>7}  {_date(job.created)}"
         )
     if page.total > len(page.jobs):
@@ -188,11 +189,12 @@ def _watched(kind: str, data: dict[str, Any], job: Job) -> Job:
     from sppo_ray.api.schemas import Job
 
     if kind == "step":
-        print(f"step {data['step']}/{job.steps or '?'}  reward {_figure(data.get('reward/mean'))}", flush=True)
+        job = job.model_copy(update={"step": data["step"], "seconds": data.get("seconds/total", job.seconds)})
+        print(f"step {_position(job)}  reward {_figure(data.get('reward/mean'))}", flush=True)
     elif kind == "evaluation":
         print(f"step {data['step']}  held-out accuracy {_figure(data.get('eval/accuracy'))}", flush=True)
     elif kind == "event":
-        print(f"{data.get('kind')}: {data.get('message')}", flush=True)
+        print(harmless(f"{data.get('kind')}: {data.get('message')}", lines=False), flush=True)
     elif kind == "state":
         seen = Job.model_validate(data)
         if (seen.state, seen.phase) != (job.state, job.phase):
@@ -208,7 +210,7 @@ def _logs(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _print_log(client: Client, job_id: str, *, tail: int, follow: bool) -> int:
     for piece in client.log(job_id, tail=tail, follow=follow):
-        sys.stdout.write(piece)
+        sys.stdout.write(harmless(piece))
         sys.stdout.flush()
     return 0
 
@@ -266,12 +268,14 @@ def describe(job: Job) -> str:
     facts: list[tuple[str, Any]] = [
         ("job", job.id),
         ("state", f"{job.state} ({job.phase}{f', {job.stage}' if job.stage else ''})"),
-        ("step", f"{job.step}/{job.steps}" + (f", about {job.eta_s:.0f} s left" if job.eta_s is not None else "")),
+        ("step", _position(job) + (f", about {job.eta_s:.0f} s left" if job.eta_s is not None else "")),
+        ("budget", None if job.budget_s is None else f"{job.seconds:.0f} of {job.budget_s:.0f} s of training"),
         ("reward", None if job.reward is None else _figure(job.reward)),
         ("accuracy", None if job.accuracy is None else f"{_figure(job.accuracy)} (best {_figure(job.best_accuracy)})"),
         ("tokens/s", None if job.tokens_per_second is None else f"{job.tokens_per_second:.0f}"),
         ("policy", None if job.policy_version is None else f"version {job.policy_version}"),
         ("workers", workers or None),
+        ("restarts", _restarts(job) or None),
         ("waiting", ", ".join(f"{p.worker} for {p.waiting_for}" for p in job.pending) or None),
         (
             "commands",
@@ -279,9 +283,32 @@ def describe(job: Job) -> str:
             or None,
         ),
         ("checkpoints", ", ".join(f"step {c.step} ({c.bytes / 2**20:.1f} MiB)" for c in job.checkpoints) or None),
+        ("alerts", "; ".join(alert.message for alert in job.alerts) or None),
         ("error", None if job.last_error is None else f"{job.last_error.actor or ''} {job.last_error.message}".strip()),
     ]
-    return "\n".join(f"{name:<12} {value}" for name, value in facts if value is not None)
+    return harmless("\n".join(f"{name:<12} {value}" for name, value in facts if value is not None))
+
+
+def harmless(text: str, *, lines: bool = True) -> str:
+    """`text` with control characters made visible: what a model wrote may be in it, and a terminal would obey them. Tabs
+    stay, and with `lines` line breaks, as which carriage returns count then."""
+    kept = "\t\n" if lines else "\t"
+    text = text.replace("\r\n", "\n").replace("\r", "\n") if lines else text
+    return "".join(mark if mark.isprintable() or mark in kept else repr(mark)[1:-1] for mark in text)
+
+
+def _restarts(job: Job) -> str:
+    """In all, and how often each process that is up now was made anew."""
+    anew = ", ".join(f"{actor.name} {actor.restarts}" for actor in job.actors if actor.restarts)
+    return f"{job.restarts}" + (f" ({anew})" if anew else "") if job.restarts or anew else ""
+
+
+def _position(job: Job) -> str:
+    """Steps done: 12/60; where a budget of seconds is what ends the run at its present pace, 12 (23%) of the budget."""
+    share = 0.0 if job.budget_s is None else job.seconds / job.budget_s
+    if job.budget_s is not None and share >= (job.step / job.steps if job.steps else 0.0):
+        return f"{job.step} ({min(share, 1.0):.0%})"
+    return f"{job.step}/{job.steps if job.steps is not None else '?'}"
 
 
 def _show(job: Job, options: argparse.Namespace, text: str) -> None:

@@ -14,7 +14,9 @@ from pydantic import Field, field_validator, model_validator
 
 from sppo_ray.algorithms import ALGORITHMS
 from sppo_ray.algorithms.base import AlgorithmSpec
+from sppo_ray.algorithms.shaping import shaped_reward
 from sppo_ray.algorithms.sppo import SPPOSettings
+from sppo_ray.guardrail_settings import GuardrailSettings
 from sppo_ray.settings import PositiveInt, Probability, Settings
 
 Dtype = Literal["float32", "bfloat16"]
@@ -150,7 +152,9 @@ class OptimizerSettings(Settings):
     """Global gradient norm bound; null = no clipping."""
     schedule: Literal["constant", "linear"] = "constant"
     final_lr_fraction: Probability = 0.1
-    """linear: the learning rate falls in a straight line to this fraction of lr at the run's last step."""
+    """linear: the learning rate falls in a straight line to this fraction of lr at the last of the updates that the run has room
+    for. A minibatch without samples (dropped by dynamic sampling, or none of it scored) makes no update, so that such a run ends
+    above it; one that is skipped for a gradient that is not finite counts."""
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
 
 
@@ -169,7 +173,7 @@ class ModelSettings(Settings):
     cpus_per_rank: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
-    """A rank that does not answer one call (an update, a checkpoint) for so long is taken for dead."""
+    """A rank that does not answer one call (an update, a checkpoint) for so long is taken for dead, though it answers probes."""
 
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> ModelSettings:
@@ -245,10 +249,15 @@ class RolloutSettings(Settings):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    probe_every_s: Annotated[float, Field(gt=0)] = 5.0
+    """Each worker is asked for a sign of life so often, whatever it does."""
+    probe_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """A worker that answers no probe for so long (frozen, cut off) is taken for dead; after half of it, it gets no more work."""
     stall_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    """A worker that has work and makes no token for so long is taken for dead."""
+    """A worker that has work and makes no token for so long is taken for dead, though it answers probes."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """Restarts of one worker before it is retired; the run stops when none is left."""
+    """Restarts of one worker within restart_window_s before it is retired; the run stops when none is left."""
+    restart_window_s: Annotated[float, Field(gt=0)] = 3600.0
 
     @model_validator(mode="after")
     def _workers_within_bounds(self) -> RolloutSettings:
@@ -269,9 +278,14 @@ class WeightSyncSettings(Settings):
     """Weights travel as one flat buffer a version through Ray's object store, by vLLM's weight-transfer API."""
 
     verify: bool = True
-    """Compare digest, parameter count and a probe's log-probs on every engine at every sync."""
+    """Compare digest, parameter count and a probe's log-probs on every engine at every sync, and the log-probs of the first
+    minibatch after it."""
     max_probe_difference: Annotated[float, Field(gt=0)] | None = None
     """Largest allowed |engine - learner| of the probe's log-probs. None = 1e-3 in float32, 1.0 (mean 0.2) in bfloat16."""
+    max_first_batch_difference: Annotated[float, Field(gt=0)] | None = None
+    """Largest allowed mean |engine - learner| of the log-probs that one engine sampled in a step's first minibatch. Above it
+    nothing of the step is trained on: the engine is replaced and the run goes back to its checkpoint. None = 1e-3 in float32,
+    0.2 in bfloat16, divided by a temperature below 1. Off without `verify`."""
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
 
 
@@ -297,18 +311,42 @@ class ReasoningGymReward(Settings):
     full_only: bool = True
 
 
+class CodeReward(Settings):
+    """The last Python block of the response against the row's unit tests, in a sandbox without network (docs/rewards.md)."""
+
+    type: Literal["code"] = "code"
+    timeout_s: Annotated[float, Field(gt=0)] = 8.0
+    """For all tests of a response together; what takes longer scores 0. Less than reward.deadline_s, which counts errors."""
+    memory_mib: Annotated[int, Field(ge=64)] = 512
+    """Address space of a program, the interpreter's 30 MiB included."""
+    full_only: bool = True
+    """1 when every test passes, else 0. false: the share of tests that pass."""
+
+
 class CustomReward(Settings):
     """A function of your own: `def f(response: str, ground_truth: str, extra: dict) -> float`."""
 
     type: Literal["custom"] = "custom"
     function: str
-    """Import path "package.module:function"."""
+    """Import path "package.module:function" of a module in the working directory, or elsewhere on a PYTHONPATH of yours."""
+    packages: tuple[str, ...] = ()
+    """Installed packages that the function may come from; none by default, and never the standard library."""
     range: tuple[float, float] = (0.0, 1.0)
     """The declared range of the reward. A critic trained by binary cross-entropy (sppo; ppo with critic_loss bce) needs
     [0, 1]."""
 
+    @field_validator("function")
+    @classmethod
+    def _is_an_import_path(cls, given: str) -> str:
+        module, separator, name = given.partition(":")
+        if not separator or not all(part.isidentifier() for part in (*module.split("."), name)):
+            raise ValueError(f"{given!r} is no import path: write it as package.module:function, without slashes or file names")
+        return given
 
-RewardFunction = Annotated[Union[MathReward, RunningSumReward, ReasoningGymReward, CustomReward], Field(discriminator="type")]
+
+RewardFunction = Annotated[
+    Union[MathReward, RunningSumReward, ReasoningGymReward, CodeReward, CustomReward], Field(discriminator="type")
+]
 
 
 class RewardSettings(Settings):
@@ -333,6 +371,15 @@ class RewardSettings(Settings):
         low, high = self.range
         if low >= high:
             raise ValueError(f"function.range is [{low}, {high}]: give the lowest reward first, then the highest")
+        return self
+
+    @model_validator(mode="after")
+    def _programs_end_first(self) -> RewardSettings:
+        if isinstance(self.function, CodeReward) and self.function.timeout_s >= self.deadline_s:
+            raise ValueError(
+                f"function.timeout_s is {self.function.timeout_s:g} and deadline_s {self.deadline_s:g}: a program that hangs would "
+                "count as an error and not as wrong, so set deadline_s to timeout_s and 2 s or more"
+            )
         return self
 
 
@@ -378,10 +425,27 @@ class EvalSettings(Settings):
 
 class CheckpointSettings(Settings):
     every: Annotated[int, Field(ge=0)] = 50
-    """Steps between checkpoints; 0 = only at the end."""
+    """Steps between checkpoints; 0 = only at the end, so that a run whose learner is lost begins anew."""
     keep: PositiveInt = 2
     export: bool = True
     """Write policy and critic as plain Transformers checkpoints at the end."""
+
+
+class RecoverySettings(Settings):
+    """What happens when a rank of the learner or the critic, the reference, the verifier or the last engine is lost: the run goes
+    back to its newest whole checkpoint by itself, with training processes made anew."""
+
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often in a row, without getting a step further than before; then the run ends with exit code 3. 0 = at the first one."""
+    backoff_s: Annotated[float, Field(ge=0)] = 1.0
+    """Before the first restart in a row; doubled before each further one, up to a minute."""
+    probe_every_s: Annotated[float, Field(gt=0)] = 5.0
+    """Each process of these is asked for a sign of life so often, whatever it does (engines: rollout.probe_every_s)."""
+    probe_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """One that answers no probe for so long (frozen, swapped out, cut off) is taken for dead; while it reads or writes a
+    checkpoint, ten times as long."""
+    stall_timeout_s: Annotated[float, Field(gt=0)] = 900.0
+    """A rank that answers probes but works on one micro-batch for so long is taken for dead."""
 
 
 class LoggingSettings(Settings):
@@ -423,6 +487,8 @@ class RunConfig(Settings):
     loop: LoopSettings = LoopSettings()
     eval: EvalSettings = EvalSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    recovery: RecoverySettings = RecoverySettings()
+    guardrails: GuardrailSettings = GuardrailSettings()
     logging: LoggingSettings = LoggingSettings()
     cluster: ClusterSettings = ClusterSettings()
 
@@ -490,6 +556,11 @@ class RunConfig(Settings):
         """Whether the critic is trained by binary cross-entropy, which is defined for rewards in [0, 1]."""
         return self.spec.critic == "prompt" or getattr(self.algorithm, "critic_loss", None) == "bce"
 
+    def shaped(self, reward: float, num_tokens: int) -> float:
+        """What advantage and critic are told of a response of so many tokens: its reward after overlong shaping."""
+        floor = 0.0 if self.critic_needs_probabilities else None
+        return shaped_reward(reward, num_tokens, self.rollout.max_response_tokens, self.algorithm.overlong, floor=floor)
+
     def critic_reads_at_most(self) -> tuple[int, str]:
         """Longest input of the critic in tokens, and the setting that it follows from."""
         if self.spec.critic == "token":
@@ -501,6 +572,11 @@ class RunConfig(Settings):
         name = self.algorithm.type
         if self.spec.needs == "group":
             self._check_groups()
+        if name == "reinforce" and self.data.samples_per_step < 2:
+            raise ValueError(
+                "algorithm reinforce takes the mean reward of a step for its baseline, and a step of one sample is its own mean: "
+                "every advantage would be 0; raise data.prompts_per_step or data.samples_per_prompt"
+            )
         if self.spec.needs == "step" and self.loop.minibatch_order == "finish":
             raise ValueError(
                 f"loop.minibatch_order finish trains while samples are still missing, and {name} needs all samples of a step "

@@ -6,7 +6,7 @@ Like the tree itself (`sppo_ray.config`) this imports neither torch nor Ray.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from sppo_ray.config import RewardSettings, RunConfig
 from sppo_ray.errors import UserError
+from sppo_ray.redaction import holds_secret
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
@@ -63,10 +64,28 @@ def parse_reward_settings(overrides: Sequence[str] = ()) -> RewardSettings:
 
 
 def parse_config(tree: Mapping[str, Any], origin: str = "config") -> RunConfig:
+    """The settings, checked. Raises UserError naming each field at fault, also one that holds a secret: settings are written into
+    every run directory."""
     try:
-        return RunConfig.model_validate(tree)
+        config = RunConfig.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{origin}: " + "\n".join(_explain(item) for item in error.errors())) from None
+    for name, text in _texts(config.model_dump(mode="json")):
+        if holds_secret(text):
+            raise UserError(
+                f"{origin}: {name}: holds a secret, and settings are kept in the run directory: give it in the environment, e.g. "
+                "as HF_TOKEN, or in a file that only you can read"
+            )
+    return config
+
+
+def _texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a settings tree with the name of its setting."""
+    if isinstance(node, str):
+        yield name, node
+    elif isinstance(node, (dict, list)):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _texts(child, f"{name}.{key}" if name else str(key))
 
 
 def parse_settings(model: type[AnySettings], tree: dict[str, Any], overrides: Sequence[str], origin: str) -> AnySettings:

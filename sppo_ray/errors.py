@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(Exception):
     """Bad input, impossible setting or missing resource.
@@ -11,3 +13,14 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+class DiskFull(UserError):
+    """No space, or no quota, is left where something has to be written."""
+
+    exit_code = 4
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the operating system refused a write for want of space or of quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -97,10 +97,10 @@ def run_evaluation(config: EvaluationConfig, out: Path) -> int:
 
 def make_plan(config: EvaluationConfig, message: Any) -> Plan:
     """Find or make the model, read the data, and fit both into the model's context. Raises UserError."""
-    from transformers import AutoTokenizer
+    from sppo_ray.models.tokenizers import load_tokenizer
 
     model_path = resolve_model(config.model, message)
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    tokenizer = load_tokenizer(model_path)
     stop_ids = stop_token_ids_of(model_path, tokenizer)
     context = _context_of(model_path)
     given = config.rollout.max_response_tokens if "max_response_tokens" in config.rollout.model_fields_set else None

@@ -84,8 +84,10 @@ def data_source(text: str) -> dict[str, Any]:
 
 def reward_function(text: str) -> dict[str, Any]:
     """A --reward value as `reward.function`."""
-    if text == "last-number" or ":" in text:
-        return {"type": "custom", "function": LAST_NUMBER if text == "last-number" else text}
+    if text == "last-number":
+        return {"type": "custom", "function": LAST_NUMBER}
+    if ":" in text:  # whoever types it names the package with it
+        return {"type": "custom", "function": text, "packages": [text.partition(":")[0].partition(".")[0]]}
     if text not in _REWARDS or text == "custom":
         known = ", ".join(name for name in _REWARDS if name != "custom")
         raise UserError(f"--reward {text}: no such reward function; there are {known}, last-number, or package.module:function")

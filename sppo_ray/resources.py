@@ -28,6 +28,11 @@ class Bundle:
     cpus: float
     gpus: float
 
+    @property
+    def needs(self) -> str:
+        """For people: "2 CPU, 1 GPU"."""
+        return f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
+
     def as_ray(self) -> dict[str, float]:
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
@@ -51,6 +56,11 @@ def serving_bundles_of(config: RunConfig | EvaluationConfig) -> list[Bundle]:
     rollout = config.rollout
     workers = [Bundle(f"rollout-{i}", rollout.cpus_per_worker, rollout.gpus_per_worker) for i in range(rollout.workers)]
     return [*workers, Bundle("reward", config.reward.cpus, 0.0)]
+
+
+def learning_bundles_of(config: RunConfig) -> list[Bundle]:
+    """Those that train, without engines and verifier: learner-*, critic-*, reference-*."""
+    return [bundle for bundle in bundles_of(config) if bundle.role != "reward" and not bundle.role.startswith("rollout-")]
 
 
 def require_feasible(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 
@@ -38,8 +39,27 @@ ENVIRONMENT = {
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# How long an example takes says more of what else runs than of the example.
+hypothesis.settings.register_profile("sppo-ray", deadline=None)
+hypothesis.settings.load_profile("sppo-ray")
 # Tests make clusters of their own and never join one that happens to run.
 os.environ.pop("RAY_ADDRESS", None)
+
+
+_STARTS_PROCESSES = ("tests/api/", "tests/chaos/", "tests/ray/")
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What `pytest -n 2` may run side by side: the tests that start clusters, servers and browsers go to one process, one after
+    the other, where they share their fixtures; the others go file by file to whichever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class SideBySide(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "processes" if nodeid.startswith(_STARTS_PROCESSES) else nodeid.partition("::")[0]
+
+    return SideBySide(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,8 @@ def ray_head(*, cpus: int = 4) -> Iterator[tuple[str, dict[str, str]]]:
     """(address of its job server, environment of its clients)."""
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     temp_dir = tempfile.mkdtemp(prefix="spr-", dir="/tmp")  # Ray's socket paths have to stay short
-    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    # Ray's own niceness of 15 would let its workers starve where anything else runs beside them.
+    environment = {"RAY_worker_niceness": "0"} | os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     command = [str(BIN / "ray"), "start", "--head", "--block", f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1"]
     command += [f"--temp-dir={temp_dir}", "--object-store-memory=268435456", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]

@@ -83,6 +83,14 @@ STUDIES: Mapping[str, Study] = {
         ),
         3, 60, "sppo", ("eval.every_s=6", NO_WARMUP),
     ),
+    "learning-rates": Study(
+        "is the learning rate of the recipe (5e-4) better for one method than for another? Half of it and twice it",
+        "quickstart",
+        tuple(
+            f"{arm}-lr{lr}:{arm},learner.optimizer.lr={lr}" for arm in ("sppo", "grpo", "ppo") for lr in ("2.5e-4", "1e-3")
+        ) + ("sppo", "grpo", "ppo"),
+        3, 60, "grpo", ("eval.every_s=6", NO_WARMUP),
+    ),
     "memory": Study(
         "peak memory by role: a critic of the policy's size against a small one",
         "smollm2-arithmetic",

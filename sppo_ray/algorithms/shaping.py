@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sppo_ray.algorithms.base import OverlongSettings
+
+Shaping = Callable[[float, int], float]
+"""(reward, tokens of the response) -> what advantage and critic are told."""
+
+
+def unshaped(reward: float, num_tokens: int) -> float:
+    return reward
 
 
 def shaped_reward(

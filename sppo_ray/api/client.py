@@ -93,8 +93,10 @@ class Client:
 
     # ------------------------------------------------------------------------------------------------------ jobs
 
-    def list_jobs(self, *, state: list[JobState] | None = None, limit: int = 50, cursor: str | None = None) -> JobList:
-        return self._get("/v1/jobs", JobList, state=state, limit=limit, cursor=cursor)
+    def list_jobs(
+        self, *, state: list[JobState] | None = None, name: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> JobList:
+        return self._get("/v1/jobs", JobList, state=state, name=name, limit=limit, cursor=cursor)
 
     def submit_job(self, request: JobRequest) -> Job:
         return self._call("POST", "/v1/jobs", Job, body=request)

@@ -24,8 +24,8 @@ from sse_starlette import ServerSentEvent
 from sppo_ray.api.following import Piece, Position, Watch, read_lines
 from sppo_ray.api.index import Entry, JobIndex
 from sppo_ray.api.problems import ApiProblem
-from sppo_ray.api.redaction import redact
 from sppo_ray.api.schemas import Job
+from sppo_ray.redaction import redact
 from sppo_ray.trainer.metrics import EVENTS, METRICS
 
 LOOK_S = 1.0  # the longest that a change of state, which no file tells, stays unseen

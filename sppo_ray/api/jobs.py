@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sppo_ray.api.records import RunRecord
-from sppo_ray.api.redaction import redact
-from sppo_ray.api.schemas import Checkpoint, Command, Job, JobState, LastError, PendingWorker, Worker
+from sppo_ray.api.schemas import Actor, Alert, Checkpoint, Command, Job, JobState, LastError, PendingWorker, Worker
+from sppo_ray.redaction import redact
 
 HEARTBEAT_LOST_S = 45.0  # a trainer writes one every 5 s; a slow shared disk may delay it
 FORGOTTEN_S = 60.0  # a submission that Ray does not know after so long will not begin
@@ -78,16 +78,18 @@ def job_of(record: RunRecord, around: Surroundings) -> Job:
         phase=redact(phase),
         stage=None if state.is_final else _text(status.get("stage")),
         step=_count(progress.get("step")),
-        steps=_whole(status.get("steps")) or record.config.steps,
+        steps=_whole(status.get("steps")) or _whole(record.config.steps),
+        budget_s=_number(record.config.budget_s),
         eta_s=None if state.is_final else _number(status.get("eta_s")),
         **_figures(record, progress),
         **_fleet(record, state),
         commands=[command for entry in record.commands if (command := _command(entry))],
         restarts=_count(progress.get("restarts")),
         checkpoints=[Checkpoint(**checkpoint) for checkpoint in record.checkpoints],
+        alerts=_alerts(record),
         last_error=_last_error(record, state, ray_job),
         algorithm=_text(status.get("algorithm")) or record.config.algorithm,
-        recipe=_text(record.submission.get("recipe")) or recipe_of(record.job.get("entrypoint")),
+        recipe=_recipe_name(_text(record.submission.get("recipe")) or "") or recipe_of(record.job.get("entrypoint")),
         seed=record.config.seed,
         created=_number(created),
         started=_number(record.job.get("started")),
@@ -124,9 +126,14 @@ def is_training(entrypoint: str) -> bool:
 
 
 def recipe_of(entrypoint: Any) -> str | None:
-    """The recipe in `... sppo_ray train RECIPE ...`, given as a command line or as argv."""
+    """The recipe in `... sppo_ray train RECIPE ...`, given as a command line or as argv; of a file its name alone."""
     rest = _train_arguments(entrypoint)
-    return next((redact(word) for word in rest or () if not word.startswith("-")), None)
+    return next((_recipe_name(word) for word in rest or () if not word.startswith("-")), None)
+
+
+def _recipe_name(recipe: str) -> str:
+    """Where files lie on the server's machine is nobody's business."""
+    return redact(recipe.rpartition("/")[2])
 
 
 def _train_arguments(entrypoint: Any) -> list[str] | None:
@@ -159,6 +166,8 @@ def _state_before_start(record: RunRecord, ray_job: RayJob | None, around: Surro
 
 def _state(record: RunRecord, ray_job: RayJob | None, around: Surroundings) -> JobState:
     ended = _ENDED.get(str(record.status.get("phase")))
+    if ended is JobState.FAILED and ray_job is not None and not ray_job.is_over:
+        return JobState.RUNNING  # its supervisor starts it again, or gives up in a moment
     if ended is not None:
         return ended
     if not _is_alive(record, ray_job, around):
@@ -212,7 +221,7 @@ def _fleet(record: RunRecord, state: JobState) -> dict[str, Any]:
     pending = status.get("pending") if isinstance(status.get("pending"), list) and not state.is_final else []
     return {
         "workers": [_worker(row) for row in rows if isinstance(row, dict)],
-        "wanted_workers": _whole(status.get("wanted_workers")) or record.config.workers,
+        "wanted_workers": _whole(status.get("wanted_workers")) or _whole(record.config.workers),
         "pending": [
             PendingWorker(
                 worker=str(row.get("worker", "")), waiting_for=str(row.get("waiting_for", "")), since=_number(row.get("since"))
@@ -220,7 +229,22 @@ def _fleet(record: RunRecord, state: JobState) -> dict[str, Any]:
             for row in pending
             if isinstance(row, dict)
         ],
+        "actors": [] if state.is_final else _actors(status),
     }
+
+
+def _actors(status: Mapping[str, Any]) -> list[Actor]:
+    rows = status.get("actors") if isinstance(status.get("actors"), list) else []
+    return [
+        Actor(
+            name=str(row.get("name", "")),
+            restarts=max(0, _count(row.get("incarnation")) - 1),
+            node_ip=_text(row.get("node_ip")),
+            pid=_whole(row.get("pid")),
+        )
+        for row in rows
+        if isinstance(row, dict)
+    ]
 
 
 def _worker(row: Mapping[str, Any]) -> Worker:
@@ -247,6 +271,22 @@ def _command(entry: Mapping[str, Any]) -> Command | None:
         outcome=outcome if outcome in ("done", "refused") else "waiting",
         detail=_text(entry.get("detail")),
     )
+
+
+def _alerts(record: RunRecord) -> list[Alert]:
+    given = record.status.get("alerts")
+    rows = given if isinstance(given, list) and not record.waits_for_trainer else []
+    return [
+        Alert(
+            detector=str(row.get("detector", "")),
+            step=_count(row.get("step")),
+            since=_count(row.get("since")),
+            action=str(row.get("action", "")),
+            message=redact(str(row.get("message", ""))),
+        )
+        for row in rows
+        if isinstance(row, dict)
+    ]
 
 
 def _last_error(record: RunRecord, state: JobState, ray_job: RayJob | None) -> LastError | None:

@@ -11,7 +11,7 @@ from sppo_ray.api.index import JobIndex
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.ray_jobs import RayJobs
 from sppo_ray.api.records import OUTPUT
-from sppo_ray.api.redaction import redact
+from sppo_ray.redaction import redact
 
 LOOK_S = 1.0
 

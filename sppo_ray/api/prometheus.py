@@ -15,6 +15,7 @@ SHOWN_ENDED = 50  # jobs that have ended stay for so many newer ones, so that a 
 _FIGURES = (
     ("step", "Steps done"),
     ("steps", "Steps in all"),
+    ("budget_s", "Seconds of training after which the run ends, where it has such a limit"),
     ("eta_s", "Seconds left"),
     ("reward", "Mean reward of the newest step"),
     ("accuracy", "Newest held-out accuracy"),
@@ -45,6 +46,7 @@ class _Jobs:
         shown = _shown(self._jobs)
         for field, meaning in _FIGURES:
             yield _gauge(f"sppo_ray_job_{field}", meaning, [(job, getattr(job, field)) for job in shown])
+        yield _gauge("sppo_ray_job_alerts", "Alarms of guardrails that are up", [(job, len(job.alerts)) for job in shown])
         yield from _fleets(shown)
 
 

@@ -39,13 +39,14 @@ Signature = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class ConfigFacts:
-    """What a job's summary shows of its settings."""
+    """What a job's summary shows of its settings. Numbers are as the file has them: nobody has checked it."""
 
     name: str | None = None
     seed: int | None = None
     algorithm: str | None = None
-    steps: int | None = None
-    workers: int | None = None
+    steps: Any = None
+    budget_s: Any = None
+    workers: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,7 @@ def _config_facts(path: Path) -> ConfigFacts:
                 seed=tree.get("seed") if isinstance(tree.get("seed"), int) else None,
                 algorithm=_text(_child(tree, "algorithm").get("type")),
                 steps=_child(tree, "loop").get("steps"),
+                budget_s=_child(tree, "loop").get("budget_s"),
                 workers=_child(tree, "rollout").get("workers"),
             )
     return ConfigFacts()

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MAX_WORKERS = 1024
+from sppo_ray.trainer.control import MAX_WORKERS
+
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Scalar = str | int | float | bool | None
 RunName = Annotated[str, Field(pattern=RUN_NAME, description="Letters, digits, dot, dash and underscore; becomes a directory.")]
@@ -53,13 +54,24 @@ class Worker(Model):
 
     name: str
     state: str
-    """HEALTHY, SUSPECT, DEAD, RESTARTING, STALE, DRAINING, RETIRED"""
+    """PENDING, RESTARTING, STALE, HEALTHY, SUSPECT, DRAINING, DEAD, RETIRED"""
     version: int | None = None
     """Policy version that it serves."""
     restarts: int = 0
     in_flight: int = 0
     """Requests."""
     finished: int = 0
+
+
+class Actor(Model):
+    """A process of the run: learner-0, critic-0, reference-0, reward, rollout-0."""
+
+    name: str
+    restarts: int = 0
+    """How often it was made anew. A loss of any rank of learner or critic makes all of both anew, from the newest checkpoint."""
+    node_ip: str | None = None
+    pid: int | None = None
+    """On its node; null while it waits for its place, or starts."""
 
 
 class PendingWorker(Model):
@@ -79,6 +91,21 @@ class LastError(Model):
     actor: str | None = None
     message: str
     stack: str | None = None
+
+
+class Alert(Model):
+    """An alarm of a guardrail that is up: what was seen in the figures of the run's steps."""
+
+    detector: str
+    """The setting guardrails.<detector> holds its limit."""
+    step: int
+    """Steps done when it was raised."""
+    since: int
+    """The first odd step."""
+    action: str
+    """What it did to the run: warn, pause or stop."""
+    message: str
+    """What was seen, what it usually means, what to do."""
 
 
 class Command(Model):
@@ -108,6 +135,8 @@ class Job(Model):
     step: int = 0
     """Steps done."""
     steps: int | None = None
+    budget_s: float | None = None
+    """Seconds of training after which the run ends, even if steps are left (loop.budget_s); compare with `seconds`."""
     eta_s: float | None = None
     reward: float | None = None
     """Mean of the newest step."""
@@ -121,13 +150,19 @@ class Job(Model):
     workers: list[Worker] = []
     wanted_workers: int | None = None
     pending: list[PendingWorker] = []
+    actors: list[Actor] = []
+    """Every process of the run; empty once it has ended."""
     commands: list[Command] = []
     """The newest commands, oldest first."""
     restarts: int = 0
+    """Of engines, of the run after a loss of another worker, and of its driver."""
     checkpoints: list[Checkpoint] = []
+    alerts: list[Alert] = []
+    """A run that a guardrail paused goes on with PATCH {"paused": false}."""
     last_error: LastError | None = None
     algorithm: str | None = None
     recipe: str | None = None
+    """Its name; of a file, the file's name alone."""
     seed: int | None = None
     created: float | None = None
     started: float | None = None
@@ -161,7 +196,8 @@ class JobRequest(Model):
         use_attribute_docstrings=True,
         json_schema_extra={
             "examples": [
-                {"recipe": "quickstart", "overrides": {"loop.steps": 20, "rollout.workers": 2}, "run_name": "first", "seed": 1}
+                {"recipe": "quickstart", "overrides": {"loop.steps": 20, "rollout.workers": 2}, "run_name": "first", "seed": 1},
+                {"run_name": "first", "resume": True},
             ]
         },
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from sppo_ray.api.index import JobIndex
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.ray_jobs import RayJobs
 from sppo_ray.api.settings import ApiSettings
-from sppo_ray.api.shield import CALLER
+from sppo_ray.api.shield import ADMITTED, CALLER
 from sppo_ray.api.tokens import Caller
 
 _bearer = HTTPBearer(
@@ -45,9 +45,12 @@ class Streams:
             detail = f"{self._most} event and log streams are open: close one, or raise --max-streams"
             raise ApiProblem(429, detail, kind="too-many-streams", headers={"Retry-After": "10"})
 
-    async def counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def counted(self, chunks: AsyncIterator[bytes], is_admitted: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """`chunks` for as long as the caller's token is good: a revoked one gets nothing more."""
         with self.one():
             async for chunk in chunks:
+                if not is_admitted():
+                    return
                 yield chunk
 
 
@@ -71,6 +74,10 @@ async def _viewer(request: Request, _: Annotated[object, Security(_bearer)]) -> 
     return caller
 
 
+async def _admitted(request: Request) -> Callable[[], bool]:
+    return request.scope[ADMITTED]
+
+
 async def _operator(caller: Annotated[Caller, Depends(_viewer)]) -> Caller:
     if not caller.may_write:
         raise ApiProblem(403, f"token {caller.name} is a viewer's: this takes an operator's", kind="wrong-role")
@@ -91,3 +98,4 @@ DIGITS = BeforeValidator(_digits)  # behind Query(), or the document would not k
 Ours = Annotated[Services, Depends(_services)]
 Viewer = Annotated[Caller, Depends(_viewer)]
 Operator = Annotated[Caller, Depends(_operator)]
+Admitted = Annotated[Callable[[], bool], Depends(_admitted)]

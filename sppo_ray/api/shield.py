@@ -19,6 +19,7 @@ from sppo_ray.api.settings import ApiSettings, is_loopback
 from sppo_ray.api.tokens import LOCAL, TokenStore
 
 CALLER = "sppo_ray.caller"
+ADMITTED = "sppo_ray.admitted"
 UNSAFE_METHODS = {"POST", "PUT", "PATCH", "DELETE"}
 UNLIMITED_PATHS = {"/healthz", "/readyz"}  # a probe that is turned away restarts the server
 CONTENT_SECURITY_POLICY = (
@@ -37,7 +38,10 @@ SAFE_HEADERS = {
 
 
 class Shield:
-    """Sets `scope[CALLER]` to who asks (`tokens.Caller`; None = no valid token) and lets through what may pass."""
+    """Sets `scope[CALLER]` to who asks (`tokens.Caller`; None = no valid token) and lets through what may pass.
+
+    `scope[ADMITTED]()` says whether the token is still good, for answers that take long.
+    """
 
     def __init__(self, app: ASGIApp, *, settings: ApiSettings, tokens: TokenStore) -> None:
         self._app = app
@@ -51,7 +55,9 @@ class Shield:
             return
         safe_send = _with_safe_headers(send)
         headers = Headers(scope=scope)
-        scope[CALLER] = self._tokens.caller(_bearer_token(headers))
+        token = _bearer_token(headers)
+        scope[CALLER] = self._tokens.caller(token)
+        scope[ADMITTED] = lambda: self._tokens.caller(token) is not None
         refusal = self._refusal(scope, headers)
         if refusal is not None:
             status, detail, extra = refusal

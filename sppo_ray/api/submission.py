@@ -27,10 +27,12 @@ from sppo_ray.api.settings import ApiSettings
 from sppo_ray.config import RunConfig
 from sppo_ray.config_loading import parse_config, recipe_names, recipe_tree, set_setting
 from sppo_ray.errors import UserError
+from sppo_ray.redaction import redact
 from sppo_ray.trainer.jsonlines import finite_json, write_atomically
 from sppo_ray.trainer.rundir import RunDir
 
 MAX_DEPTH = 20
+DRIVER_RESTARTS = 3  # of a job whose driver crashes, in a row without getting further (`sppo-ray train --restarts`)
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 _SETTING = re.compile(r"^(?:[^:\s]+: )?(?:override --)?(?P<path>[a-z_]+(?:\.[\w-]+)*): (?P<message>.+)$", re.DOTALL)
 
@@ -84,28 +86,29 @@ def _recorded(
     run_dir: Path, submission_id: str, settings: ApiSettings, request: JobRequest, *, by: str, recipe: str
 ) -> Submission:
     command = entrypoint(run_dir, settings.python, resume=request.resume)
+    own = {key: redact(text) for key, text in request.metadata.items()}
     record = {
         "submission_id": submission_id,
         "recipe": recipe,
         "overrides": request.overrides,
         "entrypoint": command,
-        "metadata": request.metadata,
+        "metadata": own,
         "by": by,
         "created": time.time(),
     }
     write_atomically(run_dir / SUBMISSION, json.dumps(finite_json(record), indent=2) + "\n")
-    metadata = {**request.metadata, "sppo_ray_run": run_dir.name, "submitted_by": by}
+    metadata = {**own, "sppo_ray_run": run_dir.name, "submitted_by": by}
     return Submission(run_dir, submission_id, command, metadata)
 
 
 def entrypoint(run_dir: Path, python: str, *, resume: bool) -> str:
     """The job's shell command. What it prints goes to Ray and, beside it, into the run directory, where it outlives the head.
 
-    `tee` ignores the signals that end a job: it has to take down the last words.
+    `tee` ignores the signals that end a job: it has to take down the last words. A driver that dies is started again.
     """
     run_dir = run_dir.resolve()
     train = [python, "-m", "sppo_ray", "train", str(run_dir / SUBMITTED_CONFIG), "--run-dir", str(run_dir)]
-    train += ["--resume"] if resume else []
+    train += [f"--restarts={DRIVER_RESTARTS}", *(["--resume"] if resume else [])]
     output = shlex.quote(str(run_dir / OUTPUT))
     script = f"exec {shlex.join(train)} > >(trap '' TERM INT HUP; exec tee -a {output}) 2>&1"
     return f"exec bash -c {shlex.quote(script)}"

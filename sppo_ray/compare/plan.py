@@ -91,6 +91,7 @@ def standing_overrides(budget_s: float) -> tuple[str, ...]:
         "logging.progress=plain",
         "logging.tensorboard=false",
         "logging.trajectories=false",
+        "guardrails.action=warn",  # nobody sits beside the runs to let one go on
     )
 
 
@@ -123,7 +124,9 @@ def make_plan(
         recipe, overrides, made, tuple(seeds), float(budget_s), concurrent, cores, tuple(sorted(targets)), baseline or names[0]
     )
     for arm in plan.arms:
-        _check_schedules(arm, plan.config(arm))
+        config = plan.config(arm)
+        _check_schedules(arm, config)
+        _check_clock(arm, config)
     return plan
 
 
@@ -161,6 +164,15 @@ def _check_schedules(arm: Arm, config: RunConfig) -> None:
                 f"arm {arm.name}: {name}.optimizer.schedule linear falls over loop.steps, and a comparison's runs end at "
                 "--budget long before: leave it at constant, or give the --loop.steps that it is to fall over, for all arms"
             )
+
+
+def _check_clock(arm: Arm, config: RunConfig) -> None:
+    """The clock stands still during an evaluation, and an overlapped run's next cohorts are generated meanwhile: for nothing."""
+    if config.loop.max_staleness > 0:
+        raise UserError(
+            f"arm {arm.name}: loop.max_staleness {config.loop.max_staleness} generates the next steps' responses while the clock "
+            "stands still for an evaluation, so its seconds would not be those of a run: leave it at 0"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- on disk
@@ -218,8 +230,10 @@ def _extended(old: Plan, new: Plan, out: Path) -> Plan:
 def _write_settings(path: Path, plan: Plan, arm: Arm) -> None:
     config = plan.config(arm)
     if path.exists():
-        before = load_config(str(path)).model_dump(mode="json")
-        changed = differences(before, config.model_dump(mode="json"))
+        before = load_config(str(path))
+        # What a guardrail does about an alarm changes no figure.
+        before = before.model_copy(update={"guardrails": config.guardrails})
+        changed = differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
         if changed:
             raise UserError(
                 f"{path}: the runs of arm {arm.name} were made with other settings ({'; '.join(changed[:3])}): the recipe "

@@ -77,12 +77,19 @@ def read_run(out: Path, job: Job, budget_s: float) -> RunFigures | Missing:
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
-    """evaluations/*.json in the order of their steps, without those whose verifier failed on every response."""
+    """evaluations/*.json in the order of their steps, without those whose verifier failed on every response.
+
+    Raises UserError when the one before training is missing or of that kind: every curve starts there.
+    """
     files = sorted(RunDir(path).evaluations.glob("step-*.json"), key=lambda file: int(file.stem.removeprefix("step-")))
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     graded = [evaluation for evaluation in found if evaluation["overall"]["accuracy"] is not None]
-    if not graded:
-        raise UserError(f"{path}: a finished run without a graded evaluation: remove it, and the comparison makes it again")
+    if not graded or graded[0] is not found[0] or graded[0]["train_seconds"] > 0:
+        what = "is missing" if not found or found[0]["train_seconds"] > 0 else "has no response that the verifier could grade"
+        raise UserError(
+            f"{path}: the evaluation before training {what}, and every curve of a comparison starts there: see the run's log for "
+            "the verifier's errors, remove the run directory, and the comparison makes it again"
+        )
     return graded
 
 

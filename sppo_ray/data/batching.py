@@ -40,18 +40,34 @@ def pack(samples: Sequence[TrainingSample], ranks: int, max_tokens: int) -> Mini
     if not samples:
         raise ValueError("a minibatch needs at least one sample")
     _check_lengths(samples, max_tokens)
-    dealt = [[samples[index] for index in own] for own in deal([num_tokens(sample) for sample in samples], ranks)]
-    chunked = [chunk([num_tokens(sample) for sample in rank], max_tokens) for rank in dealt]
-    most = max(len(chunks) for chunks in chunked)
+    places = layout(samples, ranks, max_tokens)
+    most = max(len(micro_batches) for micro_batches in places)
     shards = []
-    for rank, chunks in zip(dealt, chunked, strict=True):
-        filled = [_micro_batch([rank[index] for index in indices]) for indices in chunks]
+    for micro_batches in places:
+        filled = [_micro_batch([samples[index] for index in indices]) for indices in micro_batches]
         shards.append(tuple(filled) + (_FILLER,) * (most - len(filled)))
     return Minibatch(
         ranks=tuple(shards),
         num_global_tokens=sum(len(sample.scored.trajectory.response_ids) for sample in samples),
         num_global_samples=len(samples),
     )
+
+
+def layout(samples: Sequence[TrainingSample], ranks: int, max_tokens: int) -> list[list[list[int]]]:
+    """`[rank][micro-batch]`: the indices of the samples that `pack` puts there, in their order; fillers left out."""
+    lengths = [num_tokens(sample) for sample in samples]
+    dealt = deal(lengths, ranks)
+    return [[[own[place] for place in row] for row in chunk([lengths[index] for index in own], max_tokens)] for own in dealt]
+
+
+def unpack_logprobs(packed: Minibatch, samples: Sequence[TrainingSample], max_tokens: int) -> list[tuple[float, ...]]:
+    """The `old_logprobs` of a minibatch that `pack` made of `samples`, one tuple a sample and in their order."""
+    found: list[tuple[float, ...]] = [()] * len(samples)
+    for shard, micro_batches in zip(packed.ranks, layout(samples, len(packed.ranks), max_tokens), strict=True):
+        for micro_batch, indices in zip(shard, micro_batches, strict=False):  # fillers stand at the end
+            for index, logprobs in zip(indices, micro_batch.old_logprobs, strict=True):
+                found[index] = logprobs
+    return found
 
 
 def chunk(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -17,10 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sppo_ray.errors import UserError
+from sppo_ray.errors import DiskFull, UserError, is_disk_full
 from sppo_ray.types import GreedyBaseline, Prompt, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_WITHOUT_MINIBATCH = "2"  # the version before, read all the same
 _VERSION_KEY = b"sppo_ray.trajectory_schema"
 _FILE = re.compile(r"step-(\d{6,})\.parquet")
 
@@ -36,6 +37,7 @@ def _list(kind: pa.DataType) -> pa.DataType:
 SCHEMA = pa.schema(
     [
         _field("step", pa.int64()),
+        pa.field("minibatch", pa.int64()),  # which update of the step, from 0; null in files of schema 2
         _field("request_id", pa.string()),
         _field("prompt_id", pa.string()),
         _field("source", pa.string()),
@@ -72,9 +74,24 @@ SCHEMA = pa.schema(
 )
 
 
-def to_table(step: int, samples: Sequence[TrainingSample], learner_version: int) -> pa.Table:
-    """The samples of a step, a row each and in their order. `learner_version` is the policy's version before the update."""
-    return pa.Table.from_pylist([_row(step, sample, learner_version) for sample in samples], schema=SCHEMA)
+def to_table(step: int, samples: Sequence[TrainingSample], learner_version: int, sizes: Sequence[int] = ()) -> pa.Table:
+    """The samples of a step, a row each and in their order.
+
+    `learner_version` is the policy's version before the update; `sizes` are those of the step's minibatches, () = only one.
+    """
+    minibatch = [number for number, size in enumerate(sizes or (len(samples),)) for _ in range(size)]
+    rows = zip(samples, minibatch, strict=True)
+    return pa.Table.from_pylist([_row(step, number, sample, learner_version) for sample, number in rows], schema=SCHEMA)
+
+
+def to_minibatches(table: pa.Table) -> list[list[TrainingSample]]:
+    """The step's minibatches as they were trained on. Raises UserError for a file of schema 2, which does not tell them apart."""
+    found: dict[int, list[TrainingSample]] = {}
+    for number, sample in zip(table["minibatch"].to_pylist(), to_samples(table), strict=True):
+        if number is None:
+            raise UserError("recorded by an older release (trajectory schema 2), which did not write down the minibatches")
+        found.setdefault(number, []).append(sample)
+    return [found[number] for number in sorted(found)]
 
 
 def to_samples(table: pa.Table) -> list[TrainingSample]:
@@ -106,7 +123,8 @@ def write_step(run_dir: Path, table: pa.Table) -> Path:
     except OSError as error:
         partial.unlink(missing_ok=True)
         what = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({what}): free the disk, or set logging.trajectories=false") from None
+        remedy = "free the disk, or set logging.trajectories=false, then continue with --resume"
+        raise (DiskFull if is_disk_full(error) else UserError)(f"{path}: cannot be written ({what}): {remedy}") from None
     return path
 
 
@@ -122,7 +140,10 @@ def read_step(run_dir: Path, step: int, columns: Sequence[str] | None = None) ->
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}): the file is damaged, restore it or take another step") from None
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
-    if version != str(SCHEMA_VERSION):
+    if version == _WITHOUT_MINIBATCH and (columns is None or "minibatch" in columns):
+        unknown = pa.nulls(len(table), pa.int64())
+        return table.add_column(1, SCHEMA.field("minibatch"), unknown).replace_schema_metadata(SCHEMA.metadata)
+    if version not in (str(SCHEMA_VERSION), _WITHOUT_MINIBATCH):
         raise UserError(f"{path}: has trajectory schema {version}, not {SCHEMA_VERSION}: read it with the release that wrote it")
     return table
 
@@ -137,12 +158,13 @@ def _path(run_dir: Path, step: int) -> Path:
     return run_dir / "trajectories" / f"step-{step:06d}.parquet"
 
 
-def _row(step: int, sample: TrainingSample, learner_version: int) -> dict[str, Any]:
+def _row(step: int, minibatch: int, sample: TrainingSample, learner_version: int) -> dict[str, Any]:
     scored = sample.scored
     prompt, trajectory, value, baseline = scored.prompt, scored.trajectory, scored.value, scored.baseline
     per_token = sample.advantage if isinstance(sample.advantage, tuple) else ()
     return {
         "step": step,
+        "minibatch": minibatch,
         "request_id": trajectory.request_id,
         "prompt_id": prompt.id,
         "source": prompt.source,

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppo_ray.config import RunConfig
 from sppo_ray.errors import UserError
+from sppo_ray.launch.reaper import GIVE_UP_S, MARK
 from sppo_ray.resources import Bundle, Resources, bundles_of
 
 if TYPE_CHECKING:
@@ -23,14 +28,19 @@ def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
     """Join the configured cluster, or start a local one that ends with the block. Yields each node's logical resources."""
     for key, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    import ray
-
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")  # the latter is set for a Ray job's entrypoint
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "sppo-ray"}
     if address:
         options["address"] = address
     else:
         options |= {"address": "local", "num_cpus": config.cluster.local_cpus or os.cpu_count(), "include_dashboard": False}
+    with contextlib.nullcontext() if address else _reaped():
+        yield from _session(options, address)
+
+
+def _session(options: dict[str, Any], address: str | None) -> Iterator[list[Resources]]:
+    import ray
+
     try:
         ray.init(**options)
     except Exception as error:  # boundary: Ray raises plain Exceptions too, e.g. when a busy machine starts it too slowly
@@ -43,6 +53,26 @@ def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
         yield [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in live]
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _reaped() -> Iterator[None]:
+    """Whatever the block starts and leaves behind is killed, also when this process is (`reaper.py`)."""
+    mark = secrets.token_hex(16)
+    reaper = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("reaper.py")), mark],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # not killed with the driver's group
+    )
+    assert reaper.stdin is not None
+    os.environ[MARK] = mark  # inherited by all that is started from here on
+    try:
+        yield
+    finally:
+        del os.environ[MARK]
+        reaper.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on by itself
+            reaper.wait(timeout=GIVE_UP_S)
 
 
 async def place(config: RunConfig, bundles: Sequence[Bundle] | None = None) -> PlacementGroup:

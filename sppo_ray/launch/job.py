@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from sppo_ray.config import RunConfig
+from sppo_ray.redaction import redact
 from sppo_ray.trainer.rundir import RunDir
 
 RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the entrypoint of a submitted job; that is its whole name
@@ -26,7 +27,7 @@ def write_job(run_dir: RunDir, config: RunConfig) -> None:
             "ray_address": config.cluster.address or os.environ.get("RAY_ADDRESS"),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "entrypoint": sys.argv,
+            "entrypoint": [redact(word) for word in sys.argv],
             "created": _created(run_dir) or now,
             "started": now,
         },

@@ -48,17 +48,14 @@ def stop_token_ids_of(policy_path: Path, tokenizer: PreTrainedTokenizerBase) -> 
 
 def gather_materials(config: RunConfig, report: Any) -> Materials:
     """Find or make the models, read the data. Every error of the data shows here, before a cluster is touched."""
-    from transformers import AutoTokenizer
-
     from sppo_ray.data.prompts import PromptEncoder, PromptStream, load_held_out
     from sppo_ray.data.sources import open_sources
-    from sppo_ray.models.bundled import resolve_model
-    from sppo_ray.models.exported_critic import check_value_head, critic_directory
+    from sppo_ray.models.exported_critic import check_value_head
+    from sppo_ray.models.tokenizers import load_tokenizer
     from sppo_ray.trainer.calibration_card import check_warm_start
 
-    policy_path = resolve_model(config.learner.model, report)
-    critic_path = resolve_model(str(critic_directory(config.critic.model)), report) if config.has_critic else policy_path
-    tokenizer, critic_tokenizer = AutoTokenizer.from_pretrained(policy_path), AutoTokenizer.from_pretrained(critic_path)
+    policy_path, critic_path = model_paths(config, report)
+    tokenizer, critic_tokenizer = load_tokenizer(policy_path), load_tokenizer(critic_path)
     if config.spec.critic == "token" and critic_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"critic.model {config.critic.model}: the token-level critic of {config.algorithm.type} reads the policy's response "
@@ -73,6 +70,16 @@ def gather_materials(config: RunConfig, report: Any) -> Materials:
     # Kept apart from ALL held-out prompts, so that eval.prompts may change between a run and its resumption.
     prompts = PromptStream(open_sources(config.data.train), encoder, config.data, config.seed)
     return Materials(policy_path, critic_path, tokenizer, prompts, held_out)
+
+
+def model_paths(config: RunConfig, report: Any) -> tuple[Path, Path]:
+    """Where the policy and the critic start from; an algorithm without a critic has the policy's for both. Raises UserError."""
+    from sppo_ray.models.bundled import resolve_model
+    from sppo_ray.models.exported_critic import critic_directory
+
+    policy_path = resolve_model(config.learner.model, report)
+    critic_path = resolve_model(str(critic_directory(config.critic.model)), report) if config.has_critic else policy_path
+    return policy_path, critic_path
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:

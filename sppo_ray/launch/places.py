@@ -9,7 +9,7 @@ Ray cannot give back single bundles of a group: those of the workers of the star
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,16 @@ class Place:
 class RolloutPlaces:
     """The fleet's `Places` on a Ray cluster."""
 
-    def __init__(self, group: PlacementGroup, bundles: Sequence[Bundle]) -> None:
-        """`bundles` are those of `group`, in its order."""
+    def __init__(
+        self, group: PlacementGroup, bundles: Sequence[Bundle], *, on_release: Callable[[str], None] = lambda name: None
+    ) -> None:
+        """`bundles` are those of `group`, in its order; `on_release` hears who gave up a place."""
+        self._on_release = on_release
         self._group = group
         self._held = {bundle.role: Place(group, i) for i, bundle in enumerate(bundles) if bundle.role.startswith(ROLLOUT)}
         self._bundle = bundles[next(iter(self._held.values())).index]
         self._free: list[Place] = []
-        self.needs = f"{self._bundle.cpus:g} CPU" + (f", {self._bundle.gpus:g} GPU" if self._bundle.gpus else "")
+        self.needs = self._bundle.needs
 
     def of(self, name: str) -> tuple[Place, Bundle]:
         """The place of a worker that has one, and what it offers."""
@@ -74,6 +77,7 @@ class RolloutPlaces:
         place = self._held.pop(name, None)
         if place is None:
             return
+        self._on_release(name)
         if place.group is self._group:
             self._free.append(place)
             return

@@ -2,27 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppo_ray.config import ModelSettings, RunConfig
 from sppo_ray.launch.places import ROLLOUT, Place, RolloutPlaces
+from sppo_ray.launch.roster import Roster
 from sppo_ray.resources import Bundle, bundles_of
+from sppo_ray.trainer.fleet_members import PendingView
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
 
+PENDING_AFTER_S = 5.0  # a process that is not up so long after it was asked for is worth showing
+
+
 class Spawner:
     """Makes actors in their bundles."""
 
-    def __init__(self, config: RunConfig, group: PlacementGroup, device: str, bundles: Sequence[Bundle] | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        group: PlacementGroup,
+        device: str,
+        bundles: Sequence[Bundle] | None = None,
+        *,
+        on_actors: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+    ) -> None:
+        """`on_actors` hears which process each actor is (`Roster`), whenever that changes."""
         self._config = config
         self._device = device
         bundles = bundles_of(config) if bundles is None else bundles
         self._places = {bundle.role: (Place(group, index), bundle) for index, bundle in enumerate(bundles)}
-        self.rollout_places = RolloutPlaces(group, bundles)
+        self.roster = Roster(_locate, on_actors)
+        self._group, self._bundles = group, bundles
+
+    @functools.cached_property
+    def rollout_places(self) -> RolloutPlaces:
+        """Made when it is first asked for: a replay has no rollout worker to place."""
+        return RolloutPlaces(self._group, self._bundles, on_release=self.roster.remove)
+
+    def pending(self) -> list[PendingView]:
+        """Processes beside the engines that were asked for a while ago and are not up: the cluster has no room, or they start."""
+        late = [row for row in self.roster.missing() if time.time() - row["since"] >= PENDING_AFTER_S]
+        beside = [row for row in late if row["name"] in self._places and not row["name"].startswith(ROLLOUT)]
+        return [PendingView(row["name"], self._places[row["name"]][1].needs, row["since"]) for row in beside]
+
+    def close(self) -> None:
+        """Give back what was reserved beside the run's own group."""
+        self.roster.close()
+        if "rollout_places" in self.__dict__:
+            self.rollout_places.close()
 
     def actor(self, actor_class: Any, role: str, *arguments: Any, env: dict[str, str], **keywords: Any) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -35,7 +69,9 @@ class Spawner:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, placement_group_bundle_index=place.index),
             "runtime_env": {"env_vars": env},
         }
-        return actor_class.options(**options).remote(*arguments, **keywords)
+        handle = actor_class.options(**options).remote(*arguments, **keywords)
+        self.roster.add(role, handle)
+        return handle
 
     def _place_of(self, role: str) -> tuple[Place, Bundle]:
         return self.rollout_places.of(role) if role.startswith(ROLLOUT) else self._places[role]
@@ -89,7 +125,7 @@ class Spawner:
             seed=config.seed,
             sync_dtype=config.rollout.dtype,
         )
-        await ranks.setup(config.cluster.ready_timeout_s)
+        await _or_kill(ranks, ranks.setup(config.cluster.ready_timeout_s))
         return LearnerGroup(ranks, tokenizer_path=str(model_path))
 
     async def critic(self, *, model_path: Path, total_updates: int) -> Any:
@@ -105,7 +141,7 @@ class Spawner:
             ranks = self._ranks("critic", TokenCriticActor, config.critic, critic_loss=config.algorithm.critic_loss, **common)
         else:
             ranks = self._ranks("critic", CriticActor, config.critic, **common)
-        await ranks.setup(config.cluster.ready_timeout_s)
+        await _or_kill(ranks, ranks.setup(config.cluster.ready_timeout_s))
         critic_loss = "bce" if config.critic_needs_probabilities else "mse"
         return CriticGroup(ranks, tokenizer_path=str(model_path), critic_loss=critic_loss)
 
@@ -131,15 +167,17 @@ class Spawner:
             for rank in range(config.learner.ranks)
         ]
         group = ReferenceGroup(handles, timeout_s=config.learner.timeout_s)
-        await group.ready(config.cluster.ready_timeout_s)
+        await _or_kill(group, group.ready(config.cluster.ready_timeout_s))
         return group
 
-    def scorer(self) -> Any:
+    async def scorer(self) -> Any:
         from actors.group import RayScorer
         from actors.reward import RewardActor
 
         handle = self.actor(RewardActor, "reward", "reward", self._config.reward, env={"OMP_NUM_THREADS": "1"})
-        return RayScorer(handle, deadline_s=self._config.reward.deadline_s)
+        scorer = RayScorer(handle, deadline_s=self._config.reward.deadline_s)
+        await _or_kill(scorer, scorer.ready(self._config.cluster.ready_timeout_s))
+        return scorer
 
     def _ranks(self, role: str, actor_class: Any, settings: ModelSettings, **keywords: Any) -> Any:
         from actors.group import Ranks
@@ -157,3 +195,18 @@ class Spawner:
             for rank in range(settings.ranks)
         ]
         return Ranks(role, handles, timeout_s=settings.timeout_s)
+
+
+async def _or_kill(made: Any, start: Awaitable[Any]) -> None:
+    """Wait for the start of what was made; when it fails or is no longer wanted, nobody else knows of its processes yet."""
+    try:
+        await start
+    except BaseException:
+        made.kill()
+        raise
+
+
+async def _locate(handle: Any) -> dict[str, Any]:
+    from actors.liveness import whereabouts
+
+    return await handle.__ray_call__.remote(whereabouts)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,20 @@ from sppo_ray.config import RunConfig
 from sppo_ray.config_loading import dump_config
 from sppo_ray.errors import UserError
 from sppo_ray.launch.cluster import ray_session
+from sppo_ray.launch.crew import crew_of
+from sppo_ray.launch.incarnations import Ended, Incarnations, StartingPoint
 from sppo_ray.launch.job import write_job
 from sppo_ray.launch.materials import Materials, gather_materials
-from sppo_ray.launch.workers import peak_memory, training_workers
+from sppo_ray.launch.signals import EndSignals, Forced
+from sppo_ray.redaction import redact
 from sppo_ray.resources import bundles_of, require_feasible, resolve_device
 from sppo_ray.trainer.checkpoint import TrainerState, differing_settings, find_checkpoint, resumable_settings
 from sppo_ray.trainer.control import Inbox
 from sppo_ray.trainer.controller import Controller
+from sppo_ray.trainer.gate import Gate
 from sppo_ray.trainer.heartbeat import heartbeat
 from sppo_ray.trainer.interfaces import WorkerFailure
-from sppo_ray.trainer.loop import Trainer, Workers
+from sppo_ray.trainer.loop import is_over
 from sppo_ray.trainer.progress import make_progress
 from sppo_ray.trainer.recorder import Recorder
 from sppo_ray.trainer.rundir import RunDir, Summary
@@ -37,10 +40,22 @@ def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
     """Run (or continue) a training run in `run_path` and return the exit code: 0 finished, interrupted or stopped by a command,
     143 terminated.
 
-    Raises UserError for what the user can mend and WorkerFailure when a worker is lost for good; both leave the run
-    directory resumable.
+    Raises UserError for what the user can mend, WorkerFailure when the restarts after losses of workers are used up, and Forced
+    when it was told to end at once; all leave the run directory resumable.
     """
-    run_dir = RunDir.create(run_path.resolve(), resume=resume)
+    with EndSignals().taken() as signals:
+        run_dir = RunDir.create(run_path.resolve(), resume=resume)
+        try:
+            return _in_run_dir(config, run_dir, signals)
+        except SystemExit as ended:
+            if isinstance(ended, Forced):
+                raise
+            raise Forced(signal.SIGTERM) from ended  # Ray takes the signal for itself while it is initialised
+        finally:
+            run_dir.close()
+
+
+def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
     recorder = None
     try:
         write_job(run_dir, config)
@@ -48,28 +63,44 @@ def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
         skipped: list[str] = []
         start = _starting_point(config, run_dir, skipped.append)
         progress = make_progress(config.logging.progress, config.name)
+        if start is not None and _is_finished(config, run_dir, start[1]):
+            progress.message(
+                f"{run_dir.path} finished after step {start[1].step}: there is nothing left to do; raise --loop.steps to train on"
+            )
+            return EXIT_FINISHED
         recorder = Recorder(run_dir, config, progress)
         recorder.phase("preparing", last_error=None)
         run_dir.write_config(dump_config(config))
         run_dir.write_environment()
         for text in skipped:
             recorder.event("checkpoint-skipped", text, show=True)
-        with heartbeat(recorder.beat):
+        with heartbeat(recorder.beat, recorder.news):
             materials = gather_materials(config, recorder.message)
             with ray_session(config) as nodes:
+                signals.take()
                 require_feasible(config, nodes)
-                return asyncio.run(_train(config, run_dir, recorder, materials, start, resolve_device(config, nodes)))
+                device = resolve_device(config, nodes)
+                return asyncio.run(_train(config, run_dir, recorder, materials, start, device, signals))
     except BaseException as error:
-        with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-            if recorder is not None:
-                recorder.event("failed", f"{type(error).__name__}: {error}")
-                recorder.end("failed", last_error=_described(error))
+        if recorder is not None:
+            _record_failure(recorder, error)
         raise
     finally:
         with contextlib.suppress(OSError):
             if recorder is not None:
                 recorder.close()
-        run_dir.close()
+
+
+def _record_failure(recorder: Recorder, error: BaseException) -> None:
+    """As far as the disk takes it: a full one must not hide what went wrong."""
+    was_asked = isinstance(error, SystemExit)
+    with contextlib.suppress(OSError):
+        recorder.event("forced" if was_asked else "failed", str(error) if was_asked else f"{type(error).__name__}: {error}")
+    with contextlib.suppress(OSError):
+        if was_asked:
+            recorder.end("stopped")
+        else:
+            recorder.end("failed", last_error=_described(error))
 
 
 def _described(error: BaseException) -> dict[str, Any]:
@@ -77,12 +108,9 @@ def _described(error: BaseException) -> dict[str, Any]:
     stack = "".join(traceback.format_exception(error))
     return {
         "actor": error.worker if isinstance(error, WorkerFailure) else None,
-        "message": f"{type(error).__name__}: {error}",
-        "stack": stack[-STACK_CHARACTERS:],  # its end says most
+        "message": redact(f"{type(error).__name__}: {error}"),
+        "stack": redact(stack[-STACK_CHARACTERS:]),  # its end says most
     }
-
-
-StartingPoint = tuple[Path, TrainerState] | None  # a checkpoint to go on from, or None for a new run
 
 
 def _starting_point(config: RunConfig, run_dir: RunDir, on_skip: Callable[[str], None]) -> StartingPoint:
@@ -98,79 +126,49 @@ def _starting_point(config: RunConfig, run_dir: RunDir, on_skip: Callable[[str],
     return found
 
 
+def _is_finished(config: RunConfig, run_dir: RunDir, state: TrainerState) -> bool:
+    """Whether the run ended in good order after `state`, its export and summary written, and the settings ask for no more."""
+    return is_over(config.loop, state) and run_dir.finished_after == state.step
+
+
 async def _train(
-    config: RunConfig, run_dir: RunDir, recorder: Recorder, materials: Materials, start: StartingPoint, device: str
+    config: RunConfig,
+    run_dir: RunDir,
+    recorder: Recorder,
+    materials: Materials,
+    start: StartingPoint,
+    device: str,
+    signals: EndSignals,
 ) -> int:
-    recorder.phase("starting actors")
-    recorder.message(
-        f"starting {len(bundles_of(config))} actors on {device}: {', '.join(bundle.role for bundle in bundles_of(config))}"
-    )
-    started = time.perf_counter()
-    async with training_workers(config, materials, recorder, device) as workers:
-        recorder.event("started", f"all actors up after {time.perf_counter() - started:.1f} s", show=True)
-        state = await _restore(start, workers, recorder)
-        trainer = Trainer(
-            config,
-            workers,
-            materials.prompts,
-            recorder,
-            state=state,
-            checkpoints=run_dir.checkpoints,
-            settings=resumable_settings(config),
-        )
-        recorder.begin(state)
-        controller = Controller(Inbox(run_dir.path), gate=trainer.gate, fleet=workers.fleet, recorder=recorder)
-        with _signals(trainer) as received:
+    gate = Gate()
+    roles = ", ".join(bundle.role for bundle in bundles_of(config))
+    recorder.message(f"starting {len(bundles_of(config))} actors on {device}: {roles}")
+    with signals.stopping(gate.stop):
+        async with crew_of(config, materials, recorder, device) as crew:
+            inbox = Inbox(run_dir.path)
+            controller = Controller(inbox, gate=gate, fleet=crew.fleet, recorder=recorder, pending=crew.pending)
+            incarnations = Incarnations(
+                config,
+                run_dir,
+                recorder,
+                materials.prompts,
+                crew=crew,
+                gate=gate,
+                find=lambda on_skip: _starting_point(config, run_dir, on_skip),
+            )
             async with controller.running():
-                state = await trainer.run()
-            recorder.phase("finishing", state)
-            memory = await peak_memory(workers)  # before the export, which needs more than training does
-            if config.checkpoint.export and not trainer.stopped_early:
-                await workers.learner.export(run_dir.export / "policy")
-                if workers.critic is not None:
-                    await workers.critic.export(run_dir.export / "critic")
-    _conclude(config, run_dir, recorder, state, memory, stopped=trainer.stopped_early)
-    return EXIT_TERMINATED if signal.SIGTERM in received else EXIT_FINISHED
+                ended = await incarnations.run(start)
+        _conclude(config, run_dir, recorder, ended)
+    return EXIT_TERMINATED if signals.terminated else EXIT_FINISHED
 
 
-async def _restore(start: StartingPoint, workers: Workers, recorder: Recorder) -> TrainerState:
-    """Load the checkpoint into learner and critic, and return the state to go on from."""
-    if start is None:
-        return TrainerState.initial()
-    path, state = start
-    await workers.learner.load(path / "learner")
-    if workers.critic is not None:
-        await workers.critic.load(path / "critic")
-        workers.critic.restore_version(state.critic_version)
-    recorder.event("restored", f"from {path.name}", show=True)
-    return state.restarted()
-
-
-@contextlib.contextmanager
-def _signals(trainer: Trainer) -> Iterator[list[signal.Signals]]:
-    """SIGINT and SIGTERM end the run after the step under way, with a checkpoint; a second one ends it at once."""
-    received: list[signal.Signals] = []
-    loop = asyncio.get_running_loop()
-
-    def handle(number: signal.Signals) -> None:
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-        trainer.stop()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, handle, number)
-    try:
-        yield received
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-def _conclude(
-    config: RunConfig, run_dir: RunDir, recorder: Recorder, state: TrainerState, memory: Mapping[str, int], *, stopped: bool
-) -> None:
+def _conclude(config: RunConfig, run_dir: RunDir, recorder: Recorder, ended: Ended) -> None:
     """summary.json, the learning curve as PNG and in the terminal, the reliability plot, the exported critic's card."""
+    state, stopped = ended.state, ended.stopped
+    if stopped and not run_dir.has_results:  # nothing was begun that could be summed up, or lost
+        recorder.end("stopped", state)
+        recorder.message("stopped before the first step")
+        return
     from sppo_ray.trainer.calibration_card import write_card_of_run
     from sppo_ray.trainer.plots import curve_text, learning_curve
     from sppo_ray.trainer.reliability_plot import reliability_of_run
@@ -192,7 +190,7 @@ def _conclude(
             critic_version=state.critic_version,
             reward_errors=state.reward_errors,
             restarts=state.restarts,
-            peak_memory=memory,
+            peak_memory=ended.memory,
         )
     )
     learning_curve(run_dir.path)

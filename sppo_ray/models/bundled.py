@@ -174,9 +174,10 @@ def _build_smollm2(directory: Path, report: Report) -> None:
         gguf.parent,
         gguf_file=gguf.name,
         dtype=torch.bfloat16,
+        trust_remote_code=False,
         quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
     )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

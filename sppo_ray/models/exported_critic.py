@@ -65,15 +65,15 @@ class ExportedCritic:
     """An exported critic, loaded. Raises UserError when `directory` holds none."""
 
     def __init__(self, directory: Path, *, device: Literal["cpu", "cuda"] = "cpu") -> None:
-        from transformers import AutoTokenizer
         from transformers.utils import logging
 
+        from sppo_ray.models.tokenizers import load_tokenizer
         from sppo_ray.models.value_head import load_value_model
 
         check_value_head(directory, required=True)
         logging.disable_progress_bar()
         self.directory = directory
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(directory)
         self._model = load_value_model(directory, dtype="float32").eval().to(device)
         self._device = device
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
 from sppo_ray.errors import UserError
+from sppo_ray.models.tokenizers import why_not
 
 Attention = Literal["auto", "sdpa", "flash_attention_2"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -27,11 +28,11 @@ def read_config(directory: str | Path) -> PretrainedConfig:
     if not (path / "config.json").is_file():
         raise UserError(f"model {directory}: no config.json in it, so it is not a Transformers checkpoint")
     if not any(path.glob("*.safetensors")):
-        raise UserError(f"model {directory}: no *.safetensors in it; other weight formats are refused, convert it first")
+        raise UserError(f"model {directory}: no *.safetensors in it; {_pickles(path)}")
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model {directory}: its config.json cannot be used: {_first_line(error)}") from error
+        raise UserError(f"model {directory}: its config.json cannot be used: {why_not(error)}") from error
 
 
 def load_model(
@@ -68,7 +69,7 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model {directory}: does not load: {_first_line(error)}") from error
+        raise UserError(f"model {directory}: does not load: {why_not(error)}") from error
     missing = set(report["missing_keys"])
     if unexpected := missing.difference(may_lack):
         some = ", ".join(sorted(unexpected)[:5])
@@ -86,5 +87,11 @@ def _without_dropout(config: PretrainedConfig) -> dict[str, float]:
     return {key: 0.0 for key, value in entries if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop"))}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _pickles(directory: Path) -> str:
+    """Why a checkpoint of pickled weights is refused, and what to do."""
+    found = sorted(p.name for ending in ("bin", "pt", "pth", "ckpt") for p in directory.glob(f"*.{ending}"))
+    what = f"{', '.join(found[:3])} can run code when read and are refused" if found else "other weight formats are refused"
+    return (
+        f"{what}: get the model in safetensors, or convert it where you trust it: "
+        "AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(OUT)"
+    )

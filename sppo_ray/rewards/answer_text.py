@@ -1,32 +1,61 @@
-r"""Reading a final answer as text before any algebra: clean LaTeX, plain numbers, words, number bases, units.
+r"""Reading a final answer as text before any algebra: clean LaTeX, plain numbers, words, number bases.
 
-What is decided here is decided exactly and in microseconds; only the rest goes to SymPy.
+What is decided here is decided exactly and in microseconds; only the rest goes to SymPy. Units are in `units`.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 _UNICODE = str.maketrans(
     {
         "\u2212": "-", "\u2013": "-", "\u2014": "-", "\uff0d": "-", "×": r"\times ", "÷": "/", "·": r"\cdot ", "⋅": r"\cdot ",
-        "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ",
-        "∩": r"\cap ", "∈": r"\in ", "°": r"^\circ", "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
-        "¾": r"\frac{3}{4}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∅": r"\emptyset ",
+        "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ",
+        "∩": r"\cap ", "∈": r"\in ", "°": r"^\circ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∅": r"\emptyset ",
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "",
     }
+    | {chr(mark): "" for mark in (*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # directions
+    | {one: "\\frac{{{0.numerator}}}{{{0.denominator}}}".format(Fraction(unicodedata.numeric(one)).limit_denominator(10))
+       for one in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
     | {chr(0xFF01 + i): chr(0x21 + i) for i in range(94) if i != 12}  # full-width forms of ASCII
 )  # fmt: skip
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _SPACING = re.compile(r"\\\\|\\!\s*|\\[,;:> ]|\\q?quad(?![a-zA-Z])|\\displaystyle(?![a-zA-Z])|\\phantom\{[^{}]*\}|~|\s+")
-_STYLE = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname|boldsymbol|bm)\s*"
-_WHOLE_STYLE = re.compile(_STYLE + r"\{([^{}]*)\}")
+STYLE = r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname|boldsymbol|bm)\s*"
+_WHOLE_STYLE = re.compile(STYLE + r"\{([^{}]*)\}")
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_ROOT_SIGN = re.compile(r"√\s*([0-9]+|[a-zA-Z])?")
+_REWRITES = tuple(
+    (re.compile(pattern), text)
+    for pattern, text in (
+        (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset"),
+        (r"\\log\s*_\s*(?:e|\{\s*e\s*\})", r"\\ln "),
+        (r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
+        (r"\\math(?:rm|it)\s*\{\s*([ie])\s*\}", r"\1"),
+        (r"\\(?:left\s*)?\\?langle(?![a-zA-Z])", "("),
+        (r"\\(?:right\s*)?\\?rangle(?![a-zA-Z])", ")"),
+        (r"\\left\s*[(\[]\s*\\begin\{array\}\{[clr| ]*\}", r"\\begin{pmatrix}"),
+        (r"\\end\{array\}\s*\\right\s*[)\]]", r"\\end{pmatrix}"),
+        (r"\\(sin|cos|tan|cot|sec|csc)\s*\(?\s*([0-9]+)\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*\)?", r"\\\1(\\frac{\2\\pi}{180})"),
+        (r"^\s*(?:=|\\approx(?![a-zA-Z]))\s*", ""),
+        (r"^([-+]?)([0-9]+) ([0-9]+)/([0-9]+)$", r"\1\2\\frac{\3}{\4}"),
+    )
+)
+_WRAPPED = re.compile(r"\\(?:underline|overbrace|(?:text)?color\s*\{[a-z]+\})\s*\{([^{}]*)\}")
+_GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
+_PHRASES = {"infinity": r"\infty", "empty set": r"\emptyset", "the empty set": r"\emptyset"} | dict.fromkeys(
+    ("all real numbers", "all reals", "the real numbers"), r"\mathbb{R}"
+)
 _SET_MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![a-zA-Z])\s*")
 
 
 def tidy(text: str) -> str:
     """The same answer without Unicode look-alikes, delimiters, spacing commands, currency signs and final dots."""
+    text = _ROOT_SIGN.sub(lambda root: f"\\sqrt{{{root[1]}}}" if root[1] else r"\sqrt ", text)
+    text = _SUPERSCRIPT.sub(lambda digits: f"^{{{digits.group().translate(_SUPERSCRIPTS)}}}", text)
     text = text.translate(_UNICODE).strip()
     text = re.sub(r",\s*\\!\s*|\{,\}", ",", text)
     text = _SPACING.sub(_space, text).strip()
@@ -34,11 +63,41 @@ def tidy(text: str) -> str:
     for opens, closes in _DELIMITERS:
         if len(text) > len(opens) + len(closes) and text.startswith(opens) and text.endswith(closes):
             text = text[len(opens) : -len(closes)].strip().rstrip(" .,;")
-    text = re.sub(r"\\?\$\s*", "", text)
+    text = _rewrite(_unbraced(re.sub(r"\\?\$\s*|[€£]\s*", "", text)))
     styled = _WHOLE_STYLE.fullmatch(text)
     if styled and as_number(styled[1].strip()) is not None:
         text = styled[1].strip()
     return _SET_MEMBER.sub("", text, count=1) if _SET_MEMBER.match(text) else text
+
+
+def _unbraced(text: str) -> str:
+    """Without the braces that enclose all of it."""
+    while text.startswith("{") and _closes_at(text) == len(text) > 2:
+        text = text[1:-1].strip()
+    return text
+
+
+def _closes_at(text: str) -> int | None:
+    """Where the brace that the text begins with is closed; None when it never is."""
+    depth = 0
+    for token in re.finditer(r"\\.|[{}]", text):
+        depth += {"{": 1, "}": -1}.get(token.group(), 0)
+        if depth == 0:
+            return token.end()
+    return None
+
+
+def _rewrite(text: str) -> str:
+    """Other notations of the same in the one that the parser reads."""
+    text = _WRAPPED.sub(r"\1", text)
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    if _GROUPED.fullmatch(text):
+        text = text.replace(" ", "")
+    number = as_number(text) if "e" in text.casefold() else None
+    if number is not None and number.denominator == 1:  # 6e4: to the parser, e is Euler's number
+        text = str(number)
+    return _PHRASES.get(canonical_words(text), text) if text[-1:].isalpha() or text[-1:] == "}" else text
 
 
 def _space(match: re.Match[str]) -> str:
@@ -73,7 +132,7 @@ def same_number(truth: Fraction, answer: Fraction) -> bool:
 
 _PARENTHESISED_LETTER = re.compile(r"\(\s*([A-Za-z])\s*\)|([A-Za-z])\s*[).:]?")
 _BARE_WORDS = re.compile(r"[a-z]{4,}(?:[ '-][a-z]+)*|yes|no", re.IGNORECASE)
-_STYLED_PART = re.compile(_STYLE + r"\{([^{}]*)\}")
+_STYLED_PART = re.compile(STYLE + r"\{([^{}]*)\}")
 
 
 def as_words(text: str) -> str | None:
@@ -95,9 +154,25 @@ def canonical_words(text: str) -> str:
     return (letter[1] or letter[2]) if letter else text
 
 
+_SAYS = r"(?:option|choice|answer)"
+_CHOICE = re.compile(rf"{_SAYS}?\s*(?:\(\s*([A-J])\s*\)|([A-J])\s*[).:])\s*(.*)|{_SAYS}\s+([A-J])")
+_ANOTHER_CHOICE = re.compile(r"\b[A-J]\b|\bor\b|\band\b|\bnot\b")
+
+
+def as_choice(text: str) -> str | None:
+    """The letter of an answer to a multiple-choice question that says more than the letter: `(B) 12`, `B. yes`, `option B`.
+
+    None when it names another letter as well.
+    """
+    match = _CHOICE.fullmatch(" ".join(_STYLED_PART.sub(r"\1", text).split()))
+    if match is None or _ANOTHER_CHOICE.search(match[3] or ""):
+        return None
+    return match[1] or match[2] or match[4]
+
+
 # ------------------------------------------------------------------------------------------------- number bases
 
-_BASED = re.compile(r"([0-9][0-9A-Fa-f]*)\s*_\s*(?:\{\s*(?:\\text\s*\{)?\s*([a-z]+|[0-9]+)\s*\}?\s*\}|([0-9]))")
+_BASED = re.compile(r"\(?([0-9A-Fa-f]+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{)?\s*([a-z]+|[0-9]+)\s*\}?\s*\}|([0-9]))")
 _BASE_WORDS = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
                "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
 
@@ -109,53 +184,3 @@ def as_based(text: str) -> tuple[str, str | None] | None:
         base = match[2] or match[3]
         return match[1].upper(), _BASE_WORDS.get(base, base)
     return (text.upper(), None) if re.fullmatch(r"[0-9][0-9A-Fa-f]*", text) else None
-
-
-# -------------------------------------------------------------------------------------------------------- units
-
-_UNIT_NAMES = {
-    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre", "km": "km kilometer kilometre",
-    "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile", "mg": "mg milligram", "g": "g gram",
-    "kg": "kg kilogram", "lb": "lb pound", "oz": "oz ounce", "s": "s sec second", "min": "min minute", "h": "h hr hour",
-    "day": "day", "week": "week", "month": "month", "year": "yr year", "dollar": "dollar usd", "cent": "cent",
-    "l": "l liter litre", "ml": "ml milliliter millilitre", "deg": "deg degree", "rad": "rad radian", "mph": "mph",
-}  # fmt: skip
-_UNITS = {alias: unit for unit, aliases in _UNIT_NAMES.items() for alias in aliases.split()}
-_POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
-_STYLED_UNIT = re.compile(r"(.*[0-9})\]a-z])\s*" + _STYLE + r"\{\s*([^{}]*?)\s*\}\s*(?:\^\s*\{?\s*([0-9])\s*\}?)?", re.DOTALL)
-_NUMERIC_HEAD = r"(?:[-+0-9.,/ {}()^]|\\[dt]?frac|\\sqrt|\\pi(?![a-z])|\\cdot|\\times)*[0-9}]|[-+0-9./ ]*\\pi"
-_BARE_UNIT = re.compile(rf"({_NUMERIC_HEAD})(\s*)([A-Za-z][A-Za-z./]*(?: [A-Za-z/]+)*)\s*(?:\^\s*\{{?\s*([0-9])\s*\}}?)?")
-_NO_UNIT = frozenset(["and", "or", "if", "for", "sin", "cos", "tan", "log", "ln", "exp", "sqrt", "pi", "mod", "inf", "cup"])
-
-
-def split_unit(text: str, *, letters: bool = False) -> tuple[str, tuple[str, int] | None]:
-    r"""The quantity and its unit: 5.4\text{ cents} -> ("5.4", ("cent", 1)).
-
-    The unit is None when there is none or it is unknown (12 apples -> "12"). A single letter (3m) may be a variable and
-    stays where it is, unless `letters` says that a unit is expected.
-    """
-    styled = _STYLED_UNIT.fullmatch(text)
-    if styled and not _NO_UNIT & set(styled[2].casefold().split()) and any(c.isdigit() for c in styled[1]):
-        return styled[1].strip(), _canonical_unit(styled[2], styled[3])
-    bare = _BARE_UNIT.fullmatch(text)
-    if bare is None:
-        return text, None
-    words = re.split(r"[ ./]+", bare[3].casefold().strip("."))
-    unit = _canonical_unit(bare[3], bare[4])
-    known = unit is not None and (letters or len(words[0]) > 1)
-    apart = bool(bare[2]) and all(len(word) >= 3 for word in words)
-    if not (known or apart) or _NO_UNIT & set(words):
-        return text, None
-    return bare[1].strip(), unit
-
-
-def _canonical_unit(words: str, exponent: str | None) -> tuple[str, int] | None:
-    power = int(exponent or 1)
-    names = words.casefold().replace(".", "").split()
-    if len(names) == 2 and names[0] in _POWER_WORDS:
-        power = _POWER_WORDS[names.pop(0)]
-    if len(names) != 1:
-        return None
-    name = names[0]
-    unit = _UNITS.get(name) or _UNITS.get(name.removesuffix("s"))
-    return (unit, power) if unit else None

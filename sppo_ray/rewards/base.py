@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sppo_ray.config import CustomReward, MathReward, ReasoningGymReward, RewardFunction, RunningSumReward
+from sppo_ray.config import CodeReward, CustomReward, MathReward, ReasoningGymReward, RewardFunction, RunningSumReward
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.extract import final_answer
 
@@ -77,11 +77,19 @@ def _build_reasoning_gym(settings: ReasoningGymReward) -> Verifier:
     return Verifier(settings.type, make_reasoning_gym_verifier(full_only=settings.full_only), answer=answer)
 
 
+def _build_code(settings: CodeReward) -> Verifier:
+    from sppo_ray.rewards.code import answer, make_code_verifier
+    from sppo_ray.rewards.sandbox.run import check_sandbox
+
+    check_sandbox()
+    return Verifier(settings.type, make_code_verifier(settings), answer=answer)
+
+
 def _build_custom(settings: CustomReward) -> Verifier:
     from sppo_ray.rewards.custom import load_custom_answer, load_custom_verifier
 
     low, high = settings.range
-    verify = load_custom_verifier(settings.function)
+    verify = load_custom_verifier(settings.function, settings.packages)
     return Verifier(settings.function, verify, low, high, load_custom_answer(settings.function))
 
 
@@ -89,6 +97,7 @@ _BUILDERS: dict[str, Callable[[Any], Verifier]] = {
     "math": _build_math,
     "running-sum": _build_running_sum,
     "reasoning-gym": _build_reasoning_gym,
+    "code": _build_code,
     "custom": _build_custom,
 }
 

@@ -1,5 +1,8 @@
 """A reward function of the user's own, by import path: `def f(response, ground_truth, extra) -> float`.
 
+The module is looked for in the working directory and on the PYTHONPATH, and is not to lead out of there: an import path in a
+recipe is otherwise a way to call any code of the machine on text that the policy wrote (`timeit:timeit` runs it).
+
 A function `answer(response: str) -> str | None` beside it in its module says what a response answers, for maj@k; without
 one the last box or answer tag does.
 """
@@ -7,8 +10,11 @@ one the last box or answer tag does.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import PathFinder
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from sppo_ray.errors import UserError
@@ -16,13 +22,13 @@ from sppo_ray.rewards.base import AnswerFunction, VerifierFunction
 from sppo_ray.rewards.extract import final_answer
 
 
-def load_custom_verifier(path: str) -> VerifierFunction:
-    """The function at "package.module:function" as a verifier.
+def load_custom_verifier(path: str, packages: Sequence[str] = ()) -> VerifierFunction:
+    """The function at "package.module:function" as a verifier; `packages` are the installed ones that it may come from.
 
-    Raises UserError when the path is malformed, does not import or names nothing callable; the verifier raises it
+    Raises UserError when the path is malformed, leads outside, does not import or names nothing callable; the verifier raises it
     when the function returns something that is no number.
     """
-    function = _import(path)
+    function = _import(path, packages)
 
     def verify(response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
         reward = function(response, ground_truth, dict(extra))
@@ -58,11 +64,12 @@ def load_custom_answer(path: str) -> AnswerFunction:
     return answer
 
 
-def _import(path: str) -> Any:
+def _import(path: str, packages: Sequence[str]) -> Any:
     setting = f"reward.function.function {path!r}"
     module_name, separator, attribute = path.partition(":")
     if not (module_name and separator and attribute):
         raise UserError(f"{setting}: write it as package.module:function")
+    _require_confined(setting, module_name, packages)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # boundary: the module is the user's, and importing it may raise anything
@@ -75,6 +82,31 @@ def _import(path: str) -> Any:
         what = "does not exist" if function is None else f"is a {type(function).__name__}, not a function"
         raise UserError(f"{setting}: {attribute} {what} in module {module_name}")
     return function
+
+
+def _require_confined(setting: str, module_name: str, packages: Sequence[str]) -> None:
+    """Before anything is imported. What is not found is left to the import, which says so."""
+    top = module_name.partition(".")[0]
+    if top == "sppo_ray":
+        return
+    if top in sys.stdlib_module_names:
+        raise UserError(f"{setting}: {top} is of Python's standard library: write a function of your own round what it does")
+    if top in packages:
+        return
+    root = next((Path(entry or ".").resolve() for entry in sys.path if PathFinder.find_spec(top, [entry or "."])), None)
+    if root is None:
+        return
+    if root.name in ("site-packages", "dist-packages"):
+        raise UserError(
+            f"{setting}: {top} is an installed package: name it in reward.function.packages ([{top}]) if it is to judge"
+        )
+    leaf = root.joinpath(*module_name.split("."))
+    for place in (leaf.with_suffix(".py"), leaf, root / top):
+        if place.exists() and not place.resolve().is_relative_to(root):
+            raise UserError(
+                f"{setting}: {place} is a link that leads to {place.resolve()}, outside the import path: copy the "
+                f"module to {root}, or put its own directory on the PYTHONPATH"
+            )
 
 
 def _reason(reward: float) -> str:

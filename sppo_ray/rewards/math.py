@@ -1,10 +1,10 @@
 r"""Verifier of mathematical answers: the last \boxed{} compared with the ground truth by Math-Verify.
 
 Math-Verify's own timeout is SIGALRM, which works in a main thread only and turns a timeout into "not equal". It is
-switched off here: the deadline is the process's (`sppo_ray.rewards.pool`). Four things are decided before algebra,
+switched off here: the deadline is the process's (`sppo_ray.rewards.pool`). Five things are decided before algebra,
 because Math-Verify alone is wrong or slow on them: plain numbers (0.0000672 is not 0.0000671), text (even is not
-neve), number bases (52_8 is not 52_9), and units (5 cm is not 5 m; 2t is not 2). An answer that leaves the work to
-the verifier (a sum, product, integral or limit where the ground truth has none) is not an answer.
+neve), number bases (52_8 is not 52_9), units (5 cm is not 5 m; 2t is not 2), and tuples (no sets). An answer that leaves
+the work to the verifier (a sum, product, integral or limit where the ground truth has none) is not an answer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
+from sympy import Basic, I
 
-from sppo_ray.rewards.answer_text import as_based, as_number, as_words, canonical_words, same_number, split_unit, tidy
+from sppo_ray.rewards.answer_text import as_based, as_choice, as_number, as_words, canonical_words, same_number, tidy
 from sppo_ray.rewards.extract import last_boxed
+from sppo_ray.rewards.units import converted, in_dollars, split_unit
 
 MAX_ANSWER_CHARS = 500
 """A longer answer is wrong unless the ground truth itself is at least half as long: no final answer needs more."""
@@ -29,6 +31,9 @@ MAX_ANSWER_DEPTH = 30
 """Brackets and braces inside one another; the parser's time grows exponentially with them."""
 
 _UNEVALUATED = re.compile(r"\\(sum|prod|coprod|i*int|oint|lim|limsup|liminf)(?![a-zA-Z])")
+_CHOICE_LETTER = re.compile(r"\(?\s*[A-J]\s*\)?")
+_TUPLE = re.compile(r"(?:\\left\s*)?\([^()]*,[^()]*\)")
+_SET = re.compile(r"(?:\\left\s*)?\\\{[^{}]*,.*\\\}", re.DOTALL)
 _LATEX = (
     LatexExtractionConfig(
         try_extract_without_anchor=False,
@@ -73,31 +78,44 @@ def verify_math(response: str, ground_truth: str, extra: Mapping[str, Any]) -> t
         return 0.0, "too_deep"
     if _UNEVALUATED.search(answer) and not _UNEVALUATED.search(truth):
         return 0.0, "unevaluated"
-    return (1.0, "correct") if is_equivalent(tidy(truth), tidy(answer)) else (0.0, "wrong")
+    dollars = in_dollars(truth), in_dollars(answer)
+    return (1.0, "correct") if is_equivalent(tidy(truth), tidy(answer), dollars=dollars) else (0.0, "wrong")
 
 
 def answer(response: str) -> str | None:
     r"""The last \boxed{} as text in one form for each plain number: tidied, without white space, "1,000.0" as "1000".
 
     Equal expressions in unlike forms (\frac{1}{2} and 0.5) stay apart: algebra on each pair of responses costs too much.
+    What is too long for an answer stays as it is.
     """
     boxed = last_boxed(response)
-    if boxed is None:
-        return None
+    if boxed is None or len(boxed) > MAX_ANSWER_CHARS:
+        return boxed
     text = "".join(tidy(boxed).split())
-    number = as_number(text) if len(text) <= MAX_ANSWER_CHARS else None
+    number = as_number(text)
     return text if number is None else str(number)
 
 
-def is_equivalent(truth: str, answer: str) -> bool:
-    """Whether a tidied answer means the same as a tidied ground truth. Not symmetric: the ground truth sets the form."""
-    decided = _decide_as_text(truth, answer)
-    if decided is not None:
-        return decided
-    truth, truth_unit = split_unit(truth)
-    answer, answer_unit = split_unit(answer, letters=truth_unit is not None)
-    if truth_unit and answer_unit and truth_unit != answer_unit:
-        return False
+def is_equivalent(truth: str, answer: str, *, dollars: tuple[bool, bool] = (False, False)) -> bool:
+    """Whether a tidied answer means the same as a tidied ground truth. Not symmetric: the ground truth sets the form.
+
+    `dollars` says of both whether a dollar sign stood there.
+    """
+    if True in dollars:
+        truth, truth_unit = split_unit(truth, letters=True)
+        answer, unit = split_unit(answer, letters=True)
+        in_truth, in_answer = (("dollar",) if sign else found for sign, found in zip(dollars, (truth_unit, unit), strict=True))
+    else:
+        decided = _decide_as_text(truth, answer)
+        if decided is not None:
+            return decided
+        truth, in_truth = split_unit(truth)
+        answer, in_answer = split_unit(answer, letters=in_truth is not None)
+    if in_truth and in_answer:
+        in_their_unit = converted(answer, in_answer, in_truth)
+        if in_their_unit is None:
+            return False
+        answer = in_their_unit
     decided = _decide_as_text(truth, answer)
     return _equal_by_algebra(truth, answer) if decided is None else decided
 
@@ -115,9 +133,18 @@ def _decide_as_text(truth: str, answer: str) -> bool | None:
     true_number, number = as_number(truth), as_number(answer)
     if true_number is not None and number is not None:
         return same_number(true_number, number)
+    if len({number for side in answer.split("=") if (number := as_number(side.strip())) is not None}) > 1:
+        return False  # 35 = 34: the parser would take either side
     words = as_words(truth)
-    if words is not None:
-        return words == canonical_words(answer)
+    if words is not None or _CHOICE_LETTER.fullmatch(truth):
+        choice = as_choice(answer) or ""
+        known = words if words is not None else canonical_words(truth)
+        if known in (canonical_words(answer), choice.casefold()):
+            return True
+        if words is not None:
+            return False
+    if _TUPLE.fullmatch(truth) and _SET.fullmatch(answer):
+        return False  # to Math-Verify both are collections
     true_based, based = as_based(truth), as_based(answer)
     if true_based and based and (true_based[1] or based[1]):
         return true_based[0] == based[0] and (None in (true_based[1], based[1]) or true_based[1] == based[1])
@@ -125,10 +152,9 @@ def _decide_as_text(truth: str, answer: str) -> bool | None:
 
 
 def _equal_by_algebra(truth: str, answer: str) -> bool:
-    parsed = parse(f"\\boxed{{{answer}}}", _LATEX, parsing_timeout=None, raise_on_error=True)
     return verify(
         list(_parse_truth(truth)),
-        parsed,
+        _parse(answer),
         float_rounding=_decimals(truth),
         allow_set_relation_comp=True,  # 1 < x < 2 and (1, 2) answer the same question
         timeout_seconds=None,
@@ -138,7 +164,19 @@ def _equal_by_algebra(truth: str, answer: str) -> bool:
 
 @lru_cache(maxsize=512)
 def _parse_truth(truth: str) -> tuple[Any, ...]:
-    return tuple(parse(f"\\boxed{{{truth}}}", _LATEX, parsing_timeout=None, raise_on_error=True))
+    return tuple(_parse(truth))
+
+
+def _parse(text: str) -> list[Any]:
+    if text.count(r"\pm") == 1 and r"\frac" in text and "," not in text:  # the parser knows it in sums only
+        text = text.replace(r"\pm", "+") + "," + text.replace(r"\pm", "-")
+    return [_imaginary(one) for one in parse(f"\\boxed{{{text}}}", _LATEX, parsing_timeout=None, raise_on_error=True)]
+
+
+def _imaginary(parsed: Any) -> Any:
+    """i as the imaginary unit where nothing else is unknown: to the parser it is one in 2+7i and a variable in 7 i and i^2."""
+    unknown = parsed.free_symbols if isinstance(parsed, Basic) else ()
+    return parsed.subs(dict.fromkeys(unknown, I)) if [one.name for one in unknown] == ["i"] else parsed
 
 
 def _depth(text: str) -> int:

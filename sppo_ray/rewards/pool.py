@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from sppo_ray.config import RewardSettings
 from sppo_ray.errors import UserError
+from sppo_ray.rewards.extract import without_echo
 from sppo_ray.rewards.process import ChildDied, ProcessGone, Reply, VerifierProcess
 from sppo_ray.types import ScoreRequest, Verdict
 
@@ -72,7 +73,8 @@ class VerifierPool:
         range) and VerifierPoolFailed when the pool is closed.
         """
         self._start()
-        payload = pickle.dumps((request.response, request.ground_truth, request.extra))
+        response = without_echo(request.response, request.prompt)
+        payload = pickle.dumps((response, request.ground_truth, request.extra))
         job = _Job(payload, asyncio.get_running_loop().create_future())
         self._open.add(job)
         self._offer([job], front=False)
@@ -153,6 +155,10 @@ class VerifierPool:
                     self._replaced(behind)
                     return await process.replace()
         except TimeoutError:
+            if process.is_frozen:  # by whoever sent the signal: that says nothing about the sample
+                self._after_death(job, "frozen from outside", started)
+                self._offer(behind)
+                raise ProcessGone("frozen from outside") from None
             self.counters.timeouts += not job.verdict.done()
             self._settle_error(job, f"timeout after {self._settings.deadline_s:g} s", started)
             self._replaced(behind)

@@ -17,6 +17,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from sppo_ray.config import RewardSettings
 from sppo_ray.errors import UserError
 
@@ -65,6 +67,15 @@ class VerifierProcess:
     @property
     def pid(self) -> int:
         return self._popen.pid
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it, or its child, is stopped by a signal (SIGSTOP, a debugger)."""
+        try:
+            keeper = psutil.Process(self._popen.pid)
+            return any(process.status() == psutil.STATUS_STOPPED for process in [keeper, *keeper.children()])
+        except psutil.NoSuchProcess:
+            return False
 
     @classmethod
     async def start(cls, settings: RewardSettings) -> VerifierProcess:

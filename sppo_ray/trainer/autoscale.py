@@ -9,6 +9,7 @@ One at a time, and measured anew after every change, so that a decision always s
 from __future__ import annotations
 
 from sppo_ray.config import RolloutSettings
+from sppo_ray.errors import UserError
 
 
 class Autoscaler:
@@ -48,3 +49,12 @@ class Autoscaler:
         wanted = workers + (share > self._rule.busy_above) - (share < self._rule.idle_below)
         wanted = min(max(wanted, self._low), self._high)
         return wanted if wanted != workers else None
+
+
+def require_within_bounds(wanted: int, settings: RolloutSettings) -> None:
+    """Raises UserError for a number of workers that is not to be."""
+    low, high = settings.min_workers, settings.max_workers
+    if wanted < low:
+        raise UserError(f"rollout_workers {wanted} is less than rollout.min_workers {low}: ask for at least {low}")
+    if high is not None and wanted > high:
+        raise UserError(f"rollout_workers {wanted} is more than rollout.max_workers {high}: ask for at most {high}")

@@ -82,7 +82,7 @@ def write_card(
 
 def write_card_of_run(run_dir: Path, config: RunConfig, *, step: int, policy_version: int, critic_version: int) -> None:
     """The card of a run's export/critic, with the figures of its last evaluation."""
-    from transformers import AutoTokenizer
+    from sppo_ray.models.tokenizers import load_tokenizer
 
     directory = run_dir / "export" / "critic"
     write_card(
@@ -91,7 +91,7 @@ def write_card_of_run(run_dir: Path, config: RunConfig, *, step: int, policy_ver
         step=step,
         policy_version=policy_version,
         critic_version=critic_version,
-        chat_template=AutoTokenizer.from_pretrained(directory).chat_template,
+        chat_template=load_tokenizer(directory).chat_template,
         evaluation=last_evaluation(run_dir),
     )
 

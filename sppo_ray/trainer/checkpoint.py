@@ -1,8 +1,9 @@
 """Checkpoints: one directory that appears whole or not at all, with a manifest that proves it.
 
     checkpoints/step-000050/
-        manifest.json     step, versions, counters, settings, and SHA-256 and size of every other file
+        manifest.json     step, versions, counters, settings, SHA-256 and size of every other file, and its own SHA-256
         learner/ critic/  written by the ranks themselves (DeepSpeed: weights, optimizer, scheduler, RNG)
+        records/          what the recorder adds up over several steps
 
 Everything is written under a temporary name, flushed, hashed, and then renamed; the manifest is the last file. The
 state of the data needs no file: the prompts of step k are a pure function of (config, seed, k).
@@ -11,9 +12,11 @@ state of the data needs no file: the prompts of step k are a pure function of (c
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,9 +25,11 @@ from typing import Any
 
 from sppo_ray.config import RunConfig
 from sppo_ray.errors import UserError
+from sppo_ray.trainer.disk import full_disk_named
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{6,})")
+_MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,51 +75,74 @@ async def write_checkpoint(
 ) -> Path:
     """Let each writer fill its folder, then commit the whole. Older checkpoints beyond `keep` go afterwards.
 
-    On any failure the half-written directory is removed and the earlier checkpoints stay as they are.
+    On any failure the half-written directory is removed and the earlier checkpoints stay as they are. Raises what a writer
+    raises, and DiskFull.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    final, temporary = checkpoint_path(root, state.step), root / f".writing-step-{state.step:06d}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    final = checkpoint_path(root, state.step)
+    # A name of its own: the ranks of a killed run may go on writing for a while after the next one has started.
+    temporary = root / f".writing-{final.name}-{secrets.token_hex(4)}"
     try:
-        for name, write in writers.items():
-            folder = temporary / name
-            folder.mkdir(parents=True)
-            await write(folder)
-            if not any(path.is_file() for path in folder.rglob("*")):
-                raise UserError(
-                    f"the {name} saved its state and nothing of it is in {folder}: the run directory has to be on a file system "
-                    "that all nodes share; choose another --run-dir"
-                )
-        manifest = {"format": FORMAT, "settings": settings, "state": asdict(state), "files": _inventory(temporary)}
-        _write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        _sync_directory(root)
-    except BaseException:  # also when it is interrupted: a half-written checkpoint must not stay
+        with full_disk_named(root, f"writing {final.name}"):
+            root.mkdir(parents=True, exist_ok=True)
+            for name, write in writers.items():
+                await _fill(temporary / name, name, write)
+            content = {"format": FORMAT, "settings": settings, "state": asdict(state), "files": _inventory(temporary)}
+            manifest = content | {"sha256": _digest_of(content)}
+            _write_durably(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+            _sync_directory(root)
+    finally:  # also when it is interrupted: a half-written checkpoint must not stay
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
     _retain(root, keep, final)
     return final
 
 
-def verify_checkpoint(path: Path) -> TrainerState:
-    """Check every file against the manifest and return the trainer's state.
+async def _fill(folder: Path, name: str, write: Callable[[Path], Awaitable[None]]) -> None:
+    folder.mkdir(parents=True)
+    await write(folder)
+    if not any(path.is_file() for path in folder.rglob("*")):
+        raise UserError(
+            f"the {name} saved its state and nothing of it is in {folder}: the run directory has to be on a file system "
+            "that all nodes share; choose another --run-dir"
+        )
 
-    Raises CheckpointCorrupt naming the file.
+
+def verify_checkpoint(path: Path) -> TrainerState:
+    """Check every file against the manifest, and the manifest against itself; return the trainer's state.
+
+    Raises CheckpointCorrupt naming the file, and UserError when another version of this program wrote it.
     """
-    try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        files, state = manifest["files"], TrainerState(**manifest["state"])
-    except FileNotFoundError:
-        raise CheckpointCorrupt(f"{path}: manifest.json is missing") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointCorrupt(f"{path}/manifest.json: not readable ({error})") from None
-    if manifest.get("format") != FORMAT:
-        raise CheckpointCorrupt(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}")
-    for name, expected in files.items():
-        _verify_file(path / name, expected)
+    manifest = _read_manifest(path)
+    expected = manifest.pop("sha256", None)
+    if expected is not None and expected != _digest_of(manifest):
+        raise CheckpointCorrupt(f"{path / _MANIFEST}: checksum differs from its own")
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {manifest['format']}, this version reads {FORMAT}: resume with the version that "
+            "wrote it, or start a new run from its export"
+        )
+    if expected is None:
+        raise CheckpointCorrupt(f"{path / _MANIFEST}: not readable (its checksum is missing)")
+    state = TrainerState(**manifest["state"])
+    if checkpoint_path(path.parent, state.step) != path:
+        raise CheckpointCorrupt(f"{path}: holds the state of step {state.step}")
+    for name, entry in manifest["files"].items():
+        _verify_file(path / name, entry)
     return state
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise CheckpointCorrupt(f"{path}: {_MANIFEST} is missing") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointCorrupt(f"{path / _MANIFEST}: not readable ({error})") from None
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise CheckpointCorrupt(f"{path / _MANIFEST}: not readable (no manifest)")
+    return manifest
 
 
 def find_checkpoint(root: Path, on_skip: Callable[[str], None]) -> tuple[Path, TrainerState] | None:
@@ -127,15 +155,20 @@ def find_checkpoint(root: Path, on_skip: Callable[[str], None]) -> tuple[Path, T
         try:
             return path, verify_checkpoint(path)
         except CheckpointCorrupt as error:
-            # Set aside, so that it is neither tried again nor counted among the checkpoints to keep.
-            os.replace(path, path.with_name(f"damaged-{path.name}"))
-            on_skip(f"{error}; set aside as damaged-{path.name}, trying the one before")
+            on_skip(f"{error}; set aside as {_set_aside(path).name}, trying the one before")
     if candidates:
         raise UserError(
             f"{root}: none of the {len(candidates)} checkpoints is whole; restore one from a copy, or start anew in "
             "another --run-dir"
         )
     return None
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is neither tried again nor counted among the checkpoints to keep."""
+    names = (f"damaged-{path.name}" + (f".{number}" if number else "") for number in itertools.count())
+    free = next(name for name in names if not path.with_name(name).exists())
+    return path.rename(path.with_name(free))
 
 
 _DECIDES_THE_RESULT = (
@@ -157,7 +190,7 @@ def resumable_settings(config: RunConfig) -> dict[str, Any]:
 
 def differing_settings(path: Path, settings: Mapping[str, Any]) -> list[str]:
     """How `settings` differ from those that a checkpoint was written with, e.g. "seed: 1 then, 2 now"."""
-    stored = json.loads((path / "manifest.json").read_bytes())["settings"]
+    stored = json.loads((path / _MANIFEST).read_bytes())["settings"]
     names = sorted(stored.keys() | settings.keys())
     return [f"{n}: {stored.get(n)!r} then, {settings.get(n)!r} now" for n in names if stored.get(n) != settings.get(n)]
 
@@ -179,10 +212,19 @@ def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
 def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise CheckpointCorrupt(f"{path}: file is missing")
-    if path.stat().st_size != expected["bytes"]:
-        raise CheckpointCorrupt(f"{path}: {path.stat().st_size} bytes, the manifest says {expected['bytes']}")
-    if _digest(path) != expected["sha256"]:
+    try:
+        size, digest = path.stat().st_size, _digest(path)
+    except OSError as error:
+        raise CheckpointCorrupt(f"{path}: not readable ({error})") from None
+    if size != expected["bytes"]:
+        raise CheckpointCorrupt(f"{path}: {size} bytes, the manifest says {expected['bytes']}")
+    if digest != expected["sha256"]:
         raise CheckpointCorrupt(f"{path}: checksum differs from the manifest's")
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON content, however it is indented."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path, *, durably: bool = False) -> str:

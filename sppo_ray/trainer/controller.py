@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.control import Command, Inbox, Outcome
 from sppo_ray.trainer.fleet import RolloutFleet
+from sppo_ray.trainer.fleet_members import PendingView
 from sppo_ray.trainer.gate import Gate
 from sppo_ray.trainer.recorder import Recorder
 
@@ -25,11 +26,21 @@ POLL_S = 0.5
 class Controller:
     """Use `running`."""
 
-    def __init__(self, inbox: Inbox, *, gate: Gate, fleet: RolloutFleet, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        *,
+        gate: Gate,
+        fleet: RolloutFleet,
+        recorder: Recorder,
+        pending: Callable[[], list[PendingView]] = list,
+    ) -> None:
+        """`pending` tells of processes beside the fleet's that are waited for."""
         self._inbox = inbox
         self._gate = gate
         self._fleet = fleet
         self._recorder = recorder
+        self._pending = pending
         self._waiting: set[asyncio.Task[None]] = set()  # commands that are done only later
         self._unreadable = ""
 
@@ -72,7 +83,7 @@ class Controller:
     def _tell(self) -> None:
         self._recorder.live(
             fleet=[asdict(worker) for worker in self._fleet.view()],
-            pending=[asdict(worker) for worker in self._fleet.pending()],
+            pending=[asdict(worker) for worker in self._fleet.pending() + self._pending()],
             wanted_workers=self._fleet.wanted,
             paused=self._gate.is_paused,
             stopping=self._gate.is_stopping,

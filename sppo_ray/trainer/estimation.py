@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sppo_ray.algorithms.base import RewardedSample
-from sppo_ray.algorithms.shaping import informative, shaped_reward
+from sppo_ray.algorithms.shaping import informative
 from sppo_ray.config import RunConfig
 from sppo_ray.errors import UserError
 from sppo_ray.models.critic_output import CriticLoss, logit
@@ -133,16 +133,7 @@ class AdvantageEstimator:
     async def _estimate(self, scored: Sequence[ScoredTrajectory], critic_version: int) -> list[TrainingSample]:
         if not scored:
             return []
-        token_values = await self._token_values(scored)
-        rewarded = [self._rewarded(item, values) for item, values in zip(scored, token_values, strict=True)]
-        advantages = self._spec.advantages(rewarded, self._config.algorithm)
-        returns = self._spec.returns(rewarded, self._config.algorithm) if self._spec.returns else [()] * len(rewarded)
-        samples = []
-        loss: CriticLoss = "bce" if self._config.critic_needs_probabilities else "mse"
-        for item, known, advantage, targets in zip(scored, rewarded, advantages, returns, strict=True):
-            valued = _valued(item, known.token_values, loss, critic_version)
-            samples.append(TrainingSample(valued, advantage, known.reward, known.token_values, targets))
-        return samples
+        return estimate(scored, await self._token_values(scored), self._config, critic_version=critic_version)
 
     async def _token_values(self, scored: Sequence[ScoredTrajectory]) -> list[tuple[float, ...]]:
         if self._spec.critic != "token" or self._critic is None:
@@ -150,22 +141,6 @@ class AdvantageEstimator:
         prompts, responses = [s.prompt.token_ids for s in scored], [s.trajectory.response_ids for s in scored]
         with self._recorder.stage("values"):
             return await self._critic.token_values(prompts, responses)
-
-    def _rewarded(self, scored: ScoredTrajectory, token_values: tuple[float, ...]) -> RewardedSample:
-        length, baseline = len(scored.trajectory.response_ids), scored.baseline
-        return RewardedSample(
-            group=scored.group,
-            reward=self._shaped(scored.reward, length),
-            num_tokens=length,
-            value=None if scored.value is None else scored.value.value,
-            token_values=token_values,
-            baseline_reward=None if baseline is None else self._shaped(baseline.reward, baseline.response_tokens),
-        )
-
-    def _shaped(self, reward: float, length: int) -> float:
-        floor = 0.0 if self._config.critic_needs_probabilities else None
-        limit = self._config.rollout.max_response_tokens
-        return shaped_reward(reward, length, limit, self._config.algorithm.overlong, floor=floor)
 
     def _require_fresh(self, step: int, version: int, trajectory: Trajectory) -> None:
         staleness = version - trajectory.policy_version
@@ -186,6 +161,37 @@ class AdvantageEstimator:
                 f"prompt {unscored[-1].prompt.id}: {unscored[-1].reason}. Try it with `sppo-ray score`, raise "
                 "reward.deadline_s or reward.memory_mib, or the limit"
             )
+
+
+def estimate(
+    scored: Sequence[ScoredTrajectory], token_values: Sequence[tuple[float, ...]], config: RunConfig, *, critic_version: int
+) -> list[TrainingSample]:
+    """Advantages, returns and shaped rewards of samples that are judged together: as many as the algorithm `needs`. Pure.
+
+    `token_values` has () for each sample without a token critic, whose version is `critic_version`.
+    """
+    spec, settings = config.spec, config.algorithm
+    rewarded = [_rewarded(item, values, config) for item, values in zip(scored, token_values, strict=True)]
+    advantages = spec.advantages(rewarded, settings)
+    returns = spec.returns(rewarded, settings) if spec.returns else [()] * len(rewarded)
+    loss: CriticLoss = "bce" if config.critic_needs_probabilities else "mse"
+    samples = []
+    for item, known, advantage, targets in zip(scored, rewarded, advantages, returns, strict=True):
+        valued = _valued(item, known.token_values, loss, critic_version)
+        samples.append(TrainingSample(valued, advantage, known.reward, known.token_values, targets))
+    return samples
+
+
+def _rewarded(scored: ScoredTrajectory, token_values: tuple[float, ...], config: RunConfig) -> RewardedSample:
+    length, baseline = len(scored.trajectory.response_ids), scored.baseline
+    return RewardedSample(
+        group=scored.group,
+        reward=config.shaped(scored.reward, length),
+        num_tokens=length,
+        value=None if scored.value is None else scored.value.value,
+        token_values=token_values,
+        baseline_reward=None if baseline is None else config.shaped(baseline.reward, baseline.response_tokens),
+    )
 
 
 def _valued(scored: ScoredTrajectory, token_values: tuple[float, ...], loss: CriticLoss, critic_version: int) -> ScoredTrajectory:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sppo_ray.algorithms.shaping import Shaping, unshaped
 from sppo_ray.trainer.calibration import NOT_VALUED, CalibrationReport, ReliabilityBin, calibrate
 from sppo_ray.trainer.jsonlines import finite_json
 
@@ -102,13 +103,15 @@ def evaluate(
     policy_version: int,
     pass_sizes: Sequence[int] = (),
     values: Mapping[str, float] | None = None,
+    shaped: Shaping = unshaped,
     seconds: float = 0.0,
     seed: int = 0,
 ) -> EvalReport:
     """Grade an evaluation of `k` responses a prompt (the fewest, where sources differ).
 
     `pass_sizes` are the j of pass@j, where a source has that many responses a prompt; () = 1, 2, 4, ... and its k. `values` maps
-    prompt ids to V(x); with it the report tells the critic's calibration on held-out prompts. `seed` draws the bootstrap.
+    prompt ids to V(x); with it the report tells the critic's calibration on held-out prompts, against what `shaped` makes of
+    rewards, for that is what a critic learns. `seed` draws the bootstrap.
     Raises ValueError when there are no responses or a prompt has the same sample twice.
     """
     prompts = _group(responses)
@@ -118,7 +121,7 @@ def evaluate(
         mine = [group for group in prompts.values() if group[0].source == source]
         by_source.append(_scores(source, mine, pass_sizes, seed))
     overall = _scores(ALL, list(prompts.values()), pass_sizes, seed)
-    critic = _critic_calibration(prompts, values) if values else NOT_VALUED
+    critic = _critic_calibration(prompts, values, shaped) if values else NOT_VALUED
     return EvalReport(step, policy_version, k, overall, tuple(by_source), critic.figures, critic.bins, seconds)
 
 
@@ -225,11 +228,13 @@ def _pass_sizes(k: int) -> list[int]:
     return sorted({2**power for power in range(k.bit_length()) if 2**power <= k} | {k})
 
 
-def _critic_calibration(prompts: Mapping[tuple[str, str], Group], values: Mapping[str, float]) -> CalibrationReport:
+def _critic_calibration(
+    prompts: Mapping[tuple[str, str], Group], values: Mapping[str, float], shaped: Shaping
+) -> CalibrationReport:
     pairs = [
         (values[group[0].prompt_id], _mean(rewards))
         for group in prompts.values()
-        if (rewards := _rewards(group)) and group[0].prompt_id in values
+        if (rewards := [shaped(r.reward, r.num_tokens) for r in group if r.reward is not None]) and group[0].prompt_id in values
     ]
     return calibrate(*zip(*pairs, strict=True)) if pairs else NOT_VALUED
 

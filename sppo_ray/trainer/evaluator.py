@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from sppo_ray.algorithms.shaping import Shaping, unshaped
 from sppo_ray.seeding import derive_seed
 from sppo_ray.trainer.evaluation import EvalReport, GradedResponse, evaluate
 from sppo_ray.trainer.interfaces import Critic, Scorer, ScoreRequest
@@ -129,7 +130,10 @@ class Evaluator:
         samples_per_prompt: int,
         seed: int,
         reward_range: tuple[float, float] = UNIT_RANGE,
+        shaped: Shaping = unshaped,
     ) -> None:
+        """`shaped` is what the critic learns of a reward."""
+        self._shaped = shaped
         self._prompts = [prompt for prompts in held_out.values() for prompt in prompts]
         self._critic = critic
         self._grader = Grader(fleet=fleet, scorer=scorer, decode=decode, sampling=sampling, seed=seed, reward_range=reward_range)
@@ -157,6 +161,7 @@ class Evaluator:
             step=step,
             policy_version=policy_version,
             values=value_of,
+            shaped=self._shaped,
             seconds=time.perf_counter() - started,
             seed=bootstrap_seed(self._seed),
         )

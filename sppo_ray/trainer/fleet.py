@@ -3,12 +3,12 @@
     generate(requests) --least loaded--> _serve(member, batch) --stream--> caller's queue
                             ^                    | worker died or wedged
                             |                    v
-                         backlog <--unfinished-- _lost --back-off--> _revive: spawn, pull, verify --> HEALTHY
+                         backlog <--unfinished-- lost --back-off--> _revive: spawn, pull, verify --> HEALTHY
                             ^
                             '--what is left after the grace time-- _drain <-- scale(n) --> _join: reserve, spawn, pull, verify
 
 A request is in exactly one place: a backlog, or one member's batch. It leaves by its trajectory or by an error.
-Wedged engines are found by progress (tokens generated), since a wedged engine may still answer pings.
+Frozen and wedged workers are found by `fleet_watch.py`; whatever waits for an answer of theirs gives up at once then.
 """
 
 from __future__ import annotations
@@ -17,37 +17,20 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any
 
 from sppo_ray.config import RolloutSettings
-from sppo_ray.errors import UserError
-from sppo_ray.trainer.fleet_members import Asked, FleetSync, Member, PendingView, WorkerView
-from sppo_ray.trainer.health import Event, Health, WorkerHealth, restart_delay_s
-from sppo_ray.trainer.interfaces import PublishedWeights, RolloutWorker, WeightReceipt, WorkerFailure, WorkerTimeout
+from sppo_ray.trainer.autoscale import require_within_bounds
+from sppo_ray.trainer.fleet_members import Asked, FleetSync, Member, PendingView, Places, WorkerView, by_sampling, least_needed
+from sppo_ray.trainer.fleet_watch import FleetWatch
+from sppo_ray.trainer.health import Event, Health, RestartBudget, Vitals, WorkerHealth, restart_delay_s
+from sppo_ray.trainer.interfaces import FleetExhausted, PublishedWeights, RolloutWorker, WeightReceipt, WorkerFailure
 from sppo_ray.trainer.weight_sync import ProbeTolerance, verify_receipt
 from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
 
 Spawn = Callable[[str], Awaitable[RolloutWorker]]
 OnEvent = Callable[[str, str], None]  # (kind, message)
 PENDING_NOTICE_S = 5.0  # a worker that waits longer for its place is worth an event
-
-
-class Places(Protocol):
-    """Where workers can live. A place is held through all restarts of its worker."""
-
-    needs: str  # of one worker: "2 CPU, 1 GPU"
-
-    async def reserve(self, name: str) -> None:
-        """Wait, without a limit, until there is room for one worker more. Cancelling it gives up."""
-        ...
-
-    def release(self, name: str) -> None:
-        """Give a place back; no error when `name` holds none."""
-        ...
-
-
-class FleetExhausted(WorkerFailure):
-    """Every rollout worker has used up its restarts."""
 
 
 class RolloutFleet:
@@ -75,21 +58,36 @@ class RolloutFleet:
         self._fixed_weights = fixed_weights
         self._clock = clock
         self._places = places
-        self._members = [Member(f"rollout-{index}") for index in range(settings.workers)]
+        self._members = [self._member(index) for index in range(settings.workers)]
         self._next_index = settings.workers  # a name is never given twice in a run
         self._wanted = settings.workers
         self._restarts_of_drained = 0
         self._backlog: deque[Asked] = deque()
         self._published: PublishedWeights | None = None
+        self._epoch = 0  # grows when everything that was asked is abandoned
         self._sync_lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._watch = FleetWatch(self, lambda: list(self._members), settings, clock)
 
     # ------------------------------------------------------------------------------------------------ life cycle
 
     async def start(self) -> None:
-        """Bring up all workers. The first start is no place to heal: a failure stops the run, naming the worker."""
-        await asyncio.gather(*(self._bring_up(member) for member in self._members))
+        """Bring up all workers. One that dies on the way is healed in the background, while the others serve.
+
+        Raises UserError when an engine cannot be started as it is configured.
+        """
+        self._run(self._watch.run())
+        await asyncio.gather(*(self._bring_up_or_lose(member) for member in self._members))
+
+    def _member(self, index: int, **fields: Any) -> Member:
+        return Member(f"rollout-{index}", RestartBudget(self._settings.restart_window_s), **fields)
+
+    async def _bring_up_or_lose(self, member: Member) -> None:
+        try:
+            await self._bring_up(member)
+        except WorkerFailure as failure:
+            self.lost(member, failure)
 
     async def close(self) -> None:
         self._closed = True
@@ -120,7 +118,7 @@ class RolloutFleet:
 
     async def memory(self) -> dict[str, int]:
         """Peak bytes of each living worker that answers."""
-        living = [m.worker for m in self._members if m.worker is not None and m.health.state in (Health.HEALTHY, Health.STALE)]
+        living = [member.worker for member in self._members if member.worker is not None and member.health.holds_weights]
         answers = await asyncio.gather(*(worker.memory() for worker in living), return_exceptions=True)
         return {name: size for answer in answers if isinstance(answer, Mapping) for name, size in answer.items()}
 
@@ -131,10 +129,11 @@ class RolloutFleet:
     async def _bring_up(self, member: Member) -> None:
         member.worker = await self._spawn(member.name)
         member.health = member.health.after(Event.STARTED)
-        member.tokens_seen, member.progress_at = -1, self._clock()
+        member.vitals = Vitals.starting(self._clock())
+        member.lost = asyncio.Event()
+        member.verified.set()  # it has delivered nothing yet
         if self._fixed_weights:  # it loaded the policy itself: nothing to pull, nothing to prove
             member.health = member.health.after(Event.SYNCED, version=0)
-            member.verified.set()
 
     # ----------------------------------------------------------------------------------------------- weight sync
 
@@ -153,8 +152,7 @@ class RolloutFleet:
         try:
             return await self._pull(member, published)
         except WorkerFailure as failure:
-            if member.health.restarts == incarnation:
-                self._lost(member, failure)
+            self.lost(member, failure, incarnation)
             return None
 
     async def _pull(self, member: Member, published: PublishedWeights) -> tuple[WeightReceipt, float]:
@@ -163,15 +161,16 @@ class RolloutFleet:
         incarnation = member.health.restarts
         member.verified.clear()
         try:
-            receipt = await member.worker.pull_weights(published)
+            receipt = await member.unless_lost(member.worker.pull_weights(published))
             difference = verify_receipt(published, receipt, self._tolerance) if self._tolerance else 0.0
             if member.health.restarts != incarnation or member.health.is_gone:
                 # The answer of one incarnation must not make the next one trusted.
                 raise WorkerFailure(member.name, f"was lost while it pulled policy version {published.manifest.version}")
-            member.health = member.health.after(Event.SYNCED, version=receipt.version)
+            if published is self._published:  # else it was abandoned meanwhile: the worker stays STALE
+                member.health = member.health.after(Event.SYNCED, version=receipt.version)
         finally:
             member.verified.set()  # whoever waits for the proof looks at the state next
-        member.progress_at = self._clock()
+        member.vitals.progressed(self._clock())
         return receipt, difference
 
     # ------------------------------------------------------------------------------------------------ generation
@@ -182,7 +181,7 @@ class RolloutFleet:
         Raises FleetExhausted when no worker is left that could be restarted.
         """
         sink: asyncio.Queue[Trajectory | Exception] = asyncio.Queue()
-        self._backlog.extend(Asked(request, sampling, sink) for request in requests)
+        self._backlog.extend(Asked(request, sampling, sink, self._epoch) for request in requests)
         self._hand_out()
         for _ in requests:
             item = await sink.get()
@@ -201,10 +200,12 @@ class RolloutFleet:
         batches: dict[str, list[Asked]] = {member.name: [] for member in able}
         while self._backlog:
             member = min(able, key=lambda m: m.in_flight)
+            if member.in_flight == 0:
+                member.vitals.progressed(self._clock())
             member.in_flight += 1
             batches[member.name].append(self._backlog.popleft())
         for member in able:
-            for batch in _by_sampling(batches[member.name]):
+            for batch in by_sampling(batches[member.name]):
                 task = self._run(self._serve(member, batch))
                 member.serving.add(task)
                 task.add_done_callback(member.serving.discard)
@@ -220,80 +221,77 @@ class RolloutFleet:
                 outstanding.pop(trajectory.request_id).sink.put_nowait(trajectory)
                 member.in_flight -= 1
                 member.finished += 1
-            if outstanding:
+            if outstanding and batch[0].epoch != self._epoch:
+                member.in_flight -= len(outstanding)
+            elif outstanding:
                 raise WorkerFailure(member.name, f"its stream ended with {len(outstanding)} of {len(batch)} responses missing")
         except WorkerFailure as failure:
-            if member.health.restarts == incarnation:
-                self._lost(member, failure)
+            self.lost(member, failure, incarnation)
             self._take_back(outstanding.values())
         except asyncio.CancelledError:
             if member.health.state is Health.RETIRED:  # it was drained and its grace time is over
                 self._take_back(outstanding.values())
             raise
         except Exception as error:  # boundary: a bug or a bad request crosses to the caller through its queue
+            if member.health.restarts == incarnation and not member.health.is_gone:
+                member.in_flight -= len(outstanding)
             for pending in outstanding.values():
                 pending.sink.put_nowait(error)
 
     def _take_back(self, unfinished: Iterable[Asked]) -> None:
-        self._backlog.extendleft(reversed(list(unfinished)))
+        self._backlog.extendleft(asked for asked in reversed(list(unfinished)) if asked.epoch == self._epoch)
         self._hand_out()
 
     async def _watched(
         self, member: Member, requests: list[RolloutRequest], sampling: SamplingSettings
     ) -> AsyncIterator[Trajectory]:
-        """The worker's stream; raises WorkerTimeout when the engine makes no token for stall_timeout_s."""
+        """The worker's stream; raises WorkerFailure as soon as the worker is lost, whoever found that out."""
         assert member.worker is not None
         stream = aiter(member.worker.generate(requests, sampling))
-        while True:
-            arrival = asyncio.ensure_future(anext(stream))
-            try:
-                while not (await asyncio.wait({arrival}, timeout=self._settings.stall_timeout_s))[0]:
-                    await self._require_progress(member)
-                trajectory = arrival.result()
-            except StopAsyncIteration:
-                return
-            finally:
-                arrival.cancel()
-            member.progress_at = self._clock()
+        while (trajectory := await member.unless_lost(anext(stream, None))) is not None:
+            member.vitals.progressed(self._clock())
             yield trajectory
 
-    async def _require_progress(self, member: Member) -> None:
-        assert member.worker is not None
+    # --------------------------------------------------------------------------------------------------- healing
+
+    def suspected(self, member: Member) -> None:
+        """It keeps what it has and gets no more."""
         if member.health.state is Health.HEALTHY:
             member.health = member.health.after(Event.SUSPECTED)
-        tokens = int((await member.worker.ping())["tokens_generated"])
-        now = self._clock()
-        if tokens != member.tokens_seen:
-            member.tokens_seen, member.progress_at = tokens, now
-        elif now - member.progress_at >= self._settings.stall_timeout_s:
-            raise WorkerTimeout(
-                member.name, f"answers pings but made no token for {now - member.progress_at:.0f} s: engine wedged"
-            )
+
+    def recovered(self, member: Member) -> None:
         if member.health.state is Health.SUSPECT:
             member.health = member.health.after(Event.RECOVERED)
             self._hand_out()  # what was asked meanwhile may wait for this worker alone
 
-    # --------------------------------------------------------------------------------------------------- healing
+    def lost(self, member: Member, failure: WorkerFailure, incarnation: int | None = None) -> None:
+        """Book a death. The one task that starts the member brings it back, or takes the news if it is at it already.
 
-    def _lost(self, member: Member, failure: WorkerFailure) -> None:
-        """Book a death. The one task that starts the member brings it back, or takes the news if it is at it already."""
-        if member.health.is_gone:
+        `incarnation`: the restarts of the member that failed, when it may be a later one by now.
+        """
+        if member.health.is_gone or incarnation not in (None, member.health.restarts):
             return
         self._on_event("worker-lost", str(failure))
         member.health = member.health.after(Event.DIED)
         member.in_flight = 0
         member.last_failure = str(failure)
+        member.lost.set()
         if member.health.state is Health.DEAD and not member.is_starting:
             member.starting = self._run(self._revive(member))
 
+    def distrust(self, failure: WorkerFailure) -> None:
+        """Give up the worker that `failure` names, although it answers: a new process takes its place."""
+        for member in [member for member in self._members if member.name == failure.worker]:
+            self.lost(member, failure)
+
     async def _revive(self, member: Member) -> None:
         try:
-            while member.health.restarts < self._settings.max_restarts:
+            while member.budget.spent(self._clock()) < self._settings.max_restarts:
                 if await self._restart(member):
-                    version, restarts = member.health.version, member.health.restarts
-                    self._on_event("worker-revived", f"{member.name}: serves version {version} after restart {restarts}")
+                    self._on_event("worker-revived", f"{member.name}: {member.serves} after restart {member.health.restarts}")
                     return
-            await self._retire(member, f"{self._settings.max_restarts} restarts used up (last: {member.last_failure})")
+            used_up = f"{self._settings.max_restarts} restarts in {self._settings.restart_window_s:.0f} s used up"
+            await self._retire(member, f"{used_up} (last: {member.last_failure})")
         finally:
             self._hand_out()
 
@@ -301,7 +299,8 @@ class RolloutFleet:
         """One try: whether the member serves the published version in the end."""
         if member.worker is not None:
             await member.worker.close()
-        await asyncio.sleep(restart_delay_s(member.health.restarts))
+        await asyncio.sleep(restart_delay_s(member.budget.spent(self._clock())))
+        member.budget.spend(self._clock())
         member.health = member.health.after(Event.RESTART)
         return await self._start(member)
 
@@ -314,8 +313,25 @@ class RolloutFleet:
                     await self._pull(member, self._published)
         except Exception as error:  # boundary: whatever keeps a worker from starting is a failed restart, not a failed run
             failure = error if isinstance(error, WorkerFailure) else WorkerFailure(member.name, f"did not start: {error}")
-            self._lost(member, failure)
+            self.lost(member, failure)
         return not member.health.is_gone
+
+    async def abandon(self) -> None:
+        """Forget every request and the published version: the run goes back to a checkpoint.
+
+        Living workers are STALE until the next `sync`. One that does not give up its requests is lost, and healed.
+        """
+        self._epoch += 1
+        self._published = None
+        self._backlog.clear()
+        await asyncio.gather(*(self._outdate(member) for member in self._members if member.health.holds_weights))
+
+    async def _outdate(self, member: Member) -> None:
+        incarnation = member.health.restarts
+        try:
+            await member.outdate()
+        except WorkerFailure as failure:
+            self.lost(member, failure, incarnation)
 
     async def _retire(self, member: Member, why: str) -> None:
         self._on_event("worker-retired", f"{member.name}: {why}")
@@ -335,9 +351,9 @@ class RolloutFleet:
 
         Raises UserError for a number outside rollout.min_workers and rollout.max_workers.
         """
-        self._require_within_bounds(wanted)
+        require_within_bounds(wanted, self._settings)
         active = [m for m in self._members if m.health.state not in (Health.DRAINING, Health.RETIRED)]
-        leaving = _least_needed(active)[: max(0, len(active) - wanted)]
+        leaving = least_needed(active)[: max(0, len(active) - wanted)]
         joining = [self._add() for _ in range(wanted - len(active))]
         for member in leaving:
             self._take_out(member)
@@ -345,15 +361,17 @@ class RolloutFleet:
         changes = [f"adds {member.name}" for member in joining] + [f"drains {member.name}" for member in leaving]
         return f"{len(active)} -> {wanted} rollout workers: {', '.join(changes) or 'nothing to do'}"
 
-    def _require_within_bounds(self, wanted: int) -> None:
-        low, high = self._settings.min_workers, self._settings.max_workers
-        if wanted < low:
-            raise UserError(f"rollout_workers {wanted} is less than rollout.min_workers {low}: ask for at least {low}")
-        if high is not None and wanted > high:
-            raise UserError(f"rollout_workers {wanted} is more than rollout.max_workers {high}: ask for at most {high}")
+    def replenish(self) -> None:
+        """When the restarts of all are used up: new workers in their places, with restarts of their own."""
+        if any(member.health.state is not Health.RETIRED for member in self._members):
+            return
+        self._restarts_of_drained += sum(member.health.restarts for member in self._members)
+        self._members.clear()
+        for _ in range(self._wanted):
+            self._add()
 
     def _add(self) -> Member:
-        member = Member(f"rollout-{self._next_index}", health=WorkerHealth(Health.PENDING), pending_since=time.time())
+        member = self._member(self._next_index, health=WorkerHealth(Health.PENDING), pending_since=time.time())
         self._next_index += 1
         self._members.append(member)
         member.starting = self._run(self._join(member))
@@ -369,7 +387,7 @@ class RolloutFleet:
         if not await self._start(member):
             await self._revive(member)
             return
-        self._on_event("worker-added", f"{member.name}: serves version {member.health.version}")
+        self._on_event("worker-added", f"{member.name}: {member.serves}")
         self._hand_out()
 
     async def _reserve(self, member: Member) -> None:
@@ -416,9 +434,8 @@ class RolloutFleet:
     def _fail_backlog_if_nobody_is_left(self) -> None:
         if any(member.health.state not in (Health.DRAINING, Health.RETIRED) for member in self._members):
             return
-        error = FleetExhausted(
-            "rollout fleet", f"no worker is left after {self.restarts} restarts; see events.jsonl for each worker's failures"
-        )
+        causes = "; ".join(member.last_failure for member in self._members if member.last_failure)
+        error = FleetExhausted("rollout fleet", f"no worker is left after {self.restarts} restarts ({causes})")
         while self._backlog:
             self._backlog.popleft().sink.put_nowait(error)
 
@@ -427,17 +444,3 @@ class RolloutFleet:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _least_needed(members: Sequence[Member]) -> list[Member]:
-    """In the order in which they are given up: those without a place, those that do not serve, the others; the newest first."""
-    not_serving = {Health.PENDING: 0, Health.RESTARTING: 1, Health.STALE: 1, Health.DEAD: 1}
-    newest_first = members[::-1]
-    return sorted(newest_first, key=lambda member: not_serving.get(member.health.state, 2))
-
-
-def _by_sampling(batch: Iterable[Asked]) -> list[list[Asked]]:
-    groups: dict[SamplingSettings, list[Asked]] = {}
-    for pending in batch:
-        groups.setdefault(pending.sampling, []).append(pending)
-    return list(groups.values())

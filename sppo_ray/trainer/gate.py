@@ -16,6 +16,7 @@ class Gate:
         self.is_paused = False  # asked for; the loop gets there with the end of the step under way
         self.is_stopping = False
         self._changed = asyncio.Event()
+        self._stop = asyncio.Event()
         self._checkpoints: list[asyncio.Future[Path]] = []
 
     def pause(self) -> None:
@@ -28,6 +29,7 @@ class Gate:
 
     def stop(self) -> None:
         self.is_stopping = True
+        self._stop.set()
         self._changed.set()
 
     def ask_for_checkpoint(self) -> asyncio.Future[Path]:
@@ -51,6 +53,10 @@ class Gate:
             if not asked.done():
                 asked.set_result(path)
         self._checkpoints.clear()
+
+    async def stop_asked(self) -> None:
+        """Wait until the run is to stop; at once from then on."""
+        await self._stop.wait()
 
     async def changed(self) -> None:
         """Wait until something was asked since the last call."""

@@ -1,7 +1,8 @@
 """What the loop needs of its workers, as Protocols: the trainer knows no Ray, the actors know no loop.
 
 Every method is a coroutine (or an async iterator) with a deadline of its own inside the adapter; a failure raises
-`WorkerDied` or `WorkerTimeout` naming the worker.
+`WorkerDied` or `WorkerTimeout` naming the worker. `watch` has no end: it raises them when a process of the role is lost,
+also while nobody waits for it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from sppo_ray.config import RecoverySettings
 from sppo_ray.types import (
     CriticBatch,
     Minibatch,
@@ -38,6 +40,10 @@ class WorkerDied(WorkerFailure):
 
 class WorkerTimeout(WorkerFailure):
     """It did not answer before the deadline."""
+
+
+class FleetExhausted(WorkerFailure):
+    """Every rollout worker has used up its restarts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,10 @@ class RolloutWorker(Protocol):
 
     async def ping(self) -> Mapping[str, Any]: ...
 
+    async def abort(self) -> None:
+        """Drop every unfinished request: their streams end without them."""
+        ...
+
     async def memory(self) -> Mapping[str, int]:
         """Peak bytes of each of its processes since they started, {"rollout-0": bytes}; on a GPU the device's, else resident."""
         ...
@@ -109,6 +119,8 @@ class Learner(Protocol):
         ...
 
     async def memory(self) -> Mapping[str, int]: ...
+
+    async def watch(self, settings: RecoverySettings) -> NoReturn: ...
 
     async def publish(self, version: int) -> PublishedWeights: ...
 
@@ -145,6 +157,8 @@ class Critic(Protocol):
 
     async def memory(self) -> Mapping[str, int]: ...
 
+    async def watch(self, settings: RecoverySettings) -> NoReturn: ...
+
     def restore_version(self, version: int) -> None:
         """Count critic versions from `version` on, after `load`."""
         ...
@@ -167,6 +181,8 @@ class Reference(Protocol):
 
     async def memory(self) -> Mapping[str, int]: ...
 
+    async def watch(self, settings: RecoverySettings) -> NoReturn: ...
+
     async def close(self) -> None: ...
 
 
@@ -174,5 +190,7 @@ class Scorer(Protocol):
     async def score(self, request: ScoreRequest) -> Verdict: ...
 
     async def memory(self) -> Mapping[str, int]: ...
+
+    async def watch(self, settings: RecoverySettings) -> NoReturn: ...
 
     async def close(self) -> None: ...

@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sppo_ray.errors import UserError
+
+TEMPORARY = ".tmp"  # ending of a file that is being written
+
 
 class JsonLines:
     """One writer's handle on a file of JSON objects."""
@@ -27,6 +31,10 @@ class JsonLines:
         """Write one line. Raises ValueError on NaN or infinity (use `finite_json`) and OSError on a full disk."""
         self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
+
+    def flush_durably(self) -> None:
+        """Return when every line is on the disk: `append` alone survives the end of the process, not of the machine."""
+        os.fsync(self._file.fileno())
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> int:
         """Rewrite the file with the wanted rows only, atomically. Returns the number of rows dropped."""
@@ -45,18 +53,18 @@ class JsonLines:
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a file that may still be written: a torn last line is left out, a missing file has no rows.
 
-    Raises ValueError naming file and line when an inner line is not JSON.
+    Raises UserError naming file and line when an inner line is not JSON.
     """
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not a JSON line ({error.msg}): remove or repair it") from None
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: not a JSON line ({error}): remove or repair it") from None
 
 
 def finite_json(node: Any) -> Any:
@@ -74,7 +82,7 @@ def write_atomically(path: Path, content: str | bytes, *, durably: bool = True) 
     Without `durably` a power failure may cost the content; for what is written again in a moment, and often.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sppo_ray.config import RunConfig
+from sppo_ray.config import LoopSettings, RunConfig
 from sppo_ray.data.batching import pack
 from sppo_ray.data.curriculum import choose
 from sppo_ray.seeding import derive_seed
@@ -31,12 +31,16 @@ from sppo_ray.trainer.autoscale import Autoscaler
 from sppo_ray.trainer.checkpoint import TrainerState, checkpoint_path, write_checkpoint
 from sppo_ray.trainer.estimation import AdvantageEstimator, StepTally
 from sppo_ray.trainer.evaluator import Evaluator
+from sppo_ray.trainer.first_batch import FirstBatchGate
 from sppo_ray.trainer.fleet import RolloutFleet
 from sppo_ray.trainer.gate import Gate
+from sppo_ray.trainer.guardrails import Alarm, GuardrailStop
 from sppo_ray.trainer.interfaces import Critic, Learner, Reference, Scorer
 from sppo_ray.trainer.pipeline import Cohort, SamplePipeline
 from sppo_ray.trainer.recorder import Recorder
-from sppo_ray.types import CriticBatch, Minibatch, Prompt, TokenCriticBatch, TrainingSample
+from sppo_ray.trainer.updates import update_critic, update_metrics
+from sppo_ray.trainer.weight_sync import WeightMismatch
+from sppo_ray.types import Minibatch, Prompt, TrainingSample
 
 
 class PromptSource(Protocol):
@@ -71,7 +75,9 @@ class Trainer:
         state: TrainerState,
         checkpoints: Path,
         settings: Mapping[str, Any],
+        gate: Gate | None = None,
     ) -> None:
+        """`gate`: of a run that had trainers before this one; a new one by default."""
         self._config = config
         self._workers = workers
         self._prompts = prompts
@@ -79,11 +85,13 @@ class Trainer:
         self._checkpoints = checkpoints
         self._settings = settings
         self._estimator = AdvantageEstimator(config, workers.critic, recorder, self._redraw)
+        self._first_batch = FirstBatchGate(config, workers.learner)
         self._cohorts: deque[Cohort] = deque()
-        self.gate = Gate()
+        self.gate = gate or Gate()
         self._autoscaler = Autoscaler(config.rollout) if config.rollout.autoscale is not None else None
+        self._held_by: Alarm | None = None  # why the run is paused, when no person asked for it
         self._saved_step = state.step if state.step else -1
-        self._earlier_restarts = state.restarts
+        self._earlier_restarts = state.restarts - workers.fleet.restarts
         self.state = state
 
     def stop(self) -> None:
@@ -96,8 +104,7 @@ class Trainer:
 
     @property
     def _is_over(self) -> bool:
-        loop = self._config.loop
-        return self.state.step >= loop.steps or (loop.budget_s is not None and self.state.seconds >= loop.budget_s)
+        return is_over(self._config.loop, self.state)
 
     async def run(self) -> TrainerState:
         await self._sync_weights()
@@ -118,23 +125,44 @@ class Trainer:
             return
         with self._recorder.pause(self.state):
             while self.gate.is_closed:
-                await self.gate.changed()
+                await self._word_from_outside()
                 if self.gate.wants_checkpoint:
                     await self._save()
+        self._held_by = None
+
+    async def _word_from_outside(self) -> None:
+        """Wait until something is asked of the run. Raises GuardrailStop when nobody looks after a run that a guardrail holds."""
+        patience = self._config.guardrails.max_pause_s if self._held_by else None
+        try:
+            async with asyncio.timeout(patience):
+                await self.gate.changed()
+        except TimeoutError:
+            assert self._held_by is not None  # without an alarm there is no timeout
+            raise GuardrailStop(f"{self._held_by.message} Nobody ended the pause within {patience:g} s.") from None
+
+    def _heed(self, alarms: Sequence[Alarm]) -> None:
+        """Do to the run what the alarms of its newest step ask for."""
+        for alarm in alarms:
+            if alarm.action == "stop":
+                raise GuardrailStop(f"{alarm.message} The run stopped after step {self.state.step}, without a checkpoint of it.")
+            if alarm.action == "pause":
+                self._held_by = alarm
+                self.gate.pause()
+                self._recorder.live(paused=True)
 
     async def _step(self) -> None:
         started = time.perf_counter()
         await self._dispatch_ahead()
         cohort = self._cohorts.popleft()
         tally = StepTally()
-        samples, metrics, critic_updates = await self._train_on(cohort, tally)
+        minibatches, metrics, critic_updates = await self._train_on(cohort, tally)
         before = self.state
         self.state = dataclasses.replace(
             before,
             step=before.step + 1,
             policy_version=before.policy_version + 1,
             critic_version=before.critic_version + critic_updates,
-            samples=before.samples + len(samples),
+            samples=before.samples + sum(len(minibatch) for minibatch in minibatches),
             reward_errors=before.reward_errors + tally.reward_errors,
             response_tokens=before.response_tokens + tally.response_tokens,
             restarts=self._earlier_restarts + self._workers.fleet.restarts,
@@ -143,11 +171,12 @@ class Trainer:
         self.state = dataclasses.replace(self.state, seconds=before.seconds + time.perf_counter() - started)
         figures = self._recorder.step(
             self.state,
-            samples,
+            minibatches,
             metrics | tally.metrics(),
             learner_version=before.policy_version,
             fleet=self._workers.fleet.view(),
         )
+        self._heed(self._recorder.raised)
         self._autoscale(self.state.seconds - before.seconds, figures.get("seconds/generate-wait", 0.0))
         if self._evaluation_is_due(before):
             await self._evaluate()
@@ -199,27 +228,38 @@ class Trainer:
         prompts = self._prompts.cohort(step * self._config.prompt_rounds + draw)[:count]
         return self._workers.pipeline.dispatch(step, prompts, self._config.data.samples_per_prompt, draw=draw)
 
-    async def _train_on(self, cohort: Cohort, tally: StepTally) -> tuple[list[TrainingSample], dict[str, float], int]:
-        """Returns the step's samples, its metrics and the number of critic updates."""
-        samples: list[TrainingSample] = []
+    async def _train_on(self, cohort: Cohort, tally: StepTally) -> tuple[list[list[TrainingSample]], dict[str, float], int]:
+        """Returns the step's minibatches, its metrics and the number of critic updates."""
+        minibatches: list[list[TrainingSample]] = []
+        metrics: dict[str, float] = {}
         policy_metrics: list[Mapping[str, float]] = []
         critic_updates: list[asyncio.Future[Mapping[str, float]]] = []
-        async for minibatch, packed in self._packed(cohort, tally):
-            samples.extend(minibatch)
-            if self._workers.critic is not None:
-                critic_updates.append(asyncio.ensure_future(self._update_critic(self._workers.critic, minibatch)))
-            if packed is not None:
-                with self._recorder.stage("update"):
-                    policy_metrics.append(await self._workers.learner.update(packed))
-        with self._recorder.stage("critic-wait"):
-            critic_metrics = await asyncio.gather(*critic_updates)
-        metrics = _averages("policy", policy_metrics) | _averages("critic", critic_metrics) | _first("mismatch", policy_metrics)
-        return samples, metrics, len(critic_metrics)
+        try:
+            async for minibatch, packed in self._packed(cohort, tally):
+                if not minibatches:
+                    metrics |= await self._check_first(minibatch, packed)
+                minibatches.append(minibatch)
+                if self._workers.critic is not None:
+                    critic_updates.append(asyncio.ensure_future(update_critic(self._config, self._workers.critic, minibatch)))
+                if packed is not None:
+                    with self._recorder.stage("update"):
+                        policy_metrics.append(await self._workers.learner.update(packed))
+            with self._recorder.stage("critic-wait"):
+                critic_metrics = await asyncio.gather(*critic_updates)
+        finally:
+            for update in critic_updates:  # of a step that fails; nobody else waits for them
+                update.cancel()
+            await asyncio.gather(*critic_updates, return_exceptions=True)
+        return minibatches, metrics | update_metrics(policy_metrics, critic_metrics), len(critic_metrics)
 
-    async def _update_critic(self, critic: Critic, minibatch: Sequence[TrainingSample]) -> Mapping[str, float]:
-        if self._config.spec.critic == "token":
-            return await critic.token_update(_token_critic_batch(minibatch))
-        return await critic.update(_critic_batch(minibatch))
+    async def _check_first(self, minibatch: Sequence[TrainingSample], packed: Minibatch | None) -> Mapping[str, float]:
+        """Figures of the engines' log-probs against the learner's. Raises WeightMismatch, with the engine given up."""
+        try:
+            with self._recorder.stage("first-batch"):
+                return await self._first_batch.check(minibatch, packed, version=self.state.policy_version)
+        except WeightMismatch as failure:
+            self._workers.fleet.distrust(failure)
+            raise
 
     async def _packed(self, cohort: Cohort, tally: StepTally) -> AsyncIterator[tuple[list[TrainingSample], Minibatch | None]]:
         """Minibatches ready for the learner, with every policy's log-probs that the loss asks for; None while the critic
@@ -256,6 +296,7 @@ class Trainer:
             started = time.perf_counter()
             published = await self._workers.learner.publish(self.state.policy_version)
             proof = await self._workers.fleet.sync(published)
+        self._recorder.weights(published, proof)
         return {
             "sync/seconds": time.perf_counter() - started,
             "sync/mebibytes": published.manifest.num_bytes / 2**20,
@@ -282,7 +323,7 @@ class Trainer:
         self.gate.checkpoint_written(checkpoint_path(self._checkpoints, self.state.step))
 
     async def _checkpoint(self) -> None:
-        writers = {"learner": self._workers.learner.save}
+        writers = {"learner": self._workers.learner.save, "records": self._recorder.save}
         if self._workers.critic is not None:
             writers["critic"] = self._workers.critic.save
         with self._recorder.stage("checkpoint"):
@@ -293,35 +334,10 @@ class Trainer:
         self._recorder.checkpoint(path)
 
 
-def _critic_batch(samples: Sequence[TrainingSample]) -> CriticBatch:
-    return CriticBatch(tuple(s.scored.prompt.critic_token_ids for s in samples), tuple(s.shaped_reward for s in samples))
-
-
-def _token_critic_batch(samples: Sequence[TrainingSample]) -> TokenCriticBatch:
-    return TokenCriticBatch(
-        tuple(s.scored.prompt.token_ids for s in samples),
-        tuple(s.scored.trajectory.response_ids for s in samples),
-        tuple(s.returns for s in samples),
-    )
+def is_over(loop: LoopSettings, state: TrainerState) -> bool:
+    """Whether the settings ask for no more than what `state` has behind it."""
+    return state.step >= loop.steps or (loop.budget_s is not None and state.seconds >= loop.budget_s)
 
 
 def _is_due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _averages(group: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """A step's metrics from its minibatches': the mean, but the largest of maxima, the sum of counts, the last of totals."""
-    return {f"{group}/{name}": _over_step(name, [row[name] for row in rows]) for name in (rows[0] if rows else {})}
-
-
-def _over_step(name: str, values: Sequence[float]) -> float:
-    if name.endswith("_max"):
-        return max(values)
-    if name.endswith("_total"):
-        return values[-1]
-    return sum(values) if name in ("skipped", "seconds") else sum(values) / len(values)
-
-
-def _first(group: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The first minibatch's engine/learner log-prob difference: only there are both at the same weights (when s = 0)."""
-    return {f"{group}/{name}": rows[0][name] for name in rows[0] if name.startswith("logprob_difference")} if rows else {}

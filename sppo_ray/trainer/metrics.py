@@ -5,6 +5,9 @@ number of steps done (0 = before training), "time" seconds since 1970. The group
 
     reward/ accuracy/ response/ value/ advantage/ staleness/ rollout/   what the step's samples were (`summarise_samples`)
     policy/ critic/                                                    what the updates reported
+    mismatch/                                                          engine against learner, nats: first_batch_* before the
+                                                                       step's first update (`first_batch.py`),
+                                                                       logprob_difference_* in it
     seconds/ busy/                                                     where the time went (`StageClock`); seconds/total is
                                                                        training time over all incarnations, the time axis
                                                                        of the learning curve
@@ -20,18 +23,29 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sppo_ray.errors import UserError
+from sppo_ray.redaction import redact, redact_tree
 from sppo_ray.trainer.calibration import calibration
 from sppo_ray.trainer.evaluation import SOLVED
 from sppo_ray.trainer.jsonlines import JsonLines, read_json_lines
-from sppo_ray.types import ScoredTrajectory, TrainingSample
+from sppo_ray.types import TrainingSample
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 TENSORBOARD = "tensorboard"
+_CLOCK_GROUPS = ("time", "seconds", "busy")
+_CLOCK_NAMES = ("seconds", "seconds_mean", "seconds_max")
+
+
+def depends_on_the_clock(name: str) -> bool:
+    """Whether a metric says how long something took (or when it was): all others of a synchronous run on a CPU follow from
+    its settings and its seed, bit for bit, however often it was interrupted."""
+    return name.partition("/")[0] in _CLOCK_GROUPS or name.rpartition("/")[2] in _CLOCK_NAMES
+
 
 
 class MetricsWriter:
@@ -63,10 +77,15 @@ class MetricsWriter:
             self._board.forget_from(step + 1)
         return dropped
 
+    def flush_durably(self) -> None:
+        """Return when every line is on the disk."""
+        self._lines.flush_durably()
+
     def close(self) -> None:
-        self._lines.close()
-        if self._board:
-            self._board.close()
+        with ExitStack() as both:  # also when one of them fails, on a full disk
+            if self._board:
+                both.callback(self._board.close)
+            both.callback(self._lines.close)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -82,8 +101,12 @@ class EventLog:
         self._lines = JsonLines(run_dir / EVENTS)
 
     def write(self, kind: str, message: str, **fields: Any) -> None:
-        """Append {"time", "kind", "message", **fields}; `fields` are plain JSON values."""
-        self._lines.append({"time": time.time(), "kind": kind, "message": message} | fields)
+        """Append {"time", "kind", "message", **fields}, without secrets; `fields` are plain JSON values."""
+        self._lines.append({"time": time.time(), "kind": kind, "message": redact(message)} | redact_tree(fields))
+
+    def flush_durably(self) -> None:
+        """Return when every line is on the disk."""
+        self._lines.flush_durably()
 
     def close(self) -> None:
         self._lines.close()
@@ -112,7 +135,7 @@ def summarise_samples(samples: Sequence[TrainingSample], learner_version: int) -
         | _spread("reward/seconds_", [item.reward_seconds for item in scored])
         | _accuracy(samples)
         | _responses(samples)
-        | _values(scored)
+        | _values(samples)
         | _advantages([_mean(sample.token_advantages) for sample in samples])
         | _staleness([learner_version - item.trajectory.policy_version for item in scored])
     )
@@ -137,13 +160,14 @@ def _responses(samples: Sequence[TrainingSample]) -> dict[str, float]:
     )
 
 
-def _values(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
-    """The critic against the outcomes; nothing without a critic."""
-    pairs = [(item.value.value, item.reward) for item in scored if item.value is not None]
+def _values(samples: Sequence[TrainingSample]) -> dict[str, float]:
+    """The critic against the outcomes that it learns, overlong shaping included; nothing without a critic."""
+    pairs = [(s.scored.value.value, s.shaped_reward) for s in samples if s.scored.value is not None]
     if not pairs:
         return {}
     values, rewards = zip(*pairs, strict=True)
-    return {"value/mean": _mean(values)} | {f"value/{name}": figure for name, figure in calibration(values, rewards).items()}
+    spread = {"value/mean": _mean(values), "value/std": statistics.pstdev(values)}
+    return spread | {f"value/{name}": figure for name, figure in calibration(values, rewards).items()}
 
 
 def _advantages(advantages: Sequence[float]) -> dict[str, float]:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from sppo_ray.errors import UserError
 from sppo_ray.seeding import derive_seed
@@ -32,6 +32,7 @@ from sppo_ray.types import (
     Verdict,
 )
 
+T = TypeVar("T")
 Decode = Callable[[Sequence[int]], str]
 UNIT_RANGE = (0.0, 1.0)
 
@@ -124,7 +125,7 @@ class SamplePipeline:
         self._seed = seed
         self._reward_range = reward_range
         self._greedy_baseline = greedy_baseline
-        self._tasks: set[asyncio.Future[None]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     def dispatch(self, step: int, prompts: Sequence[Prompt], samples_per_prompt: int = 1, *, draw: int = 0) -> Cohort:
         """Send a step's prompts on their way and return at once. `draw` tells apart several cohorts of one step."""
@@ -134,14 +135,18 @@ class SamplePipeline:
         return cohort
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # one that is cancelled may have started another in its last turn
+            under_way = list(self._tasks)
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+            self._tasks.difference_update(under_way)
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start(self, work: Awaitable[T]) -> asyncio.Future[T]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _produce(self, cohort: Cohort, samples_per_prompt: int, purpose: str) -> None:
         values = self._values_of(cohort.prompts)
@@ -155,14 +160,14 @@ class SamplePipeline:
                 cohort.generated_tokens += len(trajectory.response_ids)
                 baseline = baselines[index] if baselines else None
                 scored = self._finish(cohort.prompts[index], trajectory, values, baseline, index)
-                cohort.arrive(position, asyncio.ensure_future(scored))
+                cohort.arrive(position, self._start(scored))
         except Exception as error:  # boundary: whatever stops generation reaches the loop through the cohort
             cohort.fail(error)
             values.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody may be left to see it
 
     def _values_of(self, prompts: Sequence[Prompt]) -> asyncio.Future[list[PromptValue | None]]:
         if self._critic is not None:
-            return asyncio.ensure_future(self._critic.values([prompt.critic_token_ids for prompt in prompts]))
+            return self._start(self._critic.values([prompt.critic_token_ids for prompt in prompts]))
         without: asyncio.Future[list[PromptValue | None]] = asyncio.get_running_loop().create_future()
         without.set_result([None] * len(prompts))
         return without
@@ -185,7 +190,7 @@ class SamplePipeline:
             async for trajectory in self._fleet.generate(requests, replace(self._sampling, temperature=0.0)):
                 index = index_of[trajectory.request_id]
                 cohort.generated_tokens += len(trajectory.response_ids)
-                scored = asyncio.ensure_future(self._finish(cohort.prompts[index], trajectory, no_value, None, index))
+                scored = self._start(self._finish(cohort.prompts[index], trajectory, no_value, None, index))
                 scored.add_done_callback(functools.partial(_hand_on, baselines[index]))
         except Exception as error:  # boundary: the samples that wait for their baseline raise it where the loop takes them
             _fail(baselines, error)

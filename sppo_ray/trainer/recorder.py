@@ -3,17 +3,19 @@
 step        metrics.jsonl + TensorBoard, trajectories/step-*.parquet, status.json, the progress display
 evaluation  evaluations/step-*.json, the metrics of its step; both with the critic's calibration on held-out prompts and on
             the training samples since the evaluation before (values as they were at dispatch)
+sync        weights.jsonl: digest and probe of each published version, and each engine's proof
 event       events.jsonl
 beat        status.json again, with the time: a sign of life (`heartbeat.py`)
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,19 @@ from sppo_ray.data.trajectory_log import to_table, write_step
 from sppo_ray.trainer.calibration import calibrate
 from sppo_ray.trainer.checkpoint import TrainerState
 from sppo_ray.trainer.evaluation import EvalReport
-from sppo_ray.trainer.fleet_members import WorkerView
-from sppo_ray.trainer.metrics import EventLog, MetricsWriter, summarise_samples
+from sppo_ray.trainer.fleet_members import FleetSync, WorkerView
+from sppo_ray.trainer.guardrails import Alarm, Guardrails
+from sppo_ray.trainer.heartbeat import News
+from sppo_ray.trainer.interfaces import PublishedWeights
+from sppo_ray.trainer.metrics import EventLog, MetricsWriter, read_metrics, summarise_samples
 from sppo_ray.trainer.pipeline import UnscoredTrajectory
 from sppo_ray.trainer.progress import Progress, StepTimer, StepView
 from sppo_ray.trainer.rundir import RunDir
 from sppo_ray.trainer.timing import StageClock
+from sppo_ray.trainer.weight_log import WeightLog
 from sppo_ray.types import TrainingSample
+
+_SUMS = "sums.json"
 
 
 class Recorder:
@@ -41,12 +49,29 @@ class Recorder:
         self._progress = progress
         self._metrics = MetricsWriter(run_dir.path, tensorboard=config.logging.tensorboard)
         self._events = EventLog(run_dir.path)
+        self._weights = WeightLog(run_dir.path)
+        self._guardrails = Guardrails(config.guardrails, synchronous=config.loop.max_staleness == 0)
+        self.raised: tuple[Alarm, ...] = ()  # by the newest step
         self._clock = StageClock()
         self._reward_errors: Counter[str] = Counter()
-        self._trained_on: list[tuple[float, float]] = []  # (value, reward) of the samples since the last evaluation
+        self._trained_on: list[tuple[float, float]] = []  # (value, shaped reward) of the samples since the last evaluation
         self._status: dict[str, Any] = {"name": config.name, "algorithm": config.algorithm.type, "steps": config.loop.steps}
         self._status_lock = threading.Lock()  # the heartbeat writes from a thread of its own
+        self.news = News()  # of a stage that began or ended
         self._timer = StepTimer()
+
+    async def save(self, directory: Path) -> None:
+        """What the next figures add up over several steps, as part of a checkpoint; the lines so far are on the disk then."""
+        self._metrics.flush_durably()
+        self._events.flush_durably()
+        self._weights.flush_durably()
+        (directory / _SUMS).write_text(json.dumps({"trained_on": self._trained_on}))
+
+    def restore(self, directory: Path | None) -> None:
+        """The inverse of `save`; None = the run begins, maybe anew."""
+        self._reward_errors.clear()
+        sums = {"trained_on": []} if directory is None else json.loads((directory / _SUMS).read_text())
+        self._trained_on = [(value, reward) for value, reward in sums["trained_on"]]
 
     def begin(self, state: TrainerState) -> None:
         """The run trains from here on; what an earlier incarnation wrote after `state` is forgotten."""
@@ -54,17 +79,23 @@ class Recorder:
         dropped = self._metrics.truncate_after(-1 if is_new else state.step)
         for folder in (self._run_dir.trajectories, self._run_dir.evaluations):
             _drop_later_steps(folder, -1 if is_new else state.step)
+        self._weights.truncate_after(-1 if is_new else state.policy_version)
         if dropped:
             self.event("resumed", f"continues after step {state.step}; {dropped} later lines of metrics.jsonl are taken again")
         self._progress.start(self._config.loop.steps, state.step)
         self._timer.start(self._config.loop.steps, state.step)
         self._clock.next_step()
-        self.phase("training", state)
+        self._guardrails.remember(read_metrics(self._run_dir.path))
+        self.phase("training", state, alerts=self._alerts())
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        with self._clock.stage(name):
-            yield
+        try:
+            with self._clock.stage(name):
+                self.news.tell()
+                yield
+        finally:
+            self.news.tell()
 
     @contextmanager
     def pause(self, state: TrainerState) -> Iterator[None]:
@@ -78,26 +109,32 @@ class Recorder:
         self.event("pause-over", f"after step {state.step}", show=True)
         self.phase("training", state)
 
+    def weights(self, published: PublishedWeights, proof: FleetSync) -> None:
+        """A version that was published, and what the engines proved of it."""
+        self._weights.write(published, proof.receipts, loop_steps=self._config.loop.steps)
+
     def step(
         self,
         state: TrainerState,
-        samples: Sequence[TrainingSample],
+        minibatches: Sequence[Sequence[TrainingSample]],
         metrics: Mapping[str, float],
         *,
         learner_version: int,
         fleet: Sequence[WorkerView],
     ) -> Mapping[str, float]:
         """One finished step, and its figures as written. `learner_version` is the version that its samples were trained on."""
+        samples = [sample for minibatch in minibatches for sample in minibatch]
         figures = dict(summarise_samples(samples, learner_version)) if samples else {}
-        scored = [sample.scored for sample in samples]
-        self._trained_on += [(item.value.value, item.reward) for item in scored if item.value is not None]
+        self._trained_on += [(s.scored.value.value, s.shaped_reward) for s in samples if s.scored.value is not None]
         figures |= metrics
         figures |= {"reward/errors": sum(self._reward_errors.values()), "policy/version": state.policy_version}
         if self._config.logging.trajectories and samples:
             with self.stage("log"):
-                write_step(self._run_dir.path, to_table(state.step, samples, learner_version))
+                sizes = [len(minibatch) for minibatch in minibatches]
+                write_step(self._run_dir.path, to_table(state.step, samples, learner_version, sizes))
         figures |= self._clock.next_step()
         figures |= _totals(state)
+        self._look_at(state.step, figures)
         self._metrics.write(state.step, figures)
         budget = self._config.loop.budget_s
         budget_left = None if budget is None else budget - state.seconds
@@ -114,8 +151,23 @@ class Recorder:
         self._reward_errors.clear()
         shown = {name: figures[name] for name in ("reward/mean", "response/length_mean", "seconds/step") if name in figures}
         rows = [asdict(worker) for worker in fleet]
-        self.phase("training", state, latest=shown, fleet=rows, eta_s=self._timer.seconds_left)
+        alerts = self._alerts()
+        self.phase("training", state, latest=shown, fleet=rows, eta_s=self._timer.seconds_left, alerts=alerts)
         return figures
+
+    def _look_at(self, step: int, figures: dict[str, float]) -> None:
+        """Let the guardrails see the figures of `step`, and add theirs."""
+        before = {alarm.detector for alarm in self._guardrails.alarms}
+        self.raised = self._guardrails.check(step, figures)
+        figures |= self._guardrails.metrics()
+        for detector in before - {alarm.detector for alarm in self._guardrails.alarms}:
+            self.event("guardrail-over", f"{detector} is as usual again since step {step}", show=True)
+        for alarm in self.raised:
+            self._events.write("guardrail", alarm.message, detector=alarm.detector, since=alarm.since, action=alarm.action)
+            self._progress.message(f"guardrail ({alarm.action}): {alarm.message}")
+
+    def _alerts(self) -> list[dict[str, Any]]:
+        return [alarm.to_dict() for alarm in self._guardrails.alarms]
 
     def reward_errors(self, unscored: Sequence[UnscoredTrajectory]) -> None:
         self._reward_errors.update(outcome.reason for outcome in unscored)
@@ -172,13 +224,13 @@ class Recorder:
     def beat(self) -> None:
         """Rewrite status.json as a sign of life, from any thread. Raises OSError."""
         with self._status_lock:
-            self._status["heartbeat"] = time.time()
+            self._status |= {"heartbeat": time.time(), "stage": self._clock.current}
             self._run_dir.write_json("status.json", self._status, durably=False)
 
     def close(self) -> None:
-        self._progress.close()
-        self._metrics.close()
-        self._events.close()
+        with ExitStack() as all_of_them:  # also when one of them fails, on a full disk
+            for part in (self._events, self._metrics, self._weights, self._progress):
+                all_of_them.callback(part.close)
 
 
 def _totals(state: TrainerState) -> dict[str, float]:

@@ -2,23 +2,26 @@
 
 config.yaml          the resolved settings           metrics.jsonl    one line a step
 environment.json     machine, versions, commit       events.jsonl     what happened
-status.json          phase, fleet, sign of life       tensorboard/     the same numbers for TensorBoard
-summary.json         written last                    evaluations/     each held-out evaluation in full
-curve.png            the learning curve              trajectories/    Parquet, one file a step
-checkpoints/         resumable states                export/          plain Transformers checkpoints
-reliability.png      the critic's, last evaluation   calibration/     what `sppo-ray calibrate` measured
-job.json             who runs it, and where           control/         commands to the run and what became of them
+status.json          phase, fleet, sign of life       weights.jsonl    digest and proofs of each version
+summary.json         written last                    tensorboard/     metrics.jsonl for TensorBoard
+curve.png            the learning curve              evaluations/     each held-out evaluation in full
+checkpoints/         resumable states                trajectories/    Parquet, one file a step
+reliability.png      the critic's, last evaluation   export/          plain Transformers checkpoints
+job.json             who runs it, and where           calibration/     what `sppo-ray calibrate` measured
+                                                     control/         commands to the run and what became of them
 run.lock             held by the process that writes
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import math
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,10 +29,11 @@ from typing import Any, Literal
 
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.environment import environment
-from sppo_ray.trainer.jsonlines import finite_json, write_atomically
+from sppo_ray.trainer.jsonlines import TEMPORARY, finite_json, write_atomically
 from sppo_ray.trainer.metrics import EVENTS, METRICS, TENSORBOARD
 
 LOCK = "run.lock"
+_DEBRIS_AGE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ class RunDir:
         if run.has_results and not resume:  # asked under the lock, so that of two starts at once only one gets in
             run.close()
             raise UserError(f"run directory {run.path} holds a run already: continue it with --resume, or choose another")
+        run._sweep()
         return run
 
     @property
@@ -174,12 +179,29 @@ class RunDir:
     def write_summary(self, summary: Summary) -> Path:
         return self.write_json(self.summary.name, summary.to_dict())
 
+    @property
+    def finished_after(self) -> int | None:
+        """The last step of a run that finished; None of one that was stopped, still goes on or was cut off at its very end."""
+        try:
+            summary = json.loads(self.summary.read_bytes())
+            return int(summary["steps"]) if summary["status"] == "finished" else None
+        except (OSError, ValueError, KeyError, TypeError):  # it is written last: one that cannot be read was not finished
+            return None
+
     def close(self) -> None:
         """Give the lock back. The file stays: removing it would let two others lock two different files."""
         if self._lock is not None:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough while a fork of this process holds a copy
             os.close(self._lock)
             self._lock = None
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer left half-written. Not what is new: the REST server writes here too."""
+        for folder in (self.path, self.evaluations):
+            for debris in folder.glob(f".*{TEMPORARY}"):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - debris.stat().st_mtime > _DEBRIS_AGE_S:
+                        debris.unlink()
 
     def _acquire(self) -> None:
         """Take the lock. The kernel drops it with its process, so that a dead writer's is simply taken over."""

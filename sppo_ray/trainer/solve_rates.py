@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sppo_ray.algorithms.shaping import Shaping, unshaped
 from sppo_ray.trainer.evaluator import Grader
 from sppo_ray.types import Prompt
 
@@ -26,8 +27,11 @@ class SolveRate:
         return math.fsum(self.rewards) / len(self.rewards) if self.rewards else math.nan
 
 
-async def solve_rates(grader: Grader, prompts: Sequence[Prompt], k: int, report: Callable[[int, int], None]) -> list[SolveRate]:
-    """The solve rate of each prompt, in their order; their ids are unique. The same seed gives the same responses.
+async def solve_rates(
+    grader: Grader, prompts: Sequence[Prompt], k: int, report: Callable[[int, int], None], *, shaped: Shaping = unshaped
+) -> list[SolveRate]:
+    """The solve rate of each prompt, in their order; their ids are unique. The same seed gives the same responses. `shaped` is
+    what the critic was told of a reward.
 
     `report(done, total)` is called about five times, with numbers of responses. Raises what the grader raises.
     """
@@ -37,7 +41,8 @@ async def solve_rates(grader: Grader, prompts: Sequence[Prompt], k: int, report:
     done = 0
     async with contextlib.aclosing(grader.graded(prompts, [k] * len(prompts))) as stream:
         async for graded in stream:
-            found[graded.prompt.id].append(graded.verdict.reward)
+            reward = graded.verdict.reward
+            found[graded.prompt.id].append(reward if reward is None else shaped(reward, len(graded.trajectory.response_ids)))
             done += 1
             if done % every == 0:
                 report(done, total)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,10 @@ def main() -> int:
     live.close()
     print(output)
     print(f"{cases} cases, exit code {code}")
+    if code:
+        print(f"the requests and the run directories: {folder}")
+    else:
+        shutil.rmtree(folder)
     return code if cases >= given.cases else 3
 
 

@@ -35,8 +35,9 @@ TEX_RESPONSE = (
 class RecordedRun:
     """A run that goes on as far as it is told to: `advance(n)` records n steps, `end()` closes it."""
 
-    def __init__(self, path: Path, *, seed: int, steps: int = 30) -> None:
+    def __init__(self, path: Path, *, seed: int, steps: int = 30, budget_s: float | None = None) -> None:
         numbers = {"seed": seed, "loop.steps": steps, "rollout.workers": 2, "rollout.max_workers": MOST_WORKERS}
+        numbers |= {} if budget_s is None else {"loop.budget_s": budget_s}
         overrides = [*(f"--{name}={number}" for name, number in numbers.items()), "--logging.tensorboard=false"]
         self.config = load_config("quickstart", overrides)
         self.run_dir = RunDir.create(path, resume=False)
@@ -107,7 +108,7 @@ class RecordedRun:
             "critic/grad_norm": 0.3 + 0.8 * math.exp(-state.step / 10) + 0.2 * self.random.random(),
         }
         workers = [WorkerView(f"rollout-{i}", "HEALTHY", self.state.policy_version, 0, 16, 800 + i) for i in range(2)]
-        self.recorder.step(self.state, samples, metrics, learner_version=version, fleet=workers)
+        self.recorder.step(self.state, [samples], metrics, learner_version=version, fleet=workers)
 
     def _sample(self, index: int, version: int, skill: float) -> TrainingSample:
         numbers = [self.random.randint(1, 9) for _ in range(self.random.randint(3, 8))]

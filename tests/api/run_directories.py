@@ -65,7 +65,7 @@ class LiveRun:
             seconds=self.state.seconds + 2.0,
         )
         fleet = [WorkerView("rollout-0", "HEALTHY", number, 0, 3, 4 * number)]
-        self.recorder.step(self.state, samples, {"policy/loss": 0.25}, learner_version=number, fleet=fleet)
+        self.recorder.step(self.state, [samples], {"policy/loss": 0.25}, learner_version=number, fleet=fleet)
 
     def evaluate(self, accuracy: float) -> None:
         """Ten held-out prompts, one response each."""

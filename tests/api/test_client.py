@@ -19,6 +19,7 @@ from sppo_ray.api.schemas import JobPatch, JobRequest
 from sppo_ray.api.settings import ApiSettings
 from sppo_ray.api.tokens import add_token
 from sppo_ray.cli import main
+from sppo_ray.cli_jobs import describe, harmless
 from sppo_ray.errors import UserError
 from tests.api.conftest import NO_RAY, free_port, serving
 from tests.api.run_directories import LiveRun, finished_run
@@ -62,11 +63,14 @@ def test_the_document_is_complete(document: dict) -> None:
     for path, method, operation in operations(document):
         where = f"{method} {path}"
         assert operation["description"], where
+        for parameter in operation.get("parameters", ()):
+            assert parameter["description"], f"{where} {parameter['name']}"
         for status, response in operation["responses"].items():
             assert response["description"], where
             for media_type, content in response.get("content", {}).items():
                 if status.startswith("2"):
-                    assert "example" in content or "schema" in content, where
+                    is_binary = content["schema"].get("format") == "binary"
+                    assert "example" in content or is_binary, where
                 else:
                     assert (media_type, "example" in content) == ("application/problem+json", True), f"{where} {status}"
         if path.startswith("/v1"):
@@ -172,6 +176,50 @@ def test_many_clients_follow_a_live_run_and_scaling_comes_back_to_them(live: tup
         assert (states[-1]["state"], events[-1].kind) == ("SUCCEEDED", "end")
 
 
+def test_a_log_is_followed_until_the_run_has_ended(live: tuple[str, Path, str]) -> None:
+    url, runs, token = live
+    run = LiveRun(runs, "logged")
+    seen: list[str] = []
+
+    def follow() -> None:
+        with Client(url, token=token) as client:
+            seen.extend(client.log("logged", tail=1, follow=True))
+
+    with (run.path / "output.log").open("w") as log:
+        print("before\none", file=log, flush=True)
+        thread = threading.Thread(target=follow)
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.1)
+        print("two", file=log, flush=True)
+    run.finish()
+    thread.join(timeout=30)
+    assert "".join(seen) == "one\ntwo\n"
+
+
+def test_a_revoked_token_ends_what_is_open(runs: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    add_token(tokens, "stays", "viewer")
+    line = tokens.read_text()
+    token = add_token(tokens, "goes", "viewer")
+    run = LiveRun(runs)
+    run.step()
+    seen: list[Event] = []
+    with serving(runs, "--tokens", str(tokens), "--ray-address", NO_RAY) as (url, _), Client(url, token=token) as client:
+        with pytest.raises(ApiError, match="no valid token"):
+            for event in client.event_stream("first"):
+                seen.append(event)
+                if event.kind == "event":  # the last of what is recorded
+                    tokens.write_text(line)
+                    time.sleep(1.5)  # RECHECK_S is 1
+                    run.step()
+        with pytest.raises(ApiError, match="no valid token"):
+            client.get_job("first")
+    assert [event.data["step"] for event in seen if event.kind == "step"] == [1]
+    run.close()
+
+
 def test_a_stream_survives_a_killed_server(runs: Path) -> None:
     port = free_port()
     run = LiveRun(runs)
@@ -231,10 +279,33 @@ def test_the_command_line(live: tuple[str, Path, str], capsys, monkeypatch: pyte
     code, shown = sppo_ray("stop", "mine")
     assert (code, shown) == (2, "error: there is no job 'mine': GET /v1/jobs lists them\n")
     code, shown = sppo_ray("submit", "quickstart", "--loop.stepz=3")
+    assert (code, "did you mean steps?" in shown) == (2, True)
+    code, shown = sppo_ray("submit", "quickstart", "--loop.steps=3")
     assert (code, "Ray's job server" in shown) == (2, True)
     assert "no settings" in sppo_ray("list", "--loop.steps=3")[1]
     assert "--state HAPPY" in sppo_ray("list", "--state", "happy")[1]
     assert "greater than or equal to 1" in sppo_ray("scale", "mine", "--rollout-workers", "0")[1]
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "seconds", "budget_s", "shown"),
+    [
+        (12, 60, 35.0, None, "12/60"),
+        (14, 1_000_000, 35.0, 150.0, "14 (23%)"),  # 35/150 = .233
+        (30, 60, 35.0, 150.0, "30/60"),  # the steps end first: 30/60 > 35/150
+        (100, 1_000_000, 151.2, 150.0, "100 (100%)"),
+        (3, None, 0.0, None, "3/?"),
+    ],
+)
+def test_how_far_a_job_is(step: int, steps: int | None, seconds: float, budget_s: float | None, shown: str) -> None:
+    progress = {"step": step, "steps": steps, "seconds": seconds, "budget_s": budget_s}
+    job = schemas.Job(id="a", name="a", state=schemas.JobState.RUNNING, phase="training", **progress)
+    assert f"step         {shown}\n" in describe(job) + "\n"
+
+
+def test_what_a_model_wrote_does_not_steer_a_terminal() -> None:
+    assert harmless("50%\r100%\r\n\tdone\x1b[2J\x07\x9b1m\u202e √") == "50%\n100%\n\tdone\\x1b[2J\\x07\\x9b1m\\u202e √"
+    assert harmless("note: a\nRUNNING", lines=False) == "note: a\\nRUNNING"  # no second line of ours
 
 
 def test_a_token_is_made_and_shown_once(tmp_path: Path, capsys) -> None:

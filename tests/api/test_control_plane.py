@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -18,14 +23,16 @@ from sppo_ray.api.serve_app import application
 from sppo_ray.api.tokens import add_token
 from sppo_ray.cli import main
 from sppo_ray.errors import UserError
+from tests.api.browser import WHY_NOT, chromium
 from tests.api.conftest import free_port, serving
-from tests.api.run_directories import finished_run
+from tests.api.documented import curls, run_curl
+from tests.api.run_directories import LiveRun, finished_run
 from tests.ray_head import BIN, ray_head
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {"data.prompts_per_step": 32, "data.minibatch_size": 16, "data.held_out.0.size": 16, "critic.warmup_steps": 1}
-LONG = 400  # steps; more than the test waits for
+LONG = 5000  # steps; more than the test waits for
 WAIT_S = 300.0
 
 
@@ -65,7 +72,7 @@ def test_three_doors_scaling_a_killed_server_and_a_stop(
         with Client() as watcher:
             events.extend(watcher.event_stream("rest"))
 
-    with Client(timeout_s=120) as client:
+    with Client(timeout_s=120) as client, onlooker() as page:
         with serving(runs, *options, port=port, env=environment) as (_, process):
             _wait_for_ray(client)
             # Door one: POST /v1/jobs. It goes on until it is stopped.
@@ -77,18 +84,22 @@ def test_three_doors_scaling_a_killed_server_and_a_stop(
             watcher.start()
             wait_for(client, "rest", trains, timeout_s=WAIT_S)
             # Up to two workers, and work only after a verified sync: the new one serves the fleet's version.
-            client.patch_job("rest", JobPatch(rollout_workers=2))
+            _look_at(page, f"http://127.0.0.1:{port}/#/jobs/rest", token)
+            _scale_on(page, client, 2)
             scaled = wait_for(client, "rest", lambda job: len(healthy(job)) == 2, timeout_s=WAIT_S)
             assert (scaled.wanted_workers, scaled.commands[-1].outcome) == (2, "done")
-            before = scaled.step
+            _answers_while_the_learner_is_blocked(client, runs / "rest")
+            before = client.get_job("rest").step
             process.kill()  # in mid-run
             process.wait()
         with serving(runs, *options, port=port, env=environment):
             _wait_for_ray(client)
             again = client.get_job("rest")
             assert (again.state, again.recipe, again.step >= before) == ("RUNNING", "quickstart", True)
+            _is_live_again(page, workers=2)
             client.patch_job("rest", JobPatch(rollout_workers=1))
             wait_for(client, "rest", lambda job: len(healthy(job)) == 1 and job.step > before, timeout_s=WAIT_S)
+            _pause_checkpoint_resume(client)
             # Door two: the command line. Door three: Ray's own, which this server learns of by its list.
             assert main(["submit", "quickstart", "--name", "cli", *flags(2)]) == 0
             assert "submitted cli" in capsys.readouterr().out
@@ -115,6 +126,86 @@ def test_three_doors_scaling_a_killed_server_and_a_stop(
             _check_stream(events, ended)
             client.delete_job("cli")
             assert {job.id for job in client.list_jobs().jobs} == {"rest", bare}
+
+
+@contextlib.contextmanager
+def onlooker() -> Iterator[Any]:
+    """A page of a real browser; None on a machine without one."""
+    if WHY_NOT:
+        yield None
+        return
+    with chromium() as browser:
+        yield browser.new_page(viewport={"width": 1440, "height": 1000})
+
+
+def _look_at(page: Any, url: str, token: str) -> None:
+    """The running job as a person finds it: asked for the token, then live curves, figures and fleet."""
+    if page is None:
+        return
+    from playwright.sync_api import expect
+
+    page.goto(url)
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Bearer token").fill(token)
+    dialog.get_by_role("button", name="Use this token").click()
+    expect(page.locator(".live")).to_have_text("live")
+    expect(page.locator(".head-state")).to_contain_text("running")
+    expect(page.locator(".chart canvas").first).to_be_visible()
+    expect(page.locator(".fleet tbody tr")).to_have_count(1)
+
+
+def _scale_on(page: Any, client: Client, workers: int) -> None:
+    """By the page's button where there is a browser, else by the client."""
+    if page is None:
+        client.patch_job("rest", JobPatch(rollout_workers=workers))
+        return
+    page.get_by_role("button", name="Scale").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Rollout workers", exact=True).fill(str(workers))
+    dialog.get_by_role("button", name="Scale").click()
+
+
+def _is_live_again(page: Any, *, workers: int) -> None:
+    """The page was open while its server was killed and another one started."""
+    if page is None:
+        return
+    from playwright.sync_api import expect
+
+    expect(page.locator(".live")).to_have_text("live", timeout=60_000)
+    expect(page.locator(".fleet tbody tr")).to_have_count(workers)
+
+
+def _answers_while_the_learner_is_blocked(client: Client, run_dir: Path) -> None:
+    """The learner's process is frozen for five seconds: the server answers, and the trainer's sign of life goes on."""
+    trainer = psutil.Process(json.loads((run_dir / "job.json").read_text())["pid"])
+    raylet = next(process for process in trainer.parents() if process.name() == "raylet")
+    learner = next(process for process in raylet.children() if process.cmdline()[0].startswith("ray::LearnerRank"))
+    before = client.get_job("rest")
+    seconds = []
+    learner.suspend()
+    try:
+        for _ in range(20):
+            asked = time.monotonic()
+            job = client.get_job("rest")
+            seconds.append(time.monotonic() - asked)
+            time.sleep(0.25)
+    finally:
+        learner.resume()
+    assert max(seconds) < 2.0, seconds  # on a machine that is busy with more than this
+    assert (job.state, job.step <= before.step + 1) == ("RUNNING", True)
+    assert job.updated is not None and before.updated is not None and job.updated > before.updated
+
+
+def _pause_checkpoint_resume(client: Client) -> None:
+    client.patch_job("rest", JobPatch(paused=True))
+    paused = wait_for(client, "rest", lambda job: job.phase == "paused", timeout_s=WAIT_S)
+    assert paused.state == "PAUSED"
+    client.checkpoint_job("rest")
+    job = wait_for(client, "rest", lambda job: job.commands[-1].outcome != "waiting", timeout_s=WAIT_S)
+    assert (job.commands[-1].kind, job.commands[-1].outcome) == ("checkpoint", "done")
+    assert (job.step, job.checkpoints[-1].step) == (paused.step, paused.step)
+    client.patch_job("rest", JobPatch(paused=False))
+    wait_for(client, "rest", lambda job: job.state == "RUNNING" and job.step > paused.step, timeout_s=WAIT_S)
 
 
 def _wait_for_ray(client: Client) -> None:
@@ -148,7 +239,7 @@ def _check_stream(events: list[Event], ended: Job) -> None:
     assert events[-1].kind == "end"
     assert events[-1].data == {"state": "STOPPED"}
     kinds = [event.data["kind"] for event in events if event.kind == "event"]
-    assert kinds.count("control") == 3  # scale, scale, stop
+    assert kinds.count("control") == 6  # scale, scale, pause, checkpoint, resume, stop
     fleets = [len(event.data["workers"]) for event in events if event.kind == "state"]
     assert max(fleets) == 2
 
@@ -176,28 +267,27 @@ def test_jobs_outlive_the_head(runs: Path) -> None:
         assert client.list_jobs().total == 0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_same_server_as_a_serve_application(head: tuple[str, dict[str, str]], runs: Path, tmp_path: Path) -> None:
-    """By one config file, as docs/api.md shows it."""
+    """By the RayService's own Serve config, with the paths and the address of this test in it."""
     address, environment = head
     token = add_token(tmp_path / "tokens", "olga", "operator")
     finished_run(runs, "done", steps=2)
     port = free_port()
-    ours = {
-        "name": "sppo-ray",
-        "route_prefix": "/",
-        "import_path": "sppo_ray.api.serve_app:application",
-        "args": {"runs": str(runs), "tokens": str(tmp_path / "tokens"), "ray_address": address},
-        "runtime_env": {"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
-    }
+    service = yaml.safe_load((REPOSITORY / "deploy/kubernetes/overlays/cpu-service/rayservice.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load(service["spec"]["serveConfigV2"])
+    content["http_options"] = {"host": "127.0.0.1", "port": port}
+    (ours,) = content["applications"]
+    ours["args"] |= {"runs": str(runs), "tokens": str(tmp_path / "tokens"), "ray_address": address}
+    ours["runtime_env"] = {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
     config = tmp_path / "serve.yaml"
-    config.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [ours]}))
+    config.write_text(yaml.safe_dump(content))
     client_environment = environment | {"RAY_DASHBOARD_ADDRESS": address}
     deploy = [str(BIN / "serve"), "deploy", "--address", address, str(config)]
     done = subprocess.run(deploy, env=client_environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     with Client(f"http://127.0.0.1:{port}", token=token) as client:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 480
         while True:
             try:
                 assert client.healthz().status == "ok"
@@ -212,6 +302,43 @@ def test_the_same_server_as_a_serve_application(head: tuple[str, dict[str, str]]
             stranger.list_jobs()
     shutdown = [str(BIN / "serve"), "shutdown", "--yes", "--address", address]
     subprocess.run(shutdown, env=client_environment, capture_output=True, timeout=120, check=True)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.timeout(300)
+def test_the_documented_calls_that_need_a_head(head: tuple[str, dict[str, str]], runs: Path, tmp_path: Path) -> None:
+    """Those of test_docs.py that Ray's absence answers there. The jobs' interpreter sleeps instead of training."""
+    address, environment = head
+    token = add_token(tmp_path / "tokens", "olga", "operator")
+    sleeper = tmp_path / "python"
+    sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
+    sleeper.chmod(0o755)
+    submits = [
+        command
+        for page in ("api.md", "operations.md")
+        for command in curls(page)
+        if re.search("-X POST .*/v1/jobs |--json", command)
+    ]
+    (force,) = [command for command in curls("api.md") if "force=true" in command]
+    assert len(submits) == 4
+    options = ("--ray-address", address, "--tokens", str(tmp_path / "tokens"), "--python", str(sleeper))
+    with serving(runs, *options, env=environment) as (url, _), Client(url, token=token) as client:
+        _wait_for_ray(client)
+        for number, command in enumerate(submits):
+            if "resume" in command:
+                LiveRun(runs, f"old-{number}").finish(status="stopped")
+            command = command.replace('"first", "resume"', f'"old-{number}", "resume"')
+            status, body = run_curl(command, url=url, token=token, folder=tmp_path)
+            assert (status, json.loads(body)["state"]) == (201, "PENDING"), f"{command}: {body}"
+        assert (client.get_job("first").seed, client.get_job("first").metadata) == (1, {"team": "reasoning"})
+        ids = [job.id for job in client.list_jobs().jobs]
+        assert len(ids) == 4
+        status, body = run_curl(force, url=url, token=token, folder=tmp_path)
+        assert status == 202, body
+        for job_id in set(ids) - {"first"}:
+            client.stop_job(job_id)  # at once: their trainers have not begun
+        for job_id in ids:
+            wait_for(client, job_id, lambda job: job.state == "STOPPED", timeout_s=60)
 
 
 def test_serve_without_tokens_is_refused(runs: Path) -> None:

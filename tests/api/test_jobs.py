@@ -48,6 +48,17 @@ def test_a_running_job_in_full(server: TestClient, runs: Path) -> None:
     run.close()
 
 
+def test_a_budget_of_seconds_is_told_beside_what_was_spent_of_it(server: TestClient, runs: Path) -> None:
+    run = LiveRun(runs, overrides=["--loop.budget_s=150", "--loop.steps=1000000"])
+    run.step()
+    job = server.get("/v1/jobs/first").json()
+    assert (job["step"], job["steps"], job["seconds"], job["budget_s"]) == (1, 1_000_000, 2.0, 150.0)
+    assert 'sppo_ray_job_budget_s{algorithm="sppo",job="first"} 150.0' in server.get("/metrics").text
+    run.close()
+    (run.path / "config.yaml").write_text("loop: {budget_s: soon, steps: many}\nrollout: {workers: [2]}\nseed: x\n")
+    assert server.get("/v1/jobs/first").json()["budget_s"] is None
+
+
 def test_every_end_of_a_job(server: TestClient, runs: Path) -> None:
     finished_run(runs, "done")
     stopped, failed, lost = (LiveRun(runs, name) for name in ("stopped", "failed", "lost"))
@@ -85,6 +96,10 @@ def test_the_list_filters_and_pages(server: TestClient, runs: Path) -> None:
         cursor = page["next_cursor"]
         assert page["total"] == 5
     assert (seen, cursor) == (["e", "d", "c", "b", "a"], None)  # newest first
+    for text, names in {"LIV": ["live"], "quick": ["live", "e", "d", "c", "b", "a"], "SPPO": 6, "nobody": []}.items():
+        found = server.get("/v1/jobs", params={"name": text}).json()
+        assert found["total"] == names if isinstance(names, int) else [job["id"] for job in found["jobs"]] == names
+    assert server.get("/v1/jobs", params={"name": "a", "state": "SUCCEEDED"}).json()["total"] == 5
     both = server.get("/v1/jobs", params={"state": ["RUNNING", "SUCCEEDED"]}).json()
     assert (both["total"], both["ray"]) == (6, "down")
     problem(server.get("/v1/jobs", params={"cursor": "nobody"}), 422)
@@ -161,6 +176,33 @@ def test_without_ray_reading_works_and_submitting_says_when_to_try_again(server:
     assert server.get("/v1/jobs/done").json()["state"] == "SUCCEEDED"
     assert server.get("/readyz").json()["status"] == "degraded"
     assert sorted(path.name for path in runs.iterdir()) == ["done", "waiting"]  # what Ray did not take leaves nothing
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "path"),
+    [
+        ({"recipe": "quickstart", "overrides": {"loop.stepz": 3}}, 422, "invalid-settings", "body.overrides.loop.stepz"),
+        ({"recipe": "quickstart", "overrides": {"loop.steps": "x"}}, 422, "invalid-settings", "body.overrides.loop.steps"),
+        ({"recipe": "quickstart", "run_name": "../x"}, 422, "invalid-request", "body.run_name"),
+        ({"recipe": "quickstart", "steps": 3}, 422, "invalid-request", "body.steps"),
+        ({"recipe": "/etc/passwd"}, 400, "path-outside", "body.recipe"),
+        ({"recipe": "quickstart", "overrides": {"learner.model": "../../etc"}}, 400, "path-outside", "learner.model"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_before_ray_is_asked(
+    server: TestClient, runs: Path, body: dict, status: int, kind: str, path: str
+) -> None:
+    assert problem(server.post("/v1/jobs", json=body), status, kind)["errors"][0]["path"] == path
+    assert not list(runs.iterdir())
+
+
+def test_runs_that_cannot_be_read_make_the_server_unready(server: TestClient, runs: Path) -> None:
+    runs.rmdir()
+    response = server.get("/readyz")
+    assert "mounted" in problem(response, 503, "not-ready")["detail"]
+    assert response.headers["retry-after"] == "5"
+    assert server.get("/healthz").status_code == 200
+    assert server.get("/v1/jobs").json()["total"] == 0
 
 
 def test_a_server_that_starts_anew_shows_the_same(make_server: Callable[..., TestClient], runs: Path) -> None:

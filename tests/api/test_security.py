@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from sppo_ray.api import tokens
 from sppo_ray.api.app import create_app
 from sppo_ray.api.limits import MAX_CALLERS, RateLimiter
-from sppo_ray.api.redaction import redact, redact_tree
+from sppo_ray.redaction import redact, redact_tree
 from sppo_ray.api.settings import ApiSettings, is_loopback
 from sppo_ray.api.tokens import TokenStore, add_token, parse_tokens
 from sppo_ray.errors import UserError
@@ -199,6 +199,17 @@ def test_every_answer_has_safe_headers(server: TestClient) -> None:
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert "access-control-allow-origin" not in headers
+
+
+def test_the_pages_files_are_kept_and_asked_for_again(server: TestClient) -> None:
+    for path in ("/ui/app.js", "/ui/css/base.css", "/ui/vendor/uPlot.esm.js"):
+        answer = server.get(path)
+        assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-cache")
+        again = server.get(path, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content, again.headers["cache-control"]) == (304, b"", "no-cache")
+        assert again.headers["x-content-type-options"] == "nosniff"
+    for outside in ("/ui/../app.py", "/ui/%2e%2e/app.py", "/ui/css", "/ui/nothing.js"):
+        assert server.get(outside).status_code == 404
 
 
 def test_cors_is_off_unless_an_origin_is_named(make_server: Callable[..., TestClient]) -> None:

@@ -36,6 +36,9 @@ BEGUN = {"submission_id": "s1", "started": NOW - 5}
         (record("finished"), None, None, "SUCCEEDED"),
         (record("stopped"), None, None, "STOPPED"),
         (record("failed"), None, None, "FAILED"),
+        # Unless it failed and its supervisor has not given up on it.
+        (record("failed", job=BEGUN), {"s1": ray_job("RUNNING")}, None, "RUNNING"),
+        (record("failed", job=BEGUN), {"s1": ray_job("FAILED")}, None, "FAILED"),
         # Alive: Ray's word, then this host's, then the heartbeat.
         (record("training", job=BEGUN, beat_age=500), {"s1": ray_job("RUNNING")}, None, "RUNNING"),
         (record("training", job=BEGUN), {"s1": ray_job("FAILED")}, True, "FAILED"),
@@ -85,7 +88,7 @@ def test_the_id_is_rays_of_the_newest_start() -> None:
 
 
 def test_what_a_damaged_status_says_is_left_out() -> None:
-    odd = {"state": "none", "fleet": {"a": 1}, "pending": 3, "eta_s": "soon", "steps": None, "name": 4, "last_error": ["x"]}
+    odd = {"state": "none", "fleet": {"a": 1}, "pending": 3, "eta_s": "soon", "steps": None, "name": 4, "last_error": ["x"], "alerts": {}}
     job = job_of(record("training", status=odd), Surroundings(NOW, None, True))
     assert (job.state, job.step, job.workers, job.eta_s, job.name, job.last_error) == (
         JobState.RUNNING,
@@ -95,6 +98,27 @@ def test_what_a_damaged_status_says_is_left_out() -> None:
         "first",
         None,
     )
+
+
+def test_alerts_are_told_without_secrets() -> None:
+    alert = {"detector": "kl", "step": 12, "since": 10, "action": "pause", "message": "kl is 0.3; HF_TOKEN=hf_abcdefghijklmnop"}
+    job = job_of(record("paused", status={"paused": True, "alerts": [alert, "odd"]}), Surroundings(NOW, None, True))
+    assert job.state is JobState.PAUSED and len(job.alerts) == 1
+    told = job.alerts[0]
+    assert (told.detector, told.step, told.since, told.action) == ("kl", 12, 10, "pause")
+    assert "0.3" in told.message and "hf_abc" not in told.message
+
+
+def test_every_process_of_a_job_and_how_often_it_was_made_anew() -> None:
+    rows = [
+        {"name": "learner-0", "incarnation": 3, "pid": 17, "node_ip": "10.0.0.5", "node_id": "n", "since": NOW},
+        {"name": "reward", "incarnation": 1, "pid": None, "node_ip": None, "node_id": None, "since": NOW},
+        "torn",
+    ]
+    job = job_of(record("training", status={"actors": rows}), Surroundings(NOW, None, True))
+    told = [(actor.name, actor.restarts, actor.pid, actor.node_ip) for actor in job.actors]
+    assert told == [("learner-0", 2, 17, "10.0.0.5"), ("reward", 0, None, None)]
+    assert job_of(record("finished", status={"actors": rows}), Surroundings(NOW, None, None)).actors == []
 
 
 def test_the_last_error_names_actor_and_stack() -> None:
@@ -115,7 +139,7 @@ def test_the_last_error_names_actor_and_stack() -> None:
         ("python -m sppo_ray train quickstart --run-dir x", "quickstart"),
         ("sppo-ray train --seed=1 paper-7b", "paper-7b"),
         ("/opt/venv/bin/sppo-ray train my.yaml", "my.yaml"),
-        ("exec bash -c 'exec python -m sppo_ray train /runs/a/submitted.yaml > >(tee x) 2>&1'", "/runs/a/submitted.yaml"),
+        ("exec bash -c 'exec python -m sppo_ray train /runs/a/submitted.yaml > >(tee x) 2>&1'", "submitted.yaml"),
         (["/x/sppo_ray/__main__.py", "train", "quickstart"], "quickstart"),
         ("python train.py", None),
         ("python -m sppo_ray eval m", None),

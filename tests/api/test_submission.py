@@ -41,7 +41,7 @@ def test_a_recipe_with_overrides(runs: Path) -> None:
     assert (config.loop.steps, config.name, config.learner.optimizer.lr, config.seed) == (7, "yes", 1e-4, 3)
     record = json.loads((made.run_dir / "submission.json").read_text())
     assert (record["recipe"], record["by"], record["entrypoint"]) == ("quickstart", "alice", made.entrypoint)
-    script = f"exec python -m sppo_ray train {made.run_dir}/submitted.yaml --run-dir {made.run_dir} > "
+    script = f"exec python -m sppo_ray train {made.run_dir}/submitted.yaml --run-dir {made.run_dir} --restarts=3 > "
     assert shlex.split(made.entrypoint)[:3] == ["exec", "bash", "-c"]
     assert shlex.split(made.entrypoint)[3].startswith(script)
 
@@ -180,7 +180,7 @@ def test_the_entrypoint_as_a_shell_runs_it(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGTERM)  # as Ray ends a job: every process of it
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 7
-    arguments = ["-m", "sppo_ray", "train", f"{run_dir}/submitted.yaml", "--run-dir", str(run_dir), "--resume"]
+    arguments = ["-m", "sppo_ray", "train", f"{run_dir}/submitted.yaml", "--run-dir", str(run_dir), "--restarts=3", "--resume"]
     assert out.decode().splitlines() == [str(arguments), "error", "last words"]
     assert log.read_text() == out.decode()
     assert not list(tmp_path.glob("**/hacked*"))

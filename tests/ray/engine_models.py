@@ -149,6 +149,7 @@ class DamagedWorker(RolloutWorker):
             model = engine.model_executor.driver_worker.worker.model_runner.model
             model.__dict__.pop("load_weights", None)
             engine.__dict__.pop("reset_prefix_cache", None)
+            engine.__dict__.pop("collective_rpc", None)
             transfer._pack_tied_heads = _ORIGINAL.pop("pack", transfer._pack_tied_heads)
 
         await self._call(undo)
@@ -174,7 +175,18 @@ def _leave_head_packed(engine: Any) -> None:
     transfer._pack_tied_heads = lambda model: None
 
 
-_FAULTS = {"skip a layer": _skip_a_layer, "keep prefix cache": _keep_prefix_cache, "leave head packed": _leave_head_packed}
+def _stay_behind(engine: Any) -> None:
+    """The engine says yes to every update and loads none; its proof is that of the version before."""
+    ask, updates = engine.collective_rpc, ("start_weight_update", "update_weights", "finish_weight_update")
+    engine.collective_rpc = lambda method, *args, **kwargs: None if method in updates else ask(method, *args, **kwargs)
+
+
+_FAULTS = {
+    "skip a layer": _skip_a_layer,
+    "keep prefix cache": _keep_prefix_cache,
+    "leave head packed": _leave_head_packed,
+    "stay behind": _stay_behind,
+}
 
 
 def start_engine(name: str, directory: Path, *, context: int = CONTEXT) -> Any:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -112,6 +113,22 @@ class Hosts:
                 if time.monotonic() > deadline or alive.poll() is not None:
                     raise
                 time.sleep(0.5)
+
+    def set_link(self, name: str, *, up: bool) -> None:
+        """Plug a host's cable in, or pull it: pulled, what is sent to it gets no answer and no error."""
+        command = ["ip", "link", "set", f"to-{name[:10]}", "up" if up else "down"]
+        entering = ["nsenter", f"--target={self._init}", *(["--user"] if _AS_ROOT else []), "--net"]
+        subprocess.run([*entering, *command], check=True, capture_output=True, timeout=30)
+
+    def processes(self) -> list[int]:
+        """Everything that runs on the hosts, as this machine numbers it."""
+        inside = os.readlink(f"/proc/{self._init}/ns/pid")
+        found = []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):  # it ended while we looked
+                if entry.name.isdigit() and os.readlink(entry / "ns/pid") == inside:
+                    found.append(int(entry.name))
+        return found
 
     def close(self) -> None:
         """End the lab and everything that runs in it."""

@@ -1,22 +1,29 @@
-"""The same command through `ray job submit` against a running head, as on a cluster."""
+"""The same command through `ray job submit` against a running head, as on a cluster, and steered through its run directory."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sppo_ray.trainer.checkpoint import verify_checkpoint
+from sppo_ray.trainer.control import outcome_of, send
 from tests.ray_head import BIN, ray_head
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 280
 SMALL = [
     "--data.prompts_per_step=32",
     "--data.minibatch_size=16",
-    "--data.held_out.0.size=16",
-    "--loop.steps=2",
+    "--eval.every=0",
+    "--eval.at_start=false",
+    "--checkpoint.every=0",
+    "--loop.steps=2000",
     "--critic.warmup_steps=1",
 ]
 
@@ -27,16 +34,56 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         yield found
 
 
+class Job:
+    """A submitted run, and its client."""
+
+    def __init__(self, head: tuple[str, dict[str, str]], run_dir: Path) -> None:
+        self.path, (address, environment) = run_dir, head
+        train = ["python", "-m", "sppo_ray", "train", "quickstart", "--run-dir", str(run_dir), *SMALL]
+        submit = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--", *train]
+        self.client = subprocess.Popen(
+            submit, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    @property
+    def status(self) -> dict[str, Any]:
+        path = self.path / "status.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def wait(self, condition: Callable[[], Any], what: str) -> Any:
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline and self.client.poll() is None:
+            if found := condition():
+                return found
+            time.sleep(0.05)
+        self.client.kill()
+        raise AssertionError(f"{what} never came: {self.status}, {self.end()}")
+
+    def do(self, kind: Any) -> tuple[str, str]:
+        sent = send(self.path, kind, by="the test")
+        answer = self.wait(lambda: outcome_of(self.path, sent), f"an answer to {kind}")
+        return answer["outcome"], answer["detail"]
+
+    def end(self) -> str:
+        """What it printed."""
+        return self.client.communicate(timeout=TIMEOUT_S)[0]
+
+
 @pytest.mark.timeout(600)
-def test_a_submitted_job_trains(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    address, environment = head
-    run_dir = tmp_path / "run"
-    train = ["python", "-m", "sppo_ray", "train", "quickstart", "--run-dir", str(run_dir), *SMALL]
-    submit = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--", *train]
-    done = subprocess.run(submit, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "succeeded" in done.stdout
+def test_a_submitted_job_trains_and_stops_resumably_while_it_is_paused(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    job = Job(head, tmp_path / "run")
+    job.wait(lambda: job.status.get("state", {}).get("step", 0) >= 1, "step 1")
+    assert job.do("pause") == ("done", "pauses after the step under way")
+    job.wait(lambda: job.status["phase"] == "paused", "the pause")
+    step = job.status["state"]["step"]
+    assert job.do("stop") == ("done", "stops after the step under way, with a checkpoint")
+    printed = job.end()
+    assert job.client.returncode == 0 and "succeeded" in printed
     # The log of a job is no terminal: one plain line a step.
-    assert "step 2/2  reward" in done.stdout
-    summary = json.loads((run_dir / "summary.json").read_text())
-    assert (summary["status"], summary["steps"], summary["samples"]) == ("finished", 2, 64)
+    assert "step 1/2000  reward" in printed
+    summary = json.loads((job.path / "summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["samples"]) == ("stopped", step, 32 * step)
+    assert job.status["phase"] == "stopped"
+    assert verify_checkpoint(job.path / "checkpoints" / f"step-{step:06d}").step == step
+    record = json.loads((job.path / "job.json").read_text())
+    assert record["run_id"] == "run" and record["submission_id"].startswith("raysubmit_")

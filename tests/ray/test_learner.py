@@ -225,6 +225,32 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(llama: Path, tmp
     fresh.close()
 
 
+class Payload:
+    """Unpickling it writes a file."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.victim, "owned")
+
+
+def test_a_checkpoint_that_holds_code_is_refused_unread(llama: Path, tmp_path: Path) -> None:
+    learner = started(llama, zero_stage=2)
+    learner.save(tmp_path / "saved")
+    files = sorted((tmp_path / "saved").rglob("*.pt"))
+    assert len(files) == 3  # weights, optimizer, random state
+    for file in files:
+        original = file.read_bytes()
+        torch.save({**torch.load(file, weights_only=False), "more": Payload(tmp_path / "victim")}, file)
+        with pytest.raises(UserError, match=r"\.pt: holds something other than data.*could run code"):
+            learner.load(tmp_path / "saved")
+        assert not (tmp_path / "victim").exists()
+        file.write_bytes(original)
+    learner.load(tmp_path / "saved")
+    learner.close()
+
+
 def test_a_checkpoint_that_is_not_there_is_named(learner: LearnerRank, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no state of rank 0"):
         learner.load(tmp_path)

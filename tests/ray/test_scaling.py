@@ -15,7 +15,8 @@ from sppo_ray.data.trajectory_log import read_step
 from sppo_ray.trainer.checkpoint import verify_checkpoint
 from sppo_ray.trainer.control import outcome_of, send
 from sppo_ray.trainer.metrics import read_events, read_metrics
-from tests.ray.test_train import REPOSITORY, command, exported_weights
+from tests.ray.run_record import exported_weights
+from tests.ray.test_train import REPOSITORY, command
 
 STEPS = 14
 TIMEOUT_S = 600
@@ -112,19 +113,6 @@ def test_one_two_one_workers_in_mid_run_change_no_bit_of_the_result(tmp_path: Pa
     assert workers[paused_at + 1] == {"rollout-0", "rollout-1"}
     kinds = [event["kind"] for event in read_events(run.path)]
     assert [kind for kind in kinds if kind.startswith("worker-")].count("worker-drained") == 2
-    assert run.states == {"rollout-0": "HEALTHY"} and json.loads((run.path / "summary.json").read_text())["restarts"] == 0
-
-
-@pytest.mark.timeout(1200)
-def test_stop_works_while_the_run_is_paused_and_leaves_it_resumable(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
-    run.wait_for_step(1)
-    run.do("pause")
-    run.wait(lambda: run.status["phase"] == "paused", "the pause")
-    step = run.status["state"]["step"]
-    assert run.do("stop") == ("done", "stops after the step under way, with a checkpoint")
-    run.end()
-    assert run.status["phase"] == json.loads((run.path / "summary.json").read_text())["status"] == "stopped"
-    assert verify_checkpoint(run.path / "checkpoints" / f"step-{step:06d}").step == step
     job = json.loads((run.path / "job.json").read_text())
-    assert (job["run_id"], job["submission_id"], job["pid"]) == ("run", None, run.process.pid)
+    assert (job["run_id"], job["submission_id"], job["pid"]) == ("scaled", None, run.process.pid)
+    assert run.states == {"rollout-0": "HEALTHY"} and json.loads((run.path / "summary.json").read_text())["restarts"] == 0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import re
 from collections.abc import Iterator
 
 import pytest
 import ray
 
 from actors.flat_layout import WeightsRefused
+from actors.group import RayRolloutWorker
+from sppo_ray.config import RolloutSettings
+from sppo_ray.trainer.fleet import RolloutFleet
 from sppo_ray.trainer.interfaces import PublishedWeights
 from sppo_ray.trainer.weight_sync import ProbeTolerance, WeightMismatch, verify_receipt
 from sppo_ray.types import RolloutRequest
@@ -158,6 +163,74 @@ def test_a_layer_that_the_model_skips_shows_in_the_count(qwen: Engine, fault: No
     assert largest_difference(receipt.probe_logprobs, published.probe_logprobs) > 0.1
     with pytest.raises(WeightMismatch, match="loaded 25 of 26 parameters"):
         verify_receipt(published, receipt, TOLERANCE)
+
+
+class Kept(RayRolloutWorker):
+    """The engine of the session: other tests need it when the fleet has given it up."""
+
+    async def close(self) -> None:
+        pass
+
+
+class OneEngineFleet:
+    """The real fleet over one real engine, without a second chance."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.events: list[tuple[str, str]] = []
+        settings = RolloutSettings(workers=1, max_restarts=0)
+        tell = self.events.append
+        self.fleet = RolloutFleet(
+            self._spawn, settings=settings, tolerance=TOLERANCE, on_event=lambda kind, message: tell((kind, message))
+        )
+        self._engine = engine
+
+    async def _spawn(self, name: str) -> Kept:
+        return Kept(name, self._engine.actor, pull_timeout_s=120)
+
+    async def sync(self, *versions: PublishedWeights) -> None:
+        """One sync after another, and what the fleet has to say then."""
+        await self.fleet.start()
+        for published in versions:
+            await self.fleet.sync(published)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.1)  # the loss is booked at once, its member is retired in the background
+        self.states = [worker.state for worker in self.fleet.view()]
+        await self.fleet.close()
+
+
+def test_good_versions_pass_the_fleet(engine: Engine) -> None:
+    one = OneEngineFleet(engine)
+    asyncio.run(one.sync(publish(engine.initial, 60), publish(perturbed(engine.initial, 61), 61)))
+    assert (one.states, one.events) == (["HEALTHY"], [])
+
+
+@pytest.mark.parametrize(
+    ("injected", "said"),
+    [
+        ("a flipped bit", "digest of version 71 is .* bytes changed on the way"),
+        ("a reused buffer", "digest of version 71 is .* bytes changed on the way"),
+        ("skip a layer", "loaded 25 of 26 parameters of version 71"),
+        ("stay behind", "digest of version 71 is .* bytes changed on the way"),
+        ("leave head packed", "log-probs of the probe differ .* does not compute with the published weights"),
+    ],
+)
+def test_every_fault_costs_the_engine_its_trust_in_the_sync_that_brings_it(
+    qwen: Engine, fault: None, injected: str, said: str
+) -> None:
+    good, bad = publish(qwen.initial, 70), publish(perturbed(qwen.initial, 71), 71)
+    pull(qwen.actor, good)
+    if injected == "a flipped bit":
+        flipped = bad.handle.copy()
+        flipped[54321] ^= 4
+        bad = dataclasses.replace(bad, handle=flipped)
+    elif injected == "a reused buffer":  # the next version's bytes under this one's manifest
+        bad = dataclasses.replace(bad, handle=publish(perturbed(qwen.initial, 72), 72).handle)
+    else:
+        damage(qwen, injected)
+    one = OneEngineFleet(qwen)
+    asyncio.run(one.sync(bad))
+    assert one.states == ["RETIRED"]
+    assert re.search(f"rollout-0: {said}", dict(one.events)["worker-lost"]), one.events
 
 
 def changed(published: PublishedWeights, **fields: object) -> PublishedWeights:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sppo_ray.trainer.interfaces import PublishedWeights, ScoreRequest, WeightManifest
+from sppo_ray.trainer.interfaces import PublishedWeights, ScoreRequest, WeightManifest, WorkerFailure
 from sppo_ray.types import (
     CriticBatch,
     Minibatch,
@@ -54,6 +54,9 @@ class FakeFleet:
         self.log.append(f"sync {self.version}")
         return FleetSync((), 0.0)
 
+    def distrust(self, failure: WorkerFailure) -> None:
+        self.log.append(f"distrust {failure.worker}")
+
     def view(self) -> list[Any]:
         return []
 
@@ -67,7 +70,7 @@ class FakeLearner:
         self.updates.append(minibatch)
         self.log.append(f"update {minibatch.num_global_samples}")
         await asyncio.sleep(0)
-        return {"loss": 0.5, "logprob_difference_mean": 0.01 * len(self.updates)}
+        return {"loss": 0.5, "logprob_difference_mean": 0.01 * min(len(self.updates), 2)}
 
     async def recompute_logprobs(self, minibatch: Minibatch) -> Minibatch:
         self.log.append("recompute")

@@ -142,6 +142,13 @@ def test_a_reward_range_that_cross_entropy_cannot_take(overrides: list[str]) -> 
     assert quickstart("algorithm.type=reinforce", reward).reward.range == (-1.0, 1.0)
 
 
+def test_a_step_of_one_sample_for_reinforce() -> None:
+    one = ["data.prompts_per_step=1", "data.minibatch_size=1", "data.samples_per_prompt=1"]
+    message = refusal("algorithm.type=reinforce", *one)
+    assert "a step of one sample is its own mean" in message and "raise data.prompts_per_step" in message
+    assert quickstart("algorithm.type=sppo", *one).data.samples_per_step == 1
+
+
 def test_an_overlong_buffer_beyond_the_response() -> None:
     message = refusal("algorithm.overlong.buffer_tokens=81")
     assert "algorithm.overlong.buffer_tokens 81 exceeds rollout.max_response_tokens 80: lower it" in message

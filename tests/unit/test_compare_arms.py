@@ -153,6 +153,18 @@ def test_a_schedule_that_would_be_flat() -> None:
     plan_of("grpo", overrides=("critic.optimizer.schedule=linear",))  # has no critic
 
 
+def test_a_clock_that_stands_still_while_work_goes_on() -> None:
+    with pytest.raises(UserError, match=r"arm sppo: loop.max_staleness 2 .* while the clock stands still.*leave it at 0"):
+        plan_of("sppo", overrides=("loop.max_staleness=2",))
+    with pytest.raises(UserError, match="arm stale: loop.max_staleness 1"):
+        plan_of("sppo", "stale:sppo,loop.max_staleness=1")
+
+
+def test_no_guardrail_holds_a_run_that_nobody_watches() -> None:
+    plan = plan_of("sppo")
+    assert plan.config(plan.arms[0]).guardrails.action == "warn"
+
+
 # ------------------------------------------------------------------------------------------------------ the plan
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,7 +182,16 @@ def test_refusals(finished: Path, plan: Plan, tmp_path_factory: pytest.TempPathF
 def test_a_finished_run_that_lost_its_evaluations(finished: Path, plan: Plan) -> None:
     for path in (finished / "runs" / "sppo-seed1" / "evaluations").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="without a graded evaluation"):
+    with pytest.raises(UserError, match="the evaluation before training is missing, and every curve"):
+        make_report(plan, finished)
+
+
+@pytest.mark.parametrize("accuracies", [(math.nan, 0.4, 0.6), (math.nan, math.nan, math.nan)])
+def test_a_run_whose_first_evaluation_could_not_be_graded(finished: Path, plan: Plan, accuracies: tuple[float, ...]) -> None:
+    job = Job("sppo", 1)
+    shutil.rmtree(finished / "runs" / job.name)
+    write_run(finished, job, list(zip((0.0, 50.0, 100.0), accuracies, strict=True)))
+    with pytest.raises(UserError, match="sppo-seed1: the evaluation before training has no response that the verifier could"):
         make_report(plan, finished)
 
 

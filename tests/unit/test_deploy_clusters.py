@@ -142,7 +142,7 @@ def test_prometheus_scrapes_the_ports_that_are_used() -> None:
 def documented() -> list[tuple[str, str]]:
     """(file, command) of every code block and table of the deployment's pages."""
     found = []
-    for page in ("deploy/README.md", "docs/operations.md"):
+    for page in ("deploy/README.md", "docs/operations.md", "docs/api.md"):
         for block in re.findall(r"```\w*\n(.*?)```", text_of(page), re.S):
             found += [(page, line.partition("  #")[0].strip()) for line in joined(block)]
         found += [
@@ -151,7 +151,7 @@ def documented() -> list[tuple[str, str]]:
     return [(page, command) for page, command in found if command]
 
 
-PLACEHOLDERS = {"JOB": "raysubmit_1", "RECIPE": "quickstart"}
+PLACEHOLDERS = {"JOB": "raysubmit_1", "RECIPE": "quickstart", "NAME": "alice"}
 
 
 def words_of_ours(command: str) -> list[str]:

@@ -90,7 +90,7 @@ def test_rewards_by_name() -> None:
     last_number = config_of("m", "--data", "a.parquet", "--reward", "last-number").reward.function
     assert last_number == CustomReward(function="sppo_ray.rewards.last_number:reward")
     assert config_of("m", "--data", "a.parquet", "--reward", "my.module:f").reward.function == CustomReward(
-        function="my.module:f"
+        function="my.module:f", packages=("my",)
     )
 
 

@@ -165,6 +165,13 @@ def test_pass_is_reported_at_powers_of_two_and_at_k():
     assert scores.pass_at == {1: pytest.approx(1 / 6), 2: pytest.approx(2 / 6), 4: pytest.approx(4 / 6), 6: 1.0}
 
 
+def test_the_critic_is_compared_with_the_rewards_that_it_was_told():
+    # Shaping takes .01 off for each token: a is told .9 and .8, b 0 and .6, c 0.
+    figures = report(RESPONSES, 2, values={"a": 0.85, "b": 0.3, "c": 0.0}, shaped=lambda r, n: max(r - n / 100, 0.0))
+    assert figures.critic["brier"] == pytest.approx(0.0, abs=1e-12)
+    assert figures.overall.accuracy == pytest.approx(0.5)  # what the verifier said
+
+
 def test_metrics_have_flat_names():
     metrics = report(RESPONSES, 2, values={"a": 0.9, "b": 0.5, "c": 0.1}, seconds=1.5).metrics()
     assert metrics["eval/accuracy"] == pytest.approx(0.5)

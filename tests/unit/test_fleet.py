@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from sppo_ray.config import RolloutSettings
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.fleet import FleetExhausted, RolloutFleet
 from sppo_ray.trainer.interfaces import PublishedWeights, WeightManifest, WeightReceipt, WorkerDied
-from sppo_ray.trainer.weight_sync import ProbeTolerance
+from sppo_ray.trainer.weight_sync import ProbeTolerance, WeightMismatch
 from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
 
 SAMPLING = SamplingSettings(temperature=1.0, max_tokens=4, stop_token_ids=(0,))
@@ -78,6 +78,11 @@ class Harness:
     async def spawn(self, name: str) -> FakeWorker:
         return self.scripts[name].pop(0)
 
+    @property
+    def state(self) -> str:
+        """Of the first worker."""
+        return self.fleet.view()[0].state
+
     async def collect(self, count: int) -> list[Trajectory]:
         requests = [RolloutRequest(f"r{i}", f"p{i}", (1, 2), seed=i) for i in range(count)]
         return [trajectory async for trajectory in self.fleet.generate(requests, SAMPLING)]
@@ -98,6 +103,12 @@ def run(harness: Harness, count: int, version: int = 3) -> list[Trajectory]:
             await harness.fleet.close()
 
     return asyncio.run(scenario())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def ids(trajectories: list[Trajectory]) -> list[str]:
@@ -128,6 +139,25 @@ def test_the_only_worker_is_revived_and_serves_the_published_version() -> None:
     assert harness.fleet.restarts == 1
 
 
+def test_a_distrusted_worker_is_replaced_and_its_heir_proves_the_version_first() -> None:
+    suspect, heir, other = FakeWorker("rollout-0"), FakeWorker("rollout-0"), FakeWorker("rollout-1")
+    harness = Harness({"rollout-0": [suspect, heir], "rollout-1": [other]})
+
+    async def scenario() -> list[Trajectory]:
+        await harness.fleet.start()
+        await harness.fleet.sync(published(3))
+        harness.fleet.distrust(WeightMismatch("rollout-0", "does not sample from the learner's policy"))
+        assert [worker.state for worker in harness.fleet.view()] == ["DEAD", "HEALTHY"]
+        await until(lambda: harness.state == "HEALTHY")
+        found = await harness.collect(4)
+        await harness.fleet.close()
+        return found
+
+    assert ids(asyncio.run(scenario())) == ["r0", "r1", "r2", "r3"]
+    assert suspect.closed and (suspect.served, heir.version) == (0, 3)
+    assert ("worker-lost", "rollout-0: does not sample from the learner's policy") in harness.events
+
+
 def test_restarts_used_up_is_an_error_that_names_the_remedy() -> None:
     harness = Harness(
         {"rollout-0": [FakeWorker("rollout-0", dies_after=0), FakeWorker("rollout-0", dies_after=0)]}, max_restarts=1
@@ -139,7 +169,7 @@ def test_restarts_used_up_is_an_error_that_names_the_remedy() -> None:
 def test_a_wedged_engine_that_answers_pings_is_replaced() -> None:
     harness = Harness({"rollout-0": [FakeWorker("rollout-0", wedged=True), FakeWorker("rollout-0")]}, stall_timeout_s=0.05)
     assert ids(run(harness, 2)) == ["r0", "r1"]
-    assert any("answers pings but made no token" in message for _, message in harness.events)
+    assert any("answers probes but made no token" in message for _, message in harness.events)
 
 
 def test_a_wrong_digest_never_serves() -> None:
@@ -215,23 +245,14 @@ def test_a_restart_that_fails_for_any_reason_uses_up_the_budget_and_ends_the_wai
 
 
 def test_what_was_asked_while_the_only_worker_was_suspect_is_served_when_it_recovers() -> None:
-    class Slow(FakeWorker):
-        """Makes tokens all the time, but finishes nothing before it is released."""
-
-        async def ping(self) -> dict[str, Any]:
-            await asyncio.sleep(0.03)  # a second caller comes in during this ping, while the worker is SUSPECT
-            self.served += 1
-            return {"tokens_generated": self.served}
-
-    slow = Slow("rollout-0", wedged=True)
-    harness = Harness({"rollout-0": [slow]}, stall_timeout_s=0.02)
+    slow = FakeWorker("rollout-0", wedged=True)
+    harness = Harness({"rollout-0": [slow]}, stall_timeout_s=1.0)
 
     async def scenario() -> tuple[list[Trajectory], list[Trajectory]]:
         await harness.fleet.start()
         await harness.fleet.sync(published(1))
         first = asyncio.ensure_future(harness.collect(1))
-        await asyncio.sleep(0.03)
-        assert harness.fleet.view()[0].state == "SUSPECT"
+        await until(lambda: harness.state == "SUSPECT")  # after half of the time-out
         second = asyncio.ensure_future(harness.collect(1))
         slow.wedged = False
         try:
@@ -240,6 +261,7 @@ def test_what_was_asked_while_the_only_worker_was_suspect_is_served_when_it_reco
             await harness.fleet.close()
 
     assert [len(part) for part in asyncio.run(scenario())] == [1, 1]
+    assert harness.fleet.restarts == 0
 
 
 def test_a_death_during_a_pull_is_healed_and_its_late_receipt_trusted_by_nobody() -> None:

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from sppo_ray.trainer.health import Event, Health, IllegalTransition, WorkerHealth, restart_delay_s
+from sppo_ray.trainer.health import Event, Health, IllegalTransition, RestartBudget, Vitals, WorkerHealth, restart_delay_s
 
 
 def after(*events: Event | tuple[Event, int]) -> WorkerHealth:
@@ -105,3 +105,43 @@ def test_a_version_comes_with_synced_and_only_with_it() -> None:
 
 def test_back_off_doubles_to_its_limit() -> None:
     assert [restart_delay_s(n) for n in (0, 1, 2, 3, 10)] == [1.0, 2.0, 4.0, 8.0, 60.0]
+
+
+LIMITS = {"probe_timeout_s": 30.0, "stall_timeout_s": 300.0}
+
+
+def test_a_frozen_worker_is_found_by_probes_whatever_its_progress() -> None:
+    vitals = Vitals.starting(100.0)
+    for now in (110.0, 120.0, 130.0):  # what was under way in pipes still arrives; it is no answer to a probe
+        vitals.progressed(now)
+    assert vitals.finding(114.9, has_work=True, **LIMITS).is_suspect is False  # 14.9 s < 30 s / 2
+    assert vitals.finding(115.0, has_work=True, **LIMITS).is_suspect
+    found = vitals.finding(131.0, has_work=True, **LIMITS)
+    assert found.is_dead and found.what == "answered no probe for 31 s: frozen, or cut off"
+
+
+def test_a_wedged_engine_is_found_by_progress_though_it_answers_every_probe() -> None:
+    vitals = Vitals.starting(0.0)
+    for now in range(0, 305, 5):
+        vitals.answered(float(now), tokens=7)  # the counter was 7 at second 0 and never again another
+    assert vitals.finding(149.0, has_work=True, **LIMITS) == vitals.finding(300.0, has_work=False, **LIMITS)  # fine
+    assert vitals.finding(150.0, has_work=True, **LIMITS).is_suspect
+    found = vitals.finding(300.0, has_work=True, **LIMITS)
+    assert found.is_dead and found.what == "answers probes but made no token for 300 s: engine wedged"
+    vitals.answered(300.0, tokens=8)
+    assert not vitals.finding(301.0, has_work=True, **LIMITS).is_suspect
+
+
+def test_time_in_which_nobody_looked_is_held_against_no_worker() -> None:
+    vitals = Vitals.starting(0.0)
+    vitals.forgive(1000.0)  # the driver itself was frozen
+    finding = vitals.finding(1005.0, has_work=True, **LIMITS)
+    assert not finding.is_dead and not finding.is_suspect
+
+
+def test_a_restart_is_forgotten_after_its_window() -> None:
+    budget = RestartBudget(window_s=60.0)
+    for now in (0.0, 10.0, 50.0):
+        budget.spend(now)
+    # 0 and 10 lie in the last 60 s of second 59; at 60 the first has left, at 70 the second, at 110 the third.
+    assert [budget.spent(now) for now in (59.0, 60.0, 70.0, 110.0)] == [3, 2, 1, 0]

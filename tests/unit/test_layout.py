@@ -20,8 +20,8 @@ GENERATED = {"runs", "build", "dist", "node_modules", "__pycache__", "sppo_ray.e
 
 # A layer may import itself and those before it. `launch` is the composition root: it stands beside cli and sees everything.
 LAYERS: list[set[str]] = [
-    {"errors", "types", "seeding", "settings"},
-    {"config", "evaluation_config", "algorithms", "rewards", "tasks"},
+    {"errors", "redaction", "types", "seeding", "settings"},
+    {"config", "evaluation_config", "guardrail_settings", "algorithms", "rewards", "tasks"},
     {"data", "models", "resources", "config_loading", "config_reference"},
     {"trainer"},
     {
@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
         "api",
         "calibrate_command",
         "map_command",
+        "replay_command",
         "cli",
         "cli_jobs",
         "compare",

@@ -16,12 +16,13 @@ from sppo_ray.errors import UserError
 from sppo_ray.trainer.checkpoint import TrainerState, verify_checkpoint
 from sppo_ray.trainer.estimation import StalenessViolated
 from sppo_ray.trainer.evaluator import Evaluator
-from sppo_ray.trainer.loop import Trainer, Workers, _averages
+from sppo_ray.trainer.loop import Trainer, Workers
 from sppo_ray.trainer.metrics import read_metrics
 from sppo_ray.trainer.pipeline import SamplePipeline
 from sppo_ray.trainer.progress import SilentProgress
 from sppo_ray.trainer.recorder import Recorder
 from sppo_ray.trainer.rundir import RunDir
+from sppo_ray.trainer.updates import averages
 from sppo_ray.types import Prompt, SamplingSettings
 from tests.unit.fakes import FakeCritic, FakeFleet, FakeLearner, FakeReference, FakeScorer, prompt
 
@@ -205,6 +206,6 @@ def test_a_steps_metrics_keep_maxima_counts_and_totals() -> None:
         {"loss": 0.2, "ratio_max": 1.0, "skipped": 0.0, "skipped_total": 3.0},
         {"loss": 0.4, "ratio_max": 50.0, "skipped": 1.0, "skipped_total": 4.0},
     ]
-    assert _averages("policy", rows) == pytest.approx(
+    assert averages("policy", rows) == pytest.approx(
         {"policy/loss": 0.3, "policy/ratio_max": 50.0, "policy/skipped": 1.0, "policy/skipped_total": 4.0}
     )

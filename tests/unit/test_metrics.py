@@ -6,13 +6,22 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sppo_ray.errors import UserError
 from sppo_ray.trainer.jsonlines import JsonLines, finite_json, read_json_lines, write_atomically
-from sppo_ray.trainer.metrics import EventLog, MetricsWriter, read_events, read_metrics, summarise_samples
+from sppo_ray.trainer.metrics import (
+    EventLog,
+    MetricsWriter,
+    depends_on_the_clock,
+    read_events,
+    read_metrics,
+    summarise_samples,
+)
 from sppo_ray.types import Prompt, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
 
 
@@ -61,10 +70,19 @@ def test_a_torn_line_is_not_read_and_not_built_upon(tmp_path: Path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_what_depends_on_the_clock():
+    clock = (
+        "time", "seconds/total", "seconds/generate-wait", "busy/learner-0", "busy/learner-0/update", "sync/seconds",
+        "policy/seconds", "critic/seconds", "eval/seconds", "rollout/seconds_mean", "reward/seconds_max",
+    )  # fmt: skip
+    follows = ("step", "reward/mean", "policy/loss", "sync/probe_difference_max", "train/value/brier", "tokens/total")
+    assert all(map(depends_on_the_clock, clock)) and not any(map(depends_on_the_clock, follows))
+
+
 def test_a_broken_inner_line_is_named(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not a JSON line"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a JSON line"):
         read_metrics(tmp_path)
 
 
@@ -188,6 +206,15 @@ def sample(
         value=PromptValue(value_logit=math.log(value / (1 - value)), value=value, critic_version=3),
     )
     return TrainingSample(scored=scored, advantage=reward - value, shaped_reward=reward)
+
+
+def test_the_critic_is_judged_by_what_it_learns() -> None:
+    # Two solved responses, one of them so long that shaping took .5 off: rewards 1 and 1, told 1 and .5, values 1 and .5.
+    told = [sample(1.0, 0.999, 10), replace(sample(1.0, 0.5, 20), shaped_reward=0.5)]
+    summary = summarise_samples(told, learner_version=5)
+    assert summary["reward/mean"] == 1.0  # what the verifier said
+    assert summary["value/brier"] == pytest.approx(0.0, abs=1e-6)
+    assert summary["value/std"] == pytest.approx(0.2495)  # half of .999 - .5
 
 
 def test_summary_of_a_step_by_hand():

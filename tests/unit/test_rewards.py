@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import reasoning_gym
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sppo_ray.config import CustomReward, MathReward, ReasoningGymReward, RunningSumReward
 from sppo_ray.errors import UserError
@@ -114,8 +116,6 @@ def test_reasoning_gym_names_what_a_sample_lacks() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("tests.unit.verifier_functions", "package.module:function"),
-        (":by_command", "package.module:function"),
         ("no_such_module:f", "cannot be imported.*no_such_module"),
         ("tests.unit.verifier_functions:no_such", "no_such does not exist"),
         ("tests.unit.verifier_functions:NOT_A_FUNCTION", "is a int, not a function"),
@@ -124,6 +124,61 @@ def test_reasoning_gym_names_what_a_sample_lacks() -> None:
 def test_a_custom_function_that_cannot_be_loaded_is_named(path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_verifier(CustomReward(function=path))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "tests.unit.verifier_functions",
+        ":by_command",
+        "../elsewhere:f",
+        "/etc/rewards.py:f",
+        "..up:f",
+        "a..b:f",
+        "a-b:f",
+        "a:f()",
+        "1a:f",
+    ],
+)
+def test_an_import_path_that_is_none_is_refused_with_the_settings(path: str) -> None:
+    with pytest.raises(ValidationError, match=r"is no import path: write it as package.module:function"):
+        CustomReward(function=path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("timeit:timeit", "timeit is of Python's standard library"),
+        ("os.path:join", "os is of Python's standard library"),
+        ("builtins:eval", "builtins is of Python's standard library"),
+        ("numpy:full", r"numpy is an installed package: name it in reward.function.packages \(\[numpy\]\)"),
+    ],
+)
+def test_a_custom_function_comes_from_the_working_directory(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_verifier(CustomReward(function=path))
+
+
+def test_an_installed_package_that_is_named_may_judge() -> None:
+    assert build_verifier(CustomReward(function="numpy:full", packages=("numpy",))).name == "numpy:full"
+    with pytest.raises(UserError, match="standard library"):
+        build_verifier(CustomReward(function="timeit:timeit", packages=("timeit",)))
+
+
+def test_a_link_does_not_lead_out_of_the_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    (outside / "leaky_package").mkdir(parents=True)
+    inside.mkdir()
+    for place in (outside / "leaky_rewards.py", outside / "leaky_package" / "rewards.py"):
+        place.write_text("raise SystemExit('imported')\n")
+    (inside / "leaky_rewards.py").symlink_to(outside / "leaky_rewards.py")
+    (inside / "leaky_package").symlink_to(outside / "leaky_package")
+    (inside / "own_rewards.py").write_text("def f(response, ground_truth, extra):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(str(inside))
+    for path in ("leaky_rewards:f", "leaky_package.rewards:f"):
+        with pytest.raises(UserError, match="is a link that leads to .*outside"):
+            build_verifier(CustomReward(function=path))
+    assert build_verifier(CustomReward(function="own_rewards:f")).score("", "", {}) == (1.0, "correct")
 
 
 def test_a_custom_function_scores() -> None:

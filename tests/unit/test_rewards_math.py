@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppo_ray.rewards.answer_text import as_based, as_number, as_words, canonical_words, same_number, split_unit, tidy
+from sppo_ray.rewards.answer_text import as_based, as_number, as_words, canonical_words, same_number, tidy
 from sppo_ray.rewards.math import MAX_ANSWER_CHARS, verify_math
+from sppo_ray.rewards.units import split_unit
 
 PAIRS_FILE = Path(__file__).parent / "test_rewards_pairs.jsonl"
 PAIRS = [json.loads(line) for line in PAIRS_FILE.read_text(encoding="utf-8").splitlines()]
@@ -100,10 +101,10 @@ def test_words_bases_and_units_as_text() -> None:
     assert canonical_words(r"\textbf{ Even }.") == "even"
     assert as_based(r"4210_{\text{five}}") == ("4210", "5")
     assert as_based("x_1") is None
-    assert split_unit(r"864 \mbox{ inches}^2") == ("864", ("in", 2))
-    assert split_unit("15 square feet") == ("15", ("ft", 2))
+    assert split_unit(r"864 \mbox{ inches}^2") == ("864", ("in", "in"))
+    assert split_unit("15 square feet") == ("15", ("ft", "ft"))
     assert split_unit("2t") == ("2t", None)
-    assert split_unit("3 h", letters=True) == ("3", ("h", 1))
+    assert split_unit("3 h", letters=True) == ("3", ("h",))
     assert split_unit(r"1 \text{ or } 2") == (r"1 \text{ or } 2", None)
 
 

@@ -193,3 +193,33 @@ def test_the_commit_is_the_one_of_this_source():
     git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
     expected = git.stdout.strip() if git.returncode == 0 and (root / ".git").exists() else None
     assert environment()["commit"] == expected
+
+
+# ------------------------------------------------------------------------------------------------------ after a death
+
+
+def test_what_a_killed_writer_left_half_written_goes_and_what_is_being_written_stays(tmp_path: Path):
+    path = begun(tmp_path / "a")
+    (path / "evaluations").mkdir()
+    old, new = [path / ".status.json.99.tmp", path / "evaluations" / ".step-000003.json.99.tmp"], path / ".job.json.100.tmp"
+    for debris in (*old, new):
+        debris.write_text("{")
+    for debris in old:
+        os.utime(debris, (time.time() - 120, time.time() - 120))
+    RunDir.create(path, resume=True).close()
+    assert not any(debris.exists() for debris in old) and new.exists()
+
+
+@pytest.mark.parametrize(
+    ("summary", "step"),
+    [
+        ('{"status": "finished", "steps": 7}', 7),
+        ('{"status": "stopped", "steps": 7}', None),
+        ('{"status": "fin', None),
+        ("[]", None),
+    ],
+)
+def test_a_run_is_finished_when_its_summary_says_so(tmp_path: Path, summary: str, step: int | None):
+    assert RunDir(tmp_path).finished_after is None
+    (tmp_path / "summary.json").write_text(summary)
+    assert RunDir(tmp_path).finished_after == step

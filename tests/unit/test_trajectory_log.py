@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppo_ray.data import trajectory_log
-from sppo_ray.data.trajectory_log import SCHEMA, read_step, steps, to_samples, to_table, write_step
+from sppo_ray.data.trajectory_log import SCHEMA, read_step, steps, to_minibatches, to_samples, to_table, write_step
 from sppo_ray.errors import UserError
 from sppo_ray.types import Prompt, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
 
@@ -51,7 +51,8 @@ def test_every_column_is_filled_and_no_field_may_be_missing() -> None:
     without = {"baseline_reward", "baseline_tokens"}  # only ReMax has one
     assert {name for name in table.column_names if table[name].null_count} == without
     # A critic and a greedy response are what an algorithm may do without.
-    assert {field.name for field in SCHEMA if field.nullable} == without | {"value_logit", "value", "critic_version", "surprise"}
+    critic = {"value_logit", "value", "critic_version", "surprise"}
+    assert {field.name for field in SCHEMA if field.nullable} == without | critic | {"minibatch"}
 
 
 @given(
@@ -71,6 +72,27 @@ def test_a_written_step_reads_back_bit_for_bit(
     assert path == run_dir / "trajectories" / "step-000123.parquet"
     assert read_step(run_dir, 123).equals(to_table(123, samples, 5))
     assert to_samples(read_step(run_dir, 123)) == samples
+
+
+def test_minibatches_come_back_as_they_were(tmp_path: Path) -> None:
+    samples = [make_sample(value=index / 8) for index in range(5)]
+    write_step(tmp_path, to_table(1, samples, 4, sizes=[2, 3]))
+    assert read_step(tmp_path, 1)["minibatch"].to_pylist() == [0, 0, 1, 1, 1]
+    assert to_minibatches(read_step(tmp_path, 1)) == [samples[:2], samples[2:]]
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        to_table(1, samples, 4, sizes=[2, 2])
+
+
+def test_a_file_of_the_version_before_is_read_without_its_minibatches(tmp_path: Path) -> None:
+    samples = [make_sample(), make_sample(reward=0.0)]
+    path = write_step(tmp_path, to_table(1, samples, 4))
+    older = to_table(1, samples, 4).drop_columns(["minibatch"]).replace_schema_metadata({"sppo_ray.trajectory_schema": "2"})
+    pq.write_table(older, path)
+    assert read_step(tmp_path, 1).schema.equals(SCHEMA, check_metadata=True)
+    assert to_samples(read_step(tmp_path, 1)) == samples
+    assert read_step(tmp_path, 1, columns=["reward"])["reward"].to_pylist() == [1.0, 0.0]
+    with pytest.raises(UserError, match="recorded by an older release"):
+        to_minibatches(read_step(tmp_path, 1))
 
 
 def test_a_table_crosses_the_wire_as_arrow() -> None:
@@ -113,7 +135,7 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trajectories of step 5; recorded are 3 to 3"):
         read_step(tmp_path, 5)
     pq.write_table(to_table(3, [make_sample()], 4).replace_schema_metadata({"sppo_ray.trajectory_schema": "9"}), path)
-    with pytest.raises(UserError, match="has trajectory schema 9, not 2"):
+    with pytest.raises(UserError, match="has trajectory schema 9, not 3"):
         read_step(tmp_path, 3)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="step-000003.parquet: cannot be read"):

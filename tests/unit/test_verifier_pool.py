@@ -109,6 +109,18 @@ def test_a_process_killed_from_outside_loses_no_sample() -> None:
     use_pool(settings(), use)
 
 
+@pytest.mark.parametrize("which", [0, 1])  # the keeper, its scoring child
+def test_a_process_frozen_from_outside_is_replaced_and_loses_no_sample(which: int) -> None:
+    async def use(pool: VerifierPool) -> None:
+        worker_processes()[which].send_signal(signal.SIGSTOP)
+        verdicts = await score_all(pool, ["good", "bad"])
+        # A frozen keeper forks no heir, but its child goes on scoring.
+        assert [verdict.reward for verdict in verdicts] == [1.0, 0.0]
+        assert (pool.counters.errors, pool.counters.timeouts, pool.counters.restarts) == (0, 0, which)
+
+    use_pool(settings(), use)
+
+
 def test_a_process_killed_while_idle_is_replaced() -> None:
     async def use(pool: VerifierPool) -> None:
         for victim in (-1, 0):

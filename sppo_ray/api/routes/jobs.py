@@ -30,11 +30,14 @@ async def list_jobs(
     ours: Ours,
     caller: Viewer,
     state: Annotated[list[JobState] | None, Query(description="Only these; may be repeated")] = None,
-    limit: Annotated[int, Query(ge=1, le=500), DIGITS] = 50,
+    name: Annotated[
+        str | None, Query(max_length=100, description="Only those with this in their id, name, recipe or algorithm, in any case")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=500, description="Jobs at most"), DIGITS] = 50,
     cursor: Annotated[str | None, Query(max_length=200, description="next_cursor of the page before")] = None,
 ) -> Response:
     """Jobs by every door, newest first."""
-    entries = [entry for entry in await ours.index.jobs() if not state or entry.job.state in state]
+    entries = [entry for entry in await ours.index.jobs() if (not state or entry.job.state in state) and _is_called(entry, name)]
     start = _after(entries, cursor) if cursor else 0
     page = entries[start : start + limit]
     following = page[-1].job.id if start + limit < len(entries) else None
@@ -55,6 +58,8 @@ async def submit_job(request: JobRequest, ours: Ours, caller: Operator) -> Respo
     """Submit a training job. Its settings are checked here: a mistake is a 422 and costs no cluster time."""
     if request.resume and request.run_name:
         await _require_ended(ours, request.run_name)
+    if not request.resume:  # a mistake is told also while Ray is away
+        await asyncio.to_thread(submission.checked_config, request, ours.settings)
     await _require_ray(ours)
     job = await asyncio.to_thread(submission.prepare, request, ours.settings, by=caller.name)
     try:
@@ -125,6 +130,12 @@ async def _require_ended(ours: Ours, run_name: str) -> None:
         raise ApiProblem(409, f"run {run_name!r} is {job.state}: only a run that has ended can be continued", kind="not-ended")
     if job.state is JobState.SUCCEEDED:
         raise ApiProblem(409, f"run {run_name!r} is finished: there is nothing to continue", kind="ended")
+
+
+def _is_called(entry: Entry, name: str | None) -> bool:
+    job = entry.job
+    names = (job.id, job.run_id, job.name, job.recipe, job.algorithm)
+    return not name or any(name.casefold() in text.casefold() for text in names if text)
 
 
 def _after(entries: Sequence[Entry], cursor: str) -> int:

@@ -15,9 +15,9 @@ from sppo_ray.api import events, logs, metrics_query, samples
 from sppo_ray.api.documents import answer, problems
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.records import SUBMITTED_CONFIG, load_yaml
-from sppo_ray.api.redaction import redact_tree
 from sppo_ray.api.schemas import Evaluations, MetricRows, RunSettings, SamplePage
-from sppo_ray.api.services import DIGITS, JobId, Ours, Viewer
+from sppo_ray.api.services import DIGITS, Admitted, JobId, Ours, Viewer
+from sppo_ray.redaction import redact_tree
 from sppo_ray.trainer.jsonlines import finite_json
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["records"])
@@ -44,7 +44,14 @@ _EVENT = {
     },
     "required": ["event", "id", "data"],
 }
-_TEXT = {"schema": {"type": "string"}}
+LOG_EXAMPLE = "starting 4 actors on cpu: rollout-0, learner-0, critic-0, reward\nstep 1/60  reward 0.41  acc 0.40  len 4\n"
+EVALUATIONS_EXAMPLE = {
+    "evaluations": [
+        {"step": 10, "policy_version": 10, "k": 1, "overall": {"accuracy": 0.55, "accuracy_low": 0.49, "accuracy_high": 0.61}}
+    ]
+}
+CONFIG_EXAMPLE = {"yaml": "name: quickstart\nseed: 1\n", "settings": {"name": "quickstart", "seed": 1}}
+_TEXT = {"schema": {"type": "string"}, "example": LOG_EXAMPLE}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -66,7 +73,7 @@ async def metrics(
     first: Annotated[int, Query(alias="from", ge=0, le=MAX_STEP, description="First step"), DIGITS] = 0,
     last: Annotated[int | None, Query(alias="to", ge=0, le=MAX_STEP, description="Last step"), DIGITS] = None,
     limit: Annotated[int, Query(ge=1, le=100_000, description="Rows at most (json)"), DIGITS] = 10_000,
-    format: Annotated[Literal["json", "arrow"], Query()] = "json",
+    format: Annotated[Literal["json", "arrow"], Query(description="arrow: an Arrow IPC stream of all the rows")] = "json",
 ) -> Response:
     """Numbers by name and step range. A name that the run does not have is left out."""
     run_dir = await _run_dir(ours, job_id)
@@ -90,6 +97,7 @@ async def event_stream(
     job_id: JobId,
     ours: Ours,
     caller: Viewer,
+    is_admitted: Admitted,
     last_event_id: Annotated[str | None, Header(max_length=200, description="Go on behind this event")] = None,
 ) -> Response:
     """Follow the job: everything recorded so far (or since Last-Event-ID), then what comes, until it has ended."""
@@ -98,7 +106,7 @@ async def event_stream(
     if await events.is_exhausted(entry, place):
         return Response(status_code=204)
     ours.streams.require_free()
-    stream = ours.streams.counted(events.follow(ours.index, job_id, place))
+    stream = ours.streams.counted(events.follow(ours.index, job_id, place), is_admitted)
     return EventSourceResponse(stream, ping=PING_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
 
 
@@ -111,6 +119,7 @@ async def log(
     job_id: JobId,
     ours: Ours,
     caller: Viewer,
+    is_admitted: Admitted,
     tail: Annotated[int, Query(ge=0, le=100_000, description="Lines from the end"), DIGITS] = 1000,
     follow: Annotated[bool, Query(description="Go on until the job has ended")] = False,
 ) -> Response:
@@ -118,7 +127,7 @@ async def log(
     lines = await logs.log_of(ours.index, ours.ray, job_id, tail=tail, follow=follow)
     if follow:
         ours.streams.require_free()
-        lines = ours.streams.counted(lines)
+        lines = ours.streams.counted(lines, is_admitted)
     return StreamingResponse(lines, media_type="text/plain")
 
 
@@ -128,9 +137,9 @@ async def trajectories(
     ours: Ours,
     caller: Viewer,
     step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Left out: the newest"), DIGITS] = None,
-    sort: samples.Sort = "surprise",
-    order: Annotated[Literal["desc", "asc"], Query()] = "desc",
-    limit: Annotated[int, Query(ge=1, le=200), DIGITS] = 20,
+    sort: Annotated[samples.Sort, Query(description="surprise is |reward - value|")] = "surprise",
+    order: Annotated[Literal["desc", "asc"], Query(description="Samples without the figure come last in both")] = "desc",
+    limit: Annotated[int, Query(ge=1, le=200, description="Samples at most"), DIGITS] = 20,
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}$", description="next_cursor of the page before")] = None,
 ) -> Response:
     """The samples of a step: prompt, response, reward and its reason, value, advantage; the most surprising first."""
@@ -146,13 +155,13 @@ async def trajectories(
     return _json(page.model_dump())
 
 
-@router.get("/evaluations", response_model=Evaluations, responses=problems(404))
+@router.get("/evaluations", response_model=Evaluations, responses=answer(200, "By step", EVALUATIONS_EXAMPLE) | problems(404))
 async def evaluations(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
     """Every held-out evaluation in full, by step."""
     return _json({"evaluations": await asyncio.to_thread(_evaluations, await _run_dir(ours, job_id))})
 
 
-@router.get("/config", response_model=RunSettings, responses=problems(404))
+@router.get("/config", response_model=RunSettings, responses=answer(200, "The settings", CONFIG_EXAMPLE) | problems(404))
 async def config(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
     """The settings of the run, resolved, with secrets blacked out."""
     return _json(await asyncio.to_thread(_settings, await _run_dir(ours, job_id)))

@@ -31,7 +31,7 @@ RECIPES_EXAMPLE = {
          "model": "builtin:running-sum", "cpus": 1.35, "gpus": 0.0}
     ]
 }  # fmt: skip
-_TEXT = {"text/plain": {"schema": {"type": "string"}}}
+_TEXT = {"text/plain": {"schema": {"type": "string"}, "example": 'sppo_ray_jobs{state="RUNNING"} 1.0\n'}}
 
 
 @router.get("/v1/recipes", response_model=Recipes, responses=answer(200, "The recipes that ship", RECIPES_EXAMPLE) | problems())
@@ -81,7 +81,16 @@ def add_page(app: FastAPI) -> None:
     async def page() -> FileResponse:
         return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
 
-    app.mount("/ui", StaticFiles(directory=WEB), name="ui")
+    app.mount("/ui", _PageFiles(directory=WEB), name="ui")
+
+
+class _PageFiles(StaticFiles):
+    """Kept by browsers and asked for again with their ETag: a 304 costs little, and a new release shows at once."""
+
+    def file_response(self, *arguments: Any, **keywords: Any) -> Response:
+        response = super().file_response(*arguments, **keywords)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 @functools.cache

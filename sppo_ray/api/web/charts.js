@@ -11,7 +11,11 @@ export const WHOLE = [].concat(...Array.from({ length: 8 }, (_, power) => [1, 2,
 
 // As many decimals as tell one tick from the next (`step` apart), no more.
 const decimals = (step) => step.toFixed(8).replace(/\.?0+$/, "").split(".")[1]?.length ?? 0;
-const tick = (value, step) => (value !== 0 && step < 1e-4 ? value.toExponential(0).replace("e-", "e−") : value >= 1e4 ? compact(value) : value.toFixed(decimals(step)));
+const exponential = (value, step) => [0, 1, 2].map((digits) => value.toExponential(digits)).find((text) => Math.abs(text - value) < step / 100) ?? value.toExponential(2);
+export function tick(value, step) {
+  if (step < 1e-4) return value === 0 ? "0" : exponential(value, step).replace("e-", "e−");
+  return value >= 1e4 ? compact(value) : value.toFixed(decimals(step));
+}
 const numberTicks = (plot, values, index, space, step) => values.map((value) => tick(value, step));
 const shareTicks = (plot, values, index, space, step) => values.map((value) => `${(100 * value).toFixed(decimals(100 * step))}%`);
 
@@ -22,7 +26,7 @@ export const faint = (colour, share) => `color-mix(in srgb, ${colour} ${100 * sh
 
 /**
  * One card. `spec`: {title, hint, series: [{label, colour (name of a custom property), width?, dash?, points?, hidden?, format?}],
- * bands?: [{series: [upper, lower], colour}], range?: [min, max], fromZero?, isShare? (ticks in percent), format?, sync?}. `update(x, columns, axis of rows.js)` draws.
+ * bands?: [{series: [upper, lower], colour}], range?: [min, max], fromZero?, isShare? (ticks in percent), format?, sync?}. `update(x, columns, axis of rows.js, whether more will come)` draws.
  */
 export class Chart {
   #plot = null;
@@ -40,12 +44,12 @@ export class Chart {
     signal.addEventListener("abort", () => (observer.disconnect(), this.#plot?.destroy()), { once: true });
   }
 
-  update(x, columns, axis) {
+  update(x, columns, axis, goesOn = true) {
     const isSameAxis = this.#shown?.axis === axis;
-    this.#shown = { x, columns, axis };
+    this.#shown = { x, columns, axis, goesOn };
     const isEmpty = columns.every((column) => column.every((value) => value === null));
     this.element.classList.toggle("empty", isEmpty);
-    if (isEmpty) return fill(this.legend, h("span.muted", {}, "no figures yet"));
+    if (isEmpty) return fill(this.legend, h("span.muted", {}, goesOn ? "no figures yet" : "this run has no such figures"));
     if (!this.#plot || !isSameAxis) this.#draw();
     else this.#plot.setData([x, ...columns], !this.#isZoomed);
     if (this.#isZoomed) this.#plot.redraw();
@@ -55,7 +59,7 @@ export class Chart {
   #redraw() {
     this.#plot?.destroy();
     this.#plot = null;
-    if (this.#shown) this.update(this.#shown.x, this.#shown.columns, this.#shown.axis);
+    if (this.#shown) this.update(this.#shown.x, this.#shown.columns, this.#shown.axis, this.#shown.goesOn);
   }
 
   #draw() {

@@ -1,6 +1,7 @@
 // The curves of a job: which figures stand together, and what a reader should see in them.
 import { Chart } from "./charts.js";
 import { h } from "./dom.js";
+import { FINAL } from "./feed.js";
 import { percent } from "./format.js";
 import { AXES } from "./rows.js";
 
@@ -103,6 +104,7 @@ export class Curves {
     const axis = AXES[this.axis];
     const rows = this.feed.rows.all.filter((row) => axis.of(row) !== null);
     const x = rows.map(axis.of);
-    for (const { curve, chart } of this.charts) chart.update(x, curve.names.map((name) => rows.map((row) => row[name] ?? null)), axis);
+    const goesOn = !FINAL.has(this.feed.job?.state);
+    for (const { curve, chart } of this.charts) chart.update(x, curve.names.map((name) => rows.map((row) => row[name] ?? null)), axis, goesOn);
   }
 }

@@ -5,7 +5,7 @@ import { Feed, FINAL } from "./feed.js";
 import { ago, compact, DASH, duration, moment, number, percent, plural, whole } from "./format.js";
 import { Overview } from "./overview.js";
 import { Samples } from "./samples.js";
-import { progressBar, stateChip } from "./state.js";
+import { endsByBudget, progressBar, stateChip } from "./state.js";
 import { LogText, SettingsText } from "./texts.js";
 
 const TABS = {
@@ -59,9 +59,10 @@ export class JobView {
     this.live = h("span.live", { role: "status" });
     this.progress = h("div.head-progress");
     this.figures = h("dl.figures");
+    this.alerts = h("div.alerts", { role: "status" });
     this.error = h("div");
     const title = h("div.head-title", {}, h("h1", {}, this.feed.job.run_id ?? this.feed.job.id), this.state, this.live);
-    fill(this.head, h("div.head-top", {}, h("div.head-words", {}, title, this.subtitle), actionButtons(this.feed, this.signal)), this.progress, this.error, this.figures);
+    fill(this.head, h("div.head-top", {}, h("div.head-words", {}, title, this.subtitle), actionButtons(this.feed, this.signal)), this.progress, this.alerts, this.error, this.figures);
     this.#refreshHead();
     this.feed.dispatchEvent(new Event("job")); // the buttons draw themselves on it
   }
@@ -72,6 +73,7 @@ export class JobView {
     fillOnChange(this.subtitle, [subtitleOf(job)], () => subtitleOf(job));
     fillOnChange(this.live, [connection, FINAL.has(job.state)], () => connectionText(connection, FINAL.has(job.state)));
     fillOnChange(this.progress, [job.step, job.steps, job.state, progressText(job)], () => [progressBar(job), h("p", {}, progressText(job))]);
+    fillOnChange(this.alerts, [job.alerts, job.state], () => alertsOf(job));
     fillOnChange(this.error, job.last_error, () => errorOf(job));
     fillOnChange(this.figures, figuresOf(job, rows), () => figuresOf(job, rows).map(figure));
   }
@@ -90,10 +92,19 @@ function connectionText(connection, isFinal) {
 }
 
 function progressText(job) {
-  const steps = job.steps ? `Step ${whole(job.step)} of ${whole(job.steps)}` : plural(job.step, "step");
-  if (FINAL.has(job.state)) return [steps, job.ended && `ended ${moment(job.ended)}`, job.seconds && `${duration(job.seconds)} of training`].filter(Boolean).join(" · ");
+  const byBudget = endsByBudget(job);
+  const steps = byBudget || !job.steps ? plural(job.step, "step") : `Step ${whole(job.step)} of ${whole(job.steps)}`;
+  const spent = byBudget ? `${duration(job.seconds)} of ${duration(job.budget_s)} of training` : FINAL.has(job.state) && job.seconds ? `${duration(job.seconds)} of training` : null;
+  if (FINAL.has(job.state)) return [steps, job.ended && `ended ${moment(job.ended)}`, spent].filter(Boolean).join(" · ");
   const now = job.stage && job.stage !== job.phase ? `${job.phase}: ${job.stage}` : job.phase;
-  return [steps, job.eta_s && `about ${duration(job.eta_s)} left`, now, job.updated && `heard ${ago(job.updated)}`].filter(Boolean).join(" · ");
+  return [steps, spent, job.eta_s && `about ${duration(job.eta_s)} left`, now, job.updated && `heard ${ago(job.updated)}`].filter(Boolean).join(" · ");
+}
+
+/** The alarms of guardrails that are up, with what they did to the run. */
+function alertsOf({ alerts, state }) {
+  if (!alerts?.length) return null;
+  const title = state === "PAUSED" ? "Paused by a guardrail: resume or stop the run" : alerts.length > 1 ? `${alerts.length} guardrails are alarmed` : "A guardrail is alarmed";
+  return h("section.notice.alarm", {}, h("strong", {}, title), alerts.map(({ message }) => h("p", {}, message)));
 }
 
 function errorOf({ last_error: error }) {

@@ -4,9 +4,10 @@ import { COLOURS, Comparison } from "./compare.js";
 import { button, fill, fillOnChange, h, notice, problemNotice } from "./dom.js";
 import { FINAL } from "./feed.js";
 import { ago, compact, duration, moment, number, percent, plural, whole } from "./format.js";
-import { progressBar, stateChip } from "./state.js";
+import { endsByBudget, progressBar, stateChip } from "./state.js";
 
 const REFRESH = 4000; // ms
+const TYPING = 200; // ms without a key before the server is asked
 const PAGE = 50;
 const MOST_COMPARED = 6;
 const FILTERS = [
@@ -32,7 +33,7 @@ export class ListView {
     this.table = h("div.card.table-host", {}, notice("loading", "Loading jobs"));
     this.foot = h("div.list-foot");
     this.comparison = new Comparison(signal);
-    const search = h("input", { type: "search", placeholder: "Find by name", "aria-label": "Find by name", on: { input: () => this.#find(search.value) } });
+    const search = h("input", { type: "search", maxlength: 100, placeholder: "Find by name", "aria-label": "Find by name", on: { input: () => this.#find(search.value) } });
     this.element = h("div.page", {}, h("div.list-head", {}, h("h1", {}, "Jobs"), this.filters, search), this.comparison.element, this.table, this.foot);
     this.update(target);
     this.#drawFilters();
@@ -48,6 +49,7 @@ export class ListView {
     await this.#load();
     const timer = setInterval(() => !document.hidden && this.#refresh(), REFRESH);
     this.signal.addEventListener("abort", () => clearInterval(timer), { once: true });
+    this.signal.addEventListener("abort", () => clearTimeout(this.finding), { once: true });
   }
 
   async #refresh() {
@@ -57,18 +59,18 @@ export class ListView {
   }
 
   async #load() {
-    const { filter } = this;
+    const { filter, text } = this;
     try {
       const found = [];
       let cursor = null;
       for (let page = 0; page < this.pages; page++) {
-        const part = await api.jobs({ state: filter.states, limit: PAGE, cursor }, this.signal);
+        const part = await api.jobs({ state: filter.states, name: text || null, limit: PAGE, cursor }, this.signal);
         found.push(...part.jobs);
         Object.assign(this, { total: part.total, ray: part.ray, next: part.next_cursor });
         cursor = part.next_cursor;
         if (!cursor) break;
       }
-      if (filter !== this.filter) return; // the answer to an earlier question
+      if (filter !== this.filter || text !== this.text) return; // the answer to an earlier question
       this.jobs = found;
       this.isLoaded = true;
       this.#draw();
@@ -86,8 +88,9 @@ export class ListView {
   }
 
   #find(text) {
-    this.text = text.toLowerCase();
-    this.#draw();
+    Object.assign(this, { text: text.trim(), pages: 1 });
+    clearTimeout(this.finding);
+    this.finding = setTimeout(() => this.#load(), TYPING);
   }
 
   #toggle(id) {
@@ -101,7 +104,7 @@ export class ListView {
 
   #draw() {
     if (!this.isLoaded) return;
-    const shown = this.jobs.filter((job) => `${job.id} ${job.name} ${job.algorithm} ${job.recipe}`.toLowerCase().includes(this.text));
+    const shown = this.jobs;
     // Ages change with every refresh: a minute is fine enough to keep the table still.
     fillOnChange(this.table, [shown, this.compared, Math.floor(Date.now() / 60000)], () => (shown.length ? this.#rows(shown) : this.#nothing()));
     const more = this.next && button("Show more", () => ((this.pages += 1), this.#load()));
@@ -111,7 +114,7 @@ export class ListView {
   }
 
   #nothing() {
-    if (this.jobs.length || this.filter.states.length) return notice("empty", "No job fits", "Choose another state, or clear the search.");
+    if (this.text || this.filter.states.length) return notice("empty", "No job fits", "Choose another state, or clear the search.");
     return notice("empty", "No jobs yet", "Submit one, and it shows up here:", h("pre", {}, "sppo-ray submit quickstart"));
   }
 
@@ -126,7 +129,8 @@ export class ListView {
     const box = h("input", { type: "checkbox", "aria-label": `Compare ${job.id}`, checked: isChosen, style: { "accent-color": `var(--${COLOURS[this.compared.indexOf(job.id)] ?? "accent"})` }, on: { change: () => this.#toggle(job.id) } });
     const what = [job.algorithm, job.recipe ?? job.name, job.seed === null || job.seed === undefined ? null : `seed ${job.seed}`].filter(Boolean).join(" · ");
     const link = h("a", { href: `#/jobs/${encodeURIComponent(job.id)}` }, job.run_id ?? job.id);
-    const steps = job.steps ? `${whole(job.step)} / ${whole(job.steps)}` : whole(job.step);
+    const byBudget = endsByBudget(job);
+    const steps = byBudget ? `${plural(job.step, "step")}, ${duration(job.seconds)} / ${duration(job.budget_s)}` : job.steps ? `${whole(job.step)} / ${whole(job.steps)}` : whole(job.step);
     const cell = (label, className, ...contents) => h("td", { class: className, dataset: { label } }, contents);
     return h(
       "tr",

@@ -29,10 +29,15 @@ export const stateChip = (state) => chip(STATES[state] ?? STATES.PENDING, STATES
 
 export const healthChip = (state) => chip(HEALTH[state] ?? { mark: "○", tone: "grey" }, state.toLowerCase());
 
-/** A bar of steps done. A run that succeeded is done, also when its budget ended before its steps did. */
+const shareOfSteps = (job) => (job.steps ? job.step / job.steps : 0);
+const shareOfBudget = (job) => (job.budget_s ? job.seconds / job.budget_s : 0);
+
+/** Whether the budget of seconds, not the number of steps, is what ends the run at its present pace. */
+export const endsByBudget = (job) => Boolean(job.budget_s) && shareOfBudget(job) >= shareOfSteps(job);
+
+/** A bar of how much of the run is done. One that succeeded is done, however it ended. */
 export function progressBar(job) {
-  const total = job.steps ?? 0;
-  const share = job.state === "SUCCEEDED" ? 1 : total ? Math.min(job.step / total, 1) : 0;
-  const props = { role: "progressbar", "aria-valuemin": "0", "aria-valuemax": String(total), "aria-valuenow": String(job.step), "aria-label": "steps done" };
+  const share = job.state === "SUCCEEDED" ? 1 : Math.min(Math.max(shareOfSteps(job), shareOfBudget(job)), 1);
+  const props = { role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(100 * share)), "aria-label": "done" };
   return h("div.progress", { ...props, dataset: { state: job.state } }, h("span", { style: { width: `${100 * share}%` } }));
 }

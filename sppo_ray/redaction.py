@@ -1,4 +1,8 @@
-"""Secrets never leave: their values and what looks like one are blacked out in logs, errors, commands and settings."""
+"""Secrets never leave, and are not written down: their values and what looks like one are blacked out in logs, errors, events,
+commands and what the REST server tells; a setting that holds one is refused.
+
+A secret is the value of an environment variable that is named like one, or a text of a known form.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,21 @@ _PATTERNS = (
         r"[\"']?\s*[=:]\s*[\"']?)[^\s\"',;]{4,}"
     ),
 )
+_SHORTEST_REFUSED = 12  # characters of a secret whose presence in a setting is no coincidence
+_CERTAIN = (
+    re.compile(r"\b(?:hf_|ghp_|gho_|github_pat_|glpat-|AKIA)[A-Za-z0-9_]{16,}"),
+    re.compile(r"://[^/\s:@]+:[^/\s@]+@"),
+)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether `text` certainly holds a secret, where `redact` blacks out at the slightest suspicion."""
+    known = any(value in text for value in _known_values() if len(value) >= _SHORTEST_REFUSED)
+    return known or any(pattern.search(text) for pattern in _CERTAIN)
 
 
 def _known_values() -> tuple[str, ...]:
-    """What this server's own environment holds as secrets; longest first, so that none is cut by another."""
+    """What this process's own environment holds as secrets; longest first, so that none is cut by another."""
     named = (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and len(value) >= 8)
     return tuple(sorted(set(named), key=len, reverse=True))
 

@@ -1,0 +1,129 @@
+"""Reading a row's unit tests: the forms in which common data sets of programming tasks keep them.
+
+{"inputs": [...], "outputs": [...]}               stdin and stdout of a script (APPS, TACO, verl's prime code)
+{"inputs", "outputs", "fn_name": "f"}             arguments and value of a function, or of a method of class Solution
+[{"input", "output", "type": "stdin_stdout"}]     the same, a test each (DeepCoder, LiveCodeBench);
+[{"input", "output", "fn_name" or "metadata": {"func_name"}}]
+{"functional": "assert f(1) == 2 ..."}            Python; also under "test", "tests", "test_code", "assert_case"
+["assert f(1) == 2", ...]                         MBPP's test_list
+assert f(1) == 2 ...                              Python as it is: statements, test_* functions, unittest, HumanEval's check
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_CODE_KEYS = ("functional", "test", "tests", "test_code", "assert_case", "test_list")
+_NAME_KEYS = ("fn_name", "func_name", "entry_point")
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptTests:
+    """A script reads the first and should write the second."""
+
+    cases: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTests:
+    """Functions are called: `cases` of {"args", "expected"} for the function `name`, or the Python in `source`."""
+
+    name: str | None
+    cases: tuple[Mapping[str, Any], ...] | None
+    source: str | None
+
+
+def read_tests(ground_truth: str, extra: Mapping[str, Any]) -> ScriptTests | ModuleTests:
+    """The tests in a row's ground truth; the function's name may also stand in `extra`. Raises ValueError when there are none."""
+    try:
+        data = json.loads(ground_truth)
+    except ValueError:
+        data = ground_truth
+    outer = next((str(extra[key]) for key in _NAME_KEYS if extra.get(key)), None)
+    tests = _read(data, outer)
+    if not (tests.cases if isinstance(tests, ScriptTests) else tests.cases or (tests.source or "").strip()):
+        raise ValueError("the ground truth holds no tests")
+    return tests
+
+
+def _read(data: Any, name: str | None) -> ScriptTests | ModuleTests:
+    if isinstance(data, str):
+        return ModuleTests(name, None, data)
+    if isinstance(data, list) and all(isinstance(one, str) for one in data):
+        return ModuleTests(name, None, "\n".join(data))
+    if isinstance(data, list) and all(isinstance(one, dict) and {"input", "output"} <= one.keys() for one in data):
+        script = not data or data[0].get("type") == "stdin_stdout"
+        name = None if script else _name_in(data[0]) or name
+        return _pairs([one["input"] for one in data], [one["output"] for one in data], name)
+    if isinstance(data, dict):
+        name = _name_in(data) or name
+        if "inputs" in data and "outputs" in data:
+            return _pairs(data["inputs"], data["outputs"], name)
+        for key in _CODE_KEYS:
+            if data.get(key):
+                return _read(data[key], name)
+    raise ValueError(
+        "the ground truth is no set of tests: give inputs and outputs, input and output of each, or Python with assert statements"
+    )
+
+
+def _name_in(row: Mapping[str, Any]) -> str | None:
+    inner = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
+    return next((str(place[key]) for place in (row, inner) for key in _NAME_KEYS if place.get(key)), None)
+
+
+def _pairs(inputs: Sequence[Any], outputs: Sequence[Any], name: str | None) -> ScriptTests | ModuleTests:
+    if len(inputs) != len(outputs):
+        raise ValueError(f"the ground truth has {len(inputs)} inputs and {len(outputs)} outputs")
+    pairs = zip(inputs, outputs, strict=True)
+    if name is None:
+        return ScriptTests(tuple((_text(given), _text(due)) for given, due in pairs))
+    return ModuleTests(name, tuple({"args": _arguments(given), "expected": _value(due)} for given, due in pairs), None)
+
+
+def _text(lines: Any) -> str:
+    return "\n".join(map(str, lines)) if isinstance(lines, list) else str(lines)
+
+
+def _arguments(given: Any) -> list[Any]:
+    """A list of arguments, or as text one a line."""
+    return [_value(line) for line in given.splitlines() if line.strip()] if isinstance(given, str) else list(given)
+
+
+def _value(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# ---------------------------------------------------------------------------------------------------------- stdout
+
+_RELATIVE_TOLERANCE = 1e-6
+
+
+def same_output(written: str, due: str) -> bool:
+    """Line by line and word by word; white space at the ends does not count, and a decimal may be off by a millionth."""
+    mine, theirs = ([line.split() for line in text.strip().splitlines()] for text in (written, due))
+    return len(mine) == len(theirs) and all(map(_same_line, mine, theirs))
+
+
+def _same_line(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+    return len(mine) == len(theirs) and all(map(_same_word, mine, theirs))
+
+
+def _same_word(word: str, due: str) -> bool:
+    if word == due:
+        return True
+    if "." not in due or len(word) > 400:
+        return False
+    try:
+        number, expected = float(word), float(due)
+    except ValueError:
+        return False
+    return abs(number - expected) <= _RELATIVE_TOLERANCE * max(1.0, abs(expected))

@@ -1,0 +1,69 @@
+"""docs/api.md and docs/operations.md: each curl command is run as it stands there, against a real server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from sppo_ray.api.tokens import add_token
+from tests.api.conftest import NO_RAY, serving
+from tests.api.documented import curls, run_curl
+from tests.api.run_directories import LiveRun
+
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+COMMANDS = curls("api.md") + curls("operations.md")
+# What Ray's job server has to do; test_control_plane.py sends the same with one. Here it is away.
+SUBMITS, FORCES = ("-X POST $API/v1/jobs ", "--json "), "stop?force=true"
+ENDED = ("-X DELETE", "curl -N", "resume")  # these want a run that has ended
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, str]]:
+    """(URL, runs, an operator's token) of a server process without Ray."""
+    runs, tokens = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("etc") / "tokens"
+    token = add_token(tokens, "olga", "operator")
+    with serving(runs, "--tokens", str(tokens), "--ray-address", NO_RAY, "--rate", "0") as (url, _):
+        yield url, runs, token
+
+
+def expected(command: str) -> int:
+    if any(words in command for words in SUBMITS):
+        return 503
+    if FORCES in command:
+        return 409  # the run below was not submitted to Ray
+    if "-X DELETE" in command:
+        return 204
+    return 202 if "-X PATCH" in command or "-X POST" in command else 200
+
+
+def test_the_pages_have_commands() -> None:
+    assert len(curls("api.md")) >= 22
+    assert len(curls("operations.md")) == 1
+
+
+@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=lambda number: COMMANDS[number].partition("\n")[0][:60])
+def test_a_documented_call_works(live: tuple[str, Path, str], tmp_path: Path, number: int) -> None:
+    url, runs, token = live
+    command, name = COMMANDS[number], f"case-{number}"
+    run = LiveRun(runs, name)
+    steps = 12 if "step=12" in command else 2
+    for _ in range(steps):
+        run.step()
+    (run.path / "output.log").write_text("one\ntwo\n")
+    if any(words in command for words in ENDED):
+        run.evaluate(0.5)
+        run.finish(status="stopped")
+    command = command.replace("/jobs/first", f"/jobs/{name}").replace('"first"', f'"{name}"')
+    status, body = run_curl(command, url=url, token=token, folder=tmp_path)
+    assert status == expected(command), f"{command}: {body}"
+    if "events" in command:
+        assert "event: step" in body and "event: end" in body
+    if "logs" in command:
+        assert body.startswith("one\ntwo")
+    if "-o metrics.arrow" in command:
+        assert pa.ipc.open_stream((tmp_path / "metrics.arrow").read_bytes()).read_all()["step"].to_pylist() == [1, 2]
+    run.close()
