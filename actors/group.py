@@ -75,7 +75,7 @@ def _translated(worker: str, doing: str) -> Iterator[None]:
     try:
         yield
     except (RayActorError, ActorUnavailableError) as error:
-        raise WorkerDied(worker, f"died while {doing}: {_first_line(error)}") from None
+        raise WorkerDied(worker, f"died while {doing}: {_reason(error)}") from None
     except RayTaskError as error:
         if isinstance(error.cause, (UserError, WeightsRefused)):
             named = str(error.cause) if worker in str(error.cause) else f"{worker}: {error.cause}"
@@ -87,6 +87,12 @@ def _translated(worker: str, doing: str) -> Iterator[None]:
 
 async def _awaited(reference: Awaitable[Any]) -> Any:
     return await reference
+
+
+def _reason(error: BaseException) -> str:
+    """Of an actor that could not be made Ray's first line tells who, and the last line of the traceback tells why."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if len(lines) > 1 and "creation task" in lines[0] else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

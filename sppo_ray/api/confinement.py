@@ -55,6 +55,7 @@ def _check_module(function: dict[str, Any], settings: ApiSettings) -> None:
         where, known = "reward.function.function", ", ".join(settings.allow_modules) or "none"
         detail = f"{where}: module {module[:100]!r} is not among those that this server allows ({known}): see --allow-module"
         raise ApiProblem(400, detail, kind="module-outside", errors=[FieldError(path=where, message="not an allowed module")])
+    function["packages"] = [module.partition(".")[0]]  # with the server's leave it may be an installed one; no other may
 
 
 def _outside(where: str, what: str, settings: ApiSettings) -> ApiProblem:

@@ -29,7 +29,7 @@ class ScriptTests:
 
 @dataclass(frozen=True, slots=True)
 class ModuleTests:
-    """Functions are called: `cases` of {"args", "expected"} for the function `name`, or the Python in `source`."""
+    """Functions are called: `name` with each case's "args", to give one of its "expected"; or by the Python in `source`."""
 
     name: str | None
     cases: tuple[Mapping[str, Any], ...] | None
@@ -81,7 +81,7 @@ def _pairs(inputs: Sequence[Any], outputs: Sequence[Any], name: str | None) -> S
     pairs = zip(inputs, outputs, strict=True)
     if name is None:
         return ScriptTests(tuple((_text(given), _text(due)) for given, due in pairs))
-    return ModuleTests(name, tuple({"args": _arguments(given), "expected": _value(due)} for given, due in pairs), None)
+    return ModuleTests(name, tuple({"args": _arguments(given), "expected": _right(due)} for given, due in pairs), None)
 
 
 def _text(lines: Any) -> str:
@@ -91,6 +91,12 @@ def _text(lines: Any) -> str:
 def _arguments(given: Any) -> list[Any]:
     """A list of arguments, or as text one a line."""
     return [_value(line) for line in given.splitlines() if line.strip()] if isinstance(given, str) else list(given)
+
+
+def _right(due: Any) -> list[Any]:
+    """The value, the text that it was written as, and the only member of a list of one."""
+    value = _value(due)
+    return [value, *([due] if isinstance(due, str) else []), *(value if isinstance(value, list) and len(value) == 1 else [])]
 
 
 def _value(text: Any) -> Any:

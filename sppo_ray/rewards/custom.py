@@ -91,12 +91,12 @@ def _require_confined(setting: str, module_name: str, packages: Sequence[str]) -
         return
     if top in sys.stdlib_module_names:
         raise UserError(f"{setting}: {top} is of Python's standard library: write a function of your own round what it does")
-    if top in packages:
-        return
     root = next((Path(entry or ".").resolve() for entry in sys.path if PathFinder.find_spec(top, [entry or "."])), None)
     if root is None:
         return
     if root.name in ("site-packages", "dist-packages"):
+        if top in packages:
+            return
         raise UserError(
             f"{setting}: {top} is an installed package: name it in reward.function.packages ([{top}]) if it is to judge"
         )

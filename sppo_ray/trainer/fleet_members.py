@@ -110,7 +110,8 @@ class Member:
             async with asyncio.timeout(DROP_DEADLINE_S):
                 while self.serving:  # a batch may have been on its way to the worker when it was told
                     await self.unless_lost(self.worker.abort())
-                    await asyncio.wait(set(self.serving), timeout=DROP_AGAIN_S)
+                    if ending := set(self.serving):
+                        await asyncio.wait(ending, timeout=DROP_AGAIN_S)
         except TimeoutError:
             raise WorkerTimeout(self.name, f"did not give up its requests in {DROP_DEADLINE_S:.0f} s") from None
 

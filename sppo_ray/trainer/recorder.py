@@ -50,7 +50,7 @@ class Recorder:
         self._metrics = MetricsWriter(run_dir.path, tensorboard=config.logging.tensorboard)
         self._events = EventLog(run_dir.path)
         self._weights = WeightLog(run_dir.path)
-        self._guardrails = Guardrails(config.guardrails, synchronous=config.loop.max_staleness == 0)
+        self._guardrails = self._new_guardrails()
         self.raised: tuple[Alarm, ...] = ()  # by the newest step
         self._clock = StageClock()
         self._reward_errors: Counter[str] = Counter()
@@ -85,6 +85,7 @@ class Recorder:
         self._progress.start(self._config.loop.steps, state.step)
         self._timer.start(self._config.loop.steps, state.step)
         self._clock.next_step()
+        self._guardrails = self._new_guardrails()  # without the steps that are taken again
         self._guardrails.remember(read_metrics(self._run_dir.path))
         self.phase("training", state, alerts=self._alerts())
 
@@ -165,6 +166,9 @@ class Recorder:
         for alarm in self.raised:
             self._events.write("guardrail", alarm.message, detector=alarm.detector, since=alarm.since, action=alarm.action)
             self._progress.message(f"guardrail ({alarm.action}): {alarm.message}")
+
+    def _new_guardrails(self) -> Guardrails:
+        return Guardrails(self._config.guardrails, synchronous=self._config.loop.max_staleness == 0)
 
     def _alerts(self) -> list[dict[str, Any]]:
         return [alarm.to_dict() for alarm in self._guardrails.alarms]

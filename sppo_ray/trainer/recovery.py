@@ -1,7 +1,6 @@
 """How often a run goes back to its checkpoint: again and again while that brings it further, else a few times.
 
-    loss at step k --> further than at any loss before? --> count from 0 --> wait 1, 2, 4, ... s --> restart
-                                                     '-- no --> count on --> max_restarts in a row --> the end
+A loss further on than any before it starts the count anew. Restarts are 1, 2, 4, ... s apart, `max_restarts` in a row at most.
 """
 
 from __future__ import annotations

@@ -169,6 +169,22 @@ def test_an_empty_directory_says_how_to_begin(open_page: Callable[..., Any], tmp
         expect(page.get_by_text("sppo-ray submit quickstart")).to_be_visible()
 
 
+def test_an_alarm_of_a_guardrail_stands_above_the_figures(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    run = RecordedRun(tmp_path / "sick", seed=7)
+    run.advance(3)
+    message = f"kl: policy/approx_kl_k3 is 0.3 nats a token, since step 1. {ATTACK}"
+    alert = {"detector": "kl", "step": 3, "since": 1, "action": "pause", "message": message}
+    run.recorder.phase("paused", run.state, paused=True, alerts=[alert])
+    with serving(runs=tmp_path) as url:
+        page = open_page("#/jobs/sick", at=url)
+        banner = page.locator(".job-head .notice.alarm")
+        expect(banner).to_contain_text("Paused by a guardrail: resume or stop the run")
+        expect(banner).to_contain_text(message)
+        run.recorder.phase("training", run.state, paused=False, alerts=[])
+        expect(banner).to_have_count(0)
+    run.end("stopped")
+
+
 def test_chosen_runs_are_compared_in_one_chart(open_page: Callable[..., Any]) -> None:
     page = open_page()
     for name in ("finished", "stopped"):

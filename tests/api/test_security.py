@@ -14,10 +14,10 @@ from starlette.testclient import TestClient
 from sppo_ray.api import tokens
 from sppo_ray.api.app import create_app
 from sppo_ray.api.limits import MAX_CALLERS, RateLimiter
-from sppo_ray.redaction import redact, redact_tree
 from sppo_ray.api.settings import ApiSettings, is_loopback
 from sppo_ray.api.tokens import TokenStore, add_token, parse_tokens
 from sppo_ray.errors import UserError
+from sppo_ray.redaction import redact, redact_tree
 from tests.api.run_directories import LiveRun, finished_run
 from tests.api.test_jobs import problem
 

@@ -88,7 +88,16 @@ def test_the_id_is_rays_of_the_newest_start() -> None:
 
 
 def test_what_a_damaged_status_says_is_left_out() -> None:
-    odd = {"state": "none", "fleet": {"a": 1}, "pending": 3, "eta_s": "soon", "steps": None, "name": 4, "last_error": ["x"], "alerts": {}}
+    odd = {
+        "state": "none",
+        "fleet": {"a": 1},
+        "pending": 3,
+        "eta_s": "soon",
+        "steps": None,
+        "name": 4,
+        "last_error": ["x"],
+        "alerts": {},
+    }
     job = job_of(record("training", status=odd), Surroundings(NOW, None, True))
     assert (job.state, job.step, job.workers, job.eta_s, job.name, job.last_error) == (
         JobState.RUNNING,
@@ -98,6 +107,7 @@ def test_what_a_damaged_status_says_is_left_out() -> None:
         "first",
         None,
     )
+    assert job.alerts == []
 
 
 def test_alerts_are_told_without_secrets() -> None:

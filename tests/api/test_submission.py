@@ -89,7 +89,8 @@ def test_a_verifier_of_ones_own_is_code_and_needs_leave(runs: Path) -> None:
     assert refused({"recipe": "quickstart", "overrides": overrides}, runs, allow_modules=("mine",)).kind == "module-outside"
     overrides["reward.function"]["function"] = "mine.rewards:score"
     request = JobRequest(recipe="quickstart", overrides=overrides)
-    assert checked_config(request, ApiSettings(runs=runs, allow_modules=("mine",))).reward.function.type == "custom"
+    allowed = checked_config(request, ApiSettings(runs=runs, allow_modules=("mine",))).reward.function
+    assert (allowed.type, allowed.packages) == ("custom", ("mine",))
 
 
 def test_paths_below_an_allowed_directory_become_absolute_and_links_out_of_it_do_not_help(runs: Path, tmp_path: Path) -> None:

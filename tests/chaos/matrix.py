@@ -6,6 +6,7 @@ it is compared with. Cells that are finished are kept: a second call goes on whe
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,15 +19,15 @@ from tests.chaos.run import RunEnded, TrainingRun, WaitedTooLong
 from tests.chaos.states import is_running, prepare, undo
 from tests.chaos.strike import Struck, strike
 
-PROMPTS, SAMPLES_PER_PROMPT = 128, 1
-COMPARED_STEPS, COMPARED_WITH_REFERENCE = 120, 40  # of the undisturbed runs: a run that is as long takes no further fault
+PROMPTS, SAMPLES_PER_PROMPT = 64, 1
+COMPARED_STEPS, COMPARED_WITH_REFERENCE = 60, 20  # of the undisturbed runs: a run that is as long takes no further fault
 STATE_WITHIN_S, HEALS_WITHIN_S, UP_WITHIN_S = 120.0, 240.0, 300.0
 MOST_RESUMES = 3  # of one cell
 LOOK_BACK_STEPS = 8  # a restored run takes steps again: they are looked at again
 SETTINGS = [
     f"--data.prompts_per_step={PROMPTS}",
-    "--data.minibatch_size=32",
-    "--data.held_out.0.size=64",
+    "--data.minibatch_size=16",
+    "--data.held_out.0.size=48",
     "--critic.warmup_steps=0",
     "--loop.steps=10000",  # never reached: the learning rate's schedule is the same for all
     "--eval.every=4",
@@ -95,7 +96,8 @@ class Matrix:
 
     def _run_kind(self, kind: Kind, cells: list[Cell]) -> None:
         if kind.staleness == 0:
-            self._undisturbed(kind)
+            with self._ledger.lock(kind.name):
+                self._undisturbed(kind)
         # Those that need a run that comes up open a run each; the others fill what is left of its steps.
         openers = [cell for cell in cells if cell.needs_new_run]
         others = [cell for cell in cells if not cell.needs_new_run]
@@ -107,7 +109,7 @@ class Matrix:
         return time.monotonic() > self._until
 
     def _one_run(self, kind: Kind, opener: Cell | None, others: list[Cell]) -> None:
-        run = self._new_run(self._work / f"{kind.name}-{time.strftime('%H%M%S')}", kind)
+        run = self._new_run(self._work / f"{kind.name}-{time.strftime('%H%M%S')}-{os.getpid()}", kind)
         done: list[CellOutcome] = []
         try:
             run.start()
@@ -157,16 +159,27 @@ class Matrix:
         return struck
 
     def _heal(self, run: TrainingRun, struck: Struck, *, most_resumes: int) -> None:
-        """Wait until all workers serve and a step that the fault hit, or a later one, is finished; resume a run that ended."""
+        """Wait until a step that the fault hit, or a later one, is finished and all workers serve; resume a run that ended."""
         while True:
             try:
-                run.wait_until_whole(struck.step + 1, HEALS_WITHIN_S, since=struck.at)
+                run.wait(f"step {struck.step + 1}", lambda: _has_advanced(run, struck), HEALS_WITHIN_S)
+                self._rest_until_whole(run, struck)
                 return
             except RunEnded as ended:
                 if run.resumes == most_resumes:
                     raise
                 self._say(f"{ended}; resuming")
                 run.resume()
+
+    def _rest_until_whole(self, run: TrainingRun, struck: Struck) -> None:
+        """It has shown that it goes on without the victim; what follows is left to the cells to come."""
+        if run.is_whole(struck.step + 1, struck.at):
+            return
+        run.send("pause")
+        try:
+            run.wait_until_whole(struck.step + 1, HEALS_WITHIN_S, since=struck.at)
+        finally:
+            run.send("resume")
 
     def _undisturbed(self, kind: Kind) -> None:
         """The run that the synchronous ones are compared with; made once, kept in the work folder."""
@@ -192,6 +205,11 @@ class Matrix:
         )
         compared, difference = (0, None) if kind.staleness else first_difference(run.path, self._reference(kind))
         return RunOutcome(run.path.name, [o.name for o in done], run.step, run.resumes, whole, compared, difference, faults)
+
+
+def _has_advanced(run: TrainingRun, struck: Struck) -> bool:
+    status = run.status
+    return status.get("heartbeat", 0.0) > struck.at and status.get("state", {}).get("step", -1) > struck.step
 
 
 def _is_sound(done: Sequence[CellOutcome]) -> bool:

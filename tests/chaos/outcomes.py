@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,33 +55,50 @@ class RunOutcome:
 
 
 class Ledger:
-    """The outcomes so far, in a JSON file that is rewritten with each of them."""
+    """The outcomes so far, in a JSON file that is rewritten with each of them. Several harnesses may share it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.on_cell: Callable[[CellOutcome], None] = lambda outcome: None
-        content = json.loads(path.read_text()) if path.exists() else {"cells": [], "runs": []}
-        self.cells = [_cell(row) for row in content["cells"]]
-        self.runs = [_run(row) for row in content["runs"]]
+        self.cells: list[CellOutcome] = []
+        self.runs: list[RunOutcome] = []
+        self._read()
 
     def add(self, outcome: CellOutcome) -> None:
         """A later outcome of a cell replaces the one before."""
-        self.cells = [known for known in self.cells if known.name != outcome.name] + [outcome]
-        self._write()
+        with self.lock():
+            self._read()
+            self.cells = [known for known in self.cells if known.name != outcome.name] + [outcome]
+            self._write()
         self.on_cell(outcome)
 
     def add_run(self, outcome: RunOutcome) -> None:
-        self.runs.append(outcome)
-        self._write()
+        with self.lock():
+            self._read()
+            self.runs.append(outcome)
+            self._write()
 
     @property
     def good(self) -> set[str]:
         """Names of the cells that need not be run again."""
         return {outcome.name for outcome in self.cells if outcome.is_good}
 
+    @contextmanager
+    def lock(self, what: str = "cells") -> Iterator[None]:
+        """Keep the other harnesses out for the length of the block."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_name(f"{what}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _read(self) -> None:
+        if self._path.exists():
+            content = json.loads(self._path.read_text())
+            self.cells = [_cell(row) for row in content["cells"]]
+            self.runs = [_run(row) for row in content["runs"]]
+
     def _write(self) -> None:
         content = {"cells": [asdict(cell) for cell in self.cells], "runs": [asdict(run) for run in self.runs]}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, json.dumps(content, indent=1) + "\n")
 
 

@@ -176,16 +176,20 @@ class TrainingRun:
             time.sleep(POLL_S)
         return found
 
+    def is_whole(self, step: int, since: float = 0.0) -> bool:
+        """Whether `step` steps are finished and every worker serves, by a status written after `since`."""
+        return _is_whole(self.status, step, since)
+
     def wait_until_whole(self, step: int, within_s: float, since: float = 0.0) -> None:
-        """Until `step` steps are finished and every worker serves, by a status written after `since` (seconds since 1970)."""
-        self.wait(f"step {step} with a whole fleet", lambda: _is_whole(self.status, step, since), within_s)
+        """Wait for `is_whole`; times are in seconds since 1970. Raises RunEnded and WaitedTooLong."""
+        self.wait(f"step {step} with a whole fleet", lambda: self.is_whole(step, since), within_s)
         self.refresh()
 
 
 def _is_whole(status: Mapping[str, Any], step: int, since: float) -> bool:
     rows = status.get("fleet", [])
     return (
-        status.get("phase") == "training"
+        status.get("phase") in ("training", "paused")
         and status.get("heartbeat", 0.0) > since
         and status.get("state", {}).get("step", -1) >= step
         and len(rows) == status.get("wanted_workers")

@@ -22,11 +22,12 @@ from sppo_ray.data.trajectory_log import read_step
 from sppo_ray.trainer.checkpoint import verify_checkpoint
 from sppo_ray.trainer.metrics import read_events, read_metrics
 from tests.ray import run_record
-from tests.ray.test_train import REPOSITORY, TIMEOUT_S
+from tests.ray.test_train import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 8
+LINGER_S = 10  # what a dead driver leaves behind ends by itself; a resume does not depend on it
 TINY = [
     f"--loop.steps={STEPS}",
     "--seed=3",
@@ -47,7 +48,7 @@ CHAINS = (
 
 
 def run(run_dir: Path, *more: str, kill_at: tuple[str, int] | None = None) -> subprocess.CompletedProcess[str]:
-    """`sppo-ray train` to its end, with whatever it started."""
+    """`sppo-ray train` to its end."""
     program = ["-m", "sppo_ray"] if kill_at is None else ["-m", "tests.chaos.kill_at", kill_at[0], str(kill_at[1])]
     command = [sys.executable, *program, "train", "quickstart", "--run-dir", str(run_dir), *TINY, *more]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -57,7 +58,7 @@ def run(run_dir: Path, *more: str, kill_at: tuple[str, int] | None = None) -> su
             process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             family |= set(psutil.Process(process.pid).children(recursive=True))
-    psutil.wait_procs(family, timeout=TIMEOUT_S)
+    psutil.wait_procs(family, timeout=LINGER_S)
     return subprocess.CompletedProcess(command, process.returncode, process.stdout.read(), "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from actors.group import RayScorer
 from actors.reward import RewardActor
-from sppo_ray.config import CustomReward, MathReward, RewardSettings
+from sppo_ray.config import CodeReward, CustomReward, MathReward, RewardSettings
 from sppo_ray.errors import UserError
 from sppo_ray.trainer.interfaces import WorkerDied, WorkerTimeout
 from sppo_ray.types import ScoreRequest
@@ -63,6 +64,17 @@ def test_mathematics_works_inside_an_actor(ray_cluster: Any, start: Any) -> None
     batch = [request(r"\boxed{\frac{2}{4}}", "0.5"), request(r"\boxed{3}", "0.5"), request("3", "3")]
     verdicts = ray_cluster.get(actor.score_batch.remote(batch), timeout=120)
     assert [(v.reward, v.reason) for v in verdicts] == [(1.0, "correct"), (0.0, "wrong"), (0.0, "no_answer")]
+
+
+def test_programs_run_in_their_sandbox_inside_an_actor(ray_cluster: Any, start: Any) -> None:
+    """Ray's worker has sockets, threads and an environment of its own: none of it reaches a program."""
+    actor = start(RewardSettings(function=CodeReward(timeout_s=5.0), deadline_s=30.0))
+    tests = json.dumps({"inputs": ["1 2"], "outputs": ["3"]})
+    add, secrets = "print(sum(map(int, input().split())))", "import os\nassert not [name for name in os.environ if 'RAY' in name]"
+    programs = [add, f"{secrets}\n{add}", f"import socket\nsocket.socket()\n{add}", "print(4)"]
+    batch = [request(f"```python\n{program}\n```", tests) for program in programs]
+    verdicts = ray_cluster.get(actor.score_batch.remote(batch), timeout=120)
+    assert [verdict.reason for verdict in verdicts] == ["correct", "correct", "runtime_error", "wrong"]
 
 
 def test_user_errors_cross_the_actor(ray_cluster: Any, start: Any) -> None:

@@ -84,6 +84,17 @@ def actor(run_dir: Path, name: str) -> dict[str, Any]:
     raise AssertionError(f"no {name} came up: {rows}")
 
 
+def wait_for_training(run_dir: Path, step: int) -> None:
+    """Until the run trains with so many steps done, by its status: its metrics may be those that a restart is about to drop."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        status = json.loads((run_dir / "status.json").read_text())
+        if status["phase"] == "training" and status["state"]["step"] >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{run_dir} does not train: {status}")
+
+
 def wait_for_event(run_dir: Path, kind: str, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
@@ -200,8 +211,8 @@ def test_the_resume_of_a_finished_run_says_so_and_changes_nothing(whole_run: Pat
 
 
 def test_a_killed_critic_and_a_frozen_learner_leave_no_trace_in_the_result(whole_run: Path, tmp_path: Path) -> None:
-    """SIGKILL of the critic after step 3, SIGSTOP of the learner after step 4: the run goes back to its checkpoints by itself, and
-    ends as the undisturbed run did: weights, optimizers, random states, samples, metrics and evaluations, by hash."""
+    """SIGKILL of the critic after step 3, SIGSTOP of the learner after step 4: the run goes back to its checkpoints by itself
+    and ends as the undisturbed run did: weights, optimizers, random states, samples, metrics and evaluations, by hash."""
     run_dir = tmp_path / "run"
     more = ["--recovery.probe_timeout_s=6", "--recovery.probe_every_s=1"]
     process = subprocess.Popen(
@@ -210,13 +221,14 @@ def test_a_killed_critic_and_a_frozen_learner_leave_no_trace_in_the_result(whole
     wait_for_step(run_dir, 3, process)
     killed, engine = actor(run_dir, "critic-0"), actor(run_dir, "rollout-0")
     os.kill(killed["pid"], signal.SIGKILL)
-    wait_for_event(run_dir, "recovering", process)
-    wait_for_step(run_dir, 4, process)
+    wait_for_event(run_dir, "restored", process)
+    wait_for_training(run_dir, 4)
     frozen = actor(run_dir, "learner-0")
     os.kill(frozen["pid"], signal.SIGSTOP)
     out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, out + err
-    assert not psutil.pid_exists(killed["pid"]) and not psutil.pid_exists(frozen["pid"])
+    left = [process for process in psutil.process_iter() if process.pid in (killed["pid"], frozen["pid"])]
+    assert all(process.status() == psutil.STATUS_ZOMBIE for process in left)
     assert (killed["incarnation"], frozen["incarnation"], actor(run_dir, "learner-0")["incarnation"]) == (1, 2, 3)
     assert actor(run_dir, "rollout-0") == engine, "the engine was kept"
 

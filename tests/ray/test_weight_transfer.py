@@ -230,7 +230,7 @@ def test_every_fault_costs_the_engine_its_trust_in_the_sync_that_brings_it(
     one = OneEngineFleet(qwen)
     asyncio.run(one.sync(bad))
     assert one.states == ["RETIRED"]
-    assert re.search(f"rollout-0: {said}", dict(one.events)["worker-lost"]), one.events
+    assert re.search(f"rollout-qwen: {said}", dict(one.events)["worker-lost"]), one.events
 
 
 def changed(published: PublishedWeights, **fields: object) -> PublishedWeights:

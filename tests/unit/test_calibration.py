@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special, stats
 
 from sppo_ray.trainer.calibration import (
     CalibrationReport,
@@ -121,7 +122,6 @@ def drawn(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_parity_with_scipy():
-    stats = pytest.importorskip("scipy.stats")
     values, rewards = drawn(200, seed=1)
     figures = calibration(values, rewards)
     assert figures["pearson"] == pytest.approx(stats.pearsonr(values, rewards).statistic)
@@ -130,18 +130,22 @@ def test_parity_with_scipy():
     assert figures["auroc"] == pytest.approx(ranks / (rewards.sum() * (1 - rewards).sum()))
 
 
-def test_parity_with_scikit_learn():
-    metrics = pytest.importorskip("sklearn.metrics")
-    curve = pytest.importorskip("sklearn.calibration").calibration_curve
+def test_parity_of_scores_and_bins_with_scipy():
     values, rewards = drawn(200, seed=2)
+    values += 1e-9  # off the edges of the bins, where the last digit decides
     figures = calibration(values, rewards)
-    assert figures["brier"] == pytest.approx(metrics.brier_score_loss(rewards, values))
-    assert figures["log_loss"] == pytest.approx(metrics.log_loss(rewards, values))
-    assert figures["auroc"] == pytest.approx(metrics.roc_auc_score(rewards, values))
-    solved, predicted = curve(rewards, values - 1e-9, n_bins=10)  # its bins hold the upper edge
-    full = [row for row in reliability_bins(values - 1e-9, rewards) if row.count]
-    assert [row.reward_mean for row in full] == pytest.approx(solved)
-    assert [row.value_mean for row in full] == pytest.approx(predicted)
+    cross_entropy = -special.xlogy(rewards, values) - special.xlog1py(1 - rewards, -values)
+    assert figures["log_loss"] == pytest.approx(cross_entropy.mean())
+    assert figures["log_loss_constant"] == pytest.approx(stats.bernoulli(rewards.mean()).entropy())
+    assert figures["brier_constant"] == pytest.approx(stats.tvar(rewards) * 199 / 200)
+    table = reliability_bins(values, rewards)
+    solved, predicted, counts = (
+        stats.binned_statistic(values, of, how, bins=10, range=(0, 1)).statistic
+        for of, how in ((rewards, "mean"), (values, "mean"), (values, "count"))
+    )
+    assert [row.reward_mean for row in table] == pytest.approx(solved, nan_ok=True)
+    assert [row.value_mean for row in table] == pytest.approx(predicted, nan_ok=True)
+    assert figures["ece"] == pytest.approx(np.nansum(np.abs(solved - predicted) * counts) / 200)
 
 
 @given(BINARY)

@@ -41,6 +41,7 @@ class Slow(FakeWorker):
         if self.orders > self.deaf:
             self.slow = False
             self.dropped.set()
+            await asyncio.sleep(0.02)  # the streams end before the answer is there
 
 
 @pytest.fixture(autouse=True)

@@ -80,6 +80,7 @@ SOLUTION = "class Solution:\n    def arrange(self, numbers: List[int]) -> List[i
         (SOLUTION, json.dumps([{**row, "fn_name": "arrange"} for row in SORTED]), {}),
         (SOLUTION, json.dumps([{**row, "metadata": {"func_name": "arrange"}} for row in SORTED]), {}),
         ("arrange = sorted", json.dumps({"inputs": [[[3, 1]]], "outputs": [[[1, 3]]], "fn_name": "arrange"}), {}),
+        ("def spell(x): return str(x)", json.dumps({"inputs": [[7]], "outputs": ["7"], "fn_name": "spell"}), {}),
         ("def pair(a, b):\n    return (b, a)", json.dumps({"inputs": ["1\n2"], "outputs": ["[2, 1]"]}), {"fn_name": "pair"}),
         ("def double(x): return 2 * x", json.dumps(DOUBLE.split("\n")), {}),  # MBPP
         ("def double(x): return 2 * x", json.dumps({"functional": DOUBLE}), {}),
@@ -176,6 +177,12 @@ EQUALS_ALL = "class Any:\n    def __eq__(self, other): return True\n    def __bo
         (WRITE_EVERYWHERE.format(text='{"value": 4}\n' * 9, write="os.write(fd, text)"), WRONG),
         ("def double(x): return 0\ndef check(*a): pass\ndef abs(x): return 0\nlen = isinstance = lambda *a: True", WRONG),
         ("import gc, sys\nfound = [o for o in gc.get_objects() if 'assert double' in str(o)[:200]]\ndouble = found[0]", WRONG),
+        ("def double(x): raise ImportError(x)", WRONG),  # it would pass for the tests' own
+        ("def double(x): return type('double', (), {'__module__': 'numpy'})()", WRONG),
+        (
+            "class Liar(dict):\n    def __iter__(self): raise SyntaxError\n    items = __iter__\ndef double(x): return Liar()",
+            WRONG,
+        ),
         ("import sys\ndef double(x): return list(sys._getframe(1).f_locals.values())[0]", WRONG),
         ("def double(x): return 4", WRONG),  # the value of one test is no solution of the other
     ],

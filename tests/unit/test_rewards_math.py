@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppo_ray.rewards.answer_text import as_based, as_number, as_words, canonical_words, same_number, tidy
+from sppo_ray.rewards.answer_text import as_based, as_choice, as_number, as_words, canonical_words, same_number, tidy
 from sppo_ray.rewards.math import MAX_ANSWER_CHARS, verify_math
-from sppo_ray.rewards.units import split_unit
+from sppo_ray.rewards.units import converted, in_dollars, split_unit
 
 PAIRS_FILE = Path(__file__).parent / "test_rewards_pairs.jsonl"
 PAIRS = [json.loads(line) for line in PAIRS_FILE.read_text(encoding="utf-8").splitlines()]
@@ -105,7 +105,27 @@ def test_words_bases_and_units_as_text() -> None:
     assert split_unit("15 square feet") == ("15", ("ft", "ft"))
     assert split_unit("2t") == ("2t", None)
     assert split_unit("3 h", letters=True) == ("3", ("h",))
+    assert split_unit("7 m/s", letters=True) == ("7", ("m", "/", "s"))
+    assert split_unit("60 miles per hour") == ("60", ("mi", "/", "h"))
+    assert split_unit(r"60^{\circ}") == ("60", ("deg",)) and split_unit(r"20^\circ C") == ("20", ("celsius",))
+    assert split_unit(r"34 \text{ (or 35)}")[1] is None
     assert split_unit(r"1 \text{ or } 2") == (r"1 \text{ or } 2", None)
+
+
+def test_units_are_converted_by_a_factor_or_not_at_all() -> None:
+    assert converted("36", ("km", "/", "h"), ("m", "/", "s")) == "10"  # 36,000 m in 3,600 s
+    assert converted("1", ("ft", "ft"), ("in", "in")) == "144"
+    assert converted("50", ("cent",), ("dollar",)) == "\\frac{1}{2}"
+    assert converted("5", ("m",), ("kg",)) is None and converted("5", ("m", "m"), ("m",)) is None
+    assert converted("x", ("m",), ("m",)) == "x" and converted("x", ("km",), ("m",)) is None
+    assert in_dollars(r"\$5") and in_dollars("$5") and not in_dollars("$5$")
+
+
+def test_the_letter_of_a_choice() -> None:
+    assert as_choice("(B) 12") == as_choice(r"\textbf{(B) }12") == as_choice("option B") == as_choice("B. yes") == "B"
+    assert (
+        as_choice("(B) or (C)") is None and as_choice("B, A") is None and as_choice("not B") is None and as_choice("12") is None
+    )
 
 
 def test_tidy_keeps_what_carries_meaning() -> None:

@@ -8,7 +8,7 @@ Three walls that no privilege is needed for, so that they also stand in a contai
     namespaces   own network and IPC, where they are allowed; a second wall behind seccomp
     own user id  where it starts as root, with nothing left of root but reading the installation; threads are counted then
 
-Standard library only, and little of it: it runs under `python -I -S`, once or twice for each program.
+Standard library only, nothing of ours, and little of it: it runs under `python -I -S`, once or twice for each program.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _keep_capabilities(mask: int) -> None:
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # on every architecture
 _FS_RIGHTS_BY_ABI = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
-_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
+_WRITE_FILE, _READ_FILE, _READ_DIR = 2, 4, 8
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 
@@ -144,7 +144,7 @@ def _restrict_files(readable: list[str]) -> None:
     if ruleset < 0:
         raise CannotConfine(LANDLOCK_REMEDY)
     for path in readable:
-        _allow(ruleset, path, _READ_FILE | _READ_DIR | _EXECUTE)
+        _allow(ruleset, path, _READ_FILE | _READ_DIR)
     for path in _DEVICES:
         _allow(ruleset, path, _READ_FILE | _WRITE_FILE)
     if _LIBC.syscall(_RESTRICT_SELF, ruleset, 0):

@@ -9,7 +9,7 @@ import marshal
 import os
 import sys
 
-import confine
+from sppo_ray.rewards.sandbox import confine
 
 TYPE_CHECKING = False  # the module typing costs as much time as the rest
 if TYPE_CHECKING:

@@ -19,14 +19,21 @@ from typing import Any, Literal
 
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.sandbox.confine import LANDLOCK_REMEDY, CannotConfine, landlock_abi, seccomp_program
+from sppo_ray.rewards.sandbox.program import CONFINED
+from sppo_ray.rewards.sandbox.remote import WAITING
 
-_FOLDER = Path(__file__).parent
-_START = "import sys; sys.path.insert(0, {folder!r}); import {module}; del sys.path[0]; {module}.main({setup})"
-"""Modules, unlike a script, are compiled once. `-I -S` leave this folder and the packages out of the path."""
+_ROOT = str(Path(__file__).parents[3])
+_START = """
+import sys
+sys.path.append({root!r})
+from sppo_ray.rewards.sandbox import {module}
+del sys.path[-1]
+{module}.main({setup})
+"""
+"""`-I -S` leave all packages out of the path, this one too."""
 _START_DEADLINE_S = 60.0  # the pool's deadline for the sample is nearer
 _OUTPUT_MIB = 4
 _TESTER_MEMORY_MIB = 1024
-_CONFINED, _WAITING = b"C", b">"  # first bytes, see program.py and remote.py
 _ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """All that a program finds in its environment: nothing of the run's, such as keys and tokens."""
 
@@ -120,7 +127,7 @@ def run_tests(code: str, tests: Mapping[str, Any], limits: Limits, *, stop_at_fa
 
 def _tested(content: bytes, *, ended: bool) -> Tested:
     if not ended:
-        if content == _WAITING:
+        if content == WAITING:
             return Tested(0, 1, timeout=True)
         raise SandboxFailed("the tests themselves did not end in time")
     try:
@@ -144,7 +151,7 @@ class _Process:
     def await_start(self) -> None:
         """Wait until its walls stand: a slow start is not the program's fault. Raises SandboxFailed when they never do."""
         _poll(self._started, _START_DEADLINE_S)
-        if os.pread(self._setup, 1, 0) != _CONFINED:
+        if os.pread(self._setup, 1, 0) != CONFINED:
             self.kill()
             last = _content(self._stderr).decode(errors="replace").strip().splitlines()[-1:]
             raise SandboxFailed(f"the sandbox did not start: {''.join(last)[:400]}")
@@ -165,7 +172,7 @@ def _process(
         given = files.enter_context(_memory_file(marshal.dumps(setup | {"starts": starts.fileno()})))
         stderr = files.enter_context(_memory_file())
         popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-X", "utf8", "-c", _START.format(folder=str(_FOLDER), module=module, setup=given)],
+            [sys.executable, "-I", "-S", "-X", "utf8", "-c", _START.format(root=_ROOT, module=module, setup=given)],
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.DEVNULL if stdout is None else stdout,
             stderr=stderr,

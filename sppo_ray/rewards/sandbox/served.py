@@ -10,8 +10,7 @@ import importlib
 import types
 from typing import Any
 
-import program
-import wire
+from sppo_ray.rewards.sandbox import program, wire
 
 _USUAL_IMPORTS = {  # what the sites that such tasks come from put before a program; only names that it uses and never binds
     "typing": "Any Callable Deque Dict Iterable Iterator List Optional Sequence Set Tuple Union",
@@ -78,5 +77,12 @@ class _Server:
         return len(self._objects) - 1
 
 
-_OPERATIONS = {"attribute": getattr, "list": list, "length": len, "item": lambda obj, key: obj[key], "text": str, "truth": bool}
-_OPERATIONS["has"] = lambda obj, one: one in obj
+_OPERATIONS = {
+    "attribute": getattr,
+    "list": list,
+    "length": len,
+    "item": lambda obj, key: obj[key],
+    "text": str,
+    "truth": bool,
+    "has": lambda obj, one: one in obj,
+}
