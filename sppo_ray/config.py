@@ -377,8 +377,8 @@ class RewardSettings(Settings):
     def _programs_end_first(self) -> RewardSettings:
         if isinstance(self.function, CodeReward) and self.function.timeout_s >= self.deadline_s:
             raise ValueError(
-                f"function.timeout_s is {self.function.timeout_s:g} and deadline_s {self.deadline_s:g}: a program that hangs would "
-                "count as an error and not as wrong, so set deadline_s to timeout_s and 2 s or more"
+                f"function.timeout_s is {self.function.timeout_s:g} and deadline_s {self.deadline_s:g}: a program that hangs "
+                "would count as an error and not as wrong, so set deadline_s to timeout_s and 2 s or more"
             )
         return self
 
@@ -436,14 +436,14 @@ class RecoverySettings(Settings):
     back to its newest whole checkpoint by itself, with training processes made anew."""
 
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often in a row, without getting a step further than before; then the run ends with exit code 3. 0 = at the first one."""
+    """How often in a row, without a step further than before; then the run ends with exit code 3. 0 = at the first one."""
     backoff_s: Annotated[float, Field(ge=0)] = 1.0
     """Before the first restart in a row; doubled before each further one, up to a minute."""
     probe_every_s: Annotated[float, Field(gt=0)] = 5.0
     """Each process of these is asked for a sign of life so often, whatever it does (engines: rollout.probe_every_s)."""
     probe_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """One that answers no probe for so long (frozen, swapped out, cut off) is taken for dead; while it reads or writes a
-    checkpoint, ten times as long."""
+    checkpoint, twice as long."""
     stall_timeout_s: Annotated[float, Field(gt=0)] = 900.0
     """A rank that answers probes but works on one micro-batch for so long is taken for dead."""
 

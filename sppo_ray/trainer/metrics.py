@@ -47,7 +47,6 @@ def depends_on_the_clock(name: str) -> bool:
     return name.partition("/")[0] in _CLOCK_GROUPS or name.rpartition("/")[2] in _CLOCK_NAMES
 
 
-
 class MetricsWriter:
     """Writes a run's metrics, one step at a time. `close()` it, or use it as a context manager."""
 

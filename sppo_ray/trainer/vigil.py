@@ -23,7 +23,7 @@ from sppo_ray.trainer.interfaces import WorkerTimeout
 Kind = Literal["steady", "opaque"]
 """steady: the process counts what it gets done. opaque: it does not, and may be deaf meanwhile (files being read or written)."""
 Ping = Callable[[], Awaitable[Mapping[str, Any]]]
-OPAQUE_FACTOR = 10.0
+OPAQUE_FACTOR = 2.0  # PyTorch and safetensors let other threads run while they write: a tenth of a second of silence a gigabyte
 LOOK_S = 1.0  # how often the clocks are looked at while a probe is on its way
 LOOKS_A_TIMEOUT = 4  # and at least so often in the shorter of the two time-outs
 

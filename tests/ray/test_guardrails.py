@@ -51,7 +51,7 @@ def test_a_critic_that_is_blown_up_pauses_the_run_with_the_diagnosis(tmp_path: P
         while status_of(run_dir).get("phase") != "paused" and run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
         assert status_of(run_dir).get("phase") == "paused", (tmp_path / "output").read_text()
-        server = create_app(ApiSettings(runs=run_dir.parent, ray_address="http://127.0.0.1:1"))
+        server = create_app(ApiSettings(runs=run_dir.parent, ray_address="http://127.0.0.1:1", refresh_s=0))
         with TestClient(server, base_url="http://127.0.0.1", client=("127.0.0.1", 5000)) as api:
             job = api.get("/v1/jobs/sick").json()
             # The critic's weights overflow within the first steps; each of its two updates a step is skipped from then on.
@@ -63,9 +63,11 @@ def test_a_critic_that_is_blown_up_pauses_the_run_with_the_diagnosis(tmp_path: P
             assert "guardrail (pause): skipped updates: critic/grad_norm" in (tmp_path / "output").read_text()
             # Its user looks, and lets it go on: the same alarm does not hold it again.
             assert api.patch("/v1/jobs/sick", json={"paused": False}).status_code == 202
-            while status_of(run_dir)["state"]["step"] < job["step"] + 2 and time.monotonic() < deadline:
+            later = job
+            while (later["step"] < job["step"] + 2 or later["state"] != "RUNNING") and time.monotonic() < deadline:
                 time.sleep(0.1)
-            assert api.get("/v1/jobs/sick").json()["state"] == "RUNNING"
+                later = api.get("/v1/jobs/sick").json()
+            assert (later["state"], later["alerts"]) == ("RUNNING", [alert])
         send(run_dir, "stop")
         assert run.wait(60) == 0
     finally:

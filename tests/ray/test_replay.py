@@ -136,7 +136,13 @@ def test_a_changed_weight_in_the_checkpoint_is_named(copy: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        ["--algorithm.type=ppo", "--algorithm.lam=0.95", "--learner.ranks=2", "--critic.ranks=2"],
+        [
+            "--algorithm.type=ppo",
+            "--algorithm.lam=0.95",
+            "--learner.ranks=2",
+            "--critic.ranks=2",
+            "--rollout.cpus_per_worker=0.25",
+        ],
         [
             "--algorithm.old_logprobs=learner",
             "--algorithm.kl.coefficient=0.05",

@@ -214,7 +214,7 @@ def test_a_killed_critic_and_a_frozen_learner_leave_no_trace_in_the_result(whole
     """SIGKILL of the critic after step 3, SIGSTOP of the learner after step 4: the run goes back to its checkpoints by itself
     and ends as the undisturbed run did: weights, optimizers, random states, samples, metrics and evaluations, by hash."""
     run_dir = tmp_path / "run"
-    more = ["--recovery.probe_timeout_s=6", "--recovery.probe_every_s=1"]
+    more = ["--recovery.probe_timeout_s=10", "--recovery.probe_every_s=1"]
     process = subprocess.Popen(
         command(run_dir, 5, "--seed", "3", *more), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -104,10 +104,10 @@ def test_reading_and_writing_files_may_deafen_a_process_for_a_while() -> None:
     async def save(vigil: Vigil, a: FakeProcess, b: FakeProcess) -> None:
         with vigil.call("opaque"):
             b.frozen = True
-            await asyncio.sleep(0.5)  # more than the time-out of 0.2 s, less than ten of them
+            await asyncio.sleep(0.3)  # more than the time-out of 0.2 s, less than two of them
             b.frozen = False
 
-    assert OPAQUE_FACTOR == 10
+    assert OPAQUE_FACTOR == 2
     assert watched(save) is None
 
 
