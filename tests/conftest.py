@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -39,6 +40,9 @@ ENVIRONMENT = {
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# Started in the background of a script, this process ignores SIGINT, and what it starts would too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says more of what else runs than of the example.
 hypothesis.settings.register_profile("sppo-ray", deadline=None)
 hypothesis.settings.load_profile("sppo-ray")

@@ -152,7 +152,7 @@ class Matrix:
     def _struck(self, cell: Cell, run: TrainingRun) -> Struck:
         try:
             prepare(cell, run)
-            struck = strike(cell, run, within_s=STATE_WITHIN_S)
+            struck = strike(cell, run, within_s=UP_WITHIN_S if cell.needs_new_run else STATE_WITHIN_S)
         finally:
             undo(cell, run)
         self._say(f"{cell.name}: struck {struck.pid} in step {struck.step}, healing")

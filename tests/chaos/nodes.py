@@ -13,10 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -75,7 +75,7 @@ class Lab:
 
     def commands(self) -> Iterator[tuple[int, list[str]]]:
         """(process id on this machine, command line) of all that runs on the hosts."""
-        for pid in self.hosts.processes():
+        for pid in self.hosts.processes().values():
             with suppress(psutil.NoSuchProcess):
                 yield pid, psutil.Process(pid).cmdline()
 
@@ -97,6 +97,7 @@ class HostedRun(TrainingRun):
     def __init__(self, path: Path, overrides: Sequence[str], lab: Lab) -> None:
         super().__init__(path, overrides, {"RAY_ADDRESS": f"head:{PORT}"})
         self._lab = lab
+        self.lost_address: str | None = None  # of the host that is struck
 
     def _launch(self, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         inside = f"cd {shlex.quote(str(REPOSITORY))} && exec {shlex.join(command)}"
@@ -109,6 +110,13 @@ class HostedRun(TrainingRun):
             pid for pid, line in self._lab.commands() if "sppo_ray" in line and str(self.path) in line and "python" in line[0]
         )
         return next(mine, super().pid)
+
+    def is_up(self, actor: Mapping[str, Any]) -> bool:
+        """Not on a host that is lost, whatever still runs there. The roster numbers processes as the hosts do."""
+        if actor["node_ip"] == self.lost_address:
+            return False
+        outer = self._lab.hosts.processes().get(actor["pid"])
+        return outer is not None and super().is_up({"pid": outer})
 
     def refresh(self) -> list[psutil.Process]:
         """Ray's nodes outlive a run here; its actors are to be gone."""
@@ -141,6 +149,8 @@ class NodeMatrix(Matrix):
         run.wait(f"the state of {cell.name}", lambda: holds(cell, run.status), STATE_WITHIN_S)
         self._victim = self._lab.host_of("rollout-1", run) or WORKERS[-1]
         raylet, step = self._lab.raylet(self._victim), run.step
+        assert isinstance(run, HostedRun)
+        run.lost_address = self._lab.hosts.addresses[self._victim]
         assert raylet is not None, f"{self._victim} has no Ray node"
         if cell.fault == "link cut":
             self._lab.hosts.set_link(self._victim, up=False)
@@ -158,6 +168,8 @@ class NodeMatrix(Matrix):
         if raylet is not None:
             os.kill(raylet, signal.SIGKILL)
         self._lab.start_node(self._victim)
+        assert isinstance(run, HostedRun)
+        run.lost_address = None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 from sppo_ray.trainer.environment import environment
 from sppo_ray.trainer.jsonlines import write_atomically
+from tests.chaos.cells import matrix
 from tests.chaos.outcomes import CellOutcome, Ledger, RunOutcome
 
 EXPLANATION = """\
@@ -57,7 +58,8 @@ def _summary(ledger: Ledger, good: list[CellOutcome]) -> str:
     heals = [cell.heal_s for cell in good]
     cost = [sum(getattr(cell.cost, name) for cell in ledger.cells) for name in ("lost", "repeated", "wrong_version")]
     return (
-        f"{len(good)} of {len(ledger.cells)} cells good; heal time median {statistics.median(heals):.1f} s, "
+        f"{len(good)} of {len(ledger.cells)} cells good, of {len(matrix())} in the matrix; "
+        f"heal time median {statistics.median(heals):.1f} s, "
         f"worst {max(heals):.1f} s; samples lost {cost[0]}, repeated {cost[1]}, of a wrong version {cost[2]}."
     )
 

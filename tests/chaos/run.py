@@ -178,7 +178,13 @@ class TrainingRun:
 
     def is_whole(self, step: int, since: float = 0.0) -> bool:
         """Whether `step` steps are finished and every worker serves, by a status written after `since`."""
-        return _is_whole(self.status, step, since)
+        status = self.status
+        # A death that the trainer has not noticed yet leaves its table as it was: the processes themselves are asked.
+        return _says_whole(status, step, since) and all(self.is_up(row) for row in status.get("actors", []))
+
+    def is_up(self, actor: Mapping[str, Any]) -> bool:
+        """Whether the process of an actor, a row of the roster, runs; a frozen one does not."""
+        return _is_running(actor["pid"])
 
     def wait_until_whole(self, step: int, within_s: float, since: float = 0.0) -> None:
         """Wait for `is_whole`; times are in seconds since 1970. Raises RunEnded and WaitedTooLong."""
@@ -186,7 +192,7 @@ class TrainingRun:
         self.refresh()
 
 
-def _is_whole(status: Mapping[str, Any], step: int, since: float) -> bool:
+def _says_whole(status: Mapping[str, Any], step: int, since: float) -> bool:
     rows = status.get("fleet", [])
     return (
         status.get("phase") in ("training", "paused")
@@ -196,6 +202,13 @@ def _is_whole(status: Mapping[str, Any], step: int, since: float) -> bool:
         and all(row["state"] == "HEALTHY" for row in rows)
         and all(row["pid"] for row in status.get("actors", []))
     )
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _title(process: psutil.Process) -> str:

@@ -9,6 +9,7 @@ Nothing leaves the lab: the bridge is in a network namespace that has no other l
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -120,14 +121,15 @@ class Hosts:
         entering = ["nsenter", f"--target={self._init}", *(["--user"] if _AS_ROOT else []), "--net"]
         subprocess.run([*entering, *command], check=True, capture_output=True, timeout=30)
 
-    def processes(self) -> list[int]:
-        """Everything that runs on the hosts, as this machine numbers it."""
+    def processes(self) -> dict[int, int]:
+        """Everything that runs on the hosts: its number there -> its number on this machine."""
         inside = os.readlink(f"/proc/{self._init}/ns/pid")
-        found = []
+        found = {}
         for entry in Path("/proc").iterdir():
             with suppress(OSError):  # it ended while we looked
                 if entry.name.isdigit() and os.readlink(entry / "ns/pid") == inside:
-                    found.append(int(entry.name))
+                    numbers = re.search(r"^NSpid:(.*)$", (entry / "status").read_text(), re.M)
+                    found[int(numbers.group(1).split()[-1]) if numbers else int(entry.name)] = int(entry.name)
         return found
 
     def close(self) -> None:

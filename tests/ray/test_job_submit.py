@@ -80,7 +80,7 @@ def test_a_submitted_job_trains_and_stops_resumably_while_it_is_paused(head: tup
     printed = job.end()
     assert job.client.returncode == 0 and "succeeded" in printed
     # The log of a job is no terminal: one plain line a step.
-    assert "step 1/2000  reward" in printed
+    assert re.search(r"^step +1/2000  reward", printed, re.MULTILINE)
     summary = json.loads((job.path / "summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["samples"]) == ("stopped", step, 32 * step)
     assert job.status["phase"] == "stopped"

@@ -96,7 +96,8 @@ def test_the_report_says_what_was_measured_and_where(tmp_path: Path) -> None:
     write_report(ledger, tmp_path / "results" / "chaos")
     page = (tmp_path / "results" / "chaos.md").read_text()
     # (12.5 + 20.5) / 2 = 16.5
-    assert "2 of 2 cells good; heal time median 16.5 s, worst 20.5 s; samples lost 0, repeated 0, of a wrong version 0." in page
+    assert f"2 of 2 cells good, of {len(matrix())} in the matrix; heal time median 16.5 s, worst 20.5 s; " in page
+    assert "samples lost 0, repeated 0, of a wrong version 0." in page
     assert "| rollout | idle | SIGKILL | 12.5 s | 0 | 0 | 0 | itself |" in page
     assert "| learner | generating (overlapped) | SIGKILL | 20.5 s | 0 | 0 | 0 | --resume (1) |" in page
     assert "| synchronous-1 | 1 | 40 | 0 | 40 | none | clean |" in page
