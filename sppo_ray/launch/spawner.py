@@ -201,7 +201,7 @@ async def _or_kill(made: Any, start: Awaitable[Any]) -> None:
     """Wait for the start of what was made; when it fails or is no longer wanted, nobody else knows of its processes yet."""
     try:
         await start
-    except BaseException:
+    except BaseException:  # a cancellation as well: nobody else would end its processes
         made.kill()
         raise
 
