@@ -31,6 +31,7 @@ def last(run_dir: Path) -> dict[str, float]:
     return next(row for row in reversed(read_metrics(run_dir)) if "policy/loss" in row)
 
 
+@pytest.mark.slow
 def test_ppo_with_a_token_critic_a_reference_and_an_entropy_bonus(tmp_path: Path) -> None:
     run_dir = trained(
         tmp_path, "--algorithm.type=ppo", "--algorithm.critic_loss=bce", "--algorithm.lam=0.9", "--algorithm.whiten=false",

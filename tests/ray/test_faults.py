@@ -49,18 +49,17 @@ def run(tmp_path: Path) -> Iterator[TrainingRun]:
 
 @pytest.mark.timeout(600)
 def test_under_fire_nothing_is_lost_and_the_end_is_clean(run: TrainingRun) -> None:
-    """2 engines, 2 learner ranks, staleness 1. An engine is killed while it generates, then the critic, then an engine is frozen;
-    each time the run heals itself. Then SIGTERM: checkpoint, exit 143, no orphan."""
+    """2 engines, 2 learner ranks, staleness 1. An engine is killed while it generates, then one is frozen; each time the run
+    heals itself. Then SIGTERM: checkpoint, exit 143, no orphan. Learner and critic: test_train.py."""
     run.wait_until_whole(3, within_s=280)
-    for role, fault in (("rollout", "SIGKILL"), ("critic", "SIGKILL"), ("rollout", "SIGSTOP")):
-        struck = strike(Cell(role, "generating", fault, staleness=1), run, within_s=60)
+    for fault in ("SIGKILL", "SIGSTOP"):
+        struck = strike(Cell("rollout", "generating", fault, staleness=1), run, within_s=60)
         run.wait_until_whole(struck.step + 2, within_s=180, since=struck.at)
     assert run.end() == []  # ended by SIGTERM with code 143, nothing left behind
 
     summary = json.loads((run.path / "summary.json").read_text())
     steps = summary["steps"]
-    # Three restarts: of an engine, of the training processes as a whole, of an engine.
-    assert (summary["status"], summary["restarts"], run.resumes) == ("stopped", 3, 0)
+    assert (summary["status"], summary["restarts"], run.resumes) == ("stopped", 2, 0)
     assert (run.path / "checkpoints" / f"step-{steps:06d}" / "manifest.json").exists()
     rows = [row for row in read_metrics(run.path) if "reward/mean" in row]
     assert [row["step"] for row in rows] == list(range(1, steps + 1))

@@ -73,6 +73,7 @@ def copy(recorded: Path, tmp_path: Path) -> Path:
     return shutil.copytree(recorded, tmp_path / "run", ignore=shutil.ignore_patterns("tensorboard"))
 
 
+@pytest.mark.slow
 def test_a_step_matches_bit_for_bit(recorded: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in recorded.rglob("*")}
     report = replay(recorded, 3, "--exact")

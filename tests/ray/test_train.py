@@ -139,6 +139,17 @@ def test_the_trajectory_log_agrees_with_itself(whole_run: Path) -> None:
         assert row["policy_version"] == row["policy_version_end"] == 1
 
 
+def test_its_last_step_replays_bit_for_bit(whole_run: Path) -> None:
+    """In little what test_replay.py asks of every kind of run."""
+    program = [sys.executable, "-m", "sppo_ray", "replay", str(whole_run), "--step", "5", "--exact", "--json"]
+    done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["bit_for_bit"] and report["start"] == {"from": "step-000004", "step": 4}
+    verdicts = {quantity["name"]: quantity["verdict"] for quantity in report["quantities"]}
+    assert verdicts["values"] == verdicts["advantages"] == verdicts["weights after the step"] == "equal"
+
+
 def test_the_export_loads_in_plain_transformers(whole_run: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer

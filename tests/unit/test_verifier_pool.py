@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sppo_ray.config import CustomReward, MathReward, RewardSettings, RunningSumReward
+from sppo_ray.config import CustomReward, MathReward, RewardSettings
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.pool import VerifierPool, VerifierPoolFailed
 from sppo_ray.types import ScoreRequest, Verdict
@@ -86,9 +86,8 @@ def test_a_misbehaving_sample_costs_itself_only(command: str, reason: str, resta
 def test_samples_behind_a_hanging_one_are_taken_by_another_process() -> None:
     async def use(pool: VerifierPool) -> None:
         hanging = asyncio.ensure_future(pool.score(request("hang")))
-        started = time.monotonic()
         verdicts = await score_all(pool, ["good"] * 40)
-        assert time.monotonic() - started < 2.0  # far below the deadline of 5 s, whichever batch they were in
+        assert not hanging.done()  # whichever batch they were in, none waited for its deadline
         assert [verdict.reward for verdict in verdicts] == [1.0] * 40
         assert (await hanging).reason == "error: timeout after 5 s"
         assert pool.counters.scored == 41 and pool.counters.timeouts == 1
@@ -189,21 +188,6 @@ def test_odd_text_arrives_as_it_is() -> None:
         return await asyncio.gather(*(pool.score(request(text, text)) for text in odd))
 
     assert [verdict.reward for verdict in use_pool(settings(), use)] == [1.0] * 4
-
-
-def test_overhead_a_sample_is_well_below_a_millisecond() -> None:
-    """The quickstart scores 256 short responses a step. A loaded machine needs several tries to show it."""
-
-    async def use(pool: VerifierPool) -> float:
-        best = float("inf")
-        for _ in range(5):
-            started = time.perf_counter()
-            verdicts = await asyncio.gather(*(pool.score(request(r"a+7=07;\boxed{07}", "7")) for _ in range(256)))
-            best = min(best, (time.perf_counter() - started) / 256)
-            assert all(verdict.reward == 1.0 for verdict in verdicts)
-        return best
-
-    assert use_pool(RewardSettings(function=RunningSumReward()), use) < 0.001
 
 
 def test_workers_die_with_their_parent_even_inside_a_hang(tmp_path: Path) -> None:
