@@ -27,6 +27,8 @@ START_DEADLINE_S = 120.0
 REPLACE_DEADLINE_S = 30.0
 """From the order to kill the scoring child until the next one is there (a fork; a large child takes time to free)."""
 _REAP_DEADLINE_S = 10.0
+_KEYS_OF_THE_CLUSTER = ("RAY_AUTH_TOKEN", "SPPO_RAY_API_TOKENS", "SPPO_RAY_API_TOKEN")
+"""Model output is read there: neither Ray's nor the REST server's tokens are within its reach."""
 _MAX_LINE_BYTES = 1 << 20
 
 
@@ -165,6 +167,8 @@ class VerifierProcess:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with its import path: a custom reward function is found there wherever the actor found it."""
+    """This process's without the cluster's keys, and with its import path: a custom reward function is found there wherever the
+    actor found it. A key that such a function needs (of a judge's service) stays."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    kept = {name: value for name, value in os.environ.items() if name not in _KEYS_OF_THE_CLUSTER}
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}

@@ -67,8 +67,8 @@ def keep_a_child(verifier: Verifier, requests: BinaryIO, replies: BinaryIO, memo
         if child == 0:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             _die_with_parent(keeper)
+            _write(replies, {"ready": generation})  # by the child: whoever may be handed a sample does not outlive the keeper
             os._exit(_score_batches(verifier, requests, replies, generation=generation, memory_mib=memory_mib))
-        _write(replies, {"ready": generation})
         _, status = os.waitpid(child, 0)
         child = 0
         exit_code = os.waitstatus_to_exitcode(status)

@@ -190,6 +190,14 @@ def test_odd_text_arrives_as_it_is() -> None:
     assert [verdict.reward for verdict in use_pool(settings(), use)] == [1.0] * 4
 
 
+def test_the_keys_of_the_cluster_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RAY_AUTH_TOKEN", "SPPO_RAY_API_TOKEN", "SPPO_RAY_API_TOKENS", "KEY_OF_A_JUDGE")
+    for name in names:
+        monkeypatch.setenv(name, "a-secret")
+    asked = [f"variable {name}" for name in names]
+    assert [verdict.reward for verdict in use_pool(settings(), lambda pool: score_all(pool, asked))] == [0.0, 0.0, 0.0, 1.0]
+
+
 def test_workers_die_with_their_parent_even_inside_a_hang(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = f"""

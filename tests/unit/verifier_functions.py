@@ -39,6 +39,8 @@ def by_command(response: str, ground_truth: str, extra: Mapping[str, Any]) -> An
             return "1.0"
         case ["extra"]:
             return extra["credit"]
+        case ["variable", name]:
+            return float(name in os.environ)
     return response == ground_truth
 
 
