@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ import torch
 import transformers
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
+from torch.distributed import TCPStore
 from transformers import GenerationConfig
 
-from actors.deepspeed import TrainingEngine, join_group, learning_rate, load_data
+from actors.deepspeed import TrainingEngine, join_group, learning_rate, load_data, open_store, reach_store
 from actors.memory import peak_bytes
 from sppo_ray.config import ModelSettings
 from sppo_ray.errors import UserError
@@ -48,6 +48,7 @@ class TrainingRank(ABC):
         self.num_updates = 0  # of this run so far, skipped ones included: the position in the schedule
         self.num_skipped = 0
         self._engine: TrainingEngine | None = None
+        self._store: TCPStore | None = None  # rank 0's
 
     @property
     def engine(self) -> TrainingEngine:
@@ -56,14 +57,12 @@ class TrainingRank(ABC):
         return self._engine
 
     def address(self) -> tuple[str, int]:
-        """(IP of this node, a free port on it): the group's meeting point when asked of rank 0."""
-        ip = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((ip, 0))
-            return ip, probe.getsockname()[1]
+        """(IP of this node, port) of the store that the group meets at; rank 0 is asked, which serves it from here on."""
+        self._store = open_store(ray.util.get_node_ip_address())
+        return self._store.host, self._store.port
 
     def setup(self, master_addr: str, master_port: int) -> dict[str, Any]:
-        """Join the group, load the model, start DeepSpeed. A collective.
+        """Join the group that meets at rank 0's `address`, load the model, start DeepSpeed. A collective.
 
         Returns:
             {"parameters": total, "device": "cpu" | "cuda", "zero_stage": as run}.
@@ -76,7 +75,8 @@ class TrainingRank(ABC):
         torch.set_num_threads(max(1, int(self.settings.cpus_per_rank)))
         _seed_everything(self.seed)
         _name_network_interface(master_addr)
-        join_group(self.rank, self.world_size, device=self.device, address=master_addr, port=master_port)
+        store = self._store or reach_store(master_addr, master_port)
+        join_group(self.rank, self.world_size, device=self.device, store=store)
         self._engine = TrainingEngine(self._load_model(), self.settings, device=self.device, world_size=self.world_size)
         return {"parameters": self.engine.num_parameters, "device": self.device, "zero_stage": self.engine.stage}
 

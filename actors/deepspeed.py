@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import TCPStore
+from torch.distributed.constants import default_pg_timeout
 
 from sppo_ray.config import ModelSettings, OptimizerSettings
 from sppo_ray.errors import UserError
@@ -34,7 +36,17 @@ class StepOutcome:
     skipped: bool  # the gradient was not finite and the weights are as they were
 
 
-def join_group(rank: int, world_size: int, *, device: str, address: str, port: int) -> None:
+def open_store(address: str) -> TCPStore:
+    """What a process group meets at, served by this process on a port that the system picks and nobody else can take."""
+    return TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=default_pg_timeout)
+
+
+def reach_store(address: str, port: int) -> TCPStore:
+    """The store that another process serves."""
+    return TCPStore(address, port, timeout=default_pg_timeout)
+
+
+def join_group(rank: int, world_size: int, *, device: str, store: TCPStore) -> None:
     """Make this process rank `rank` of a process group: gloo on "cpu", nccl on "cuda".
 
     A process belongs to one group until it ends; a second call changes nothing.
@@ -43,7 +55,9 @@ def join_group(rank: int, world_size: int, *, device: str, address: str, port: i
         return
     # Ray shows each actor only its own GPU, which is therefore always number 0.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "DS_ACCELERATOR": device}
+    os.environ |= {"MASTER_ADDR": store.host, "MASTER_PORT": str(store.port), "DS_ACCELERATOR": device}
+    backend = "nccl" if device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     import deepspeed
 
     deepspeed.utils.logger.setLevel("ERROR")
@@ -51,7 +65,7 @@ def join_group(rank: int, world_size: int, *, device: str, address: str, port: i
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     # The shared-memory op serves tensor-parallel inference only, and compiling it takes a minute on a fresh machine.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
 
 
 def learning_rate(optimizer: OptimizerSettings, update: int, total_updates: int) -> float:

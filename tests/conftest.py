@@ -33,6 +33,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Two OpenMP threads on a core that another process uses run tens of times slower than one.
     "OMP_NUM_THREADS": "1",
+    # Ray's own 15 lets its workers starve where other tests run beside them.
+    "RAY_worker_niceness": "0",
     "MPLBACKEND": "Agg",
     # Every Ray process of a session has to hold the same token, clients started by a test as well.
     "RAY_AUTH_MODE": "token",

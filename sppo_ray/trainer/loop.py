@@ -114,8 +114,13 @@ class Trainer:
         while not self._is_over and not self.gate.is_stopping:
             await self._step()
             await self._pass_gate()
+        self.state = dataclasses.replace(self.state, restarts=self._restarts)  # those since the last step, too
         await self._save()
         return self.state
+
+    @property
+    def _restarts(self) -> int:
+        return self._earlier_restarts + self._workers.fleet.restarts
 
     async def _pass_gate(self) -> None:
         """Do what was asked for during the step, and wait while the run is paused. Nobody holds up a run that is over."""
@@ -165,7 +170,7 @@ class Trainer:
             samples=before.samples + sum(len(minibatch) for minibatch in minibatches),
             reward_errors=before.reward_errors + tally.reward_errors,
             response_tokens=before.response_tokens + tally.response_tokens,
-            restarts=self._earlier_restarts + self._workers.fleet.restarts,
+            restarts=self._restarts,
         )
         metrics |= await self._sync_weights()
         self.state = dataclasses.replace(self.state, seconds=before.seconds + time.perf_counter() - started)

@@ -163,23 +163,13 @@ class Matrix:
         while True:
             try:
                 run.wait(f"step {struck.step + 1}", lambda: _has_advanced(run, struck), HEALS_WITHIN_S)
-                self._rest_until_whole(run, struck)
+                run.rest_until_whole(struck.step + 1, HEALS_WITHIN_S, since=struck.at)
                 return
             except RunEnded as ended:
                 if run.resumes == most_resumes:
                     raise
                 self._say(f"{ended}; resuming")
                 run.resume()
-
-    def _rest_until_whole(self, run: TrainingRun, struck: Struck) -> None:
-        """It has shown that it goes on without the victim; what follows is left to the cells to come."""
-        if run.is_whole(struck.step + 1, struck.at):
-            return
-        run.send("pause")
-        try:
-            run.wait_until_whole(struck.step + 1, HEALS_WITHIN_S, since=struck.at)
-        finally:
-            run.send("resume")
 
     def _undisturbed(self, kind: Kind) -> None:
         """The run that the synchronous ones are compared with; made once, kept in the work folder."""

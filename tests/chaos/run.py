@@ -191,6 +191,17 @@ class TrainingRun:
         self.wait(f"step {step} with a whole fleet", lambda: self.is_whole(step, since), within_s)
         self.refresh()
 
+    def rest_until_whole(self, step: int, within_s: float, since: float) -> None:
+        """`wait_until_whole` with the run paused: it has shown that it goes on without the victim, whose replacement starts
+        faster with the cores to itself. Raises RunEnded and WaitedTooLong."""
+        if self.is_whole(step, since):
+            return
+        self.send("pause")
+        try:
+            self.wait_until_whole(step, within_s, since)
+        finally:
+            self.send("resume")
+
 
 def _says_whole(status: Mapping[str, Any], step: int, since: float) -> bool:
     rows = status.get("fleet", [])

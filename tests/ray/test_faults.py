@@ -54,7 +54,8 @@ def test_under_fire_nothing_is_lost_and_the_end_is_clean(run: TrainingRun) -> No
     run.wait_until_whole(3, within_s=280)
     for fault in ("SIGKILL", "SIGSTOP"):
         struck = strike(Cell("rollout", "generating", fault, staleness=1), run, within_s=60)
-        run.wait_until_whole(struck.step + 2, within_s=180, since=struck.at)
+        run.wait(f"step {struck.step + 2}", lambda after=struck.step + 1: run.step > after, within_s=120)
+        run.rest_until_whole(struck.step + 2, within_s=180, since=struck.at)
     assert run.end() == []  # ended by SIGTERM with code 143, nothing left behind
 
     summary = json.loads((run.path / "summary.json").read_text())

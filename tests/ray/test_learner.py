@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -183,6 +184,14 @@ def test_the_published_weights_are_the_models(learner: LearnerRank, tmp_path: Pa
         expected, _ = sequence_logprobs(plain, [probe_ids[:1]], [probe_ids[1:]], 1.0)
     assert probe_logprobs == pytest.approx(expected[0].tolist(), abs=1e-5)
     assert learner.flat_weights(8)[2] == (probe_ids, probe_logprobs)
+
+
+def test_the_port_that_a_group_meets_at_is_held_as_soon_as_it_is_told(llama: Path) -> None:
+    """A port that was only found free may be another process's by the time that the ranks meet."""
+    learner = LearnerRank(0, 1, **arguments(llama))
+    _, port = learner.address()
+    with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+        other.bind(("", port))
 
 
 def test_sync_dtype_halves_the_buffer(llama: Path) -> None:

@@ -67,7 +67,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(REPOSITORY),
-        "RAY_worker_niceness": "0",  # Ray's own 15 would let its workers starve where other tests run beside them
+        "RAY_worker_niceness": "0",
         "SPPO_RAY_RUNS": f"{SHARED}/runs",
         "SPPO_RAY_CACHE": str(cache_directory()),
     }
