@@ -163,7 +163,8 @@ class Matrix:
         while True:
             try:
                 run.wait(f"step {struck.step + 1}", lambda: _has_advanced(run, struck), HEALS_WITHIN_S)
-                run.rest_until_whole(struck.step + 1, HEALS_WITHIN_S, since=struck.at)
+                run.rest_until_whole(HEALS_WITHIN_S, since=struck.at)
+                run.wait_until_whole(struck.step + 1, HEALS_WITHIN_S, since=struck.at)
                 return
             except RunEnded as ended:
                 if run.resumes == most_resumes:

@@ -191,14 +191,14 @@ class TrainingRun:
         self.wait(f"step {step} with a whole fleet", lambda: self.is_whole(step, since), within_s)
         self.refresh()
 
-    def rest_until_whole(self, step: int, within_s: float, since: float) -> None:
-        """`wait_until_whole` with the run paused: it has shown that it goes on without the victim, whose replacement starts
-        faster with the cores to itself. Raises RunEnded and WaitedTooLong."""
-        if self.is_whole(step, since):
+    def rest_until_whole(self, within_s: float, since: float) -> None:
+        """Wait with the run paused: it has shown that it goes on without the victim, whose replacement starts faster with the
+        cores to itself. Whole at whatever step: a loss that is noticed late takes it back. Raises RunEnded and WaitedTooLong."""
+        if self.is_whole(0, since):
             return
         self.send("pause")
         try:
-            self.wait_until_whole(step, within_s, since)
+            self.wait_until_whole(0, within_s, since)
         finally:
             self.send("resume")
 
