@@ -25,8 +25,8 @@ import pyarrow.parquet as parquet
 import yaml
 
 from benchmarks.report import print_table, write_result
+from sppo_ray.config import GuardrailSettings
 from sppo_ray.errors import UserError
-from sppo_ray.guardrail_settings import GuardrailSettings
 from sppo_ray.trainer.detectors import DETECTORS, KNOWN_AFTER
 from sppo_ray.trainer.guardrails import Guardrails, finite_or_nan, is_step
 from sppo_ray.trainer.metrics import read_metrics

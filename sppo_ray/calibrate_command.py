@@ -189,19 +189,17 @@ def _measure(
 def _solve_rates(subject: Subject, sets: Mapping[str, Sequence[Prompt]], k: int) -> dict[str, list[SolveRate]]:
     """k responses to each prompt of each set, by the run's own kind of engines and verifier."""
     from sppo_ray.data.encoder import longest
-    from sppo_ray.launch.cluster import ray_session
+    from sppo_ray.launch.cluster import cluster_with_room
     from sppo_ray.launch.materials import stop_token_ids_of
     from sppo_ray.models.tokenizers import load_tokenizer
-    from sppo_ray.resources import require_feasible, resolve_device, serving_bundles_of
+    from sppo_ray.resources import serving_bundles_of
 
     tokenizer = load_tokenizer(subject.policy)
     stop_ids = stop_token_ids_of(subject.policy, tokenizer)
     context = max(longest(prompt) for prompts in sets.values() for prompt in prompts)
     data = subject.config.data.model_copy(update={"max_prompt_tokens": context})
     config = subject.config.model_copy(update={"data": data})
-    with ray_session(config) as nodes:
-        require_feasible(config, nodes, serving_bundles_of(config))
-        device = resolve_device(config, nodes)
+    with cluster_with_room(config, serving_bundles_of(config)) as device:
         return asyncio.run(_sample(config, subject, tokenizer, stop_ids, sets, k=k, device=device))
 
 
@@ -215,6 +213,7 @@ async def _sample(
     k: int,
     device: str,
 ) -> dict[str, list[SolveRate]]:
+    from sppo_ray.launch.materials import decoder
     from sppo_ray.launch.workers import serving
     from sppo_ray.trainer.evaluator import Grader
     from sppo_ray.trainer.solve_rates import solve_rates
@@ -228,7 +227,7 @@ async def _sample(
         grader = Grader(
             fleet=fleet,
             scorer=scorer,
-            decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
+            decode=decoder(tokenizer),
             sampling=SamplingSettings(config.rollout.temperature, config.rollout.max_response_tokens, stop_ids),
             seed=config.seed,
             reward_range=config.reward.range,

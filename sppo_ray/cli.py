@@ -18,7 +18,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sppo_ray import __version__, calibrate_command, cli_jobs, eval_options, map_command, replay_command
@@ -154,13 +154,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         return Supervisor(command, run_dir, restarts=options.restarts).run(resume=options.resume)
 
     from sppo_ray.launch.training import train
-    from sppo_ray.trainer.interfaces import WorkerFailure
 
+    then = f"The run can be continued: add --resume --run-dir {run_dir}"
     try:
-        return train(config, run_dir, resume=options.resume)
-    except WorkerFailure as failure:
-        print(f"error: lost {failure}. The run can be continued: add --resume --run-dir {run_dir}", file=sys.stderr)
-        return EXIT_WORKER_LOST
+        return _unless_lost(lambda: train(config, run_dir, resume=options.resume), then)
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -198,32 +195,26 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> int:
     out = options.out or _runs() / f"eval-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     from sppo_ray.eval_command import run_evaluation
-    from sppo_ray.trainer.interfaces import WorkerFailure
 
-    try:
-        return run_evaluation(config, out)
-    except WorkerFailure as failure:
-        print(f"error: lost {failure}. Nothing was written: run the evaluation again", file=sys.stderr)
-        return EXIT_WORKER_LOST
+    return _unless_lost(lambda: run_evaluation(config, out), "Nothing was written: run the evaluation again")
 
 
 def _calibrate(options: argparse.Namespace, overrides: list[str]) -> int:
-    from sppo_ray.trainer.interfaces import WorkerFailure
-
-    try:
-        return calibrate_command.run(options, overrides)
-    except WorkerFailure as failure:
-        print(f"error: lost {failure}. Nothing was written: run it again", file=sys.stderr)
-        return EXIT_WORKER_LOST
+    return _unless_lost(lambda: calibrate_command.run(options, overrides), "Nothing was written: run it again")
 
 
 def _replay(options: argparse.Namespace, overrides: list[str]) -> int:
+    return _unless_lost(lambda: replay_command.run(options, overrides), "The run is as it was: replay it again")
+
+
+def _unless_lost(command: Callable[[], int], then: str) -> int:
+    """The command's exit code, or EXIT_WORKER_LOST when it lost a worker: stderr names it and says what to do `then`."""
     from sppo_ray.trainer.interfaces import WorkerFailure
 
     try:
-        return replay_command.run(options, overrides)
+        return command()
     except WorkerFailure as failure:
-        print(f"error: lost {failure}. The run is as it was: replay it again", file=sys.stderr)
+        print(f"error: lost {failure}. {then}", file=sys.stderr)
         return EXIT_WORKER_LOST
 
 

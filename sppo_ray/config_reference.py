@@ -1,4 +1,4 @@
-"""The settings tree as a reference page: every key with its type, its default and the words under it in `config.py`.
+"""The settings tree as a reference page: every key with its type, its default and the words under it in `sppo_ray.config`.
 
 `sppo-ray settings` prints it; docs/settings.md is the same text, and a test holds the two together.
 """
@@ -16,7 +16,7 @@ from sppo_ray.config_loading import models_in
 
 HEADER = """# Settings
 
-Every setting of a recipe, from `sppo_ray/config.py` (`sppo-ray settings` prints this page). On the command line a key is
+Every setting of a recipe, from `sppo_ray/config/` (`sppo-ray settings` prints this page). On the command line a key is
 written `--section.key=value`, as in `--rollout.workers=2`; an entry of a list goes by its number, as in
 `--data.train.0.path=FILE`. Batch sizes are in samples over all ranks; times are in seconds.
 """

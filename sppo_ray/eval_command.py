@@ -28,11 +28,11 @@ from sppo_ray.data.evaluation_sets import EvaluationSet, load_evaluation_sets
 from sppo_ray.data.response_log import response_row, write_responses
 from sppo_ray.errors import UserError
 from sppo_ray.evaluation_config import EvaluationConfig
-from sppo_ray.launch.cluster import ray_session
-from sppo_ray.launch.materials import stop_token_ids_of
+from sppo_ray.launch.cluster import cluster_with_room
+from sppo_ray.launch.materials import decoder, stop_token_ids_of
 from sppo_ray.launch.workers import serving
 from sppo_ray.models.bundled import resolve_model
-from sppo_ray.resources import require_feasible, resolve_device, serving_bundles_of
+from sppo_ray.resources import serving_bundles_of
 from sppo_ray.rewards.pool import VerifierPool
 from sppo_ray.trainer.environment import environment
 from sppo_ray.trainer.evaluation import EvalReport, evaluate
@@ -80,9 +80,8 @@ def run_evaluation(config: EvaluationConfig, out: Path) -> int:
         plan = make_plan(config, progress.message)
         _announce(plan, progress)
         started = time.perf_counter()
-        with ray_session(plan.config) as nodes:
-            require_feasible(plan.config, nodes, serving_bundles_of(plan.config))
-            graded = asyncio.run(_sample(plan, resolve_device(plan.config, nodes), progress))
+        with cluster_with_room(plan.config, serving_bundles_of(plan.config)) as device:
+            graded = asyncio.run(_sample(plan, device, progress))
     finally:
         progress.close()
     if graded is None:
@@ -184,7 +183,7 @@ async def _sample(plan: Plan, device: str, progress: EvaluationProgress) -> list
                 grader = Grader(
                     fleet=fleet,
                     scorer=scorer,
-                    decode=lambda ids: plan.tokenizer.decode(list(ids), skip_special_tokens=True),
+                    decode=decoder(plan.tokenizer),
                     sampling=SamplingSettings(config.temperature, config.rollout.max_response_tokens, plan.stop_token_ids),
                     seed=config.seed,
                     reward_range=config.reward.range,

@@ -1,6 +1,6 @@
 """The settings of `sppo-ray eval`: the parts of a run's settings that matter to it, under the same names.
 
-Like `config.py` this imports neither torch nor Ray.
+Like `sppo_ray.config` this imports neither torch nor Ray.
 """
 
 from __future__ import annotations

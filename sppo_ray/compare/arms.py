@@ -169,8 +169,7 @@ def _yaml(value: object) -> str:
 
 def _room_for_token_critic(algorithm: str, base: RunConfig) -> list[str]:
     """A recipe's micro-batches may be made for a critic that reads prompts only."""
-    longest = base.data.max_prompt_tokens + base.rollout.max_response_tokens
-    if algorithm != "ppo" or base.critic.max_tokens_per_microbatch >= longest:
+    if algorithm != "ppo" or base.critic.max_tokens_per_microbatch >= base.context_tokens:
         return []
     return [f"critic.max_tokens_per_microbatch={base.learner.max_tokens_per_microbatch}"]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from sppo_ray.compare.report import TARGET_SHARES, ArmReport, Report, ToTarget
+from sppo_ray.compare.report import TARGET_SHARES, ArmReport, Report, ToTarget, largest_first
 from sppo_ray.compare.statistics import Estimate, Ratio
 from sppo_ray.trainer.text import format_fraction
 
@@ -126,7 +126,7 @@ def _target_row(arm: ArmReport, way: ToTarget, baseline: str) -> tuple[str, ...]
 
 
 def _memory(report: Report, plots: Sequence[str]) -> list[str]:
-    roles = _names(arm.peak_memory for arm in report.arms)
+    roles = largest_first(arm.peak_memory for arm in report.arms)
     if not roles:
         return []
     device = "the device's memory" if report.machine.get("gpus") else "resident memory"
@@ -137,7 +137,7 @@ def _memory(report: Report, plots: Sequence[str]) -> list[str]:
 
 
 def _stages(report: Report, plots: Sequence[str]) -> list[str]:
-    stages = _names(arm.stages for arm in report.arms)
+    stages = largest_first(arm.stages for arm in report.arms)
     if not stages:
         return []
     rows = [(f"**{arm.name}**", *_by_name(arm.stages, stages, lambda seconds: f"{seconds:.1f}")) for arm in report.arms]
@@ -221,15 +221,6 @@ def _amount(number: float) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _names(columns: Iterable[Mapping[str, float]]) -> list[str]:
-    """All names, the largest sum first."""
-    totals: dict[str, float] = {}
-    for column in columns:
-        for name, figure in column.items():
-            totals[name] = totals.get(name, 0.0) + figure
-    return sorted(totals, key=lambda name: -totals[name])
 
 
 def _by_name(figures: Mapping[str, float], names: Sequence[str], show: Callable[[float], str]) -> list[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sppo_ray.compare.curves import Point, until
-from sppo_ray.compare.report import ArmReport, Report
+from sppo_ray.compare.report import ArmReport, Report, largest_first
 from sppo_ray.trainer.jsonlines import write_atomically
 from sppo_ray.trainer.plots import GRID, INK, MUTED, STYLE
 
@@ -116,7 +116,7 @@ def _stacked(
     axes: Axes, report: Report, figures: Callable[[ArmReport], Mapping[str, float]], unit: float, title: str, label: str
 ) -> None:
     arms = [arm for arm in report.arms if figures(arm)]
-    names = _largest_first(figures(arm) for arm in arms)
+    names = largest_first(figures(arm) for arm in arms)
     ends = np.zeros(len(arms))
     for index, name in enumerate(names):
         sizes = np.array([figures(arm).get(name, 0.0) / unit for arm in arms])
@@ -132,14 +132,6 @@ def _stacked(
     axes.grid(color=GRID, axis="x")
     axes.margins(x=0.1)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-
-
-def _largest_first(columns: Iterable[Mapping[str, float]]) -> Sequence[str]:
-    totals: dict[str, float] = {}
-    for column in columns:
-        for name, figure in column.items():
-            totals[name] = totals.get(name, 0.0) + figure
-    return sorted(totals, key=lambda name: -totals[name])
 
 
 def _has_runs(report: Report) -> bool:

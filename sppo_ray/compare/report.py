@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,15 @@ def make_report(plan: Plan, out: Path) -> Report:
         machine=environments[0] if environments else {},
         commits=tuple(dict.fromkeys(_commit(environment) for environment in environments)),
     )
+
+
+def largest_first(columns: Iterable[Mapping[str, float]]) -> list[str]:
+    """The names of all arms' figures (seconds by stage, bytes by role), the largest sum first."""
+    totals: dict[str, float] = {}
+    for column in columns:
+        for name, figure in column.items():
+            totals[name] = totals.get(name, 0.0) + figure
+    return sorted(totals, key=lambda name: -totals[name])
 
 
 def default_targets(base: float, accuracies: Sequence[float]) -> tuple[float, ...]:

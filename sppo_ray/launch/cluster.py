@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sppo_ray.config import RunConfig
 from sppo_ray.errors import UserError
 from sppo_ray.launch.reaper import GIVE_UP_S, MARK
-from sppo_ray.resources import Bundle, Resources, bundles_of
+from sppo_ray.resources import Bundle, Resources, bundles_of, require_feasible, resolve_device
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -36,6 +36,17 @@ def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
         options |= {"address": "local", "num_cpus": config.cluster.local_cpus or os.cpu_count(), "include_dashboard": False}
     with contextlib.nullcontext() if address else _reaped():
         yield from _session(options, address)
+
+
+@contextlib.contextmanager
+def cluster_with_room(config: RunConfig, bundles: Sequence[Bundle]) -> Iterator[str]:
+    """`ray_session` on a cluster that `bundles` fit on. Yields what config.device means there: "cpu" or "cuda".
+
+    Raises UserError with the sums and the way out when they do not fit.
+    """
+    with ray_session(config) as nodes:
+        require_feasible(config, nodes, bundles)
+        yield resolve_device(config, nodes)
 
 
 def _session(options: dict[str, Any], address: str | None) -> Iterator[list[Resources]]:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sppo_ray.config import RunConfig
-from sppo_ray.launch.cluster import place, ray_session
+from sppo_ray.launch.cluster import cluster_with_room, place
 from sppo_ray.launch.materials import model_paths
 from sppo_ray.launch.spawner import Spawner
 from sppo_ray.launch.workers import learning_workers
-from sppo_ray.resources import learning_bundles_of, require_feasible, resolve_device
+from sppo_ray.resources import learning_bundles_of
 from sppo_ray.trainer.replay import Rederived, Replay
 from sppo_ray.trainer.replay_records import RecordedStep, Start
 
@@ -24,9 +24,7 @@ def rederive(
     Raises UserError when the cluster is too small or a model does not load, and WorkerFailure.
     """
     paths = model_paths(config, report)
-    with ray_session(config) as nodes:
-        require_feasible(config, nodes, learning_bundles_of(config))
-        device = resolve_device(config, nodes)
+    with cluster_with_room(config, learning_bundles_of(config)) as device:
         return asyncio.run(_rederive(config, target, start, steps, report, device=device, paths=paths))
 
 

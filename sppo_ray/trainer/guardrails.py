@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sppo_ray.config.guardrails import Action, GuardrailSettings
 from sppo_ray.errors import UserError
-from sppo_ray.guardrail_settings import Action, GuardrailSettings
 from sppo_ray.trainer.detectors import DETECTORS, Detector, Figures, Odd, Usual, synchronous_mismatch
 
 MEMORY = 30  # calm steps that say what is usual

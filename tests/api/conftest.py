@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from sppo_ray.api.app import create_app
 from sppo_ray.api.settings import ApiSettings
+from sppo_ray.api.tokens import add_token
 
 NO_RAY = "http://127.0.0.1:9"  # the discard port: refused at once
 
@@ -74,6 +75,15 @@ def serving(runs: Path, *options: str, port: int | None = None, env: dict[str, s
         if process.poll() is None:
             process.terminate()
         process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, str]]:
+    """(URL, runs, an operator's token) of a server process without Ray."""
+    runs, tokens = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("etc") / "tokens"
+    token = add_token(tokens, "olga", "operator")
+    with serving(runs, "--tokens", str(tokens), "--ray-address", NO_RAY, "--rate", "0") as (url, _):
+        yield url, runs, token
 
 
 def _wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:

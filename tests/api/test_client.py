@@ -100,15 +100,6 @@ def test_the_examples_fit_their_schemas(document: dict) -> None:
 # -------------------------------------------------------------------------------------------------- a real server
 
 
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, str]]:
-    """(URL, runs, an operator's token) of a server process without Ray."""
-    runs, tokens = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("etc") / "tokens"
-    token = add_token(tokens, "olga", "operator")
-    with serving(runs, "--tokens", str(tokens), "--ray-address", NO_RAY, "--rate", "0") as (url, _):
-        yield url, runs, token
-
-
 def test_the_client_reads_everything(live: tuple[str, Path, str]) -> None:
     url, runs, token = live
     finished_run(runs, "read", steps=3)

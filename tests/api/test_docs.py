@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from sppo_ray.api.tokens import add_token
-from tests.api.conftest import NO_RAY, serving
 from tests.api.documented import curls, run_curl
 from tests.api.run_directories import LiveRun
 
@@ -19,15 +16,6 @@ COMMANDS = curls("api.md") + curls("operations.md")
 # What Ray's job server has to do; test_control_plane.py sends the same with one. Here it is away.
 SUBMITS, FORCES = ("-X POST $API/v1/jobs ", "--json "), "stop?force=true"
 ENDED = ("-X DELETE", "curl -N", "resume")  # these want a run that has ended
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, str]]:
-    """(URL, runs, an operator's token) of a server process without Ray."""
-    runs, tokens = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("etc") / "tokens"
-    token = add_token(tokens, "olga", "operator")
-    with serving(runs, "--tokens", str(tokens), "--ray-address", NO_RAY, "--rate", "0") as (url, _):
-        yield url, runs, token
 
 
 def expected(command: str) -> int:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.guardrails import FAULTS, PROMISED_STEPS, Recorded, delay, with_spread
-from sppo_ray.guardrail_settings import GuardrailSettings
+from sppo_ray.config import GuardrailSettings
 from sppo_ray.trainer.detectors import DETECTORS, KNOWN_AFTER
 from sppo_ray.trainer.guardrails import Alarm, Guardrails, finite_or_nan, is_step
 

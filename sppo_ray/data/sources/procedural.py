@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,33 +13,49 @@ from sppo_ray.errors import UserError
 from sppo_ray.types import Example
 
 
-class RunningSumSource:
-    """The package's own task; see `sppo_ray.tasks.running_sum`."""
+class _ProceduralSource(ABC):
+    """Rows 0 to settings.size - 1 of what `_generate` makes."""
 
     procedural = True
 
-    def __init__(self, settings: RunningSumData, name: str) -> None:
+    def __init__(self, settings: RunningSumData | ReasoningGymData, name: str) -> None:
         self.name = name
-        self._settings = settings
+        self._size = settings.size
+        self._label = settings.name
 
     def __len__(self) -> int:
-        return self._settings.size
+        return self._size
 
     def __getitem__(self, row: int) -> Example:
-        return self.examples([row])[0]
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.name}: rows run from 0 to {len(self) - 1}")
+        text, truth, extra = self._generate(row)
+        messages = ({"role": "user", "content": text},)
+        return Example(id=f"{self.name}/{row}", source=self._label, messages=messages, ground_truth=truth, extra=extra)
 
     def examples(self, rows: Sequence[int]) -> list[Example]:
-        return [self._generate(row) for row in rows]
+        return [self[row] for row in rows]
 
-    def _generate(self, row: int) -> Example:
+    @abstractmethod
+    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
+        """(prompt, ground truth, extra) of a row."""
+
+
+class RunningSumSource(_ProceduralSource):
+    """The package's own task; see `sppo_ray.tasks.running_sum`."""
+
+    def __init__(self, settings: RunningSumData, name: str) -> None:
+        super().__init__(settings, name)
+        self._settings = settings
+
+    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
         from sppo_ray.tasks.running_sum import generate_example
 
-        _check_row(self, row)
         text, truth = generate_example(row, seed=self._settings.seed, max_operands=self._settings.max_operands)
-        return _user_example(f"{self.name}/{row}", self._settings.name, text, truth, {})
+        return text, truth, {}
 
 
-class ReasoningGymSource:
+class ReasoningGymSource(_ProceduralSource):
     """A task of the reasoning-gym package.
 
     The task's verifier wants the whole entry back, so it travels in `extra` as JSON: keys `reasoning_gym_task` and
@@ -46,27 +63,15 @@ class ReasoningGymSource:
     their ground truth reads "None" and only the entry's verifier can judge.
     """
 
-    procedural = True
-
     def __init__(self, dataset: Any, settings: ReasoningGymData, name: str) -> None:
-        self.name = name
+        super().__init__(settings, name)
         self._dataset = dataset  # reasoning_gym.dataset.ProceduralDataset
-        self._settings = settings
+        self._task = settings.task
 
-    def __len__(self) -> int:
-        return self._settings.size
-
-    def __getitem__(self, row: int) -> Example:
-        return self.examples([row])[0]
-
-    def examples(self, rows: Sequence[int]) -> list[Example]:
-        return [self._generate(row) for row in rows]
-
-    def _generate(self, row: int) -> Example:
-        _check_row(self, row)
+    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
         entry = self._dataset[row]
-        extra = {"reasoning_gym_task": self._settings.task, "reasoning_gym_entry": json.dumps(entry)}
-        return _user_example(f"{self.name}/{row}", self._settings.name, entry["question"], str(entry["answer"]), extra)
+        extra = {"reasoning_gym_task": self._task, "reasoning_gym_entry": json.dumps(entry)}
+        return entry["question"], str(entry["answer"]), extra
 
 
 def open_running_sum(settings: RunningSumData, name: str, where: str) -> RunningSumSource:
@@ -92,12 +97,3 @@ def open_reasoning_gym(settings: ReasoningGymData, name: str, where: str) -> Rea
     except (TypeError, ValueError, AssertionError, KeyError) as error:  # how the tasks' own checks refuse an option
         raise UserError(f"{where}.options: reasoning-gym refuses them for {settings.task}: {error}") from None
     return ReasoningGymSource(dataset, settings, name)
-
-
-def _user_example(example_id: str, source: str, text: str, truth: str, extra: dict[str, str]) -> Example:
-    return Example(id=example_id, source=source, messages=({"role": "user", "content": text},), ground_truth=truth, extra=extra)
-
-
-def _check_row(source: RunningSumSource | ReasoningGymSource, row: int) -> None:
-    if not 0 <= row < len(source):
-        raise IndexError(f"{source.name}: rows run from 0 to {len(source) - 1}")

@@ -1,4 +1,4 @@
-"""The settings section `guardrails`: from which figure on a step counts as odd, and what an alarm does to the run.
+"""The section `guardrails`: from which figure on a step counts as odd, and what an alarm does to the run.
 
 What each one looks at is in `sppo_ray/trainer/detectors.py`.
 """

@@ -1,0 +1,78 @@
+"""The one source of settings: a frozen pydantic tree, read from a YAML recipe and `--a.b=c` overrides.
+
+    run: RunConfig --+-- algorithm, data, reward, guardrails    the section of that name
+                     +-- models: learner, critic, reference     a section checks itself;
+                     +-- rollout: rollout, weight_sync          what two cannot have together: checks
+                     +-- loop: loop, eval, checkpoint
+                     '-- operations: recovery, logging, cluster
+
+Importing it imports neither torch nor Ray, so that a typo costs a millisecond and not a minute. An unknown key is an error
+that names the nearest valid one; a setting that cannot work is refused with the remedy.
+All batch sizes are in SAMPLES over all ranks (one response = one sample).
+"""
+
+from __future__ import annotations
+
+from sppo_ray.algorithms.sppo import SPPOSettings
+from sppo_ray.config.algorithm import Algorithm
+from sppo_ray.config.data import (
+    CurriculumSettings,
+    DataSettings,
+    DataSource,
+    HFDiskData,
+    JsonlData,
+    ParquetData,
+    ReasoningGymData,
+    RunningSumData,
+)
+from sppo_ray.config.guardrails import GuardrailSettings
+from sppo_ray.config.loop import CheckpointSettings, EvalSettings, LoopSettings
+from sppo_ray.config.models import CriticSettings, LearnerSettings, ModelSettings, OptimizerSettings, ReferenceSettings
+from sppo_ray.config.operations import ClusterSettings, LoggingSettings, RecoverySettings
+from sppo_ray.config.reward import (
+    CodeReward,
+    CustomReward,
+    MathReward,
+    ReasoningGymReward,
+    RewardFunction,
+    RewardSettings,
+    RunningSumReward,
+)
+from sppo_ray.config.rollout import AutoscaleSettings, RolloutSettings, WeightSyncSettings
+from sppo_ray.config.run import RunConfig
+
+__all__ = [
+    "Algorithm",
+    "AutoscaleSettings",
+    "CheckpointSettings",
+    "ClusterSettings",
+    "CodeReward",
+    "CriticSettings",
+    "CurriculumSettings",
+    "CustomReward",
+    "DataSettings",
+    "DataSource",
+    "EvalSettings",
+    "GuardrailSettings",
+    "HFDiskData",
+    "JsonlData",
+    "LearnerSettings",
+    "LoggingSettings",
+    "LoopSettings",
+    "MathReward",
+    "ModelSettings",
+    "OptimizerSettings",
+    "ParquetData",
+    "ReasoningGymData",
+    "ReasoningGymReward",
+    "RecoverySettings",
+    "ReferenceSettings",
+    "RewardFunction",
+    "RewardSettings",
+    "RolloutSettings",
+    "RunConfig",
+    "RunningSumData",
+    "RunningSumReward",
+    "SPPOSettings",
+    "WeightSyncSettings",
+]

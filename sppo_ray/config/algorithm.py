@@ -1,0 +1,21 @@
+"""The section `algorithm`: the settings of one of `ALGORITHMS`, chosen by its `type`, and what follows from the choice alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Union
+
+from pydantic import Field
+
+from sppo_ray.algorithms import ALGORITHMS
+from sppo_ray.algorithms.base import AlgorithmSpec
+
+Algorithm = Annotated[Union[tuple(spec.settings for spec in ALGORITHMS.values())], Field(discriminator="type")]  # type: ignore[valid-type]
+
+
+def spec_of(algorithm: Algorithm) -> AlgorithmSpec:
+    return ALGORITHMS[algorithm.type]
+
+
+def critic_needs_probabilities(algorithm: Algorithm) -> bool:
+    """Whether its critic is trained by binary cross-entropy, which is defined for rewards in [0, 1]."""
+    return spec_of(algorithm).critic == "prompt" or getattr(algorithm, "critic_loss", None) == "bce"

@@ -1,0 +1,127 @@
+"""The section `data`: where prompts come from, and how many samples of them a step and an update have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Field, model_validator
+
+from sppo_ray.settings import PositiveInt, Settings
+
+
+class RunningSumData(Settings):
+    """The package's own task: add up labelled numbers step by step (`sppo_ray.tasks.running_sum`)."""
+
+    type: Literal["running-sum"] = "running-sum"
+    name: str = "running-sum"
+    size: PositiveInt = 100_000
+    """Number of prompts; prompt i is generated from (seed, i), and short ones come more than once."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_operands: Annotated[int, Field(ge=2, le=26)] = 8
+
+
+class ParquetData(Settings):
+    """The field's format: data_source, prompt (chat messages), reward_model.ground_truth, extra_info."""
+
+    type: Literal["parquet"] = "parquet"
+    name: str | None = None
+    """Overrides `data_source` in metrics when given."""
+    path: str
+    """A file, a directory of files, or a glob."""
+
+
+class JsonlData(Settings):
+    """One JSON object a line: `prompt` (a string or chat messages) and `ground_truth` (keys configurable)."""
+
+    type: Literal["jsonl"] = "jsonl"
+    name: str | None = None
+    path: str
+    prompt_key: str = "prompt"
+    ground_truth_key: str = "ground_truth"
+
+
+class HFDiskData(Settings):
+    """A Hugging Face dataset written by `save_to_disk`."""
+
+    type: Literal["hf-disk"] = "hf-disk"
+    name: str | None = None
+    path: str
+    split: str | None = None
+    prompt_key: str = "prompt"
+    ground_truth_key: str = "ground_truth"
+
+
+class ReasoningGymData(Settings):
+    """A procedural task of the reasoning-gym package, scored by its own verifier."""
+
+    type: Literal["reasoning-gym"] = "reasoning-gym"
+    task: str
+    size: PositiveInt = 10_000
+    seed: Annotated[int, Field(ge=0)] = 0
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    """Handed to `reasoning_gym.create_dataset`."""
+
+    @property
+    def name(self) -> str:
+        return f"reasoning-gym/{self.task}"
+
+
+DataSource = Annotated[Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData], Field(discriminator="type")]
+
+
+class CurriculumSettings(Settings):
+    """Prefer prompts whose outcome is open: drawn without replacement in proportion to (V (1 - V)) ** sharpness."""
+
+    candidates: Annotated[int, Field(ge=2)] = 4
+    """Prompts that the critic reads for each one that is trained on."""
+    sharpness: Annotated[float, Field(gt=0)] = 1.0
+
+
+class DataSettings(Settings):
+    train: tuple[DataSource, ...]
+    held_out: tuple[DataSource, ...] = ()
+    """Evaluation sets; see held_out_overlap."""
+    held_out_overlap: Literal["refuse", "drop", "allow"] = "refuse"
+    """A training prompt of a file that is also held out: stop and name it, leave it out of training and count it, or
+    train on it. Procedural sources always leave it out."""
+    prompts_per_step: PositiveInt = 256
+    samples_per_prompt: PositiveInt = 1
+    """N. One is enough where the baseline is no other sample (sppo, ppo, remax, reinforce); grpo and rloo need 2 or more."""
+    minibatch_size: PositiveInt = 64
+    """Samples an optimizer step, over all learner ranks."""
+    max_prompt_tokens: PositiveInt = 1024
+    overlong_prompts: Literal["refuse", "drop"] = "refuse"
+    """A prompt longer than max_prompt_tokens: stop and name it, or leave it out and count it. Never cut."""
+    shuffle: bool = True
+    curriculum: CurriculumSettings | None = None
+    """Which prompts of the shuffled order a step trains on; null = all, as they come. Needs a prompt critic (sppo)."""
+    system_prompt: str | None = None
+    """Put in front of messages that have no system message."""
+    prompt_suffix: str | None = None
+    """Appended to the last user message, e.g. how to mark the final answer."""
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.prompts_per_step * self.samples_per_prompt
+
+    @property
+    def minibatches_per_step(self) -> int:
+        return self.samples_per_step // self.minibatch_size
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> DataSettings:
+        if not self.train:
+            raise ValueError("train names no data source: give at least one")
+        if self.samples_per_step % self.minibatch_size:
+            raise ValueError(
+                f"minibatch_size {self.minibatch_size} does not divide the {self.samples_per_step} samples of a step "
+                "(prompts_per_step x samples_per_prompt): nearest that do are "
+                f"{_near_divisors(self.samples_per_step, self.minibatch_size)}"
+            )
+        return self
+
+
+def _near_divisors(total: int, near: int) -> str:
+    divisors = [d for d in range(1, total + 1) if total % d == 0]
+    return ", ".join(str(d) for d in sorted(sorted(divisors, key=lambda d: abs(d - near))[:3]))
