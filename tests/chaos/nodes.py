@@ -31,11 +31,11 @@ from tests.ray.network_hosts import Hosts
 
 PORT = 6379
 WORKERS = ("worker-1", "worker-2")
-CUT_OFF_AFTER = {  # Ray's own patience with a node that is silent is about a minute; here 9 seconds
+CUT_OFF_AFTER = {  # Ray's own patience with a node that is silent is about a minute; here 18 seconds
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "6",
 }
 HEAD = f"ray start --head --port={PORT} --num-cpus=0 --include-dashboard=false --object-store-memory=200000000 --block"
 WORKER = f"ray start --address=head:{PORT} --num-cpus=8 --object-store-memory=200000000 --block"

@@ -68,7 +68,8 @@ def functions_of(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 def our_texts() -> Iterator[Path]:
     for folder, subfolders, files in os.walk(REPOSITORY):
         subfolders[:] = [name for name in subfolders if name not in GENERATED and (name[0] != "." or name == ".ci")]
-        yield from (Path(folder) / name for name in files if Path(name).suffix in TEXT_SUFFIXES)
+        # In a worktree .git is a file, which says where the repository is.
+        yield from (Path(folder) / name for name in files if Path(name).suffix in TEXT_SUFFIXES and name != ".git")
 
 
 def layer_of(room: str) -> int:

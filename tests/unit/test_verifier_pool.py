@@ -99,7 +99,9 @@ def test_a_process_killed_from_outside_loses_no_sample() -> None:
     async def use(pool: VerifierPool) -> None:
         scoring = asyncio.ensure_future(score_all(pool, ["sleep 0.02"] * 60))
         for victim in (-1, -1, 0):  # twice the scoring child, then the process that forks it
-            await asyncio.sleep(0.2)
+            scored = pool.counters.scored
+            while pool.counters.scored < scored + 3:  # no sample is hit twice: that would be its own fault
+                await asyncio.sleep(0.01)
             worker_processes()[victim].send_signal(signal.SIGKILL)
         verdicts = await scoring
         assert [verdict.reward for verdict in verdicts] == [0.0] * 60  # "sleep 0.02" is not "good"
