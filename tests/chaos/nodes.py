@@ -24,7 +24,7 @@ from sppo_ray.models.bundled import cache_directory, resolve_model
 from tests.chaos.cells import Cell
 from tests.chaos.matrix import Kind, Matrix
 from tests.chaos.outcomes import CellOutcome, Ledger
-from tests.chaos.run import REPOSITORY, TrainingRun
+from tests.chaos.run import CLASSES, REPOSITORY, TrainingRun
 from tests.chaos.states import holds
 from tests.chaos.strike import Struck
 from tests.ray.network_hosts import Hosts
@@ -122,7 +122,7 @@ class HostedRun(TrainingRun):
         """Ray's nodes outlive a run here; its actors are to be gone."""
         found = []
         for pid, line in self._lab.commands():
-            if line and line[0].startswith("ray::") and "IDLE" not in line[0]:
+            if line and line[0].startswith("ray::") and any(actor in line[0] for actor in CLASSES.values()):
                 with suppress(psutil.NoSuchProcess):
                     found.append(psutil.Process(pid))
         self._known |= set(found)
