@@ -15,16 +15,20 @@ class Gate:
     def __init__(self) -> None:
         self.is_paused = False  # asked for; the loop gets there with the end of the step under way
         self.is_stopping = False
+        self.held_because: str | None = None  # a guardrail's diagnosis; None when it is open or a person closed it
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._checkpoints: list[asyncio.Future[Path]] = []
 
-    def pause(self) -> None:
+    def pause(self, because: str | None = None) -> None:
+        """`because`: the diagnosis of a guardrail that holds the run, which nobody need be looking after."""
         self.is_paused = True
+        self.held_because = because
         self._changed.set()
 
     def resume(self) -> None:
         self.is_paused = False
+        self.held_because = None
         self._changed.set()
 
     def stop(self) -> None:

@@ -89,7 +89,6 @@ class Trainer:
         self._cohorts: deque[Cohort] = deque()
         self.gate = gate or Gate()
         self._autoscaler = Autoscaler(config.rollout) if config.rollout.autoscale is not None else None
-        self._held_by: Alarm | None = None  # why the run is paused, when no person asked for it
         self._saved_step = state.step if state.step else -1
         self._earlier_restarts = state.restarts - workers.fleet.restarts
         self.state = state
@@ -133,17 +132,16 @@ class Trainer:
                 await self._word_from_outside()
                 if self.gate.wants_checkpoint:
                     await self._save()
-        self._held_by = None
 
     async def _word_from_outside(self) -> None:
         """Wait until something is asked of the run. Raises GuardrailStop when nobody looks after a run that a guardrail holds."""
-        patience = self._config.guardrails.max_pause_s if self._held_by else None
+        diagnosis = self.gate.held_because
+        patience = self._config.guardrails.max_pause_s if diagnosis else None
         try:
             async with asyncio.timeout(patience):
                 await self.gate.changed()
         except TimeoutError:
-            assert self._held_by is not None  # without an alarm there is no timeout
-            raise GuardrailStop(f"{self._held_by.message} Nobody ended the pause within {patience:g} s.") from None
+            raise GuardrailStop(f"{diagnosis} Nobody ended the pause within {patience:g} s.") from None
 
     def _heed(self, alarms: Sequence[Alarm]) -> None:
         """Do to the run what the alarms of its newest step ask for."""
@@ -151,8 +149,7 @@ class Trainer:
             if alarm.action == "stop":
                 raise GuardrailStop(f"{alarm.message} The run stopped after step {self.state.step}, without a checkpoint of it.")
             if alarm.action == "pause":
-                self._held_by = alarm
-                self.gate.pause()
+                self.gate.pause(alarm.message)
                 self._recorder.live(paused=True)
 
     async def _step(self) -> None:

@@ -17,6 +17,7 @@ from sppo_ray.launch.incarnations import Ended, Incarnations
 from sppo_ray.trainer.checkpoint import find_checkpoint
 from sppo_ray.trainer.evaluator import Evaluator
 from sppo_ray.trainer.gate import Gate
+from sppo_ray.trainer.guardrails import GuardrailStop
 from sppo_ray.trainer.interfaces import WorkerDied, WorkerFailure, WorkerTimeout
 from sppo_ray.trainer.loop import Workers
 from sppo_ray.trainer.metrics import depends_on_the_clock, read_events, read_metrics
@@ -266,6 +267,21 @@ def test_progress_gives_the_restarts_back(tmp_path: Path) -> None:
     twice = Case(tmp_path / "twice", "--recovery.max_restarts=1", "--checkpoint.every=1", learner={4: lost}, critic={5: lost})
     with pytest.raises(WorkerFailure, match=r"1 restarts in a row brought the run no further than step 2"):
         twice.run()
+
+
+def test_a_guardrails_pause_keeps_its_limit_over_a_loss(tmp_path: Path) -> None:
+    """The learner dies while a guardrail holds the run: the next one is held as well, and no longer than the first."""
+    case = Case(tmp_path / "run", "--guardrails.max_pause_s=0.2")
+    case.gate.pause("kl: too large.")
+
+    async def lose_the_learner() -> None:
+        while not case.told("paused"):
+            await asyncio.sleep(0.01)
+        case.crew.lose(WorkerDied("learner-0", "died while a ping: killed"))
+
+    with pytest.raises(GuardrailStop, match=r"^kl: too large\. Nobody ended the pause within 0.2 s"):
+        case.run(lose_the_learner)
+    assert case.crew.assemblies == 2 and len(case.told("learner-lost")) == 1
 
 
 def test_none_allowed_ends_at_the_first_loss(tmp_path: Path) -> None:
