@@ -76,11 +76,15 @@ def _reaped() -> Iterator[None]:
         start_new_session=True,  # not killed with the driver's group
     )
     assert reaper.stdin is not None
-    os.environ[MARK] = mark  # inherited by all that is started from here on
+    # Inherited by all that is started from here on. Ray's agents write their titles over their environment, and would write
+    # over the mark too, were it among the first 400 bytes: SPT_NOENV tells their setproctitle to keep to the arguments' room.
+    marks = {MARK: mark, "SPT_NOENV": "1"}
+    os.environ |= marks
     try:
         yield
     finally:
-        del os.environ[MARK]
+        for name in marks:
+            del os.environ[name]
         reaper.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on by itself
             reaper.wait(timeout=GIVE_UP_S)
