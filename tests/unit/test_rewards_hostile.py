@@ -17,9 +17,8 @@ from sppo_ray.types import ScoreRequest, Verdict
 from tests.fuzz_rewards import DEADLINE_S, Case, draw_cases, find_faults, score_cases
 from tests.hostile_rewards import FAMILIES, FILE, cases
 
-MARGIN_S = 20.0
-"""Beside the deadline: replacing a process, the sample's own work, and a machine that does other things. What hangs would go on
-for ever."""
+MARGIN_S = 3.0
+"""Beside the deadline: replacing a process, the sample's own work, and a machine that does other things."""
 WAVE = 2  # attacks at a time, as many as there are processes
 
 CORPUS = cases()
