@@ -59,6 +59,11 @@ STUDIES: Mapping[str, Study] = {
         "long-sum", ("sppo", "grpo", "grpo-equal-prompts", "reinforce"), 3, 120, "grpo",
         ("eval.every_s=12", "data.train.0.size=256", NO_WARMUP),
     ),
+    "small-steps": Study(
+        "32 samples a step instead of 256, one update each: 32 prompts once, or 4 prompts eight times",
+        "quickstart", ("sppo", "grpo", "reinforce"), 3, 60, "grpo",
+        ("eval.every_s=6", "data.prompts_per_step=32", "data.minibatch_size=32", NO_WARMUP),
+    ),
     "samples-a-prompt": Study(
         "N = 1 against N = 8, with and without the critic, at equal tokens and at equal prompts",
         "quickstart",
