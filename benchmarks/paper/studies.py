@@ -25,6 +25,8 @@ RUNS = Path("runs/paper")
 WARM_CRITIC = RUNS / "warm-start" / "export" / "critic"
 NO_WARMUP = "critic.warmup_steps=0"
 """As published. A fresh critic says 0.5 of every prompt, which is a fair baseline to start from."""
+GSPO = "algorithm.ratio=sequence,algorithm.clip_low=3e-4,algorithm.clip_high=4e-4"
+"""With the clip range of its paper (arXiv 2507.18071); it comes with the mean over sequences, which has an arm of its own."""
 ALL_ARMS = ("sppo", "grpo", "grpo-equal-prompts", "ppo", "rloo", "remax", "reinforce")
 
 
@@ -77,7 +79,8 @@ STUDIES: Mapping[str, Study] = {
         3, 60, "sppo", ("eval.every_s=6", NO_WARMUP),
     ),
     "ablations": Study(
-        "PPO with a BCE critic, critic size, sequence-level ratio, critic warm start, curriculum",
+        "PPO with a BCE critic, critic size, sequence-level ratio, curriculum, critic warm start (from another run's 5,120 "
+        "samples, which its own budget does not hold)",
         "quickstart",
         (
             "sppo",
@@ -85,7 +88,8 @@ STUDIES: Mapping[str, Study] = {
             "ppo-bce",
             "ppo-lam95",
             "sppo-tiny-critic:sppo,critic.model=builtin:tiny-critic",
-            "sppo-sequence-ratio:sppo,algorithm.ratio=sequence,algorithm.loss_aggregation=sequence-mean",
+            "sppo-sequence-mean:sppo,algorithm.loss_aggregation=sequence-mean",
+            f"sppo-sequence-ratio:sppo,algorithm.loss_aggregation=sequence-mean,{GSPO}",
             "sppo-warmup:sppo,critic.warmup_steps=3",
             f"sppo-warm-critic:sppo,critic.model={WARM_CRITIC}",
             "sppo-curriculum:sppo,data.curriculum.candidates=4",

@@ -8,6 +8,7 @@ With S the samples of one of the recipe's steps, M its minibatch size and N = 8 
     grpo-equal-prompts   S         8                  8 M         8 S                S / M
     remax                S / 2     1 (+ 1 greedy)     M / 2       S                  S / M
 
+A warm-up of the learning rate, which settings count in optimizer steps, spans as many generated samples for every arm.
 What an arm does not name is the recipe's, the same for all.
 """
 
@@ -117,7 +118,7 @@ BUILT_IN: Mapping[str, _BuiltIn] = {
         "grpo",
         _groups_equal_prompts,
         note=f"{GROUP} samples a prompt and as many prompts a step as the others, so {GROUP} times the samples; the minibatch "
-        f"is {GROUP} times larger, so the updates a step are equal",
+        f"is {GROUP} times larger, so the updates a step are equal; the learning rate warms up over as many samples",
     ),
     "rloo": _BuiltIn("rloo", _groups, note=f"{GROUP} samples a prompt, as many samples a step as the others"),
     "ppo": _BuiltIn("ppo", _single, ("algorithm.lam=1.0",), note="critic on prompt and response, lambda 1"),
@@ -148,7 +149,13 @@ def _built_in(name: str, base: RunConfig) -> Arm:
     shape = kind.shape(base, name)
     sizes = {"prompts_per_step": shape.prompts, "samples_per_prompt": shape.samples, "minibatch_size": shape.minibatch}
     changed = [f"data.{key}={size}" for key, size in sizes.items() if getattr(base.data, key) != size]
-    overrides = [_algorithm(kind.algorithm, base), *kind.settings, *changed, *_room_for_token_critic(kind.algorithm, base)]
+    overrides = [
+        _algorithm(kind.algorithm, base),
+        *kind.settings,
+        *changed,
+        *_same_warmup(shape, base),
+        *_room_for_token_critic(kind.algorithm, base),
+    ]
     return Arm(name, tuple(overrides), kind.note)
 
 
@@ -165,6 +172,13 @@ def _yaml(value: object) -> str:
     import yaml
 
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+
+
+def _same_warmup(shape: Shape, base: RunConfig) -> list[str]:
+    """An arm whose steps are larger makes fewer of them in its budget, and would spend more of it at a lower learning rate."""
+    warmup = base.learner.optimizer.lr_warmup_steps
+    times = shape.prompts * shape.samples // base.data.samples_per_step
+    return [f"learner.optimizer.lr_warmup_steps={max(1, warmup // times)}"] if warmup and times > 1 else []
 
 
 def _room_for_token_critic(algorithm: str, base: RunConfig) -> list[str]:

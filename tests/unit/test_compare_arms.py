@@ -45,6 +45,21 @@ def test_batch_sizes_follow_from_the_recipe(name: str, prompts: int, samples: in
     assert data.minibatches_per_step == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "updates"),
+    # The quickstart warms up over 20 updates of 64 samples = 1,280; equal prompts: 2 of 512 = 1,024.
+    [("sppo", 20), ("grpo", 20), ("remax", 20), ("grpo-equal-prompts", 2)],
+)
+def test_the_learning_rate_warms_up_over_as_many_samples(name: str, updates: int) -> None:
+    plan = plan_of(name)
+    assert plan.config(plan.arms[0]).learner.optimizer.lr_warmup_steps == updates
+
+
+def test_without_a_warmup_no_arm_gets_one() -> None:
+    (arm,) = make_arms(["grpo-equal-prompts"], quickstart("learner.optimizer.lr_warmup_steps=0"))
+    assert not any("lr_warmup_steps" in override for override in arm.overrides)
+
+
 def test_a_group_recipe_gives_single_sample_arms_as_many_samples() -> None:
     base = quickstart("algorithm.type=grpo", "data.prompts_per_step=32", "data.samples_per_prompt=8")
     (sppo,) = make_arms(["sppo"], base)
@@ -56,7 +71,8 @@ def test_every_built_in_arm_is_a_valid_recipe_and_differs_in_nothing_else() -> N
     sppo = plan.config(plan.arms[0]).model_dump(mode="json")
     for arm in plan.arms:
         changed = differences(sppo, plan.config(arm).model_dump(mode="json"))
-        assert {change.split(".")[0] for change in changed} <= {"algorithm", "data"}, arm.name
+        assert {change.split(".")[0] for change in changed} <= {"algorithm", "data", "learner"}, arm.name
+        assert {change.split()[0] for change in changed if change.startswith("learner")} <= {"learner.optimizer.lr_warmup_steps"}
 
 
 def test_settings_of_the_recipes_own_algorithm_stay_behind() -> None:
