@@ -129,6 +129,7 @@ def make_report(plan: Plan, graded: Sequence[GradedTrajectory], seconds: float) 
         step=0,
         policy_version=0,
         pass_sizes=plan.config.eval.pass_k,
+        best_reward=plan.config.reward.range[1],
         seconds=seconds,
         seed=bootstrap_seed(plan.config.seed),
     )

@@ -18,6 +18,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import model_validator
+
 from sppo_ray.algorithms.base import Advantage, AlgorithmSettings, RewardedSample
 from sppo_ray.settings import Probability
 
@@ -37,6 +39,15 @@ class PPOSettings(AlgorithmSettings):
     """GAE's lambda. 1 = reward minus value; smaller trusts the critic's later values more than the reward."""
     whiten: bool = True
     """Shift and scale the advantages of a step's tokens to mean 0 and sample standard deviation 1."""
+
+    @model_validator(mode="after")
+    def _credit_stays_with_its_token(self) -> PPOSettings:
+        if self.ratio == "sequence":
+            raise ValueError(
+                "ratio sequence gives all tokens of a response one ratio, so that only the sum of their advantages would be left "
+                "of what ppo's critic says of each: set ratio to token, or take an algorithm with one advantage a response (sppo)"
+            )
+        return self
 
 
 def gae(reward_last: float, values: Sequence[float], gamma: float, lam: float) -> list[float]:

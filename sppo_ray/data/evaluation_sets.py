@@ -1,21 +1,16 @@
-"""Evaluation files as sets of prompts with a number of samples each.
-
-The field writes "sample it 8 times" as a file that holds every prompt 8 times. Such a file is read as its distinct
-prompts, sampled 8 times each (or as often as the settings say). Where only some prompts come again, each row stays a
-prompt of its own, and a note says how many there are.
-"""
+"""Evaluation files as sets of prompts with a number of samples each: as often as the settings say, or as a file repeats them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sppo_ray.data.encoder import PromptEncoder, longest
+from sppo_ray.data.folding import distinct_rows
 from sppo_ray.data.sources import Source, open_sources
 from sppo_ray.errors import UserError
 from sppo_ray.evaluation_config import EvaluationConfig
-from sppo_ray.types import Example, Prompt
+from sppo_ray.types import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +34,10 @@ def load_evaluation_sets(config: EvaluationConfig, encoder: PromptEncoder, max_p
     return sets
 
 
-def fold(examples: Sequence[Example]) -> tuple[list[Example], int]:
-    """The distinct examples in their order and how often each comes, or (examples, 1) when not all come equally often."""
-    keys = [_key(example) for example in examples]
-    times = set(Counter(keys).values())
-    if times == {1} or len(times) > 1:
-        return list(examples), 1
-    distinct: dict[Hashable, Example] = {}
-    for key, example in zip(keys, examples, strict=True):
-        distinct.setdefault(key, example)
-    return list(distinct.values()), times.pop()
-
-
-def _key(example: Example) -> Hashable:
-    return tuple((m["role"], m["content"]) for m in example.messages), example.ground_truth, example.source
-
-
 def _load(source: Source, config: EvaluationConfig, encoder: PromptEncoder, max_prompt_tokens: int) -> EvaluationSet:
-    limit = config.eval.prompts
-    notes = []
-    if source.procedural:  # rows are made on demand, and equal ones are draws of the task like any other
-        examples, times = source.examples(range(min(limit or len(source), len(source)))), 1
-    else:
-        rows = source.examples(range(len(source)))
-        examples, times = fold(rows)
-        notes += _repetition_notes(source.name, rows, examples, times)
-        examples = examples[:limit]
-    prompts = encoder.encode(examples)
+    rows = distinct_rows(source, config.eval.prompts)
+    notes = list(rows.notes)
+    prompts = encoder.encode(rows.examples)
     fitting = [prompt for prompt in prompts if longest(prompt) <= max_prompt_tokens]
     if len(fitting) < len(prompts):
         long = [prompt for prompt in prompts if longest(prompt) > max_prompt_tokens]
@@ -73,15 +45,8 @@ def _load(source: Source, config: EvaluationConfig, encoder: PromptEncoder, max_
             _refuse_overlong(long, max_prompt_tokens)
         notes.append(f"{source.name}: left out {len(long)} prompts of more than {max_prompt_tokens} tokens")
     # Greedy samples of a prompt are all the same.
-    samples = config.eval.samples_per_prompt or (1 if config.temperature == 0 else times)
+    samples = config.eval.samples_per_prompt or (1 if config.temperature == 0 else rows.times)
     return EvaluationSet(source.name, tuple(fitting), samples, tuple(notes))
-
-
-def _repetition_notes(name: str, rows: Sequence[Example], distinct: Sequence[Example], times: int) -> list[str]:
-    if times > 1:
-        return [f"{name}: holds each of its {len(distinct)} prompts {times} times; read as {len(distinct)} prompts"]
-    again = len(rows) - len({_key(row) for row in rows})
-    return [f"{name}: {again} of {len(rows)} rows repeat another; each counts as a prompt of its own"] if again else []
 
 
 def _refuse_overlong(long: Sequence[Prompt], limit: int) -> None:

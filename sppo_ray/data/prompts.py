@@ -19,6 +19,7 @@ import numpy as np
 
 from sppo_ray.config import DataSettings
 from sppo_ray.data.encoder import PromptEncoder, longest
+from sppo_ray.data.folding import distinct_rows
 from sppo_ray.data.sources import Concatenation, Source, open_sources
 from sppo_ray.errors import UserError
 from sppo_ray.types import Example, Prompt
@@ -52,10 +53,8 @@ class PromptStream:
         encoder: PromptEncoder,
         settings: DataSettings,
         seed: int,
-        *,
-        held_out_limit: int | None = None,
     ) -> None:
-        """Judges the rows of all files: length, and overlap with the first `held_out_limit` rows of `settings.held_out`.
+        """Judges the rows of all files: length, and overlap with `settings.held_out`.
 
         A prompt of a FILE that is also held out is an error, or left out and counted, as `held_out_overlap` says. One of
         a PROCEDURAL source is a chance hit and always left out. Raises UserError for the former, for over-long prompts
@@ -65,7 +64,7 @@ class PromptStream:
         self._encoder = encoder
         self._settings = settings
         self._seed = seed
-        self._held_out = {} if settings.held_out_overlap == "allow" else _held_out_ids(settings, held_out_limit)
+        self._held_out = {} if settings.held_out_overlap == "allow" else _held_out_ids(settings)
         self._state = np.full(len(self._rows), _UNKNOWN, dtype=np.uint8)  # [rows]
         self._tokens = np.zeros(len(self._rows), dtype=np.int32)  # [rows] policy tokens; 0 = not tokenized yet
         for source, start in zip(sources, self._rows.starts[:-1], strict=True):
@@ -187,14 +186,17 @@ class PromptStream:
 
 
 def load_held_out(settings: DataSettings, encoder: PromptEncoder, limit: int | None = None) -> dict[str, list[Prompt]]:
-    """The first `limit` (None = all) prompts of each evaluation set, by the name of its source, in the file's order.
+    """The first `limit` (None = all) distinct prompts of each evaluation set, by the name of its source, in the file's order.
 
     Over-long prompts among them are refused, or dropped with a logged count. Raises UserError, also for a set of
     which none is left.
     """
     sets: dict[str, list[Prompt]] = {}
     for source in open_sources(settings.held_out, "data.held_out"):
-        prompts = encoder.encode(source.examples(_first_rows(source, limit)))
+        rows = distinct_rows(source, limit)
+        for note in rows.notes:
+            _logger.warning("data.held_out: %s", note)
+        prompts = encoder.encode(rows.examples)
         fitting = [prompt for prompt in prompts if _fits(prompt, settings)]
         if len(fitting) < len(prompts):
             if settings.overlong_prompts == "refuse" or not fitting:
@@ -204,14 +206,10 @@ def load_held_out(settings: DataSettings, encoder: PromptEncoder, limit: int | N
     return sets
 
 
-def _held_out_ids(settings: DataSettings, limit: int | None) -> dict[bytes, str]:
+def _held_out_ids(settings: DataSettings) -> dict[bytes, str]:
     """Fingerprint -> id of the held-out prompts."""
     sources = open_sources(settings.held_out, "data.held_out")
-    return {_fingerprint(example): example.id for source in sources for example in source.examples(_first_rows(source, limit))}
-
-
-def _first_rows(source: Source, limit: int | None) -> range:
-    return range(len(source) if limit is None else min(limit, len(source)))
+    return {_fingerprint(example): example.id for source in sources for example in source.examples(range(len(source)))}
 
 
 def _fingerprint(example: Example) -> bytes:

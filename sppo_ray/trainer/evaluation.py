@@ -21,8 +21,8 @@ from sppo_ray.algorithms.shaping import Shaping, unshaped
 from sppo_ray.trainer.calibration import NOT_VALUED, CalibrationReport, ReliabilityBin, calibrate
 from sppo_ray.trainer.jsonlines import finite_json
 
-SOLVED = 1.0 - 1e-6
-"""A response counts as correct in pass@k from this reward on; partial credit does not."""
+BEST_REWARD = 1.0
+"""What a correct response gets where a reward function declares no range of its own."""
 
 ALL = "all"  # the name of the scores over all sources
 
@@ -36,7 +36,7 @@ class GradedResponse:
     prompt_id: str
     source: str
     sample_index: int  # [0, k) within its prompt
-    reward: float | None  # in [0, 1]; None = the verifier could not decide
+    reward: float | None  # in the reward function's declared range; None = the verifier could not decide
     response_text: str
     num_tokens: int
     truncated: bool  # cut at max_response_tokens
@@ -104,6 +104,7 @@ def evaluate(
     pass_sizes: Sequence[int] = (),
     values: Mapping[str, float] | None = None,
     shaped: Shaping = unshaped,
+    best_reward: float = BEST_REWARD,
     seconds: float = 0.0,
     seed: int = 0,
 ) -> EvalReport:
@@ -111,7 +112,8 @@ def evaluate(
 
     `pass_sizes` are the j of pass@j, where a source has that many responses a prompt; () = 1, 2, 4, ... and its k. `values` maps
     prompt ids to V(x); with it the report tells the critic's calibration on held-out prompts, against what `shaped` makes of
-    rewards, for that is what a critic learns. `seed` draws the bootstrap.
+    rewards, for that is what a critic learns. `best_reward`, the upper end of the reward's range, is what pass@j takes for
+    correct. `seed` draws the bootstrap.
     Raises ValueError when there are no responses or a prompt has the same sample twice.
     """
     prompts = _group(responses)
@@ -119,10 +121,15 @@ def evaluate(
     by_source = []
     for source in sources:
         mine = [group for group in prompts.values() if group[0].source == source]
-        by_source.append(_scores(source, mine, pass_sizes, seed))
-    overall = _scores(ALL, list(prompts.values()), pass_sizes, seed)
+        by_source.append(_scores(source, mine, pass_sizes, best_reward, seed))
+    overall = _scores(ALL, list(prompts.values()), pass_sizes, best_reward, seed)
     critic = _critic_calibration(prompts, values, shaped) if values else NOT_VALUED
     return EvalReport(step, policy_version, k, overall, tuple(by_source), critic.figures, critic.bins, seconds)
+
+
+def is_solved(reward: float, best_reward: float = BEST_REWARD) -> bool:
+    """Whether a response is correct: it has the best reward that there is. Partial credit does not count."""
+    return reward >= best_reward - 1e-6
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -184,13 +191,13 @@ def _group(responses: Sequence[GradedResponse]) -> dict[tuple[str, str], Group]:
     return prompts
 
 
-def _scores(source: str, groups: Sequence[Group], pass_sizes: Sequence[int], seed: int) -> Scores:
+def _scores(source: str, groups: Sequence[Group], pass_sizes: Sequence[int], best: float, seed: int) -> Scores:
     responses = [response for group in groups for response in group]
     graded = [group for group in groups if _rewards(group)]
     averages = [_mean(_rewards(group)) for group in graded]
     majorities = [majority_reward(group) for group in graded]
     k = min(len(group) for group in groups)
-    passes = {j: _passes(graded, j) for j in pass_sizes or _pass_sizes(k) if j <= k}
+    passes = {j: _passes(graded, j, best) for j in pass_sizes or _pass_sizes(k) if j <= k}
     low, high = bootstrap_interval(averages, seed=seed)
     errors = sum(response.reward is None for response in responses)
     lengths = [response.num_tokens for response in responses]
@@ -218,10 +225,10 @@ def _rewards(group: Group) -> list[float]:
     return [response.reward for response in group if response.reward is not None]
 
 
-def _passes(graded: Sequence[Group], k: int) -> list[float]:
+def _passes(graded: Sequence[Group], k: int, best_reward: float) -> list[float]:
     """pass@k of each prompt with at least k graded responses: an errored one must not count as a failure."""
     enough = [rewards for group in graded if len(rewards := _rewards(group)) >= k]
-    return [pass_at_k(len(rewards), sum(reward >= SOLVED for reward in rewards), k) for rewards in enough]
+    return [pass_at_k(len(rewards), sum(is_solved(reward, best_reward) for reward in rewards), k) for rewards in enough]
 
 
 def _pass_sizes(k: int) -> list[int]:

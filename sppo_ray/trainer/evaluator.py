@@ -137,6 +137,7 @@ class Evaluator:
         self._prompts = [prompt for prompts in held_out.values() for prompt in prompts]
         self._critic = critic
         self._grader = Grader(fleet=fleet, scorer=scorer, decode=decode, sampling=sampling, seed=seed, reward_range=reward_range)
+        self._best_reward = reward_range[1]
         self._k = samples_per_prompt
         self._seed = seed
 
@@ -162,6 +163,7 @@ class Evaluator:
             policy_version=policy_version,
             values=value_of,
             shaped=self._shaped,
+            best_reward=self._best_reward,
             seconds=time.perf_counter() - started,
             seed=bootstrap_seed(self._seed),
         )

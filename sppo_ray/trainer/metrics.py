@@ -30,7 +30,7 @@ from typing import Any
 from sppo_ray.errors import UserError
 from sppo_ray.redaction import redact, redact_tree
 from sppo_ray.trainer.calibration import calibration
-from sppo_ray.trainer.evaluation import SOLVED
+from sppo_ray.trainer.evaluation import BEST_REWARD, is_solved
 from sppo_ray.trainer.jsonlines import JsonLines, read_json_lines
 from sppo_ray.types import TrainingSample
 
@@ -120,7 +120,9 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     return list(read_json_lines(run_dir / EVENTS))
 
 
-def summarise_samples(samples: Sequence[TrainingSample], learner_version: int) -> dict[str, float]:
+def summarise_samples(
+    samples: Sequence[TrainingSample], learner_version: int, best_reward: float = BEST_REWARD
+) -> dict[str, float]:
     """The step's samples in numbers. `learner_version` is the policy version that they were dispatched under for training.
 
     Staleness of a sample = learner_version - the version that sampled its first token. Raises ValueError for no samples.
@@ -132,7 +134,7 @@ def summarise_samples(samples: Sequence[TrainingSample], learner_version: int) -
     return (
         {"samples/count": len(samples), "reward/mean": _mean(rewards), "reward/std": statistics.pstdev(rewards)}
         | _spread("reward/seconds_", [item.reward_seconds for item in scored])
-        | _accuracy(samples)
+        | _accuracy(samples, best_reward)
         | _responses(samples)
         | _values(samples)
         | _advantages([_mean(sample.token_advantages) for sample in samples])
@@ -140,10 +142,10 @@ def summarise_samples(samples: Sequence[TrainingSample], learner_version: int) -
     )
 
 
-def _accuracy(samples: Sequence[TrainingSample]) -> dict[str, float]:
+def _accuracy(samples: Sequence[TrainingSample], best_reward: float) -> dict[str, float]:
     by_source: dict[str, list[bool]] = {}
     for sample in samples:
-        by_source.setdefault(sample.scored.prompt.source, []).append(sample.scored.reward >= SOLVED)
+        by_source.setdefault(sample.scored.prompt.source, []).append(is_solved(sample.scored.reward, best_reward))
     return {f"accuracy/{source}": _mean(solved) for source, solved in sorted(by_source.items())}
 
 

@@ -125,7 +125,7 @@ class Recorder:
     ) -> Mapping[str, float]:
         """One finished step, and its figures as written. `learner_version` is the version that its samples were trained on."""
         samples = [sample for minibatch in minibatches for sample in minibatch]
-        figures = dict(summarise_samples(samples, learner_version)) if samples else {}
+        figures = dict(summarise_samples(samples, learner_version, self._config.reward.range[1])) if samples else {}
         self._trained_on += [(s.scored.value.value, s.shaped_reward) for s in samples if s.scored.value is not None]
         figures |= metrics
         figures |= {"reward/errors": sum(self._reward_errors.values()), "policy/version": state.policy_version}

@@ -89,6 +89,7 @@ def test_a_missing_section_is_named() -> None:
         ({"learner__ranks": 65}, ["learner.ranks 65 exceeds data.minibatch_size 64", "lower the ranks"]),
         ({"learner__max_tokens_per_microbatch": 119}, ["119 is less than the longest sample, 120 tokens", "raise it"]),
         ({"critic__max_tokens_per_microbatch": 39}, ["39 is less than data.max_prompt_tokens 40", "raise it"]),
+        ({"algorithm": {"type": "ppo", "ratio": "sequence"}}, ["only the sum of their advantages", "set ratio to token"]),
         ({"algorithm": {"importance_cap": 2.0}}, ["importance_cap", "set old_logprobs to learner"]),
         (
             {"reward__function": {"type": "custom", "function": "a:b", "range": [-1.0, 1.0]}},

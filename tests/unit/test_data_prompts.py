@@ -277,6 +277,16 @@ class TestHeldOut:
         sets = load_held_out(config, PromptEncoder(WORDWISE, WORDWISE, config), 2)
         assert {name: [prompt.id for prompt in prompts] for name, prompts in sets.items()} == {"a": ["a/0", "a/1"], "b": ["b/0"]}
 
+    def test_a_file_that_holds_its_prompts_several_times_is_read_as_distinct_prompts(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # As AIME24's file, which holds its 30 problems 8 times. As 6 prompts, an interval would be too narrow by sqrt(2).
+        config = data_settings(held_out=[write_questions(tmp_path / "a.jsonl", ["w1", "w2", "w3"] * 2)])
+        encoder = PromptEncoder(WORDWISE, WORDWISE, config)
+        assert [prompt.id for prompt in load_held_out(config, encoder)["a"]] == ["a/0", "a/1", "a/2"]
+        assert [prompt.id for prompt in load_held_out(config, encoder, 2)["a"]] == ["a/0", "a/1"]
+        assert "a: holds each of its 3 prompts 2 times; read as 3 prompts" in caplog.text
+
     def test_overlong_follows_the_same_rule(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         held_out = [write_questions(tmp_path / "a.jsonl", ["w1", "w1 w2 w3"])]
         refuse = data_settings(held_out=held_out, max_prompt_tokens=6)
@@ -305,13 +315,3 @@ class TestHeldOut:
         drawn = stream.cohort(0)
         assert stream.stats().dropped_held_out >= 10  # the same generator: rows 0 to 9, and chance repeats of them
         assert not any(text in prompt.text for prompt in drawn for text in held_out)
-
-    def test_a_limit_bounds_what_is_compared(self, tmp_path: Path) -> None:
-        config = data_settings(
-            train=[write_questions(tmp_path / "train.jsonl", ["w1"])],
-            held_out=[write_questions(tmp_path / "test.jsonl", ["w0", "w1"])],
-        )
-        encoder = PromptEncoder(WORDWISE, WORDWISE, config)
-        assert PromptStream(open_sources(config.train), encoder, config, 1, held_out_limit=1).stats().total == 1
-        with pytest.raises(UserError, match="1 prompts are also in data.held_out"):
-            PromptStream(open_sources(config.train), encoder, config, 1)

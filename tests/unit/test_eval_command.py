@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sppo_ray.config import CustomReward, RunningSumReward
-from sppo_ray.data.evaluation_sets import fold
+from sppo_ray.data.folding import fold
 from sppo_ray.errors import UserError
 from sppo_ray.eval_command import UNDECIDED_LIMIT, Plan, make_plan, make_report, require_decisions, write_output
 from sppo_ray.eval_options import add_arguments, config_from_options, data_source

@@ -35,6 +35,14 @@ def report(responses: list[GradedResponse], k: int, **options: object) -> EvalRe
 # ------------------------------------------------------------------------------------------------------ pass@k
 
 
+def test_correct_is_what_has_the_best_reward_of_the_declared_range() -> None:
+    # A reward in [0, 10]: only 10 of 1, 1, 10, 5 is correct, so pass@1 = 1 / 4; by a bound of 1 all four would be.
+    responses = [graded("a", index, reward) for index, reward in enumerate([1.0, 1.0, 10.0, 5.0])]
+    assert report(responses, 4, best_reward=10.0).overall.pass_at[1] == 0.25
+    half = [graded("a", index, reward) for index, reward in enumerate([0.5, 0.0])]
+    assert report(half, 2, best_reward=0.5).overall.pass_at[1] == 0.5
+
+
 def test_pass_at_k_is_one_minus_the_share_of_subsets_without_a_correct_response():
     # n = 4, c = 1, k = 2: C(3, 2) / C(4, 2) = 3 / 6 subsets hold no correct one
     assert pass_at_k(4, 1, 2) == 0.5
