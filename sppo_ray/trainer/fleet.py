@@ -97,7 +97,8 @@ class RolloutFleet:
         await asyncio.gather(*(m.worker.close() for m in self._members if m.worker is not None), return_exceptions=True)
 
     def view(self) -> list[WorkerView]:
-        return [member.view() for member in self._members]
+        now = self._clock()
+        return [member.view(now) for member in self._members]
 
     def pending(self) -> list[PendingView]:
         """Workers that were asked for and that the cluster has no room for yet."""
@@ -202,7 +203,7 @@ class RolloutFleet:
             member = min(able, key=lambda m: m.in_flight)
             if member.in_flight == 0:
                 member.vitals.progressed(self._clock())
-            member.in_flight += 1
+            member.book(1, self._clock())
             batches[member.name].append(self._backlog.popleft())
         for member in able:
             for batch in by_sampling(batches[member.name]):
@@ -219,10 +220,10 @@ class RolloutFleet:
                 if member.health.is_gone or member.health.restarts != incarnation:
                     raise WorkerFailure(member.name, "was lost while it generated; what it still delivers is not trusted")
                 outstanding.pop(trajectory.request_id).sink.put_nowait(trajectory)
-                member.in_flight -= 1
+                member.book(-1, self._clock())
                 member.finished += 1
             if outstanding and batch[0].epoch != self._epoch:
-                member.in_flight -= len(outstanding)
+                member.book(-len(outstanding), self._clock())
             elif outstanding:
                 raise WorkerFailure(member.name, f"its stream ended with {len(outstanding)} of {len(batch)} responses missing")
         except WorkerFailure as failure:
@@ -234,7 +235,7 @@ class RolloutFleet:
             raise
         except Exception as error:  # boundary: a bug or a bad request crosses to the caller through its queue
             if member.health.restarts == incarnation and not member.health.is_gone:
-                member.in_flight -= len(outstanding)
+                member.book(-len(outstanding), self._clock())
             for pending in outstanding.values():
                 pending.sink.put_nowait(error)
 
@@ -273,7 +274,7 @@ class RolloutFleet:
             return
         self._on_event("worker-lost", str(failure))
         member.health = member.health.after(Event.DIED)
-        member.in_flight = 0
+        member.book(-member.in_flight, self._clock())
         member.last_failure = str(failure)
         member.lost.set()
         if member.health.state is Health.DEAD and not member.is_starting:

@@ -40,6 +40,7 @@ class WorkerView:
     restarts: int
     in_flight: int
     finished: int
+    busy_seconds: float = 0.0  # in which it had a request, since this fleet began
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,16 @@ class Member:
     starting: asyncio.Task[None] | None = None  # brings it up, for the first time or again; done = nobody is at it
     serving: set[asyncio.Task[None]] = field(default_factory=set)  # one a batch
     is_leaving: bool = False  # asked to go, and not gone yet
+    busy_seconds: float = 0.0  # up to `busy_since`
+    busy_since: float = 0.0  # of the fleet's clock; holds while there are requests in flight
+
+    def book(self, requests: int, now: float) -> None:
+        """It has so many requests more in flight, or fewer."""
+        if self.in_flight == 0:
+            self.busy_since = now
+        self.in_flight += requests
+        if self.in_flight == 0:
+            self.busy_seconds += now - self.busy_since
 
     async def unless_lost(self, work: Awaitable[T]) -> T:
         """What `work` returns. Raises WorkerFailure as soon as this incarnation is lost, whoever found that out."""
@@ -124,9 +135,12 @@ class Member:
     def is_starting(self) -> bool:
         return self.starting is not None and not self.starting.done()
 
-    def view(self) -> WorkerView:
+    def view(self, now: float) -> WorkerView:
         health = self.health
-        return WorkerView(self.name, health.state.value, health.version, health.restarts, self.in_flight, self.finished)
+        busy_seconds = self.busy_seconds + (now - self.busy_since if self.in_flight else 0.0)
+        return WorkerView(
+            self.name, health.state.value, health.version, health.restarts, self.in_flight, self.finished, busy_seconds
+        )
 
 
 def least_needed(members: Sequence[Member]) -> list[Member]:

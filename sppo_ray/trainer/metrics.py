@@ -8,9 +8,11 @@ number of steps done (0 = before training), "time" seconds since 1970. The group
     mismatch/                                                          engine against learner, nats: first_batch_* before the
                                                                        step's first update (`first_batch.py`),
                                                                        logprob_difference_* in it
-    seconds/ busy/                                                     where the time went (`StageClock`); seconds/total is
+    seconds/                                                           where the time went (`StageClock`); seconds/total is
                                                                        training time over all incarnations, the time axis
                                                                        of the learning curve
+    busy/<worker>                                                      share of seconds/step in which a rollout worker had
+                                                                       a request
     eval/                                                              held-out figures (`EvalReport.metrics`)
     train/value/                                                       beside eval/value/: the critic's calibration on the
                                                                        samples trained on since the evaluation before

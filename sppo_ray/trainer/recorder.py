@@ -11,6 +11,7 @@ beat        status.json again, with the time: a sign of life (`heartbeat.py`)
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -53,6 +54,7 @@ class Recorder:
         self._guardrails = self._new_guardrails()
         self.raised: tuple[Alarm, ...] = ()  # by the newest step
         self._clock = StageClock()
+        self._busy_seconds: dict[str, float] = {}  # of each worker, at the step before
         self._reward_errors: Counter[str] = Counter()
         self._trained_on: list[tuple[float, float]] = []  # (value, shaped reward) of the samples since the last evaluation
         self._status: dict[str, Any] = {"name": config.name, "algorithm": config.algorithm.type, "steps": config.loop.steps}
@@ -134,6 +136,7 @@ class Recorder:
                 sizes = [len(minibatch) for minibatch in minibatches]
                 write_step(self._run_dir.path, to_table(state.step, samples, learner_version, sizes))
         figures |= self._clock.next_step()
+        figures |= self._busy_shares(fleet, figures["seconds/step"])
         figures |= _totals(state)
         self._look_at(state.step, figures)
         self._metrics.write(state.step, figures)
@@ -155,6 +158,13 @@ class Recorder:
         alerts = self._alerts()
         self.phase("training", state, latest=shown, fleet=rows, eta_s=self._timer.seconds_left, alerts=alerts)
         return figures
+
+    def _busy_shares(self, fleet: Sequence[WorkerView], seconds: float) -> dict[str, float]:
+        """busy/<worker>: the share of the step's `seconds` in which the worker had a request."""
+        before, self._busy_seconds = self._busy_seconds, {worker.name: worker.busy_seconds for worker in fleet}
+        # A fleet that was made anew counts from 0 again, and its first step is left out.
+        known = {name: total - before[name] for name, total in self._busy_seconds.items() if total >= before.get(name, math.inf)}
+        return {f"busy/{name}": min(busy / seconds, 1.0) for name, busy in known.items()} if seconds > 0 else {}
 
     def _look_at(self, step: int, figures: dict[str, float]) -> None:
         """Let the guardrails see the figures of `step`, and add theirs."""

@@ -1,4 +1,4 @@
-"""Where a step's seconds went: one context manager for named stages, and the busy time of each worker.
+"""Where a step's seconds went: one context manager for named stages.
 
     with clock.stage("update"):
         await learner.update(minibatch)
@@ -25,7 +25,6 @@ class StageClock:
         self._keys = count()
         self._open: dict[int, tuple[str, float]] = {}  # key -> (stage, start)
         self._closed: dict[str, list[Interval]] = {}
-        self._busy: dict[str, dict[str, float]] = {}  # worker -> stage -> seconds
         self._start = now()
 
     @contextmanager
@@ -44,11 +43,6 @@ class StageClock:
         """The stage that was entered last and is still under way; None between stages."""
         return next((name for name, _ in reversed(list(self._open.values()))), None)
 
-    def add(self, worker: str, stage: str, seconds: float) -> None:
-        """Book `seconds` in which `worker` was busy with `stage`, as the worker measured them itself."""
-        stages = self._busy.setdefault(worker, {})
-        stages[stage] = stages.get(stage, 0.0) + seconds
-
     @property
     def wall_seconds(self) -> float:
         """Seconds since the step began."""
@@ -61,8 +55,6 @@ class StageClock:
         seconds/<stage>        time during which the stage was under way (overlapping intervals of one stage count once,
                                so that no stage exceeds the step)
         seconds/other          time in which no stage was
-        busy/<worker>          share of the step in which the worker worked, over all its stages, at most 1
-        busy/<worker>/<stage>  the share by stage
         """
         return self._report(self._now())
 
@@ -72,7 +64,6 @@ class StageClock:
         report = self._report(now)
         self._start = now
         self._closed.clear()
-        self._busy.clear()
         return report
 
     def _report(self, now: float) -> dict[str, float]:
@@ -81,9 +72,6 @@ class StageClock:
         covered = _covered([interval for intervals in stages.values() for interval in intervals])
         report = {"seconds/step": wall, "seconds/other": max(wall - covered, 0.0)}
         report |= {f"seconds/{name}": _covered(intervals) for name, intervals in stages.items()}
-        for worker, seconds in self._busy.items():
-            report[f"busy/{worker}"] = _share(sum(seconds.values()), wall)
-            report |= {f"busy/{worker}/{stage}": _share(part, wall) for stage, part in seconds.items()}
         return report
 
     def _intervals(self, now: float) -> dict[str, list[Interval]]:
@@ -100,8 +88,3 @@ def _covered(intervals: list[Interval]) -> float:
         total += max(end - max(start, reached), 0.0)
         reached = max(reached, end)
     return total
-
-
-def _share(seconds: float, wall: float) -> float:
-    # A worker that overlaps several calls reports more seconds than passed; it cannot be more than fully busy.
-    return min(seconds / wall, 1.0) if wall > 0.0 else 0.0

@@ -107,7 +107,8 @@ class RecordedRun:
             "policy/grad_norm": 0.05 + 0.1 * self.random.random(),
             "critic/grad_norm": 0.3 + 0.8 * math.exp(-state.step / 10) + 0.2 * self.random.random(),
         }
-        workers = [WorkerView(f"rollout-{i}", "HEALTHY", self.state.policy_version, 0, 16, 800 + i) for i in range(2)]
+        busy = [0.9 * self.clock, 0.7 * self.clock]
+        workers = [WorkerView(f"rollout-{i}", "HEALTHY", self.state.policy_version, 0, 16, 800 + i, busy[i]) for i in range(2)]
         self.recorder.step(self.state, [samples], metrics, learner_version=version, fleet=workers)
 
     def _sample(self, index: int, version: int, skill: float) -> TrainingSample:

@@ -83,19 +83,6 @@ def test_a_stage_that_fails_is_timed(clock: StageClock, hand: HandClock):
     assert clock.report()["seconds/update"] == 1.5
 
 
-def test_busy_is_the_share_of_the_step(clock: StageClock, hand: HandClock):
-    hand.wind(10.0)
-    clock.add("rollout-0", "generate", 4.0)
-    clock.add("rollout-0", "generate", 2.0)
-    clock.add("rollout-0", "sync", 1.0)
-    clock.add("reward", "score", 25.0)  # four processes at a time: fully busy, not 250 %
-    report = clock.next_step()
-    assert report["busy/rollout-0"] == pytest.approx(0.7)
-    assert report["busy/rollout-0/generate"] == pytest.approx(0.6)
-    assert report["busy/reward"] == 1.0
-    assert "busy/reward" not in clock.report()
-
-
 def test_it_works_between_tasks():
     clock = StageClock()
 
