@@ -157,6 +157,26 @@ def test_the_service_loads_our_application() -> None:
     assert not of_kind(build("cpu-service"), "Deployment")
 
 
+def test_the_service_finds_the_job_server_from_any_node() -> None:
+    """The head has no CPUs, so the replica runs on a worker; Ray's job server listens on the head alone."""
+    manifests = build("cpu-service")
+    (service,) = of_kind(manifests, "RayService")
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["deployments"][0]["ray_actor_options"]["num_cpus"] > 0
+    name = service["metadata"]["name"]
+    assert application["args"]["ray_address"] == f"http://{name}-head-svc:8265", "KubeRay names a RayService's head service so"
+
+
+def test_the_service_listens_where_its_pods_and_the_policy_say() -> None:
+    manifests = build("cpu-service")
+    (service,) = of_kind(manifests, "RayService")
+    port = yaml.safe_load(service["spec"]["serveConfigV2"])["http_options"]["port"]
+    for name, template in pod_templates(manifests).items():
+        assert {"name": "serve", "containerPort": port} in template["spec"]["containers"][0]["ports"], name
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")}
+    assert policies["sppo-ray-serve"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": port}]
+
+
 # --------------------------------------------------------------------------------------- storage, users, secrets, the network
 
 
