@@ -66,7 +66,7 @@ def test_the_check_of_fields_finds_a_typing_mistake() -> None:
     assert list(unknown_fields(cluster, KUBERAY["RayCluster"], "spec")) == ["spec.workerGroupSpecs.0.replica"]
 
 
-@pytest.mark.parametrize(("component", "adds"), [("autoscaling", 1), ("monitoring", 3)])
+@pytest.mark.parametrize(("component", "adds"), [("autoscaling", 1), ("monitoring", 4)])
 def test_optional_components_fit_on_an_overlay(component: str, adds: int, tmp_path: Path) -> None:
     tree = tmp_path / "kubernetes"
     shutil.copytree(DEPLOY / "kubernetes", tree)
@@ -248,10 +248,30 @@ def test_every_pod_is_behind_a_policy(overlay: str) -> None:
     assert {} not in open_to_all and {"namespaceSelector": {}} not in open_to_all
 
 
+def monitoring() -> dict[str, Manifest]:
+    """Specifications of what the Prometheus operator reads, by kind."""
+    folder = DEPLOY / "kubernetes/components/monitoring"
+    documents = [
+        document for name in ("monitors.yaml", "rules.yaml") for document in yaml.safe_load_all((folder / name).read_text())
+    ]
+    return {document["kind"]: document["spec"] for document in documents}
+
+
+def test_prometheus_has_one_name_for_the_server_with_and_without_the_operator() -> None:
+    """The operator takes a target's label `job` from the Service: its name, or the value of the label that jobLabel names."""
+    (service,) = of_kind(build("cpu"), "Service")
+    by_operator = service["metadata"]["labels"][monitoring()["ServiceMonitor"]["jobLabel"]]
+    by_file = yaml.safe_load(text_of("deploy/monitoring/prometheus.yml"))["scrape_configs"][0]["job_name"]
+    asked = set(re.findall(r'\bup\{job="([^"]+)"', text_of("deploy/monitoring/alerts.yml")))
+    assert asked == {by_operator} == {by_file}
+
+
+def test_the_operator_has_the_same_alerts() -> None:
+    assert monitoring()["PrometheusRule"] == yaml.safe_load(text_of("deploy/monitoring/alerts.yml"))
+
+
 def test_what_prometheus_scrapes_is_there() -> None:
-    monitors = {
-        m["kind"]: m["spec"] for m in yaml.safe_load_all(text_of("deploy/kubernetes/components/monitoring/monitors.yaml"))
-    }
+    monitors = monitoring()
     manifests = build("cpu")
     (service,) = of_kind(manifests, "Service")
     wanted = monitors["ServiceMonitor"]["selector"]["matchLabels"]
