@@ -15,7 +15,6 @@ import yaml
 from sppo_ray.resources import Resources, require_feasible
 from tests.unit.deploy_files import (
     DEPLOY,
-    KUBERAY,
     OVERLAYS,
     REPOSITORY,
     SHARED,
@@ -28,11 +27,10 @@ from tests.unit.deploy_files import (
     ray_cluster,
     text_of,
     training_run,
-    unknown_fields,
     words_of_training,
 )
+from tests.unit.kuberay_schema import KUBERNETES, faults
 
-KUBERNETES = "1.32"
 NAMES = sorted(path.name for path in OVERLAYS.iterdir())
 JOBS = [name for name in NAMES if name.endswith("-job")]
 PART = ("app.kubernetes.io/part-of", "sppo-ray")
@@ -51,8 +49,7 @@ def test_there_is_an_overlay_for_each_way_to_run() -> None:
 def test_manifests_are_valid(overlay: str) -> None:
     for manifest in build(overlay):
         if manifest["apiVersion"] == "ray.io/v1":
-            kind = manifest["kind"]
-            assert not list(unknown_fields(manifest["spec"], KUBERAY[kind], f"{kind}.spec"))
+            assert not list(faults(manifest["kind"], manifest["spec"]))
         else:
             kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
     for name, template in pod_templates(build(overlay)).items():
@@ -60,10 +57,27 @@ def test_manifests_are_valid(overlay: str) -> None:
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
-def test_the_check_of_fields_finds_a_typing_mistake() -> None:
+MISTAKES = {  # what a person may write -> where KubeRay says no
+    "a name": (("workerGroupSpecs", 0, "replica"), 1, "$.workerGroupSpecs[0]: "),
+    "text for a number": (("workerGroupSpecs", 0, "replicas"), "2", "$.workerGroupSpecs[0].replicas: "),
+    "a number for text": (("headGroupSpec", "rayStartParams", "num-cpus"), 0, "$.headGroupSpec.rayStartParams['num-cpus']: "),
+    "text for a flag": (("enableInTreeAutoscaling",), "true", "$.enableInTreeAutoscaling: "),
+    "an unknown value": (("authOptions", "mode"), "tokens", "$.authOptions.mode: "),
+    "a mapping for a list": (("workerGroupSpecs",), {}, "$.workerGroupSpecs: "),
+    "a pod's field": (("headGroupSpec", "template", "spec", "container"), [], "$.headGroupSpec.template.spec: "),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "where"), MISTAKES.values(), ids=MISTAKES)
+def test_the_check_of_kuberay_s_fields_finds_a_mistake(path: tuple[str | int, ...], value: Any, where: str) -> None:
     cluster = ray_cluster(build("cpu"))
-    cluster["workerGroupSpecs"][0]["replica"] = 1
-    assert list(unknown_fields(cluster, KUBERAY["RayCluster"], "spec")) == ["spec.workerGroupSpecs.0.replica"]
+    assert not list(faults("RayCluster", cluster))
+    place: Any = cluster
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    (fault,) = faults("RayCluster", cluster)
+    assert fault.startswith(where)
 
 
 @pytest.mark.parametrize(("component", "adds"), [("autoscaling", 1), ("monitoring", 4)])
@@ -75,7 +89,7 @@ def test_optional_components_fit_on_an_overlay(component: str, adds: int, tmp_pa
         overlay.read_text().replace("[../../components/cpu]", f"[../../components/cpu, ../../components/{component}]")
     )
     manifests = build(overlay.parent)
-    assert not list(unknown_fields(ray_cluster(manifests), KUBERAY["RayCluster"], "spec"))
+    assert not list(faults("RayCluster", ray_cluster(manifests)))
     assert len(manifests) == len(build("cpu")) + adds
 
 
