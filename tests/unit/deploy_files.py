@@ -1,4 +1,4 @@
-"""What the tests of deploy/ and docker/ read them with: Kustomize, our own command line, Ray's, and KubeRay's list of fields."""
+"""What the tests of deploy/ and docker/ read them with: Kustomize, our own command line and Ray's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,40 +25,6 @@ DEPLOY = REPOSITORY / "deploy"
 OVERLAYS = DEPLOY / "kubernetes/overlays"
 SHARED = "/srv/sppo-ray"
 Manifest = dict[str, Any]
-
-# Fields of KubeRay 1.6 as its API reference lists them (docs.ray.io, "KubeRay CRD API reference"); None = any value, "pod" = a
-# PodTemplateSpec, a dict = an object with these fields, [x] = a list of x.
-_GROUP = {
-    "rayStartParams": None, "template": "pod", "resources": None, "labels": None,
-}  # fmt: skip
-_CLUSTER: dict[str, Any] = {
-    "rayVersion": None, "suspend": None, "managedBy": None, "headServiceAnnotations": None, "enableInTreeAutoscaling": None,
-    "gcsFaultToleranceOptions": None, "upgradeStrategy": {"type": None},
-    "authOptions": {"mode": None, "secretName": None, "enableK8sTokenAuth": None},
-    "autoscalerOptions": {
-        "resources": None, "image": None, "imagePullPolicy": None, "securityContext": None, "idleTimeoutSeconds": None,
-        "upscalingMode": None, "version": None, "env": None, "envFrom": None, "volumeMounts": None,
-    },
-    "headGroupSpec": {**_GROUP, "headService": None, "enableIngress": None, "serviceType": None},
-    "workerGroupSpecs": [{
-        **_GROUP, "groupName": None, "replicas": None, "minReplicas": None, "maxReplicas": None, "idleTimeoutSeconds": None,
-        "numOfHosts": None, "scaleStrategy": None, "suspend": None,
-    }],
-}  # fmt: skip
-KUBERAY: dict[str, Any] = {
-    "RayCluster": _CLUSTER,
-    "RayJob": {
-        "activeDeadlineSeconds": None, "backoffLimit": None, "rayClusterSpec": _CLUSTER, "submitterPodTemplate": "pod",
-        "metadata": None, "clusterSelector": None, "submitterConfig": None, "managedBy": None, "deletionStrategy": None,
-        "entrypoint": None, "runtimeEnvYAML": None, "jobId": None, "submissionMode": None, "entrypointResources": None,
-        "entrypointNumCpus": None, "entrypointNumGpus": None, "ttlSecondsAfterFinished": None, "preRunningDeadlineSeconds": None,
-        "shutdownAfterJobFinishes": None, "suspend": None,
-    },
-    "RayService": {
-        "rayClusterDeletionDelaySeconds": None, "serveService": None, "upgradeStrategy": {"type": None}, "managedBy": None,
-        "serveConfigV2": None, "rayClusterConfig": _CLUSTER, "excludeHeadPodFromServeSvc": None,
-    },
-}  # fmt: skip
 
 
 @cache
@@ -99,21 +65,6 @@ def pod_templates(manifests: Sequence[Manifest]) -> dict[str, Manifest]:
     cluster = ray_cluster(manifests)
     templates += [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
     return {template["metadata"]["labels"]["app.kubernetes.io/component"]: template for template in templates}
-
-
-def unknown_fields(value: Any, known: Any, path: str) -> Iterator[str]:
-    """Paths in `value` that KubeRay does not know."""
-    if known is None or known == "pod":
-        return
-    if isinstance(known, list):
-        for number, entry in enumerate(value):
-            yield from unknown_fields(entry, known[0], f"{path}.{number}")
-        return
-    for name, child in value.items():
-        if name not in known:
-            yield f"{path}.{name}"
-        else:
-            yield from unknown_fields(child, known[name], f"{path}.{name}")
 
 
 # ------------------------------------------------------------------------------------------------ commands of ours and of Ray

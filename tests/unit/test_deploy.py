@@ -15,7 +15,6 @@ import yaml
 from sppo_ray.resources import Resources, require_feasible
 from tests.unit.deploy_files import (
     DEPLOY,
-    KUBERAY,
     OVERLAYS,
     REPOSITORY,
     SHARED,
@@ -28,11 +27,10 @@ from tests.unit.deploy_files import (
     ray_cluster,
     text_of,
     training_run,
-    unknown_fields,
     words_of_training,
 )
+from tests.unit.kuberay_schema import KUBERNETES, faults
 
-KUBERNETES = "1.32"
 NAMES = sorted(path.name for path in OVERLAYS.iterdir())
 JOBS = [name for name in NAMES if name.endswith("-job")]
 PART = ("app.kubernetes.io/part-of", "sppo-ray")
@@ -51,8 +49,7 @@ def test_there_is_an_overlay_for_each_way_to_run() -> None:
 def test_manifests_are_valid(overlay: str) -> None:
     for manifest in build(overlay):
         if manifest["apiVersion"] == "ray.io/v1":
-            kind = manifest["kind"]
-            assert not list(unknown_fields(manifest["spec"], KUBERAY[kind], f"{kind}.spec"))
+            assert not list(faults(manifest["kind"], manifest["spec"]))
         else:
             kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
     for name, template in pod_templates(build(overlay)).items():
@@ -60,13 +57,30 @@ def test_manifests_are_valid(overlay: str) -> None:
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
-def test_the_check_of_fields_finds_a_typing_mistake() -> None:
+MISTAKES = {  # what a person may write -> where KubeRay says no
+    "a name": (("workerGroupSpecs", 0, "replica"), 1, "$.workerGroupSpecs[0]: "),
+    "text for a number": (("workerGroupSpecs", 0, "replicas"), "2", "$.workerGroupSpecs[0].replicas: "),
+    "a number for text": (("headGroupSpec", "rayStartParams", "num-cpus"), 0, "$.headGroupSpec.rayStartParams['num-cpus']: "),
+    "text for a flag": (("enableInTreeAutoscaling",), "true", "$.enableInTreeAutoscaling: "),
+    "an unknown value": (("authOptions", "mode"), "tokens", "$.authOptions.mode: "),
+    "a mapping for a list": (("workerGroupSpecs",), {}, "$.workerGroupSpecs: "),
+    "a pod's field": (("headGroupSpec", "template", "spec", "container"), [], "$.headGroupSpec.template.spec: "),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "where"), MISTAKES.values(), ids=MISTAKES)
+def test_the_check_of_kuberay_s_fields_finds_a_mistake(path: tuple[str | int, ...], value: Any, where: str) -> None:
     cluster = ray_cluster(build("cpu"))
-    cluster["workerGroupSpecs"][0]["replica"] = 1
-    assert list(unknown_fields(cluster, KUBERAY["RayCluster"], "spec")) == ["spec.workerGroupSpecs.0.replica"]
+    assert not list(faults("RayCluster", cluster))
+    place: Any = cluster
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    (fault,) = faults("RayCluster", cluster)
+    assert fault.startswith(where)
 
 
-@pytest.mark.parametrize(("component", "adds"), [("autoscaling", 1), ("monitoring", 3)])
+@pytest.mark.parametrize(("component", "adds"), [("autoscaling", 1), ("monitoring", 4)])
 def test_optional_components_fit_on_an_overlay(component: str, adds: int, tmp_path: Path) -> None:
     tree = tmp_path / "kubernetes"
     shutil.copytree(DEPLOY / "kubernetes", tree)
@@ -75,7 +89,7 @@ def test_optional_components_fit_on_an_overlay(component: str, adds: int, tmp_pa
         overlay.read_text().replace("[../../components/cpu]", f"[../../components/cpu, ../../components/{component}]")
     )
     manifests = build(overlay.parent)
-    assert not list(unknown_fields(ray_cluster(manifests), KUBERAY["RayCluster"], "spec"))
+    assert not list(faults("RayCluster", ray_cluster(manifests)))
     assert len(manifests) == len(build("cpu")) + adds
 
 
@@ -157,6 +171,26 @@ def test_the_service_loads_our_application() -> None:
     assert not of_kind(build("cpu-service"), "Deployment")
 
 
+def test_the_service_finds_the_job_server_from_any_node() -> None:
+    """The head has no CPUs, so the replica runs on a worker; Ray's job server listens on the head alone."""
+    manifests = build("cpu-service")
+    (service,) = of_kind(manifests, "RayService")
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["deployments"][0]["ray_actor_options"]["num_cpus"] > 0
+    name = service["metadata"]["name"]
+    assert application["args"]["ray_address"] == f"http://{name}-head-svc:8265", "KubeRay names a RayService's head service so"
+
+
+def test_the_service_listens_where_its_pods_and_the_policy_say() -> None:
+    manifests = build("cpu-service")
+    (service,) = of_kind(manifests, "RayService")
+    port = yaml.safe_load(service["spec"]["serveConfigV2"])["http_options"]["port"]
+    for name, template in pod_templates(manifests).items():
+        assert {"name": "serve", "containerPort": port} in template["spec"]["containers"][0]["ports"], name
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")}
+    assert policies["sppo-ray-serve"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": port}]
+
+
 # --------------------------------------------------------------------------------------- storage, users, secrets, the network
 
 
@@ -228,10 +262,30 @@ def test_every_pod_is_behind_a_policy(overlay: str) -> None:
     assert {} not in open_to_all and {"namespaceSelector": {}} not in open_to_all
 
 
+def monitoring() -> dict[str, Manifest]:
+    """Specifications of what the Prometheus operator reads, by kind."""
+    folder = DEPLOY / "kubernetes/components/monitoring"
+    documents = [
+        document for name in ("monitors.yaml", "rules.yaml") for document in yaml.safe_load_all((folder / name).read_text())
+    ]
+    return {document["kind"]: document["spec"] for document in documents}
+
+
+def test_prometheus_has_one_name_for_the_server_with_and_without_the_operator() -> None:
+    """The operator takes a target's label `job` from the Service: its name, or the value of the label that jobLabel names."""
+    (service,) = of_kind(build("cpu"), "Service")
+    by_operator = service["metadata"]["labels"][monitoring()["ServiceMonitor"]["jobLabel"]]
+    by_file = yaml.safe_load(text_of("deploy/monitoring/prometheus.yml"))["scrape_configs"][0]["job_name"]
+    asked = set(re.findall(r'\bup\{job="([^"]+)"', text_of("deploy/monitoring/alerts.yml")))
+    assert asked == {by_operator} == {by_file}
+
+
+def test_the_operator_has_the_same_alerts() -> None:
+    assert monitoring()["PrometheusRule"] == yaml.safe_load(text_of("deploy/monitoring/alerts.yml"))
+
+
 def test_what_prometheus_scrapes_is_there() -> None:
-    monitors = {
-        m["kind"]: m["spec"] for m in yaml.safe_load_all(text_of("deploy/kubernetes/components/monitoring/monitors.yaml"))
-    }
+    monitors = monitoring()
     manifests = build("cpu")
     (service,) = of_kind(manifests, "Service")
     wanted = monitors["ServiceMonitor"]["selector"]["matchLabels"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -84,6 +87,46 @@ def test_the_slurm_script_s_commands_exist() -> None:
     options, settings = parse_ours(["train", "quickstart", "--run-dir=runs/a", "--resume"])
     assert options.resume and "train" in train and not settings
     assert "RAY_AUTH_TOKEN=" not in "".join(line for line in lines if "srun" in line), "never on a command line"
+
+
+FAKES = {  # what the script calls, in the least that lets it go on; `python` leaves what it was asked to train with
+    "scontrol": "echo node-1",
+    "srun": 'case "$*" in *"ray start"*) exec sleep 10 &>/dev/null ;; *) echo 10.0.0.1 ;; esac',
+    "ray": "true",
+    "python": '[ "$2" != sppo_ray ] || printf "%s\\n" "$@" >"$WORDS"',
+}
+
+
+def trained_with(tmp_path: Path, *arguments: str) -> argparse.Namespace:
+    """Options of `sppo-ray train` when the script is submitted with `arguments`, on one fake node."""
+    programs = tmp_path / "venv/bin"
+    programs.mkdir(parents=True)
+    for name, body in FAKES.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+        (programs / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "sppo-ray", "SLURM_JOB_NODELIST": "node-1", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    environment = {"PATH": os.environ["PATH"], "SPPO_RAY_VENV": str(programs.parent), "WORDS": str(tmp_path / "words"), **job}
+    command = ["bash", str(REPOSITORY / SBATCH), *arguments]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    options, settings = parse_ours((tmp_path / "words").read_text(encoding="utf-8").splitlines()[2:])
+    assert options.recipe == "quickstart" and settings == ["--loop.steps=3"]
+    return options
+
+
+@pytest.mark.parametrize("given", [["--run-dir=runs/a b"], ["--run-dir", "runs/a b"]], ids=["equals", "space"])
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_a_slurm_job_runs_where_it_is_told_and_resumes_there(given: list[str], again: bool, tmp_path: Path) -> None:
+    if again:
+        (tmp_path / "runs/a b").mkdir(parents=True)
+        (tmp_path / "runs/a b/config.yaml").touch()
+    options = trained_with(tmp_path, "quickstart", *given, "--loop.steps=3")
+    assert (str(options.run_dir), options.resume) == ("runs/a b", again)
+
+
+def test_a_slurm_job_without_a_run_directory_has_one_of_its_own(tmp_path: Path) -> None:
+    options = trained_with(tmp_path, "quickstart", "--loop.steps=3")
+    assert (options.run_dir, options.resume) == (tmp_path / "runs/sppo-ray-7", False)
 
 
 # ------------------------------------------------------------------------------------------------ Prometheus and Grafana

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -103,6 +106,49 @@ def test_the_health_check_asks_the_ports_that_are_used() -> None:
     commands = " ".join(service["command"] for service in COMPOSE["services"].values())
     assert ports == {"8642", "52365"}
     assert "--port=8642" in commands and "--dashboard-agent-listen-port=52365" in commands
+
+
+# ------------------------------------------------------------------------------------------------- what `ray up` asks of it
+
+
+def profile_of_the_image(folder: Path) -> Path:
+    """The file that the image's login shells read after Debian's profile, as the Dockerfile's own line writes it."""
+    (line,) = [arguments for name, arguments in instructions() if name == "RUN" and "/etc/profile.d/" in arguments]
+    subprocess.run(["bash", "-c", line.replace("/etc/profile.d", str(folder))], check=True, timeout=10)
+    (written,) = folder.iterdir()
+    assert written.suffix == ".sh", "/etc/profile reads *.sh only"
+    return written
+
+
+def path_of_ray_up_s_commands(home: Path) -> list[str]:
+    """PATH of a command as `ray up` runs it in a container whose home directory is `home`."""
+    from ray.autoscaler._private.command_runner import _with_interactive
+
+    environment = {"HOME": str(home), "PATH": f"/opt/venv/bin:{os.environ['PATH']}"}
+    words = shlex.split(" ".join(_with_interactive("echo PATH=$PATH")))
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    return re.findall(r"^PATH=(.*)$", done.stdout, re.M)[-1].split(":")
+
+
+def test_a_login_shell_finds_ray(tmp_path: Path) -> None:
+    home, profiles = tmp_path / "home", tmp_path / "profile.d"
+    for folder in (home, profiles):
+        folder.mkdir()
+    (home / ".bashrc").touch()
+    if "/opt/venv/bin" in path_of_ray_up_s_commands(home):
+        pytest.skip("this machine's /etc/profile keeps the PATH, unlike Debian's in the image")
+    # .bash_profile stands in for /etc/profile.d, which /etc/profile reads last.
+    (home / ".bash_profile").write_text(f". {profile_of_the_image(profiles)}\n", encoding="utf-8")
+    assert path_of_ray_up_s_commands(home)[0] == "/opt/venv/bin"
+
+
+def test_ray_up_finds_its_programs_and_the_user_s_home() -> None:
+    base = " ".join(arguments for name, arguments in stages()["base"] if name == "RUN")
+    installed = set(re.search(r"apt-get install -y --no-install-recommends ([^&]+)", base)[1].split())
+    assert {"rsync", "openssh-client"} <= installed
+    user = re.search(r"useradd --uid 1000 .*--create-home .*?(\w+) +&&", base)[1]
+    (variables,) = [arguments for name, arguments in stages()["base"] if name == "ENV"]
+    assert f"HOME=/home/{user}" in variables.split()
 
 
 # --------------------------------------------------------------------------------------------------- the CUDA image's lock
