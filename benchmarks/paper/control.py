@@ -3,8 +3,9 @@
     python -m benchmarks.paper.control [--envs cartpole hopper ...] [--seeds 5] [--jobs 1] [--resume]
 
 LunarLander and Hopper need the extra `control` (gymnasium). For every task and arm the same three learning rates run on the first
---sweep-seeds seeds; the one with the largest mean success over training runs on the others, up to --seeds. That these seeds chose
-it flatters every arm alike. Finished runs lie in --runs, and --resume takes a killed study up from there.
+--sweep-seeds seeds; the one with the largest mean success over training runs on the others, up to --seeds. That these seeds
+chose it flatters every arm, and one whose runs scatter widely more than others. Finished runs lie in --runs, and --resume takes a
+killed study up from there.
 Writes benchmarks/results/control-study.json and .png after each task, and prints the table as Markdown.
 """
 

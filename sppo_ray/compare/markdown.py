@@ -94,7 +94,7 @@ def accuracy_table(report: Report) -> str:
     head = ("arm", "runs", "accuracy at the budget [95 %]", "sd", "best", "mean over the budget")
     spent = ("seconds", "steps", "trained samples", "generated tokens")
     return (
-        f"Base: {format_fraction(report.base_accuracy)} held out. One evaluation's 95 % interval over its prompts is "
+        f"Base: {format_fraction(report.base_accuracy)} held out. One evaluation's 95 % interval over its prompts is at most "
         f"± {format_fraction(report.accuracy_half_width)}.\n\n" + _table((*head, *spent), rows)
     )
 
@@ -129,7 +129,8 @@ def _memory(report: Report, plots: Sequence[str]) -> list[str]:
     roles = largest_first(arm.peak_memory for arm in report.arms)
     if not roles:
         return []
-    device = "the device's memory" if report.machine.get("gpus") else "resident memory"
+    on_gpu = report.machine.get("gpus") and report.plan.config(report.plan.arms[0]).device != "cpu"
+    device = "device memory" if on_gpu else "resident memory (pages that processes share count for each)"
     rows = [(f"**{arm.name}**", *_by_name(arm.peak_memory, roles, lambda size: _amount(size / 2**20))) for arm in report.arms]
     text = f"Peak {device} of each role's processes in MiB, mean over runs. Peaks need not coincide."
     images = [_image("memory.png")] if "memory.png" in plots else []
@@ -182,6 +183,7 @@ def _method(report: Report) -> str:
         rule,
         "Intervals are 95 % percentile bootstraps over seeds (10,000 draws), for ratios with both arms drawn independently. With "
         "fewer than ten seeds they are too narrow; they do not hold the choice of held-out prompts, which all runs share.",
+        "Every arm's learning rate warms up over as many samples as the recipe's, however large its updates are.",
         "Every arm has the recipe's learning rates unless its overrides say otherwise: a fair verdict on two algorithms needs a "
         "sweep for each.",
     ]

@@ -65,7 +65,7 @@ class Report:
     targets: tuple[float, ...]
     targets_given: bool  # by the user, not by the rule
     base_accuracy: float  # mean of all runs before training; NaN = none finished
-    accuracy_half_width: float  # of one evaluation's 95 % interval over its prompts, mean over runs
+    accuracy_half_width: float  # the widest of a run's evaluations' 95 % intervals over their prompts, mean over runs
     arms: tuple[ArmReport, ...]
     machine: Mapping[str, Any]  # environment.json of a finished run; {} = none
     commits: tuple[str, ...]  # of all finished runs; more than one = the code changed in between

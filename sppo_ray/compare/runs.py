@@ -57,7 +57,6 @@ def read_run(out: Path, job: Job, budget_s: float) -> RunFigures | Missing:
     evaluations = read_evaluations(path)
     curve = [_point(evaluation) for evaluation in evaluations]
     within = until(curve, budget_s)
-    last = evaluations[-1]["overall"]
     return RunFigures(
         seed=summary["seed"],
         initial_accuracy=curve[0].accuracy,
@@ -65,7 +64,7 @@ def read_run(out: Path, job: Job, budget_s: float) -> RunFigures | Missing:
         best_accuracy=max(point.accuracy for point in within),
         area=area(curve, budget_s),
         last_accuracy=curve[-1].accuracy,
-        accuracy_half_width=(last["accuracy_high"] - last["accuracy_low"]) / 2,
+        accuracy_half_width=max(_half_width(evaluation["overall"]) for evaluation in evaluations),
         seconds=summary["seconds"],
         steps=summary["steps"],
         samples=summary["samples"],
@@ -103,6 +102,10 @@ def _point(evaluation: Mapping[str, Any]) -> Point:
     return Point(
         evaluation["train_seconds"], evaluation["train_samples"], evaluation["train_tokens"], evaluation["overall"]["accuracy"]
     )
+
+
+def _half_width(overall: Mapping[str, float]) -> float:
+    return (overall["accuracy_high"] - overall["accuracy_low"]) / 2
 
 
 def _by_role(peak_memory: Mapping[str, int]) -> dict[str, int]:

@@ -19,7 +19,9 @@ from sppo_ray.trainer.jsonlines import finite_json
 # A sigmoid saturates to exactly 0 or 1 in float32; one such value with the opposite reward must not make the mean infinite.
 PROBABILITY_FLOOR = 1e-7
 BINS = 10
-HELD_OUT, SEEN = "held-out prompts", "seen in training"  # what sets of prompts are called in tables and plots
+# What sets of prompts are called in tables and plots.
+HELD_OUT, SEEN = "held-out prompts", "seen in training"
+TRAINED_ON = "training samples, valued before their update"  # on a first pass over the data the critic has not seen them yet
 _Z = 1.959964  # 97.5 % point of the normal distribution
 
 

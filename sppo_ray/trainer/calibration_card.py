@@ -74,7 +74,7 @@ def write_card(
         "chat_template_sha256": _digest(chat_template),
         "evaluation": None if evaluation is None else {"step": evaluation.step, "responses_a_prompt": evaluation.k},
         "held_out": None if evaluation is None else evaluation.held_out.to_dict(),
-        "seen": None if evaluation is None or not evaluation.seen.count else evaluation.seen.to_dict(),
+        "seen": None if evaluation is None or not evaluation.trained_on.count else evaluation.trained_on.to_dict(),
     }
     write_atomically(directory / CARD, json.dumps(finite_json(card), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomically(directory / "README.md", "\n".join(_readme(card)) + "\n")

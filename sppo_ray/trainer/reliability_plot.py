@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sppo_ray.trainer.calibration import HELD_OUT, NOT_VALUED, SEEN, CalibrationReport, ReliabilityBin
+from sppo_ray.trainer.calibration import HELD_OUT, NOT_VALUED, TRAINED_ON, CalibrationReport, ReliabilityBin
 from sppo_ray.trainer.jsonlines import write_atomically
 from sppo_ray.trainer.plots import BLUE, MUTED, ORANGE, STYLE, TEAL
 from sppo_ray.trainer.text import format_fraction
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = (BLUE, ORANGE, TEAL)
 
-Reports = Mapping[str, CalibrationReport]  # by the name of the set: HELD_OUT, SEEN, ...
+Reports = Mapping[str, CalibrationReport]  # by the name of the set: HELD_OUT, SEEN, TRAINED_ON, ...
 
 
 def reliability_plot(path: Path, reports: Reports, *, title: str) -> Path:
@@ -57,11 +57,11 @@ class LastEvaluation:
     step: int
     k: int  # responses a held-out prompt; a training sample is one response
     held_out: CalibrationReport
-    seen: CalibrationReport  # of the samples trained on since the evaluation before; NOT_VALUED when there are none
+    trained_on: CalibrationReport  # of the samples trained on since the evaluation before; NOT_VALUED when there are none
 
     @property
     def reports(self) -> dict[str, CalibrationReport]:
-        return {HELD_OUT: self.held_out, SEEN: self.seen}
+        return {HELD_OUT: self.held_out, TRAINED_ON: self.trained_on}
 
 
 def last_evaluation(run_dir: Path) -> LastEvaluation | None:

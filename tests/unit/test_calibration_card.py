@@ -19,7 +19,7 @@ from sppo_ray.cli import main
 from sppo_ray.config import DataSettings, RunConfig
 from sppo_ray.errors import UserError
 from sppo_ray.models.exported_critic import ExportedCritic, check_value_head, critic_directory
-from sppo_ray.trainer.calibration import HELD_OUT, SEEN, calibrate
+from sppo_ray.trainer.calibration import HELD_OUT, TRAINED_ON, calibrate
 from sppo_ray.trainer.calibration_card import check_warm_start, read_card, write_card
 from sppo_ray.trainer.critic_measurement import measured, table_text
 from sppo_ray.trainer.reliability_plot import LastEvaluation, last_evaluation, reliability_of_run, reliability_plot
@@ -275,7 +275,7 @@ def test_the_plot_of_a_run_is_of_its_last_evaluation_with_a_critic(tmp_path: Pat
         content = {"step": step, "k": 1, "critic": {}, "critic_bins": []} | critic
         (tmp_path / "evaluations" / f"step-{step:06d}.json").write_text(json.dumps(content))
     last = last_evaluation(tmp_path)
-    assert (last.step, last.held_out.count, last.seen.figures["brier"]) == (20, 2, pytest.approx((0.01 + 0.01 + 0.81) / 3))
+    assert (last.step, last.held_out.count, last.trained_on.figures["brier"]) == (20, 2, pytest.approx((0.01 + 0.01 + 0.81) / 3))
     image = reliability_of_run(tmp_path).read_bytes()
     assert image.startswith(b"\x89PNG") and (tmp_path / "reliability.png").stat().st_size > 10_000
 
@@ -284,10 +284,10 @@ def test_the_plot_of_a_run_is_of_its_last_evaluation_with_a_critic(tmp_path: Pat
 def test_a_plot_of_one_prompt_can_be_drawn_and_one_of_none_is_refused(tmp_path: Path) -> None:
     one = calibrate([1.0], [1.0])
     assert reliability_plot(tmp_path / "a.png", {HELD_OUT: one}, title="one").exists()
-    nothing = LastEvaluation(0, 1, one, calibrate([0.5], [0.5])).reports | {SEEN: type(one)(0, {}, ())}
+    nothing = LastEvaluation(0, 1, one, calibrate([0.5], [0.5])).reports | {TRAINED_ON: type(one)(0, {}, ())}
     assert reliability_plot(tmp_path / "b.png", nothing, title="one set").exists()
     with pytest.raises(ValueError, match="at least one set"):
-        reliability_plot(tmp_path / "c.png", {SEEN: type(one)(0, {}, ())}, title="none")
+        reliability_plot(tmp_path / "c.png", {TRAINED_ON: type(one)(0, {}, ())}, title="none")
 
 
 # --------------------------------------------------------------------------------------------------- bad input
