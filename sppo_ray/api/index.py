@@ -7,6 +7,7 @@ get what is there, unless it is too old to be shown.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ from sppo_ray.api.schemas import Job, JobState
 
 TOO_OLD_S = 5.0  # an answer from memory is never older than refresh_s plus this
 ENDED_EVERY = 10  # a run that has ended is looked at in every tenth round only, a tenth of them in each
+log = logging.getLogger("sppo_ray.api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class JobIndex:
         self._entries: dict[str, Entry] = {}  # by run id
         self._by_id: dict[str, Entry] = {}  # by job id and by run id
         self._order: list[Entry] = []  # newest first
+        self._trouble: dict[str, str] = {}  # run id -> why it is left out
         self._refreshed = -1e9
         self._round = 0
         self._lock = threading.Lock()
@@ -84,10 +87,16 @@ class JobIndex:
             ray_jobs = self._ray.jobs
             now = time.time()
             entries: dict[str, Entry] = {}
+            trouble: dict[str, str] = {}
             for place, path in enumerate(run_directories(self.runs, known=self._entries.keys())):
                 is_due = thorough or (place + self._round) % ENDED_EVERY == 0
-                entries[path.name] = self._entry(path, ray_jobs, now, is_due=is_due)
-            self._entries = entries
+                try:
+                    entries[path.name] = self._entry(path, ray_jobs, now, is_due=is_due)
+                except Exception as error:  # boundary: whatever somebody wrote into a run, it hides no other
+                    trouble[path.name] = f"{type(error).__name__}: {error}"
+                    if trouble[path.name] != self._trouble.get(path.name):
+                        log.error("run %s is left out of the list: mend or remove its directory", path.name, exc_info=error)
+            self._entries, self._trouble = entries, trouble
             self._publish(ray_jobs)
             self._round += 1
             self._refreshed = time.monotonic()
@@ -132,3 +141,5 @@ def holder_alive(lock: LockHolder) -> bool | None:
         return psutil.Process(lock.pid).create_time() <= lock.since + 1.0
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:  # it is there
+        return True

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from sppo_ray.api import following
 from sppo_ray.api.client import Event, parse_events
+from sppo_ray.api.run_files import RunFile
 from tests.api.run_directories import LiveRun, finished_run, waiting_submission
 from tests.api.test_jobs import problem
 
@@ -181,29 +182,29 @@ def test_too_many_streams_are_turned_away(make_server: Callable[..., TestClient]
 
 
 def test_lines_come_in_bounded_pieces_and_a_torn_one_waits(tmp_path: Path) -> None:
-    path = tmp_path / "x"
+    path, file = tmp_path / "x", RunFile(tmp_path, "x")
     path.write_bytes(b"a\nbb\n" + b"c" * 300_000 + b"\nhalf")
-    piece = following.read_lines(path, following.Position(), size=4)
+    piece = following.read_lines(file, following.Position(), size=4)
     assert [line for _, line in piece.lines] == [b"a"]  # 4 bytes hold one whole line
     place = piece.lines[-1][0]
     assert place.offset == 2
     sizes = []
     while piece.lines:
-        piece = following.read_lines(path, place, size=4)
+        piece = following.read_lines(file, place, size=4)
         sizes += [len(line) for _, line in piece.lines]
         place = piece.lines[-1][0] if piece.lines else place
     assert sizes == [2, 300_000]
-    with path.open("ab") as file:
-        file.write(b" now whole\n")
-    assert [line for _, line in following.read_lines(path, place).lines] == [b"half now whole"]
+    with path.open("ab") as more:
+        more.write(b" now whole\n")
+    assert [line for _, line in following.read_lines(file, place).lines] == [b"half now whole"]
     assert following.Position.parse(str(place)) == place
 
 
 def test_a_tail_begins_at_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "x"
+    path, file = tmp_path / "x", RunFile(tmp_path, "x")
     path.write_bytes(b"1\n22\n333\n")
-    starts = [following.tail_position(path, lines).offset for lines in (0, 1, 2, 3, 99)]
+    starts = [following.tail_position(file, lines).offset for lines in (0, 1, 2, 3, 99)]
     assert starts == [9, 5, 2, 0, 0]
     path.write_bytes(b"1\n22\n333")
-    assert [following.tail_position(path, lines).offset for lines in (1, 2)] == [5, 2]
-    assert following.tail_position(tmp_path / "none", 5) == following.Position()
+    assert [following.tail_position(file, lines).offset for lines in (1, 2)] == [5, 2]
+    assert following.tail_position(RunFile(tmp_path, "none"), 5) == following.Position()
