@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from sppo_ray.api.jobs import RayJob, Surroundings, job_of, job_of_ray
-from sppo_ray.api.problems import unknown_job
+from sppo_ray.api.problems import ApiProblem, unknown_job
 from sppo_ray.api.ray_jobs import RayJobs
 from sppo_ray.api.records import LockHolder, RunRecord, has_run, read_record, run_directories, signature_of
 from sppo_ray.api.schemas import Job, JobState
@@ -36,6 +36,11 @@ class Entry:
     record: RunRecord | None  # None = only Ray knows it
     body: bytes  # the job as JSON
 
+    @property
+    def place(self) -> tuple[float, str]:
+        """In the list, which begins with the greatest."""
+        return self.job.created or 0.0, self.job.id
+
     @classmethod
     def of(cls, job: Job, record: RunRecord | None) -> Entry:
         return cls(job, record, job.model_dump_json().encode())
@@ -50,6 +55,7 @@ class JobIndex:
         self._refresh_s = refresh_s
         self._entries: dict[str, Entry] = {}  # by run id
         self._by_id: dict[str, Entry] = {}  # by job id and by run id
+        self._shared: dict[str, list[str]] = {}  # submission id -> the run ids, of a Ray job that has several
         self._order: list[Entry] = []  # newest first
         self._trouble: dict[str, str] = {}  # run id -> why it is left out
         self._refreshed = -1e9
@@ -69,6 +75,8 @@ class JobIndex:
         if entry is None and await asyncio.to_thread(has_run, self.runs, job_id):
             await self.refresh()  # a run that began since the last look; a stranger's guess costs a glance
             entry = self._by_id.get(job_id)
+        if entry is None and job_id in self._shared:
+            raise _several(job_id, self._shared[job_id])
         if entry is None:
             raise unknown_job(job_id)
         return entry
@@ -115,13 +123,15 @@ class JobIndex:
         return known if known and known.record is record and known.job == job else Entry.of(job, record)
 
     def _publish(self, ray_jobs: Mapping[str, RayJob] | None) -> None:
-        by_id = {**self._entries, **{entry.job.id: entry for entry in self._entries.values()}}
-        ray_only = [Entry.of(job_of_ray(job), None) for key, job in (ray_jobs or {}).items() if key not in by_id]
+        shared = _shared_ids(self._entries)
+        runs = [_under_run_id(entry) if entry.job.id in shared else entry for entry in self._entries.values()]
+        by_id = {entry.job.run_id or "": entry for entry in runs} | {entry.job.id: entry for entry in runs}
+        ray_only = [
+            Entry.of(job_of_ray(job), None) for key, job in (ray_jobs or {}).items() if key not in by_id and key not in shared
+        ]
         by_id |= {entry.job.id: entry for entry in ray_only}
-        order = sorted(
-            [*self._entries.values(), *ray_only], key=lambda entry: (entry.job.created or 0.0, entry.job.id), reverse=True
-        )
-        self._by_id, self._order = by_id, order
+        self._order = sorted([*runs, *ray_only], key=lambda entry: entry.place, reverse=True)
+        self._by_id, self._shared = by_id, shared
 
     async def _fresh(self) -> None:
         age = time.monotonic() - self._refreshed
@@ -131,6 +141,24 @@ class JobIndex:
             self._refreshing = asyncio.create_task(self.refresh())
         if self._refresh_s == 0 or age > self._refresh_s + TOO_OLD_S:
             await asyncio.shield(self._refreshing)
+
+
+def _shared_ids(entries: Mapping[str, Entry]) -> dict[str, list[str]]:
+    """Ids that do not name one run: two of one Ray job bear its id, or it is the name of another run's directory too."""
+    found: dict[str, list[str]] = {}
+    for run_id, entry in entries.items():
+        found.setdefault(entry.job.id, []).append(run_id)
+    return {key: run_ids for key, run_ids in found.items() if run_ids != [key] and (len(run_ids) > 1 or key in entries)}
+
+
+def _under_run_id(entry: Entry) -> Entry:
+    return Entry.of(entry.job.model_copy(update={"id": entry.job.run_id}), entry.record)
+
+
+def _several(submission_id: str, run_ids: Sequence[str]) -> ApiProblem:
+    names = ", ".join(sorted(run_ids)[:10])
+    detail = f"Ray job {submission_id!r} has {len(run_ids)} runs: name one by its run id, e.g. {names}"
+    return ApiProblem(404, detail, kind="several-runs")
 
 
 def holder_alive(lock: LockHolder) -> bool | None:

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 from sppo_ray.api.jobs import RayJob, is_training
 from sppo_ray.api.problems import ApiProblem
+from sppo_ray.api.settings import JOB_SERVER
 
 POLL_S = 2.0
 AWAY_POLL_S = 5.0
 CALL_TIMEOUT_S = 15.0
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 Answer = TypeVar("Answer")
 log = logging.getLogger("sppo_ray.api")
 
@@ -185,4 +185,4 @@ def job_server_address(given: str | None) -> str:
     if given:
         return given
     from_environment = os.environ.get("RAY_ADDRESS", "")
-    return from_environment if from_environment.startswith(("http://", "https://")) else DEFAULT_ADDRESS
+    return from_environment if from_environment.startswith(("http://", "https://")) else JOB_SERVER

@@ -18,7 +18,7 @@ from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.records import SUBMITTED_CONFIG, json_object, load_yaml
 from sppo_ray.api.run_files import RunFile, names_in
 from sppo_ray.api.schemas import Evaluations, MetricRows, RunSettings, SamplePage
-from sppo_ray.api.services import DIGITS, Admitted, JobId, Ours, Viewer
+from sppo_ray.api.services import DIGITS, JobId, Ours, Viewer, Visiting
 from sppo_ray.redaction import redact_tree
 from sppo_ray.trainer.jsonlines import finite_json
 
@@ -98,7 +98,7 @@ async def event_stream(
     job_id: JobId,
     ours: Ours,
     caller: Viewer,
-    is_admitted: Admitted,
+    visit: Visiting,
     last_event_id: Annotated[str | None, Header(max_length=200, description="Go on behind this event")] = None,
 ) -> Response:
     """Follow the job: everything recorded so far (or since Last-Event-ID), then what comes, until it has ended."""
@@ -106,8 +106,8 @@ async def event_stream(
     place = events.Place.parse(last_event_id)
     if await events.is_exhausted(entry, place):
         return Response(status_code=204)
-    ours.streams.require_free()
-    stream = ours.streams.counted(events.follow(ours.index, job_id, place), is_admitted)
+    ours.streams.require_free(visit.share)
+    stream = ours.streams.counted(events.follow(ours.index, job_id, place), visit)
     return EventSourceResponse(stream, ping=PING_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
 
 
@@ -120,15 +120,15 @@ async def log(
     job_id: JobId,
     ours: Ours,
     caller: Viewer,
-    is_admitted: Admitted,
+    visit: Visiting,
     tail: Annotated[int, Query(ge=0, le=100_000, description="Lines from the end"), DIGITS] = 1000,
     follow: Annotated[bool, Query(description="Go on until the job has ended")] = False,
 ) -> Response:
     """What the job printed, with secrets blacked out."""
     lines = await logs.log_of(ours.index, ours.ray, job_id, tail=tail, follow=follow)
     if follow:
-        ours.streams.require_free()
-        lines = ours.streams.counted(lines, is_admitted)
+        ours.streams.require_free(visit.share)
+        lines = ours.streams.counted(lines, visit)
     return StreamingResponse(lines, media_type="text/plain")
 
 
