@@ -91,6 +91,7 @@ def _add_serve(commands: Commands, default_runs: Callable[[], Path]) -> None:
     )
     serve.add_argument("--max-body-bytes", type=int, metavar="N", help="(default: 1048576)")
     serve.add_argument("--max-streams", type=int, metavar="N", help="open event and log streams (default: 256)")
+    serve.add_argument("--max-streams-per-caller", type=int, metavar="N", help="of these, for one token (default: 64)")
     serve.set_defaults(run=_serve)
 
 

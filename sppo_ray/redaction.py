@@ -6,8 +6,10 @@ A secret is the value of an environment variable that is named like one, or a te
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import time
 from typing import Any
 
 HIDDEN = "[redacted]"
@@ -24,6 +26,7 @@ _PATTERNS = (
         r"[\"']?\s*[=:]\s*[\"']?)[^\s\"',;]{4,}"
     ),
 )
+_LOOK_S = 1.0  # a variable that changes its value is looked at again after that; one more or less, at once
 _SHORTEST_REFUSED = 12  # characters of a secret whose presence in a setting is no coincidence
 _CERTAIN = (
     re.compile(r"\b(?:hf_|ghp_|gho_|github_pat_|glpat-|AKIA)[A-Za-z0-9_]{16,}"),
@@ -38,7 +41,13 @@ def holds_secret(text: str) -> bool:
 
 
 def _known_values() -> tuple[str, ...]:
-    """What this process's own environment holds as secrets; longest first, so that none is cut by another."""
+    return _values_in_environment(len(os.environ), int(time.monotonic() / _LOOK_S))
+
+
+@functools.lru_cache(maxsize=1)
+def _values_in_environment(size: int, second: int) -> tuple[str, ...]:
+    """What this process's own environment holds as secrets; longest first, so that none is cut by another. To look through it
+    costs more than all else of a line: that is done anew when `size` or `second` is another."""
     named = (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and len(value) >= 8)
     return tuple(sorted(set(named), key=len, reverse=True))
 
@@ -55,7 +64,7 @@ def redact(text: str) -> str:
 def redact_tree(node: Any, name: str = "") -> Any:
     """A copy of plain JSON with secrets blacked out: by the name of a key, and inside every text."""
     if isinstance(node, dict):
-        return {key: redact_tree(child, str(key)) for key, child in node.items()}
+        return {redact(key) if isinstance(key, str) else key: redact_tree(child, str(key)) for key, child in node.items()}
     if isinstance(node, list):
         return [redact_tree(child, name) for child in node]
     if isinstance(node, str):

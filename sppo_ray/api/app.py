@@ -46,7 +46,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     )
     ray = RayJobs(settings.ray_address)
     index = JobIndex(settings.runs, ray, refresh_s=settings.refresh_s)
-    app.state.services = Services(settings, index, ray, Streams(settings.max_streams))
+    app.state.services = Services(settings, index, ray, Streams(settings.max_streams, settings.max_streams_per_caller))
     for router in (jobs.router, control.router, records.router, service.router):
         app.include_router(router)
     service.add_page(app)

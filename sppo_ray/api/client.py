@@ -224,11 +224,19 @@ class Client:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
         with self._http.stream("GET", f"{_at(job_id)}/events", headers=headers, timeout=_patient(True)) as response:
             _require_success(response)
-            yield from parse_events(response.iter_lines())
+            yield from parse_events(lines_of(response.iter_text()))
 
     def _unreachable(self, error: httpx.TransportError) -> UserError:
         what = str(error) or type(error).__name__
         return UserError(f"{self.url} does not answer ({what}): is `sppo-ray serve` running? --url or ${URL_VARIABLE} says where")
+
+
+def lines_of(pieces: Iterator[str]) -> Iterator[str]:
+    """As server-sent events are cut into lines; httpx's own `iter_lines` also cuts at U+2028 and the like, inside of JSON."""
+    rest = ""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split("\n")
+        yield from (line.removesuffix("\r") for line in lines)
 
 
 def parse_events(lines: Iterator[str]) -> Iterator[Event]:

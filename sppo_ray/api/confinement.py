@@ -5,6 +5,7 @@ A relative path is taken below these directories too, and made absolute: where a
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ def confined(config: RunConfig, settings: ApiSettings) -> RunConfig:
     for section in ("train", "held_out"):
         for number, source in enumerate(tree["data"][section]):
             if "path" in source:
-                source["path"] = str(allowed_path(source["path"], settings, f"data.{section}.{number}.path"))
+                where = f"data.{section}.{number}.path"
+                path = allowed_path(source["path"], settings, where)
+                _require_files_inside(path, settings, where)
+                source["path"] = str(path)
     for role in ("learner", "critic"):
         model = tree[role]["model"]
         if not model.startswith("builtin:"):
@@ -44,6 +48,18 @@ def confined(config: RunConfig, settings: ApiSettings) -> RunConfig:
         where, what = "cluster.address", "a submitted job joins the cluster that it runs on: leave it out"
         raise ApiProblem(422, f"{where}: {what}", kind="invalid-settings", errors=[FieldError(path=where, message=what)])
     return parse_config(tree)
+
+
+def _require_files_inside(path: Path, settings: ApiSettings, where: str) -> None:
+    """Raises ApiProblem (400) when a file that the directory or pattern `path` stands for lies outside: behind a link, that is.
+
+    A pattern that chooses among directories would choose links among them as well, whenever it is looked at.
+    """
+    if not path.exists() and (glob.has_magic(str(path.parent)) or "**" in path.name):
+        raise _outside(where, "a directory chosen by a pattern (write * and [ in the file's name alone)", settings)
+    files = path.iterdir() if path.is_dir() else path.parent.glob(path.name) if glob.has_magic(path.name) else ()
+    for file in files:
+        allowed_path(str(file), settings, where)
 
 
 def _check_module(function: dict[str, Any], settings: ApiSettings) -> None:

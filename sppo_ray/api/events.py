@@ -15,17 +15,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sse_starlette import ServerSentEvent
 
-from sppo_ray.api.following import Piece, Position, Watch, read_lines
+from sppo_ray.api.following import Position, Watch, read_lines
 from sppo_ray.api.index import Entry, JobIndex
 from sppo_ray.api.problems import ApiProblem
+from sppo_ray.api.records import parse_object
+from sppo_ray.api.run_files import RunFile
 from sppo_ray.api.schemas import Job
-from sppo_ray.redaction import redact
+from sppo_ray.redaction import redact_tree
+from sppo_ray.trainer.jsonlines import finite_json
 from sppo_ray.trainer.metrics import EVENTS, METRICS
 
 LOOK_S = 1.0  # the longest that a change of state, which no file tells, stays unseen
@@ -53,8 +57,8 @@ async def is_exhausted(entry: Entry, place: Place) -> bool:
     """Whether a client that is at `place` has everything of a job that has ended."""
     if entry.record is None or not entry.job.state.is_final or place == Place():
         return False
-    pieces = await _read(entry.record.path, place)
-    return not any(piece.lines or piece.restarted for piece in pieces)
+    behind, _ = await asyncio.to_thread(_news, entry.record.path, place)
+    return behind == place
 
 
 async def follow(index: JobIndex, job_id: str, place: Place) -> AsyncIterator[bytes]:
@@ -69,14 +73,15 @@ async def follow(index: JobIndex, job_id: str, place: Place) -> AsyncIterator[by
             return
         if shown is None or _differs(entry.job, shown):
             shown = entry.job
-            yield _event("state", place, entry.body.decode())
+            yield _event("state", place, _in_ascii(entry.body))
         told = False
         if entry.record is not None:
-            watch = watch or Watch(entry.record.path / METRICS, entry.record.path / EVENTS)
-            place, news = await _news(entry.record.path, place)
+            watch = watch or Watch(RunFile(entry.record.path, METRICS), RunFile(entry.record.path, EVENTS))
+            before = place
+            place, news = await asyncio.to_thread(_news, entry.record.path, before)
+            told = place != before
             if news:
-                told = True
-                yield b"".join(news)
+                yield news
         if entry.job.state.is_final and not told:
             yield _event("end", place, json.dumps({"state": entry.job.state}))
             return
@@ -84,27 +89,49 @@ async def follow(index: JobIndex, job_id: str, place: Place) -> AsyncIterator[by
             await (watch.changed(LOOK_S) if watch else asyncio.sleep(LOOK_S))
 
 
-async def _news(path: Path, place: Place) -> tuple[Place, list[bytes]]:
-    """One piece of each file, a row an event, and the place behind them."""
-    metrics, events = await _read(path, place)
+def _news(path: Path, place: Place) -> tuple[Place, bytes]:
+    """One piece of each file, a row an event, and the place behind them. For a thread: a row costs a tenth of a millisecond."""
+    metrics, events = read_lines(RunFile(path, METRICS), place.metrics), read_lines(RunFile(path, EVENTS), place.events)
     news = []
     if metrics.restarted:
         place = replace(place, metrics=Position())
         news.append(_event("reset", place, json.dumps({"reason": "the run was taken up again at an earlier step"})))
     for position, line in metrics.lines:
         place = replace(place, metrics=position)
-        news.append(_event(_kind_of(line), place, line.decode(errors="replace")))
+        if (text := _metrics_text(line)) is not None:
+            news.append(_event(_kind_of(line), place, text))
     for position, line in events.lines:
         place = replace(place, events=position)
-        news.append(_event("event", place, redact(line.decode(errors="replace"))))
-    return place, news
+        if (text := _event_text(line)) is not None:
+            news.append(_event("event", place, text))
+    return place, b"".join(news)
 
 
-async def _read(path: Path, place: Place) -> tuple[Piece, Piece]:
-    def read() -> tuple[Piece, Piece]:
-        return read_lines(path / METRICS, place.metrics), read_lines(path / EVENTS, place.events)
+def _metrics_text(line: bytes) -> str | None:
+    """The row as JSON in ASCII; None for what is no row. As it stands where that does, which is nearly always."""
+    row = parse_object(line)
+    if row is None:
+        return None
+    return line.decode() if line.isascii() and b"N" not in line and b"I" not in line else _dumped(row)
 
-    return await asyncio.to_thread(read)
+
+def _event_text(line: bytes) -> str | None:
+    """The row as JSON in ASCII, secrets blacked out; None for what is no row."""
+    row = parse_object(line)
+    return None if row is None else _dumped(row, redact_tree)
+
+
+def _in_ascii(body: bytes) -> str:
+    """Some readers of streams take U+2028 and the like for the end of a line."""
+    return body.decode() if body.isascii() else json.dumps(json.loads(body))
+
+
+def _dumped(row: Mapping[str, Any], cleaned: Callable[[Any], Any] = finite_json) -> str | None:
+    """None for what is nested deeper than any row of ours."""
+    try:
+        return json.dumps(finite_json(cleaned(row)), allow_nan=False)
+    except RecursionError:
+        return None
 
 
 def _kind_of(line: bytes) -> str:

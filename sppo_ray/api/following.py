@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
+
+from sppo_ray.api.run_files import RunFile, Stamp
 
 CHUNK_BYTES = 64 * 1024
 LONGEST_LINE = 4 * 1024 * 1024  # a longer one is skipped
@@ -33,7 +35,8 @@ class Position:
             position = cls(int(inode, 16), int(offset))
         except ValueError:
             return None
-        return position if position.inode >= 0 and position.offset >= 0 else None
+        is_beginning = position == cls()
+        return position if is_beginning or (position.inode > 0 and position.offset >= 0) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,10 @@ class Piece:
     restarted: bool  # the file is another or shorter than it was: what came before is void
 
 
-def read_lines(path: Path, after: Position, *, size: int = CHUNK_BYTES) -> Piece:
+def read_lines(source: RunFile, after: Position, *, size: int = CHUNK_BYTES) -> Piece:
     """Whole lines behind `after`, about `size` bytes of them. A line under way is left for later."""
     try:
-        with path.open("rb") as file:
+        with source.open() as file:
             found = os.fstat(file.fileno())
             restarted = after.inode != 0 and (found.st_ino != after.inode or found.st_size < after.offset)
             offset = 0 if restarted else after.offset
@@ -62,20 +65,20 @@ def read_lines(path: Path, after: Position, *, size: int = CHUNK_BYTES) -> Piece
     return Piece(tuple(lines), restarted)
 
 
-def _whole_lines(data: bytes, file: object) -> bytes:
+def _whole_lines(data: bytes, file: BinaryIO) -> bytes:
     """`data` up to its last line break; more of the file when there is none in it."""
     while b"\n" not in data and len(data) < LONGEST_LINE:
-        more = file.read(CHUNK_BYTES)  # type: ignore[attr-defined]
+        more = file.read(CHUNK_BYTES)
         if not more:
             return b""
         data += more
     return data[: data.rfind(b"\n") + 1]
 
 
-def tail_position(path: Path, lines: int) -> Position:
-    """Before the last `lines` lines of `path`, or of its last LONGEST_LINE bytes."""
+def tail_position(source: RunFile, lines: int) -> Position:
+    """Before the last `lines` lines of the file, or of its last LONGEST_LINE bytes."""
     try:
-        with path.open("rb") as file:
+        with source.open() as file:
             found = os.fstat(file.fileno())
             start = max(0, found.st_size - LONGEST_LINE)
             file.seek(start)
@@ -96,8 +99,8 @@ def tail_position(path: Path, lines: int) -> Position:
 class Watch:
     """Tells when one of some files changes, by looking at them: also on a shared disk, where nothing else would tell."""
 
-    def __init__(self, *paths: Path, every_s: float = 0.5) -> None:
-        self._paths = paths
+    def __init__(self, *files: RunFile, every_s: float = 0.5) -> None:
+        self._files = files
         self._every_s = every_s
         self._seen = self._stamps()
 
@@ -113,13 +116,5 @@ class Watch:
                 return False
             await asyncio.sleep(self._every_s)
 
-    def _stamps(self) -> tuple[tuple[int, int, int], ...]:
-        return tuple(_stamp(path) for path in self._paths)
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return (0, 0, 0)
-    return (found.st_ino, found.st_mtime_ns, found.st_size)
+    def _stamps(self) -> tuple[Stamp, ...]:
+        return tuple(file.stamp() for file in self._files)

@@ -8,14 +8,13 @@ none of these                  LOST: its process is gone without a word
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sppo_ray.api.records import RunRecord
+from sppo_ray.api.records import RunRecord, number
 from sppo_ray.api.schemas import Actor, Alert, Checkpoint, Command, Job, JobState, LastError, PendingWorker, Worker
 from sppo_ray.redaction import redact
 
@@ -79,8 +78,8 @@ def job_of(record: RunRecord, around: Surroundings) -> Job:
         stage=None if state.is_final else _text(status.get("stage")),
         step=_count(progress.get("step")),
         steps=_whole(status.get("steps")) or _whole(record.config.steps),
-        budget_s=_number(record.config.budget_s),
-        eta_s=None if state.is_final else _number(status.get("eta_s")),
+        budget_s=number(record.config.budget_s),
+        eta_s=None if state.is_final else number(status.get("eta_s")),
         **_figures(record, progress),
         **_fleet(record, state),
         commands=[command for entry in record.commands if (command := _command(entry))],
@@ -91,10 +90,10 @@ def job_of(record: RunRecord, around: Surroundings) -> Job:
         algorithm=_text(status.get("algorithm")) or record.config.algorithm,
         recipe=_recipe_name(_text(record.submission.get("recipe")) or "") or recipe_of(record.job.get("entrypoint")),
         seed=record.config.seed,
-        created=_number(created),
-        started=_number(record.job.get("started")),
+        created=number(created),
+        started=number(record.job.get("started")),
         ended=_ended(record, state, ray_job),
-        updated=_number(_first(status.get("heartbeat"), status.get("updated"))),
+        updated=number(_first(status.get("heartbeat"), status.get("updated"))),
         submission_id=submission_id,
         submitted_by=_text(record.submission.get("by")),
         metadata={str(key): redact(str(value)) for key, value in _mapping(record.submission.get("metadata")).items()},
@@ -140,10 +139,10 @@ def _train_arguments(entrypoint: Any) -> list[str] | None:
     if isinstance(entrypoint, str):
         try:
             words = shlex.split(entrypoint)
+            nested = next((word for word in words if " train " in word), None)  # bash -c '...', as the server submits it
+            words = shlex.split(nested) if nested and "train" not in words else words
         except ValueError:  # an unbalanced quote: whatever it is, it is not one of ours
             return None
-        nested = next((word for word in words if " train " in word), None)  # bash -c '...', as the server submits it
-        words = shlex.split(nested) if nested and "train" not in words else words
     else:
         words = [str(word) for word in entrypoint] if isinstance(entrypoint, list) else []
     for place, word in enumerate(words[:-1]):
@@ -159,7 +158,7 @@ def _state_before_start(record: RunRecord, ray_job: RayJob | None, around: Surro
         return {JobState.RUNNING: JobState.PENDING, JobState.SUCCEEDED: JobState.LOST}.get(state, state)
     if record.submission.get("error"):
         return JobState.FAILED
-    asked = _number(record.submission.get("created")) or 0.0
+    asked = number(record.submission.get("created")) or 0.0
     forgotten = around.ray is not None and around.now - asked > FORGOTTEN_S
     return JobState.LOST if forgotten else JobState.PENDING
 
@@ -186,7 +185,7 @@ def _is_alive(record: RunRecord, ray_job: RayJob | None, around: Surroundings) -
         return not ray_job.is_over
     if around.process_alive is not None:
         return around.process_alive
-    beat = _number(_first(record.status.get("heartbeat"), record.status.get("updated")))
+    beat = number(_first(record.status.get("heartbeat"), record.status.get("updated")))
     return beat is not None and around.now - beat < HEARTBEAT_LOST_S
 
 
@@ -195,23 +194,23 @@ def _ended(record: RunRecord, state: JobState, ray_job: RayJob | None) -> float 
         return None
     if ray_job is not None and ray_job.ended is not None:
         return ray_job.ended
-    return _number(_first(record.status.get("updated"), record.status.get("heartbeat")))
+    return number(_first(record.status.get("updated"), record.status.get("heartbeat")))
 
 
 def _figures(record: RunRecord, progress: Mapping[str, Any]) -> dict[str, Any]:
     row = record.last_step
-    tokens, seconds = _number(row.get("response/tokens")), _number(row.get("seconds/step"))
+    tokens, seconds = number(row.get("response/tokens")), number(row.get("seconds/step"))
     ages = {name.removeprefix(_STALENESS): _count(value) for name, value in row.items() if name.startswith(_STALENESS)}
     return {
-        "reward": _number(row.get("reward/mean")),
-        "accuracy": _number(progress.get("final_accuracy")),
-        "best_accuracy": _number(progress.get("best_accuracy")),
+        "reward": number(row.get("reward/mean")),
+        "accuracy": number(progress.get("final_accuracy")),
+        "best_accuracy": number(progress.get("best_accuracy")),
         "tokens_per_second": tokens / seconds if tokens is not None and seconds else None,
         "policy_version": _whole(progress.get("policy_version")),
         "staleness": ages,
         "samples": _count(progress.get("samples")),
         "tokens": _count(progress.get("response_tokens")),
-        "seconds": _number(progress.get("seconds")) or 0.0,
+        "seconds": number(progress.get("seconds")) or 0.0,
     }
 
 
@@ -224,7 +223,7 @@ def _fleet(record: RunRecord, state: JobState) -> dict[str, Any]:
         "wanted_workers": _whole(status.get("wanted_workers")) or _whole(record.config.workers),
         "pending": [
             PendingWorker(
-                worker=str(row.get("worker", "")), waiting_for=str(row.get("waiting_for", "")), since=_number(row.get("since"))
+                worker=str(row.get("worker", "")), waiting_for=str(row.get("waiting_for", "")), since=number(row.get("since"))
             )
             for row in pending
             if isinstance(row, dict)
@@ -266,7 +265,7 @@ def _command(entry: Mapping[str, Any]) -> Command | None:
         id=entry["id"],
         kind=entry["kind"],
         by=_text(entry.get("by")),
-        time=_number(entry.get("time")),
+        time=number(entry.get("time")),
         rollout_workers=_whole(entry.get("rollout_workers")),
         outcome=outcome if outcome in ("done", "refused") else "waiting",
         detail=_text(entry.get("detail")),
@@ -311,14 +310,9 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
-
-
 def _whole(value: Any) -> int | None:
-    number = _number(value)
-    return None if number is None else int(number)
+    found = number(value)
+    return None if found is None else int(found)
 
 
 def _count(value: Any) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
-from sppo_ray.api.following import Position, Watch, read_lines, tail_position
+from sppo_ray.api.following import Piece, Position, Watch, read_lines, tail_position
 from sppo_ray.api.index import JobIndex
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.ray_jobs import RayJobs
 from sppo_ray.api.records import OUTPUT
+from sppo_ray.api.run_files import NO_FILE, RunFile
 from sppo_ray.redaction import redact
 
 LOOK_S = 1.0
@@ -22,8 +22,8 @@ async def log_of(index: JobIndex, ray: RayJobs, job_id: str, *, tail: int, follo
     Raises ApiProblem: 404 without such a job or without a log, 503 when only Ray has it and does not answer.
     """
     entry = await index.get(job_id)
-    output = entry.record.path / OUTPUT if entry.record else None
-    if output is not None and await asyncio.to_thread(output.is_file):
+    output = RunFile(entry.record.path, OUTPUT) if entry.record else None
+    if output is not None and await asyncio.to_thread(output.stamp) != NO_FILE:
         return _from_file(index, job_id, output, tail=tail, follow=follow)
     if entry.job.submission_id is None:
         raise ApiProblem(404, "this run was not submitted: it printed to the terminal that started it", kind="no-log")
@@ -31,31 +31,30 @@ async def log_of(index: JobIndex, ray: RayJobs, job_id: str, *, tail: int, follo
     return _from_ray(index, ray, job_id, entry.job.submission_id, text, tail=tail, follow=follow)
 
 
-async def _from_file(index: JobIndex, job_id: str, path: Path, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
-    place = await asyncio.to_thread(tail_position, path, tail)
-    watch = Watch(path)
+async def _from_file(index: JobIndex, job_id: str, output: RunFile, *, tail: int, follow: bool) -> AsyncIterator[bytes]:
+    place = await asyncio.to_thread(tail_position, output, tail)
+    watch = Watch(output)
     while True:
         is_over = not follow or await _is_over(index, job_id)
-        piece = await asyncio.to_thread(read_lines, path, place)
+        piece, text = await asyncio.to_thread(_next_piece, output, place)
         if piece.restarted:
             place = Position()
-        for behind, line in piece.lines:
-            place = behind
-            yield _clean(line) + b"\n"
-        if not piece.lines and is_over:
+        if piece.lines:
+            place = piece.lines[-1][0]
+            yield text
+        elif is_over:
             break
-        if not piece.lines:
+        else:
             await watch.changed(LOOK_S)
-    rest = await asyncio.to_thread(_unfinished_line, path, place)
+    rest = await asyncio.to_thread(_unfinished_line, output, place)
     if rest:
-        yield _clean(rest)
+        yield rest
 
 
 async def _from_ray(
     index: JobIndex, ray: RayJobs, job_id: str, submission_id: str, text: str, *, tail: int, follow: bool
 ) -> AsyncIterator[bytes]:
-    lines = text.splitlines(keepends=True)
-    yield "".join(redact(line) for line in lines[len(lines) - min(tail, len(lines)) :]).encode()
+    yield await asyncio.to_thread(_last_lines, text, tail)
     is_over = not follow
     while not is_over:
         known, is_over = len(text), await _is_over(index, job_id)
@@ -64,7 +63,7 @@ async def _from_ray(
             text = await ray.logs(submission_id)
         except ApiProblem:  # the answer has begun: it can only end here
             return
-        yield redact(text[known:]).encode()
+        yield await asyncio.to_thread(_clean, text[known:])
 
 
 async def _is_over(index: JobIndex, job_id: str) -> bool:
@@ -74,14 +73,24 @@ async def _is_over(index: JobIndex, job_id: str) -> bool:
         return True
 
 
-def _unfinished_line(path: Path, place: Position) -> bytes:
+def _next_piece(output: RunFile, place: Position) -> tuple[Piece, bytes]:
+    piece = read_lines(output, place)
+    return piece, b"".join(_clean(line.decode(errors="replace")) + b"\n" for _, line in piece.lines)
+
+
+def _unfinished_line(output: RunFile, place: Position) -> bytes:
     try:
-        with path.open("rb") as file:
+        with output.open() as file:
             file.seek(place.offset)
-            return file.read(64 * 1024)
+            return _clean(file.read(64 * 1024).decode(errors="replace"))
     except FileNotFoundError:
         return b""
 
 
-def _clean(line: bytes) -> bytes:
-    return redact(line.decode(errors="replace")).encode()
+def _last_lines(text: str, tail: int) -> bytes:
+    lines = text.splitlines(keepends=True)
+    return b"".join(_clean(line) for line in lines[len(lines) - min(tail, len(lines)) :])
+
+
+def _clean(text: str) -> bytes:
+    return redact(text).encode(errors="replace")

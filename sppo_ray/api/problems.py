@@ -95,7 +95,7 @@ async def _framework(request: Request, error: Exception) -> JSONResponse:
         unreadable = FieldError(path="body", message="cannot be read: send a JSON object in UTF-8")
         return problem_response(422, "the body cannot be read", kind="invalid-request", errors=[unreadable])
     details = {
-        404: f"nothing is at {_short(request.url.path)}: /openapi.json lists what there is",
+        404: f"nothing is at {_short(request.scope['path'])}: /openapi.json lists what there is",
         405: f"{request.method} is not possible here: see the Allow header",
     }
     detail = details.get(error.status_code, str(error.detail))
@@ -103,7 +103,7 @@ async def _framework(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    log.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
     return problem_response(500, "the server failed on this request; its log says why", kind="internal")
 
 

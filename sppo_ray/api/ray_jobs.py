@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 from sppo_ray.api.jobs import RayJob, is_training
 from sppo_ray.api.problems import ApiProblem
+from sppo_ray.api.settings import JOB_SERVER
 
 POLL_S = 2.0
 AWAY_POLL_S = 5.0
 CALL_TIMEOUT_S = 15.0
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 Answer = TypeVar("Answer")
 log = logging.getLogger("sppo_ray.api")
 
@@ -81,7 +81,7 @@ class RayJobs:
     async def refresh(self) -> None:
         """Take the list again. Does not raise: `jobs` becomes None when Ray does not answer."""
         try:
-            details = await self._in_thread(lambda client: client.list_jobs())
+            jobs = await self._in_thread(_training_jobs)
         except ApiProblem as problem:
             if self.trouble != problem.detail:
                 log.warning("%s", problem.detail)
@@ -90,7 +90,7 @@ class RayJobs:
             if self.jobs is None:
                 log.info("Ray's job server answers at %s", self.address)
                 self.trouble = ""
-            self.jobs = {job.submission_id: _ray_job(job) for job in details if job.submission_id and is_training(job.entrypoint)}
+            self.jobs = jobs
 
     async def _poll(self) -> None:
         while True:
@@ -114,7 +114,8 @@ class RayJobs:
 
         future = asyncio.get_running_loop().run_in_executor(self._threads, act)
         try:
-            return await asyncio.wait_for(future, 2 * CALL_TIMEOUT_S)
+            async with asyncio.timeout(2 * CALL_TIMEOUT_S):  # wait_for may swallow a cancellation (Python 3.11)
+                return await future
         except ApiProblem:
             raise
         except (TimeoutError, ConnectionError, OSError) as error:
@@ -122,6 +123,12 @@ class RayJobs:
             raise ray_down(f"Ray's job server at {self.address} does not answer ({type(error).__name__})") from error
         except RuntimeError as error:  # how Ray's client reports an answer that is no success
             raise _refused(str(error)) from error
+        except Exception as error:  # boundary: an answer that Ray's client cannot make sense of; the poller outlives it
+            log.error("Ray's job server at %s gave an answer that is none", self.address, exc_info=error)
+            raise ray_down(
+                f"Ray's job server at {self.address} gave an answer that is none ({type(error).__name__}): "
+                "check --ray-address, and that its Ray is of this release; the log of this server says more"
+            ) from error
 
     def _connected(self) -> Any:
         with self._client_lock:
@@ -155,6 +162,12 @@ def _refused(message: str) -> ApiProblem:
     return ray_down("Ray's job server failed on this request (the log of this server says why)")
 
 
+def _training_jobs(client: Any) -> dict[str, RayJob]:
+    """By submission id."""
+    details = [job for job in client.list_jobs() if job.submission_id and is_training(job.entrypoint)]
+    return {job.submission_id: _ray_job(job) for job in details}
+
+
 def _ray_job(details: Any) -> RayJob:
     return RayJob(
         submission_id=details.submission_id,
@@ -172,4 +185,4 @@ def job_server_address(given: str | None) -> str:
     if given:
         return given
     from_environment = os.environ.get("RAY_ADDRESS", "")
-    return from_environment if from_environment.startswith(("http://", "https://")) else DEFAULT_ADDRESS
+    return from_environment if from_environment.startswith(("http://", "https://")) else JOB_SERVER

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-import stat
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 
 import yaml
 
+from sppo_ray.api.run_files import NO_FILE, RunFile, Stamp, names_in
 from sppo_ray.api.schemas import RUN_NAME
+from sppo_ray.trainer.metrics import METRICS
 from sppo_ray.trainer.rundir import LOCK
 
 SUBMISSION = "submission.json"  # written by the server before Ray is asked; what a run is until its trainer begins
@@ -32,9 +34,9 @@ _WATCHED = (
 )  # fmt: skip
 _NAME = re.compile(RUN_NAME)
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
-_LOCK_HOLDER = re.compile(r"pid (\d+) on (\S+)")
+_LOCK_HOLDER = re.compile(r"pid (\d{1,9}) on (\S+)")
 
-Signature = tuple[tuple[int, int], ...]
+Signature = tuple[Stamp, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +82,15 @@ class RunRecord:
     @property
     def submission_id(self) -> str | None:
         """Ray's id of the newest start: the server's record is older or newer than the trainer's own, whichever started last."""
-        asked, began = self.submission.get("created"), self.job.get("started")
-        if self.submission.get("submission_id") and (began is None or (_is_number(asked) and asked > began)):
-            return str(self.submission["submission_id"])
-        return self.job.get("submission_id")
+        submitted, own = _text(self.submission.get("submission_id")), _text(self.job.get("submission_id"))
+        asked, began = number(self.submission.get("created")), number(self.job.get("started"))
+        is_newer = began is None or (asked is not None and asked > began)
+        return submitted if submitted and is_newer else own
 
     @property
     def waits_for_trainer(self) -> bool:
         """Submitted, and the trainer of that submission has not begun."""
-        wanted = self.submission.get("submission_id")
+        wanted = _text(self.submission.get("submission_id"))
         return wanted is not None and wanted == self.submission_id and self.job.get("submission_id") != wanted
 
 
@@ -109,12 +111,15 @@ def has_run(root: Path, name: str) -> bool:
 
 
 def is_run_directory(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("status.json", "config.yaml", JOB, SUBMISSION, "metrics.jsonl"))
+    """Whether a run began there. A directory that may not be looked into, such as another user's, is none."""
+    return any(
+        RunFile(path, name).stamp() != NO_FILE for name in ("status.json", "config.yaml", JOB, SUBMISSION, "metrics.jsonl")
+    )
 
 
 def signature_of(path: Path) -> Signature:
     """Changes whenever one of the files that make up a record does."""
-    return tuple(_stamp(path / name) for name in _WATCHED)
+    return tuple(RunFile(path, name).stamp() for name in _WATCHED)
 
 
 def read_record(path: Path, previous: RunRecord | None = None) -> RunRecord:
@@ -129,30 +134,30 @@ def read_record(path: Path, previous: RunRecord | None = None) -> RunRecord:
     return RunRecord(
         path=path,
         signature=signature,
-        status=_json_object(path / "status.json"),
-        job=_json_object(path / JOB),
-        submission=_json_object(path / SUBMISSION),
-        summary=previous.summary if previous and unchanged("summary.json") else _json_object(path / "summary.json"),
-        last_step=previous.last_step if previous and unchanged("metrics.jsonl") else last_training_row(path / "metrics.jsonl"),
+        status=json_object(RunFile(path, "status.json")),
+        job=json_object(RunFile(path, JOB)),
+        submission=json_object(RunFile(path, SUBMISSION)),
+        summary=previous.summary if previous and unchanged("summary.json") else json_object(RunFile(path, "summary.json")),
+        last_step=previous.last_step if previous and unchanged("metrics.jsonl") else last_training_row(path),
         config=previous.config if previous and unchanged("config.yaml") and unchanged(SUBMISSION) else _config_facts(path),
-        lock=_lock_holder(path / LOCK),
-        checkpoints=previous.checkpoints if previous and unchanged("checkpoints") else _checkpoints(path / "checkpoints"),
+        lock=_lock_holder(RunFile(path, LOCK)),
+        checkpoints=previous.checkpoints if previous and unchanged("checkpoints") else _checkpoints(path),
         commands=_commands(path),
-        config_time=now["config.yaml"][0] / 1e9 or None,
+        config_time=now["config.yaml"][1] / 1e9 or None,
     )
 
 
 def last_training_row(path: Path) -> Mapping[str, Any]:
     """The newest row that a training step wrote (an evaluation's has no seconds/step), from the end of the file alone."""
     try:
-        with path.open("rb") as file:
+        with RunFile(path, METRICS).open() as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]  # the last piece is empty, or torn
     except OSError:
         return {}
     for line in reversed(lines):
-        row = _parse_object(line)
+        row = parse_object(line) or {}
         if "seconds/step" in row or "reward/mean" in row:
             return row
     return {}
@@ -160,7 +165,7 @@ def last_training_row(path: Path) -> Mapping[str, Any]:
 
 def _config_facts(path: Path) -> ConfigFacts:
     for name in ("config.yaml", SUBMITTED_CONFIG):
-        tree = load_yaml(path / name)
+        tree = load_yaml(RunFile(path, name))
         if tree:
             return ConfigFacts(
                 name=_text(tree.get("name")),
@@ -173,23 +178,42 @@ def _config_facts(path: Path) -> ConfigFacts:
     return ConfigFacts()
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(file: RunFile) -> dict[str, Any]:
+    """Empty where there is nothing to be read."""
     try:
-        tree = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        tree = yaml.load(file.read(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except Exception:  # boundary: on foreign text PyYAML's constructors raise whatever they stumble over, not YAMLError alone
         return {}
     return tree if isinstance(tree, dict) else {}
 
 
-def _checkpoints(root: Path) -> tuple[Mapping[str, Any], ...]:
+def json_object(file: RunFile) -> dict[str, Any]:
+    """Empty where there is nothing to be read."""
+    try:
+        return parse_object(file.read()) or {}
+    except OSError:
+        return {}
+
+
+def parse_object(data: bytes) -> dict[str, Any] | None:
+    """None for what is no JSON object, or is nested without end."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _checkpoints(path: Path) -> tuple[Mapping[str, Any], ...]:
     found = []
-    for manifest in root.glob("step-*/manifest.json"):
-        match = _CHECKPOINT.fullmatch(manifest.parent.name)
-        content = _json_object(manifest)
+    for name in names_in(path, "checkpoints"):
+        match = _CHECKPOINT.fullmatch(name)
+        manifest = RunFile(path, f"checkpoints/{name}/manifest.json")
+        content = json_object(manifest) if match else {}
         if match and content:
             files = content.get("files")
             sizes = [_size_of(entry) for entry in files.values()] if isinstance(files, dict) else []
-            found.append({"step": int(match[1]), "time": _stamp(manifest)[0] / 1e9, "bytes": sum(sizes)})
+            found.append({"step": int(match[1]), "time": manifest.stamp()[1] / 1e9, "bytes": sum(sizes)})
     return tuple(sorted(found, key=lambda checkpoint: checkpoint["step"]))
 
 
@@ -200,49 +224,22 @@ def _size_of(entry: Any) -> int:
 
 def _commands(path: Path) -> tuple[Mapping[str, Any], ...]:
     """The newest commands with their outcome; those in the inbox are still waiting."""
-    waiting = [(name, path / CONTROL_INBOX / name) for name in _names(path / CONTROL_INBOX)]
-    done = [(name, path / CONTROL_DONE / name) for name in _names(path / CONTROL_DONE)[-SHOWN_COMMANDS:]]
+    waiting = [(name, RunFile(path, f"{CONTROL_INBOX}/{name}")) for name in _command_names(path, CONTROL_INBOX)]
+    done = [(name, RunFile(path, f"{CONTROL_DONE}/{name}")) for name in _command_names(path, CONTROL_DONE)[-SHOWN_COMMANDS:]]
     newest = sorted({**dict(waiting), **dict(done)}.items())[-SHOWN_COMMANDS:]
-    return tuple(command for _, file in newest if (command := _json_object(file)))
+    return tuple(command for _, file in newest if (command := json_object(file)))
 
 
-def _names(folder: Path) -> list[str]:
+def _command_names(path: Path, folder: str) -> list[str]:
+    return [name for name in names_in(path, folder) if name.endswith(".json") and not name.startswith(".")]
+
+
+def _lock_holder(lock: RunFile) -> LockHolder | None:
     try:
-        return sorted(name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith("."))
-    except OSError:
-        return []
-
-
-def _lock_holder(path: Path) -> LockHolder | None:
-    try:
-        match = _LOCK_HOLDER.search(path.read_text(encoding="utf-8", errors="replace"))
-        return LockHolder(int(match[1]), match[2], path.stat().st_mtime) if match else None
+        match = _LOCK_HOLDER.search(lock.read().decode(errors="replace"))
     except OSError:
         return None
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        return _parse_object(path.read_bytes())
-    except OSError:
-        return {}
-
-
-def _parse_object(data: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return (0, -1)
-    # A directory's size says nothing; its time changes whenever an entry comes or goes.
-    return (found.st_mtime_ns, 0 if stat.S_ISDIR(found.st_mode) else found.st_size)
+    return LockHolder(int(match[1]), match[2], lock.stamp()[1] / 1e9) if match else None
 
 
 def _child(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -254,5 +251,12 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def number(value: Any) -> float | None:
+    """`value` as a float; None for what is no finite number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return found if math.isfinite(found) else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from sppo_ray.api.problems import ApiProblem
+from sppo_ray.api.run_files import RunFile, names_in
 from sppo_ray.api.schemas import Sample, SamplePage
 from sppo_ray.errors import UserError
 
@@ -21,19 +23,19 @@ def sample_page(run_dir: Path, *, step: int | None, sort: Sort, descending: bool
 
     Raises ApiProblem (404) when the run recorded no such step, or its file cannot be read.
     """
-    from sppo_ray.data.trajectory_log import read_step, steps
+    from sppo_ray.data.trajectory_log import FOLDER, steps_among
 
-    recorded = steps(run_dir)
+    recorded = steps_among(names_in(run_dir, FOLDER))
     if not recorded:
         raise ApiProblem(404, "no samples are recorded yet (logging.trajectories, one file a step)", kind="no-samples")
     wanted = recorded[-1] if step is None else step
     if wanted not in set(recorded):
         raise ApiProblem(404, f"no samples of step {wanted}: recorded are {recorded[0]} to {recorded[-1]}", kind="no-samples")
     try:
-        order = _order(read_step(run_dir, wanted, columns=[_key_column(sort)]), sort, descending)
+        order = _order(_read(run_dir, wanted, [_key_column(sort)]), sort, descending)
         chosen = order[offset : offset + limit]
-        table = read_step(run_dir, wanted, columns=_COLUMNS).take(chosen)
-    except UserError as error:
+        table = _read(run_dir, wanted, _COLUMNS).take(chosen)
+    except (UserError, OSError) as error:
         raise ApiProblem(
             404, f"the samples of step {wanted} cannot be read: {error}".replace(str(run_dir), "."), kind="no-samples"
         ) from None
@@ -46,6 +48,14 @@ def sample_page(run_dir: Path, *, step: int | None, sort: Sort, descending: bool
         items=[_sample(index, row) for index, row in zip(chosen.to_pylist(), table.to_pylist(), strict=True)],
         next_cursor=str(offset + limit) if more else None,
     )
+
+
+def _read(run_dir: Path, step: int, columns: Sequence[str]) -> Any:
+    from sppo_ray.data.trajectory_log import file_name, read_table
+
+    name = file_name(step)
+    with RunFile(run_dir, name).open() as file:
+        return read_table(run_dir / name, file, columns)
 
 
 def _key_column(sort: Sort) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from sppo_ray.api.index import JobIndex
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.ray_jobs import RayJobs
 from sppo_ray.api.settings import ApiSettings
-from sppo_ray.api.shield import ADMITTED, CALLER
+from sppo_ray.api.shield import ADMITTED, CALLER, SHARE
 from sppo_ray.api.tokens import Caller
 
 _bearer = HTTPBearer(
@@ -24,34 +25,54 @@ _bearer = HTTPBearer(
 
 
 class Streams:
-    """Counts open streams, so that nobody can open them without end."""
+    """Counts open streams, so that nobody can open them without end, nor one caller take all of them."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.open = 0
+    def __init__(self, most: int, most_per_caller: int) -> None:
+        self._most, self._most_per_caller = most, most_per_caller
+        self._open: Counter[str] = Counter()  # by whose share they are
+
+    @property
+    def open(self) -> int:
+        return self._open.total()
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
+    def one(self, share: str) -> Iterator[None]:
         """A place for one stream. Raises ApiProblem (429) when all are taken."""
-        self.require_free()
-        self.open += 1
+        self.require_free(share)
+        self._open[share] += 1
         try:
             yield
         finally:
-            self.open -= 1
+            self._open[share] -= 1
+            if not self._open[share]:
+                del self._open[share]
 
-    def require_free(self) -> None:
+    def require_free(self, share: str) -> None:
+        if self._open[share] >= self._most_per_caller:
+            raise _too_many(f"you have {self._most_per_caller}", "--max-streams-per-caller")
         if self.open >= self._most:
-            detail = f"{self._most} event and log streams are open: close one, or raise --max-streams"
-            raise ApiProblem(429, detail, kind="too-many-streams", headers={"Retry-After": "10"})
+            raise _too_many(f"all callers together have {self._most}", "--max-streams")
 
-    async def counted(self, chunks: AsyncIterator[bytes], is_admitted: Callable[[], bool]) -> AsyncIterator[bytes]:
+    async def counted(self, chunks: AsyncIterator[bytes], visit: Visit) -> AsyncIterator[bytes]:
         """`chunks` for as long as the caller's token is good: a revoked one gets nothing more."""
-        with self.one():
+        with self.one(visit.share):
             async for chunk in chunks:
-                if not is_admitted():
+                if not visit.is_admitted():
                     return
                 yield chunk
+
+
+def _too_many(what: str, setting: str) -> ApiProblem:
+    detail = f"{what} event and log streams open: close one, or raise {setting}"
+    return ApiProblem(429, detail, kind="too-many-streams", headers={"Retry-After": "10"})
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request, as an answer that takes long has to know it."""
+
+    share: str  # whose limits count
+    is_admitted: Callable[[], bool]  # whether the token is still good
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +95,8 @@ async def _viewer(request: Request, _: Annotated[object, Security(_bearer)]) -> 
     return caller
 
 
-async def _admitted(request: Request) -> Callable[[], bool]:
-    return request.scope[ADMITTED]
+async def _visit(request: Request) -> Visit:
+    return Visit(request.scope[SHARE], request.scope[ADMITTED])
 
 
 async def _operator(caller: Annotated[Caller, Depends(_viewer)]) -> Caller:
@@ -98,4 +119,4 @@ DIGITS = BeforeValidator(_digits)  # behind Query(), or the document would not k
 Ours = Annotated[Services, Depends(_services)]
 Viewer = Annotated[Caller, Depends(_viewer)]
 Operator = Annotated[Caller, Depends(_operator)]
-Admitted = Annotated[Callable[[], bool], Depends(_admitted)]
+Visiting = Annotated[Visit, Depends(_visit)]

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sppo_ray.settings import PositiveInt, Settings
+
+JOB_SERVER = "http://127.0.0.1:8265"  # of a head on this machine
 
 
 class ApiSettings(Settings):
@@ -35,8 +37,18 @@ class ApiSettings(Settings):
     """Requests that one token (or one address without token) may make a second; 0 = no limit. Bursts are three times that."""
     max_streams: PositiveInt = 256
     """Open event and log streams."""
+    max_streams_per_caller: PositiveInt = 64
+    """Of these, what one token (or one address without token) may have open."""
     refresh_s: Annotated[float, Field(ge=0)] = 1.0
     """How old an answer may be: run directories are looked at again after that."""
+
+    @field_validator("ray_address")
+    @classmethod
+    def _names_a_job_server(cls, address: str | None) -> str | None:
+        """Ray takes an address without a scheme for that of a cluster, and waits for it without a word."""
+        if address is not None and not address.startswith(("http://", "https://")):
+            raise ValueError(f"{address!r} is no URL of a job server: write it with http:// or https://, e.g. {JOB_SERVER}")
+        return address
 
     @property
     def is_loopback(self) -> bool:

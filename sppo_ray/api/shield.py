@@ -20,6 +20,7 @@ from sppo_ray.api.tokens import LOCAL, TokenStore
 
 CALLER = "sppo_ray.caller"
 ADMITTED = "sppo_ray.admitted"
+SHARE = "sppo_ray.share"
 UNSAFE_METHODS = {"POST", "PUT", "PATCH", "DELETE"}
 UNLIMITED_PATHS = {"/healthz", "/readyz"}  # a probe that is turned away restarts the server
 CONTENT_SECURITY_POLICY = (
@@ -40,7 +41,7 @@ SAFE_HEADERS = {
 class Shield:
     """Sets `scope[CALLER]` to who asks (`tokens.Caller`; None = no valid token) and lets through what may pass.
 
-    `scope[ADMITTED]()` says whether the token is still good, for answers that take long.
+    `scope[ADMITTED]()` says whether the token is still good, for answers that take long; `scope[SHARE]` whose limits count.
     """
 
     def __init__(self, app: ASGIApp, *, settings: ApiSettings, tokens: TokenStore) -> None:
@@ -57,6 +58,7 @@ class Shield:
         headers = Headers(scope=scope)
         token = _bearer_token(headers)
         scope[CALLER] = self._tokens.caller(token)
+        scope[SHARE] = share_of(scope)
         scope[ADMITTED] = lambda: self._tokens.caller(token) is not None
         refusal = self._refusal(scope, headers)
         if refusal is not None:
@@ -79,7 +81,7 @@ class Shield:
         if length.isdigit() and int(length) > self._settings.max_body_bytes:
             return 413, self._too_large(), None
         if scope["path"] not in UNLIMITED_PATHS:
-            wait = self._limiter.wait_s(_bucket(scope))
+            wait = self._limiter.wait_s(scope[SHARE])
             if wait > 0:
                 return 429, f"too many requests: wait {wait:.2f} s", {"Retry-After": str(math.ceil(wait))}
         return None
@@ -88,7 +90,10 @@ class Shield:
         origin = headers.get("origin")
         if origin is None or origin in self._settings.cors_origins:
             return True  # browsers always name it where it matters; other clients have no reason to
-        return urlsplit(origin).netloc == headers.get("host", "")
+        try:
+            return urlsplit(origin).netloc == headers.get("host", "")
+        except ValueError:  # no URL, such as http://[x
+            return False
 
     def _bounded(self, receive: Receive) -> Receive:
         seen = 0
@@ -120,7 +125,11 @@ def _with_safe_headers(send: Send) -> Send:
 
 
 def _host_of(host: str) -> str:
-    return urlsplit(f"//{host}").hostname or ""
+    """Without its port; "" for what is no host."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _bearer_token(headers: Headers) -> str | None:
@@ -128,8 +137,9 @@ def _bearer_token(headers: Headers) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def _bucket(scope: Scope) -> str:
-    """A known caller has a share of its own, wherever it comes from; the unknown share that of their address."""
+def share_of(scope: Scope) -> str:
+    """Whose share of requests and streams it is: a known caller has one of its own, wherever it comes from; the unknown share
+    that of their address."""
     caller = scope[CALLER]
     address = (scope.get("client") or ("-",))[0]
     return f"address {address}" if caller is None or caller == LOCAL else f"token {caller.name}"

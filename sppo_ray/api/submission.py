@@ -21,7 +21,8 @@ import yaml
 
 from sppo_ray.api.confinement import allowed_path, confined
 from sppo_ray.api.problems import ApiProblem
-from sppo_ray.api.records import OUTPUT, SUBMISSION, SUBMITTED_CONFIG
+from sppo_ray.api.records import OUTPUT, SUBMISSION, SUBMITTED_CONFIG, parse_object
+from sppo_ray.api.run_files import RunFile
 from sppo_ray.api.schemas import FieldError, JobRequest
 from sppo_ray.api.settings import ApiSettings
 from sppo_ray.config import RunConfig
@@ -74,12 +75,26 @@ def _continued(request: JobRequest, settings: ApiSettings, *, by: str) -> Submis
     if request.run_name is None or request.recipe or request.config or request.overrides or request.seed is not None:
         raise _invalid("body.resume", "a run is continued as it was: give run_name and nothing else")
     run_dir = settings.runs / request.run_name
-    if run_dir.is_symlink() or not RunDir(run_dir).config.is_file():
-        raise ApiProblem(404, f"there is no run {request.run_name!r} to continue", kind="unknown-job")
-    write_atomically(run_dir / SUBMITTED_CONFIG, RunDir(run_dir).config.read_bytes())
-    before = json.loads((run_dir / SUBMISSION).read_bytes()) if (run_dir / SUBMISSION).is_file() else {}
+    try:
+        config = RunFile(run_dir, RunDir(run_dir).config.name).read()
+    except FileNotFoundError:
+        raise ApiProblem(404, f"there is no run {request.run_name!r} to continue", kind="unknown-job") from None
+    before = _submitted_before(run_dir)
+    write_atomically(run_dir / SUBMITTED_CONFIG, config)
     submission_id = f"{request.run_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return _recorded(run_dir, submission_id, settings, request, by=by, recipe=before.get("recipe", "config"))
+
+
+def _submitted_before(run_dir: Path) -> Mapping[str, Any]:
+    """Empty for a run that no server submitted. Raises ApiProblem (409) for a record that cannot be read."""
+    try:
+        record = parse_object(RunFile(run_dir, SUBMISSION).read())
+    except FileNotFoundError:
+        return {}
+    if record is None or not isinstance(record.get("recipe", ""), str):
+        what = f"{SUBMISSION} of run {run_dir.name!r} is damaged: remove that file from its directory, then resume again"
+        raise ApiProblem(409, what, kind="damaged-record")
+    return record
 
 
 def _recorded(

@@ -10,9 +10,9 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from sppo_ray.errors import DiskFull, UserError, is_disk_full
 from sppo_ray.types import GreedyBaseline, Prompt, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
 
+FOLDER = "trajectories"
 SCHEMA_VERSION = 3
 _WITHOUT_MINIBATCH = "2"  # the version before, read all the same
 _VERSION_KEY = b"sppo_ray.trajectory_schema"
@@ -135,8 +136,13 @@ def read_step(run_dir: Path, step: int, columns: Sequence[str] | None = None) ->
         there = steps(run_dir)
         known = f"recorded are {there[0]} to {there[-1]}" if there else "the run recorded none (logging.trajectories)"
         raise UserError(f"{path}: no trajectories of step {step}; {known}")
+    return read_table(path, path, columns)
+
+
+def read_table(path: Path, source: Path | BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
+    """What `source`, the file at `path` or a handle on it, holds. Raises UserError when it is damaged or of another schema."""
     try:
-        table = pq.ParquetFile(path).read(columns=None if columns is None else list(columns))
+        table = pq.ParquetFile(source).read(columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}): the file is damaged, restore it or take another step") from None
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
@@ -150,12 +156,21 @@ def read_step(run_dir: Path, step: int, columns: Sequence[str] | None = None) ->
 
 def steps(run_dir: Path) -> list[int]:
     """The recorded steps, ascending."""
-    found = (_FILE.fullmatch(path.name) for path in (run_dir / "trajectories").glob("step-*.parquet"))
-    return sorted(int(match.group(1)) for match in found if match)
+    return steps_among(path.name for path in (run_dir / FOLDER).glob("step-*.parquet"))
+
+
+def steps_among(names: Iterable[str]) -> list[int]:
+    """The steps whose files are called so, ascending."""
+    return sorted(int(match.group(1)) for match in map(_FILE.fullmatch, names) if match)
+
+
+def file_name(step: int) -> str:
+    """Below the run directory."""
+    return f"{FOLDER}/step-{step:06d}.parquet"
 
 
 def _path(run_dir: Path, step: int) -> Path:
-    return run_dir / "trajectories" / f"step-{step:06d}.parquet"
+    return run_dir / file_name(step)
 
 
 def _row(step: int, minibatch: int, sample: TrainingSample, learner_version: int) -> dict[str, Any]:

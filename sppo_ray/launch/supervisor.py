@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from sppo_ray.config import RecoverySettings
+from sppo_ray.launch.job import SUPERVISOR
 from sppo_ray.trainer.recovery import Recovery
 from sppo_ray.trainer.rundir import RunDir
 
@@ -49,6 +52,7 @@ class Supervisor:
         self._recovery = Recovery(RecoverySettings(max_restarts=restarts, backoff_s=backoff_s))
         self._process: subprocess.Popen[bytes] | None = None
         self._asked = threading.Event()  # to end
+        self._id = secrets.token_hex(8)
 
     def run(self, *, resume: bool) -> int:
         """The exit code of the run's last process; 128 + N for one that died of signal N."""
@@ -72,7 +76,9 @@ class Supervisor:
 
     def _one(self, resume: bool) -> int:
         # A session of its own: Ctrl-C reaches the supervisor alone, which passes it on once.
-        self._process = subprocess.Popen(self._command(resume), start_new_session=True, preexec_fn=_die_with_parent)
+        self._process = subprocess.Popen(
+            self._command(resume), start_new_session=True, preexec_fn=_die_with_parent, env=os.environ | {SUPERVISOR: self._id}
+        )
         if self._asked.is_set():  # asked before there was anybody to pass it on to
             self._process.terminate()
         return self._process.wait()

@@ -16,7 +16,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.launch.cluster import ray_session
 from sppo_ray.launch.crew import crew_of
 from sppo_ray.launch.incarnations import Ended, Incarnations, StartingPoint
-from sppo_ray.launch.job import write_job
+from sppo_ray.launch.job import job_start, write_job
 from sppo_ray.launch.materials import Materials, gather_materials
 from sppo_ray.launch.signals import EndSignals, Forced
 from sppo_ray.redaction import redact
@@ -58,8 +58,8 @@ def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
 def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
     recorder = None
     try:
+        is_stopped = _is_stopped(run_dir)  # before job.json names this start
         write_job(run_dir, config)
-        Inbox(run_dir.path).refuse_all("the run was not running when this was asked of it")
         skipped: list[str] = []
         start = _starting_point(config, run_dir, skipped.append)
         progress = make_progress(config.logging.progress, config.name)
@@ -74,6 +74,11 @@ def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
         run_dir.write_environment()
         for text in skipped:
             recorder.event("checkpoint-skipped", text, show=True)
+        if is_stopped:
+            recorder.event("control", "stop: was asked of this job before it was started again, and ends it", show=True)
+            state = TrainerState.initial() if start is None else start[1].restarted()
+            _conclude(config, run_dir, recorder, Ended(state, {}, stopped=True))
+            return EXIT_FINISHED
         with heartbeat(recorder.beat, recorder.news):
             materials = gather_materials(config, recorder.message)
             with ray_session(config) as nodes:
@@ -89,6 +94,20 @@ def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
         with contextlib.suppress(OSError):
             if recorder is not None:
                 recorder.close()
+
+
+def _is_stopped(run_dir: RunDir) -> bool:
+    """Whether this very job was told to stop before it crashed and was started again: the order still stands.
+
+    What was asked of an earlier job of the run is refused, for it was resumed since.
+    """
+    inbox, began = Inbox(run_dir.path), job_start(run_dir)
+    is_stopped = began is not None and inbox.stop_since(began)
+    for command in inbox.receive():
+        obeyed = is_stopped and command.kind == "stop"
+        why = "the run ends here" if obeyed else "the run was not running when this was asked of it"
+        inbox.answer(command, "done" if obeyed else "refused", why)
+    return is_stopped
 
 
 def _record_failure(recorder: Recorder, error: BaseException) -> None:

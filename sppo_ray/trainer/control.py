@@ -82,6 +82,15 @@ class Inbox:
     def answer(self, command: Command, outcome: Outcome, detail: str) -> None:
         self._conclude(self._under_way.pop(command.id), command.to_dict(), outcome, detail)
 
+    def stop_since(self, job_start: float) -> bool:
+        """Whether a stop lies here, or was answered at `job_start` or later: with yes or no, the run has not stopped."""
+        answered = [_answer(path) for path in self._done.glob("*.json")]
+        waiting = self.receive()
+        self._under_way.clear()  # none of them is answered yet
+        return any(command.kind == "stop" for command in waiting) or any(
+            answer.get("kind") == "stop" and answer.get("finished", 0.0) >= job_start for answer in answered
+        )
+
     def refuse_all(self, why: str) -> None:
         """Conclude whatever lies there, e.g. what was asked of an earlier incarnation of the run."""
         for command in self.receive():
@@ -106,6 +115,15 @@ class Inbox:
         answered = {**content, "outcome": outcome, "detail": detail, "finished": time.time()}
         write_atomically(self._done / name, json.dumps(finite_json(answered)) + "\n")
         (self._inbox / name).unlink(missing_ok=True)
+
+
+def _answer(path: Path) -> dict[str, Any]:
+    """Empty for what the inbox did not write."""
+    try:
+        content = json.loads(path.read_bytes())
+        return {"kind": content["kind"], "finished": float(content["finished"])}
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return {}
 
 
 def _parse(text: bytes) -> Command:

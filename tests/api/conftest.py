@@ -16,6 +16,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from sppo_ray import redaction
 from sppo_ray.api.app import create_app
 from sppo_ray.api.settings import ApiSettings
 from sppo_ray.api.tokens import add_token
@@ -25,6 +26,12 @@ NO_RAY = "http://127.0.0.1:9"  # the discard port: refused at once
 # A token of whoever runs the tests must not reach the servers and clients of the tests.
 for name in ("SPPO_RAY_API", "SPPO_RAY_API_TOKEN", "SPPO_RAY_API_TOKENS"):
     os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _look_for_secrets_again() -> None:
+    """A test's variables are not those of the test before, which may be a moment ago."""
+    redaction._values_in_environment.cache_clear()
 
 
 @pytest.fixture

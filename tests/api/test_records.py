@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
 from sppo_ray.api import following
-from sppo_ray.api.client import Event, parse_events
+from sppo_ray.api.client import Event, lines_of, parse_events
+from sppo_ray.api.run_files import RunFile
 from tests.api.run_directories import LiveRun, finished_run, waiting_submission
 from tests.api.test_jobs import problem
 
@@ -172,7 +177,7 @@ def test_too_many_streams_are_turned_away(make_server: Callable[..., TestClient]
     finished_run(runs, "done", steps=1)
     server = make_server(max_streams=1)
     services = server.app.state.services  # type: ignore[attr-defined]
-    with services.streams.one():
+    with services.streams.one("token olga"):
         response = server.get("/v1/jobs/done/events")
         problem(response, 429, "too-many-streams")
         assert response.headers["retry-after"] == "10"
@@ -181,29 +186,86 @@ def test_too_many_streams_are_turned_away(make_server: Callable[..., TestClient]
 
 
 def test_lines_come_in_bounded_pieces_and_a_torn_one_waits(tmp_path: Path) -> None:
-    path = tmp_path / "x"
+    path, file = tmp_path / "x", RunFile(tmp_path, "x")
     path.write_bytes(b"a\nbb\n" + b"c" * 300_000 + b"\nhalf")
-    piece = following.read_lines(path, following.Position(), size=4)
+    piece = following.read_lines(file, following.Position(), size=4)
     assert [line for _, line in piece.lines] == [b"a"]  # 4 bytes hold one whole line
     place = piece.lines[-1][0]
     assert place.offset == 2
     sizes = []
     while piece.lines:
-        piece = following.read_lines(path, place, size=4)
+        piece = following.read_lines(file, place, size=4)
         sizes += [len(line) for _, line in piece.lines]
         place = piece.lines[-1][0] if piece.lines else place
     assert sizes == [2, 300_000]
-    with path.open("ab") as file:
-        file.write(b" now whole\n")
-    assert [line for _, line in following.read_lines(path, place).lines] == [b"half now whole"]
+    with path.open("ab") as more:
+        more.write(b" now whole\n")
+    assert [line for _, line in following.read_lines(file, place).lines] == [b"half now whole"]
     assert following.Position.parse(str(place)) == place
 
 
 def test_a_tail_begins_at_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "x"
+    path, file = tmp_path / "x", RunFile(tmp_path, "x")
     path.write_bytes(b"1\n22\n333\n")
-    starts = [following.tail_position(path, lines).offset for lines in (0, 1, 2, 3, 99)]
+    starts = [following.tail_position(file, lines).offset for lines in (0, 1, 2, 3, 99)]
     assert starts == [9, 5, 2, 0, 0]
     path.write_bytes(b"1\n22\n333")
-    assert [following.tail_position(path, lines).offset for lines in (1, 2)] == [5, 2]
-    assert following.tail_position(tmp_path / "none", 5) == following.Position()
+    assert [following.tail_position(file, lines).offset for lines in (1, 2)] == [5, 2]
+    assert following.tail_position(RunFile(tmp_path, "none"), 5) == following.Position()
+
+
+def test_events_stay_json_whatever_is_blacked_out_in_them(server: TestClient, runs: Path) -> None:
+    run = LiveRun(runs, overrides=["--name=a\u2028b"])
+    run.recorder.event("note", 'bad config "api_key=abcdef" given')
+    run.recorder.event("note", 'password="hunter2"')
+    run.recorder.event("note", "one\u2028two\u0085three \U0001f600 hf_ABCDEFGHIJKLMNOP")
+    with (run.path / "events.jsonl").open("a") as file:
+        file.write("no JSON\n" + '{"a":' * 900 + "1" + "}" * 900 + "\n[]\n")
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('torn {\n{"step": 1, "reward/mean": NaN, "a\u2028": 1}\n')
+    run.finish()
+    response = server.get("/v1/jobs/first/events")
+    assert response.content.isascii()
+    events = list(parse_events(iter(response.text.splitlines())))
+    told = [event.data["message"] for event in events if event.kind == "event" and event.data["kind"] == "note"]
+    assert told == [
+        'bad config "api_key=[redacted]" given',
+        'password="[redacted]"',
+        "one\u2028two\x85three \U0001f600 [redacted]",
+    ]
+    assert [event.data for event in events if event.kind == "step"] == [{"step": 1, "reward/mean": None, "a\u2028": 1}]
+    assert events[0].data["name"] == "a\u2028b" and events[-1].kind == "end"
+
+
+def test_the_client_cuts_a_stream_into_lines_as_servers_send_them() -> None:
+    assert list(lines_of(iter(["a\u2028b\x85", "c\r\nd", "\n\n"]))) == ["a\u2028b\x85c", "d", ""]
+
+
+def test_a_long_answer_does_not_hold_up_the_others(make_server: Callable[..., TestClient], runs: Path) -> None:
+    """3,000 rows of 90 metrics, 1,000 lines of log: meanwhile the event loop goes on."""
+    run = finished_run(runs, "done", steps=1)
+    row = {f"metric/{i}": i / 7 for i in range(90)}
+    lines = (json.dumps({"step": step, "time": 1.0, "reward/mean": 0.5, **row}) for step in range(3000))
+    (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run.path / "output.log").write_text("step 1 reward 0.5, and what else there is to say\n" * 1000)
+    application = make_server(refresh_s=60.0).app
+    gaps: list[float] = []
+
+    async def beat() -> None:
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.001)
+            gaps.append(time.perf_counter() - began)
+
+    async def scene() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=application, client=("127.0.0.1", 5000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            await client.get("/v1/jobs/done")
+            beating = asyncio.create_task(beat())
+            answers = [await client.get(f"/v1/jobs/done/{what}") for what in ("metrics", "logs")]
+            beating.cancel()
+        return answers
+
+    metrics, log = asyncio.run(scene())
+    assert len(metrics.json()["rows"]) == 3000 and len(log.text.splitlines()) == 1000
+    assert max(gaps) < 0.25, f"the longest silence was {max(gaps):.2f} s"  # it was a second and more in one piece

@@ -185,3 +185,39 @@ def test_the_entrypoint_as_a_shell_runs_it(tmp_path: Path) -> None:
     assert out.decode().splitlines() == [str(arguments), "error", "last words"]
     assert log.read_text() == out.decode()
     assert not list(tmp_path.glob("**/hacked*"))
+
+
+def test_a_pattern_chooses_files_and_no_directories(runs: Path, tmp_path: Path) -> None:
+    shared, outside = tmp_path / "shared", tmp_path / "outside"
+    (shared / "data").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "x.jsonl").write_text("{}")
+    (shared / "data" / "a.jsonl").write_text("{}")
+    (shared / "link").symlink_to(outside)
+    allowed = ApiSettings(runs=runs, allow=(shared,))
+
+    def ask(path: str) -> JobRequest:
+        return JobRequest(recipe="quickstart", overrides={"data.train": [{"type": "jsonl", "path": path}]})
+
+    for inside in ("data", "data/*.jsonl", "data/[a].jsonl", "data/a.jsonl"):
+        assert checked_config(ask(inside), allowed).data.train[0].path == str(shared / inside)
+    for path in ("lin[k]/*.jsonl", "lin[k]/x.jsonl", "*/x.jsonl", "**/x.jsonl", "data/**", f"{shared}/lin[k]/*.jsonl"):
+        with pytest.raises(ApiProblem, match="chosen by a pattern") as caught:
+            checked_config(ask(path), allowed)
+        assert (caught.value.status, caught.value.kind) == (400, "path-outside")
+    (shared / "data" / "b.jsonl").symlink_to(outside / "x.jsonl")
+    for path in ("data", "data/*.jsonl", "data/b.jsonl"):
+        with pytest.raises(ApiProblem, match="outside what this server allows"):
+            checked_config(ask(path), allowed)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "\0", '{"recipe": 5}', "null"])
+def test_a_run_with_a_damaged_record_is_not_continued(runs: Path, text: str) -> None:
+    run = LiveRun(runs)
+    run.finish(status="stopped")
+    (run.path / "submission.json").write_text(text)
+    with pytest.raises(ApiProblem, match=r"submission.json of run 'first' is damaged: remove that file") as caught:
+        prepare(JobRequest(run_name="first", resume=True), ApiSettings(runs=runs), by="alice")
+    assert (caught.value.status, caught.value.kind) == (409, "damaged-record")
+    assert (run.path / "submission.json").read_text() == text
+    assert not (run.path / "submitted.yaml").exists()

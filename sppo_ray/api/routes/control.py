@@ -12,6 +12,7 @@ from sppo_ray.api.documents import JOB_EXAMPLE, answer, problems
 from sppo_ray.api.index import Entry
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.records import load_yaml
+from sppo_ray.api.run_files import RunFile
 from sppo_ray.api.schemas import FieldError, Job, JobPatch, JobState
 from sppo_ray.api.services import JobId, Operator, Ours
 from sppo_ray.trainer import control
@@ -76,7 +77,7 @@ def _running(entry: Entry) -> Path:
 
 
 def _check_bounds(run_dir: Path, wanted: int) -> None:
-    rollout: Any = load_yaml(run_dir / "config.yaml").get("rollout")
+    rollout: Any = load_yaml(RunFile(run_dir, "config.yaml")).get("rollout")
     rollout = rollout if isinstance(rollout, dict) else {}
     low, high = rollout.get("min_workers", 1), rollout.get("max_workers")
     if wanted < low or (high is not None and wanted > high):

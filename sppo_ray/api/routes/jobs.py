@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
 from sppo_ray.api import submission
 from sppo_ray.api.documents import JOB_EXAMPLE, answer, problems
 from sppo_ray.api.index import Entry
-from sppo_ray.api.problems import ApiProblem
+from sppo_ray.api.problems import ApiProblem, unknown_job
 from sppo_ray.api.ray_jobs import RayJobs
 from sppo_ray.api.schemas import Job, JobList, JobRequest, JobState
 from sppo_ray.api.services import DIGITS, JobId, Operator, Ours, Viewer
@@ -34,13 +35,13 @@ async def list_jobs(
         str | None, Query(max_length=100, description="Only those with this in their id, name, recipe or algorithm, in any case")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="Jobs at most"), DIGITS] = 50,
-    cursor: Annotated[str | None, Query(max_length=200, description="next_cursor of the page before")] = None,
+    cursor: Annotated[str | None, Query(max_length=500, description="next_cursor of the page before")] = None,
 ) -> Response:
     """Jobs by every door, newest first."""
     entries = [entry for entry in await ours.index.jobs() if (not state or entry.job.state in state) and _is_called(entry, name)]
     start = _after(entries, cursor) if cursor else 0
     page = entries[start : start + limit]
-    following = page[-1].job.id if start + limit < len(entries) else None
+    following = cursor_of(page[-1]) if start + limit < len(entries) else None
     head = JobList(jobs=[], next_cursor=following, total=len(entries), ray="up" if ours.ray.is_up else "down")
     # The jobs' JSON is kept with them: a page of 500 costs no serialisation.
     body = head.model_dump_json().encode().replace(b'"jobs":[]', b'"jobs":[' + b",".join(entry.body for entry in page) + b"]", 1)
@@ -86,7 +87,10 @@ async def delete_job(job_id: JobId, ours: Ours, caller: Operator) -> Response:
     if entry.job.submission_id is not None:
         await _forget(ours.ray, entry.job.submission_id)
     if entry.record is not None:
-        await asyncio.to_thread(_remove, entry.record.path)
+        try:
+            await asyncio.to_thread(_remove, entry.record.path)
+        except FileNotFoundError:  # somebody else was first
+            raise unknown_job(job_id) from None
     await ours.index.refresh()
     return Response(status_code=204)
 
@@ -138,10 +142,20 @@ def _is_called(entry: Entry, name: str | None) -> bool:
     return not name or any(name.casefold() in text.casefold() for text in names if text)
 
 
+def cursor_of(entry: Entry) -> str:
+    """Names a place in the order of the list, so that it stays good when its job leaves the list."""
+    created, job_id = entry.place
+    return f"{created!r},{job_id}"
+
+
 def _after(entries: Sequence[Entry], cursor: str) -> int:
-    """Index behind the job that the page before ended with. Raises ApiProblem (422) when there is none."""
-    for place, entry in enumerate(entries):
-        if entry.job.id == cursor:
-            return place + 1
-    detail: dict[str, Any] = {"kind": "invalid-request"}
-    raise ApiProblem(422, "query.cursor: that job is no longer in the list: begin again without a cursor", **detail)
+    """Index of the first job behind the place. Raises ApiProblem (422) for what is no cursor."""
+    created, comma, job_id = cursor.partition(",")
+    try:
+        behind = (float(created), job_id)
+    except ValueError:
+        behind = (math.nan, "")
+    if not comma or not math.isfinite(behind[0]):
+        detail = "query.cursor: not a next_cursor of this list: begin again without one"
+        raise ApiProblem(422, detail, kind="invalid-request")
+    return sum(entry.place >= behind for entry in entries)

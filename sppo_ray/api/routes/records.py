@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,16 +15,17 @@ from sse_starlette import EventSourceResponse
 from sppo_ray.api import events, logs, metrics_query, samples
 from sppo_ray.api.documents import answer, problems
 from sppo_ray.api.problems import ApiProblem
-from sppo_ray.api.records import SUBMITTED_CONFIG, load_yaml
+from sppo_ray.api.records import SUBMITTED_CONFIG, json_object, load_yaml
+from sppo_ray.api.run_files import RunFile, names_in
 from sppo_ray.api.schemas import Evaluations, MetricRows, RunSettings, SamplePage
-from sppo_ray.api.services import DIGITS, Admitted, JobId, Ours, Viewer
+from sppo_ray.api.services import DIGITS, JobId, Ours, Viewer, Visiting
 from sppo_ray.redaction import redact_tree
 from sppo_ray.trainer.jsonlines import finite_json
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["records"])
 PING_S = 15
 SEND_TIMEOUT_S = 60.0  # a client that takes nothing for so long is let go
-MAX_STEP = 2**53
+MAX_STEP = metrics_query.MAX_STEP
 ROWS_EXAMPLE = {"names": ["reward/mean"], "rows": [{"step": 1, "time": 1767225604.2, "reward/mean": 0.41}], "next_from": None}
 SAMPLE_EXAMPLE = {
     "step": 12, "first_step": 1, "last_step": 12, "total": 256, "next_cursor": "1",
@@ -80,8 +82,7 @@ async def metrics(
     if format == "arrow":
         stream = metrics_query.metric_stream(run_dir, names=name or (), first=first, last=last)
         return StreamingResponse(stream, media_type=metrics_query.ARROW)
-    rows = await asyncio.to_thread(metrics_query.metric_rows, run_dir, names=name or (), first=first, last=last, limit=limit)
-    return _json(rows.model_dump())
+    return await _json(lambda: dict(metrics_query.metric_rows(run_dir, names=name or (), first=first, last=last, limit=limit)))
 
 
 @router.get(
@@ -97,7 +98,7 @@ async def event_stream(
     job_id: JobId,
     ours: Ours,
     caller: Viewer,
-    is_admitted: Admitted,
+    visit: Visiting,
     last_event_id: Annotated[str | None, Header(max_length=200, description="Go on behind this event")] = None,
 ) -> Response:
     """Follow the job: everything recorded so far (or since Last-Event-ID), then what comes, until it has ended."""
@@ -105,8 +106,8 @@ async def event_stream(
     place = events.Place.parse(last_event_id)
     if await events.is_exhausted(entry, place):
         return Response(status_code=204)
-    ours.streams.require_free()
-    stream = ours.streams.counted(events.follow(ours.index, job_id, place), is_admitted)
+    ours.streams.require_free(visit.share)
+    stream = ours.streams.counted(events.follow(ours.index, job_id, place), visit)
     return EventSourceResponse(stream, ping=PING_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
 
 
@@ -119,15 +120,15 @@ async def log(
     job_id: JobId,
     ours: Ours,
     caller: Viewer,
-    is_admitted: Admitted,
+    visit: Visiting,
     tail: Annotated[int, Query(ge=0, le=100_000, description="Lines from the end"), DIGITS] = 1000,
     follow: Annotated[bool, Query(description="Go on until the job has ended")] = False,
 ) -> Response:
     """What the job printed, with secrets blacked out."""
     lines = await logs.log_of(ours.index, ours.ray, job_id, tail=tail, follow=follow)
     if follow:
-        ours.streams.require_free()
-        lines = ours.streams.counted(lines, is_admitted)
+        ours.streams.require_free(visit.share)
+        lines = ours.streams.counted(lines, visit)
     return StreamingResponse(lines, media_type="text/plain")
 
 
@@ -143,28 +144,27 @@ async def trajectories(
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,9}$", description="next_cursor of the page before")] = None,
 ) -> Response:
     """The samples of a step: prompt, response, reward and its reason, value, advantage; the most surprising first."""
-    page = await asyncio.to_thread(
-        samples.sample_page,
-        await _run_dir(ours, job_id),
-        step=step,
-        sort=sort,
-        descending=order == "desc",
-        limit=limit,
-        offset=int(cursor or 0),
-    )
-    return _json(page.model_dump())
+    run_dir, descending, offset = await _run_dir(ours, job_id), order == "desc", int(cursor or 0)
+
+    def page() -> dict[str, Any]:
+        found = samples.sample_page(run_dir, step=step, sort=sort, descending=descending, limit=limit, offset=offset)
+        return found.model_dump()
+
+    return await _json(page)
 
 
 @router.get("/evaluations", response_model=Evaluations, responses=answer(200, "By step", EVALUATIONS_EXAMPLE) | problems(404))
 async def evaluations(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
     """Every held-out evaluation in full, by step."""
-    return _json({"evaluations": await asyncio.to_thread(_evaluations, await _run_dir(ours, job_id))})
+    run_dir = await _run_dir(ours, job_id)
+    return await _json(lambda: {"evaluations": _evaluations(run_dir)})
 
 
 @router.get("/config", response_model=RunSettings, responses=answer(200, "The settings", CONFIG_EXAMPLE) | problems(404))
 async def config(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
     """The settings of the run, resolved, with secrets blacked out."""
-    return _json(await asyncio.to_thread(_settings, await _run_dir(ours, job_id)))
+    run_dir = await _run_dir(ours, job_id)
+    return await _json(lambda: _settings(run_dir))
 
 
 async def _run_dir(ours: Ours, job_id: str) -> Path:
@@ -177,26 +177,36 @@ async def _run_dir(ours: Ours, job_id: str) -> Path:
 
 
 def _evaluations(run_dir: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in sorted((run_dir / "evaluations").glob("step-*.json")):
-        try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError):  # forgotten by a run that was taken up again, or damaged
-            continue
-        if isinstance(content, dict):
-            found.append(content)
-    return found
+    """Those that can be read: one may be damaged, or forgotten by a run that was taken up again."""
+    names = [name for name in names_in(run_dir, "evaluations") if name.startswith("step-") and name.endswith(".json")]
+    return [content for name in names if (content := json_object(RunFile(run_dir, f"evaluations/{name}")))]
 
 
 def _settings(run_dir: Path) -> dict[str, Any]:
     import yaml
 
-    tree = load_yaml(run_dir / "config.yaml") or load_yaml(run_dir / SUBMITTED_CONFIG)
+    tree = load_yaml(RunFile(run_dir, "config.yaml")) or load_yaml(RunFile(run_dir, SUBMITTED_CONFIG))
     if not tree:
         raise ApiProblem(404, "the settings of this run are not written yet", kind="no-config")
     clean = redact_tree(json.loads(json.dumps(tree, default=str)))
     return {"yaml": yaml.safe_dump(clean, sort_keys=False, allow_unicode=True), "settings": clean}
 
 
-def _json(content: Any) -> Response:
-    return Response(json.dumps(finite_json(content), allow_nan=False), media_type="application/json")
+async def _json(make: Callable[[], Mapping[str, Any]]) -> Response:
+    """What `make` returns, made and written in a thread."""
+    body = await asyncio.to_thread(lambda: _written(make()))
+    return Response(body, media_type="application/json")
+
+
+def _written(content: Mapping[str, Any]) -> bytes:
+    """A long list item by item: one call for all of it would hold the interpreter, and with it the event loop, for seconds."""
+    parts = []
+    for name, value in content.items():
+        is_list = isinstance(value, list)
+        text = f"[{', '.join(_text_of(item) for item in value)}]" if is_list else _text_of(value)
+        parts.append(f"{json.dumps(name)}: {text}")
+    return f"{{{', '.join(parts)}}}".encode()
+
+
+def _text_of(item: Any) -> str:
+    return json.dumps(finite_json(item), allow_nan=False)
