@@ -55,7 +55,6 @@ def test_what_each_algorithm_asks_for(name: str, needs: str, critic: str, greedy
 
 def test_the_shared_settings_belong_to_every_algorithm() -> None:
     shared = [
-        "algorithm.ratio=sequence",
         "algorithm.loss_aggregation=constant",
         "algorithm.kl.coefficient=0.01",
         "algorithm.kl.estimator=k2",
@@ -64,8 +63,10 @@ def test_the_shared_settings_belong_to_every_algorithm() -> None:
         "algorithm.clip_high=0.28",
     ]
     for name, spec in ALGORITHMS.items():
-        algorithm: Any = quickstart(f"algorithm.type={name}", *shared, *(GROUPS if spec.needs == "group" else [])).algorithm
-        assert (algorithm.ratio, algorithm.loss_aggregation, algorithm.clip_high) == ("sequence", "constant", 0.28)
+        ratio = "token" if spec.critic == "token" else "sequence"  # what a critic says of each token would be lost
+        own = [f"algorithm.type={name}", f"algorithm.ratio={ratio}", *(GROUPS if spec.needs == "group" else [])]
+        algorithm: Any = quickstart(*own, *shared).algorithm
+        assert (algorithm.ratio, algorithm.loss_aggregation, algorithm.clip_high) == (ratio, "constant", 0.28)
         assert (algorithm.kl.coefficient, algorithm.kl.estimator, algorithm.overlong.buffer_tokens) == (0.01, "k2", 20)
 
 
