@@ -72,7 +72,7 @@ STUDIES: Mapping[str, Study] = {
         (
             "sppo",
             "sppo-n8-equal-tokens:sppo,data.prompts_per_step=32,data.samples_per_prompt=8",
-            "sppo-n8-equal-prompts:sppo,data.samples_per_prompt=8,data.minibatch_size=512",
+            "sppo-n8-equal-prompts:sppo,data.samples_per_prompt=8,data.minibatch_size=512,learner.optimizer.lr_warmup_steps=2",
             "grpo",
             "grpo-equal-prompts",
         ),
