@@ -183,7 +183,7 @@ def _method(report: Report) -> str:
         rule,
         "Intervals are 95 % percentile bootstraps over seeds (10,000 draws), for ratios with both arms drawn independently. With "
         "fewer than ten seeds they are too narrow; they do not hold the choice of held-out prompts, which all runs share.",
-        "A warm-up of the learning rate counts optimizer steps: an arm with larger and fewer steps spends more of its time in it, "
+        "A warm-up of the learning rate counts optimizer steps: an arm with larger, fewer steps spends more time in it, "
         "unless its overrides give it a shorter one.",
         "Every arm has the recipe's learning rates unless its overrides say otherwise: a fair verdict on two algorithms needs a "
         "sweep for each.",
