@@ -63,9 +63,10 @@ def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         if not (run_dir / "export" / "critic").is_dir():
             call("train", options.recipe, *common, *resume)
         call("calibrate", str(run_dir), "-k", str(options.k))
-    summary = json.loads((run_dir / "summary.json").read_text())
+    accuracy = json.loads((run_dir / "summary.json").read_text())["final_accuracy"]
+    trained_on = json.loads((run_dir / "environment.json").read_text())["commit"]
     return [
-        {"seed": seed, "prompts": name, "accuracy": summary["final_accuracy"], **figures_of(measured)}
+        {"seed": seed, "commit": trained_on, "prompts": name, "accuracy": accuracy, **figures_of(measured)}
         for name, measured in json.loads(result.read_text())["sets"].items()
     ]
 
