@@ -144,6 +144,8 @@ def _prompt_sets(options: argparse.Namespace, subject: Subject, critic: Exported
     data = subject.config.data
     encoder = PromptEncoder(load_tokenizer(subject.policy), critic.tokenizer, data)
     held_out = _load(data, encoder, options.prompts)
+    if options.data and subject.run is not None:
+        _refuse_trained(held_out, subject.run)
     if options.seen:
         sources = {"held_out": [data_source(text) for text in options.seen]}
         given = parse_settings(EvaluationData, data.model_dump() | sources, (), "--seen")
@@ -154,6 +156,19 @@ def _prompt_sets(options: argparse.Namespace, subject: Subject, critic: Exported
         why = "no prompts are known" if subject.run is None else "the run kept no trajectories"
         _report(f"{why} that the critic learned from: only held-out prompts are measured (--seen FILE adds others)")
     return {HELD_OUT: held_out} | ({SEEN: seen} if seen else {})
+
+
+def _refuse_trained(held_out: Sequence[Prompt], run_dir: Path) -> None:
+    """The run's own data was checked when it trained (`data.held_out_overlap`); files that come with --data were not."""
+    from sppo_ray.trainer.critic_measurement import trained_prompts
+
+    trained = trained_prompts(run_dir)
+    known = [prompt.id for prompt in held_out if prompt.critic_token_ids in trained]
+    if known:
+        raise UserError(
+            f"--data: the run trained on {len(known)} of these {len(held_out)} prompts, e.g. {known[0]}: on them a critic "
+            "looks better than it is; give other prompts, or give these with --seen"
+        )
 
 
 def _load(data: EvaluationData, encoder: PromptEncoder, most: int) -> list[Prompt]:

@@ -44,7 +44,7 @@ class Command:
 def send(run_dir: Path | str, kind: Kind, *, rollout_workers: int | None = None, by: str = "") -> str:
     """Put a command into the inbox of the run and return its id. It is applied when the trainer reads it: see `outcome_of`.
 
-    Raises UserError for a command that no run could obey, and when `run_dir` is no directory.
+    Raises UserError for a command that no run could obey, and when `run_dir` is no directory or its inbox a link.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -52,6 +52,9 @@ def send(run_dir: Path | str, kind: Kind, *, rollout_workers: int | None = None,
     command = Command(secrets.token_hex(8), kind, by, time.time(), rollout_workers)
     _require_sound(command)
     inbox = run_dir / INBOX
+    for folder in (inbox.parent, inbox):
+        if folder.is_symlink():  # the sender may be a server with more rights than who made the link
+            raise UserError(f"{folder} is a link: commands are only written below the run directory itself; remove the link")
     inbox.mkdir(parents=True, exist_ok=True)
     write_atomically(inbox / f"{time.time_ns()}-{command.id}.json", json.dumps(command.to_dict()) + "\n")
     return command.id

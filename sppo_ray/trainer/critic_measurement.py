@@ -96,6 +96,12 @@ def seen_prompts(run_dir: Path, count: int, seed: int) -> list[Prompt]:
     return list(found.values())
 
 
+def trained_prompts(run_dir: Path) -> set[tuple[int, ...]]:
+    """Every prompt of the run's recorded steps, as token ids of the critic. Raises UserError for a damaged trajectory file."""
+    tables = (read_step(run_dir, step, ["critic_prompt_ids"]) for step in steps(run_dir))
+    return {tuple(ids) for table in tables for ids in table["critic_prompt_ids"].to_pylist()}
+
+
 def table_text(sets: Sequence[MeasuredSet]) -> str:
     """The sets side by side, a line a figure with its 95 % interval, and the reliability bins below."""
     rows = [

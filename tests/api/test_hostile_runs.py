@@ -153,6 +153,18 @@ def test_nor_is_a_link_to_a_folder(server: TestClient, runs: Path, tmp_path: Pat
     other.close()
 
 
+def test_a_command_is_not_written_through_a_link(server: TestClient, runs: Path, tmp_path: Path) -> None:
+    run, elsewhere = LiveRun(runs), tmp_path / "elsewhere"
+    run.step()
+    elsewhere.mkdir()
+    assert not (run.path / "control").exists()
+    (run.path / "control").symlink_to(elsewhere)
+    for answer in (server.post("/v1/jobs/first/stop"), server.patch("/v1/jobs/first", json={"paused": True})):
+        assert "is a link" in problem(answer, 409, "no-inbox")["detail"]
+    assert not any(elsewhere.rglob("*"))
+    run.close()
+
+
 def test_the_directory_of_runs_may_be_a_link(make_server: Callable[..., TestClient], runs: Path, tmp_path: Path) -> None:
     finished_run(runs, "done", steps=1)
     (tmp_path / "link").symlink_to(runs)

@@ -82,6 +82,12 @@ def test_calibrate_measures_seen_and_held_out_prompts(run_dir: Path) -> None:
     assert (run_dir / "calibration" / "reliability.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_prompts_that_the_run_trained_on_do_not_pass_for_held_out(run_dir: Path) -> None:
+    done = sppo_ray("calibrate", str(run_dir), "--data", "running-sum:size=2000,max_operands=8", "--prompts", "2000")
+    assert done.returncode == 2 and "--data: the run trained on" in done.stderr and "--seen" in done.stderr, done.stderr
+    assert "of these 2000 prompts, e.g. running-sum" in done.stderr
+
+
 def test_the_map_of_a_run_gives_the_exported_critics_values(run_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "map.parquet"
     finished("map", str(run_dir), "--data", "running-sum:size=50,seed=1000000", "--out", str(out))

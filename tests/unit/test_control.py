@@ -71,6 +71,17 @@ def test_a_run_that_is_not_there_gets_no_command(tmp_path: Path) -> None:
         send(tmp_path / "nowhere", "pause")
 
 
+@pytest.mark.parametrize("link", ["control", "control/inbox"])
+def test_a_command_follows_no_link_out_of_the_run_directory(tmp_path: Path, link: str) -> None:
+    run_dir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (run_dir / link).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    (run_dir / link).symlink_to(elsewhere)
+    with pytest.raises(UserError, match="is a link"):
+        send(run_dir, "pause")
+    assert not any(elsewhere.rglob("*"))
+
+
 @pytest.mark.parametrize(
     "text",
     [

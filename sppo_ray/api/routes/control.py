@@ -15,6 +15,7 @@ from sppo_ray.api.records import load_yaml
 from sppo_ray.api.run_files import RunFile
 from sppo_ray.api.schemas import FieldError, Job, JobPatch, JobState
 from sppo_ray.api.services import JobId, Operator, Ours
+from sppo_ray.errors import UserError
 from sppo_ray.trainer import control
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["control"])
@@ -92,7 +93,10 @@ def _check_bounds(run_dir: Path, wanted: int) -> None:
 
 
 async def _send(run_dir: Path, kind: control.Kind, *, by: str, rollout_workers: int | None = None) -> None:
-    await asyncio.to_thread(control.send, run_dir, kind, rollout_workers=rollout_workers, by=by)
+    try:
+        await asyncio.to_thread(control.send, run_dir, kind, rollout_workers=rollout_workers, by=by)
+    except UserError as error:
+        raise ApiProblem(409, str(error), kind="no-inbox") from None
 
 
 async def _accepted(ours: Ours, job_id: str) -> Response:
