@@ -6,7 +6,7 @@ LunarLander and Hopper need the extra `control` (gymnasium). For every task and 
 --sweep-seeds seeds; the one with the largest mean success over training runs on the others, up to --seeds. That these seeds
 chose it flatters every arm, and one whose runs scatter widely more than others. Finished runs lie in --runs, and --resume takes a
 killed study up from there.
-Writes benchmarks/results/control-study.json and .png after each task, and prints the table as Markdown.
+Writes benchmarks/results/control-study.json, .md and .png after each task, and prints the table as Markdown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.paper import control_tasks
 from benchmarks.paper.control_learning import ARMS, Settings, train
-from benchmarks.paper.control_report import figures_of, markdown, row_of, save_plot, verdicts
+from benchmarks.paper.control_report import figures_of, markdown, page, row_of, save_plot, verdicts
 from benchmarks.report import RESULTS, write_result
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
@@ -183,12 +183,13 @@ def one_thread() -> None:
 
 
 def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Write the JSON and the plot of the tasks that are done."""
+    """Write the JSON, the plot and the page of the tasks that are done."""
     criteria = {row["env"]: " ".join(PROBLEMS[row["env"]].make.__doc__.split()) for row in rows}
     arms = {row["arm"]: asdict(ARMS[row["arm"]]) for row in rows}
     extra = {"verdicts": verdicts(rows), "criteria": criteria, "arms": arms, "table": markdown(rows).splitlines()}
     print(write_result(NAME, rows, [], extra), flush=True)
     save_plot(rows, RESULTS / f"{NAME}.png")
+    (RESULTS / f"{NAME}.md").write_text(page(rows, criteria, f"{NAME}.png"), encoding="utf-8")
 
 
 if __name__ == "__main__":

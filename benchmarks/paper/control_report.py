@@ -82,6 +82,30 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def page(rows: Sequence[Row], criteria: Mapping[str, str], plot: str) -> str:
+    """The report for readers. `criteria` say what success is, by task; `plot` is the file name of the figure."""
+    return "\n".join(
+        [
+            "# Control study: one advantage an episode against one a step",
+            "",
+            f"![Success against environment steps]({plot})",
+            "",
+            "Binary terminal reward, MLP policies; each arm at the best of three learning rates.",
+            "",
+            markdown(rows),
+            "",
+            "Mean success over training, with two standard errors:",
+            "",
+            *(f"- {sentence}" for sentence in verdicts(rows)),
+            "",
+            "## Success",
+            "",
+            *(f"- **{env}**: {text}" for env, text in criteria.items()),
+            "",
+        ]
+    )
+
+
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """A sentence for each task and token-level arm, against the arm `sequence`."""
     sequences = {row["env"]: row for row in rows if row["arm"] == "sequence"}

@@ -28,7 +28,7 @@ from benchmarks.paper.control_learning import (
     train,
     whiten,
 )
-from benchmarks.paper.control_report import figures_of, markdown, row_of, save_plot, verdict
+from benchmarks.paper.control_report import figures_of, markdown, page, row_of, save_plot, verdict
 from sppo_ray.algorithms import ppo
 
 SETTINGS = Settings(env_steps=1, episodes=2, learning_rate=1e-3, epochs=1, minibatches=1, hidden=8)
@@ -277,6 +277,8 @@ def test_the_table_and_the_verdict() -> None:
     # (0 + 0.8 + 0.9) / 3 is above 0.5 at the third update
     assert "| e | sequence | 0.001 | 0.000 | 1.000 +- 0.000 | 300 | 2/2 | 2/4 | 10 |" in markdown([good])
     assert "| never | 0/2 | 2/4 |" in markdown([bad])
+    text = page([good, bad], {"e": "The pole stands."}, "plot.png")
+    assert markdown([good, bad]) in text and "- e: sequence is ahead of token" in text and "- **e**: The pole stands." in text
 
 
 def test_a_finished_run_is_taken_up_only_with_equal_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
