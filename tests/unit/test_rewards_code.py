@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -314,6 +315,21 @@ def test_programs_die_with_their_verifier() -> None:
     assert sandboxed() == []
 
 
+def test_a_program_whose_verifier_ended_while_it_started_does_not_begin() -> None:
+    """SIGKILL for the parent's end is never sent when the parent has ended before it was asked for."""
+    start = f"""
+import sys; sys.path.insert(0, {str(Path(confine.__file__).parent)!r})
+import confine
+confine.confine(parent={os.getpid()} + PASSED, memory_mib=512, cpu_s=5, output_mib=1, readable=[])
+print("begins")
+"""
+    for passed, printed in (("0", "begins\n"), ("1", "")):
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", start.replace("PASSED", passed)], capture_output=True, text=True, timeout=60
+        )
+        assert (done.stdout, done.returncode) == (printed, 0 if printed else 1), done.stderr
+
+
 def sandboxed() -> list[psutil.Process]:
     alive = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
     return [p for p in alive if "program.main(" in " ".join(p.cmdline())]
@@ -324,7 +340,7 @@ import os, sys, types
 os.setgid(65534); os.setuid(65534)
 sys.path.insert(0, {folder!r})
 import confine
-confine.confine(memory_mib=512, cpu_s=5, output_mib=1, readable=[])
+confine.confine(parent=os.getppid(), memory_mib=512, cpu_s=5, output_mib=1, readable=[])
 refused = 0
 for attempt in ("import socket; socket.socket()", "import os; os.fork()", "open('/etc/passwd')", "open({folder!r} + '/x', 'w')",
                 "import os; os.kill(os.getppid(), 0)", "import os; open('/proc/%d/environ' % os.getppid())"):

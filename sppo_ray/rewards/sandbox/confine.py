@@ -45,13 +45,14 @@ class CannotConfine(Exception):
     """This machine lacks a wall; the message says which, and the remedy."""
 
 
-def confine(*, memory_mib: int, cpu_s: int, output_mib: int, readable: list[str]) -> None:
+def confine(*, parent: int, memory_mib: int, cpu_s: int, output_mib: int, readable: list[str]) -> None:
     """Confine this process, which must have a single thread, for ever. Raises CannotConfine.
 
-    `readable` are directories beside the Python installation that it may import from.
+    `parent` is the process that started it and with which it dies; `readable` are directories beside the Python installation
+    that it may import from.
     """
     _unshare()
-    _become_nobody()
+    _become_nobody(parent)
     _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     _limit(memory_mib, cpu_s, output_mib)
     if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
@@ -61,7 +62,10 @@ def confine(*, memory_mib: int, cpu_s: int, output_mib: int, readable: list[str]
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask for SIGKILL when the process that started this one ends. Must follow `confine`'s change of user, see below."""
+    """Ask for SIGKILL when the process that started this one ends. Must follow `confine`'s change of user, see below.
+
+    `parent` comes from that process: it may have ended while this one started, and then getppid names another.
+    """
     _LIBC.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
@@ -93,12 +97,11 @@ def _unshare() -> None:
             return
 
 
-def _become_nobody() -> None:
+def _become_nobody(parent: int) -> None:
     """From root to a user id of its own: limits bind root only in part, and root's other processes would be in reach.
 
     It keeps one right, to read whatever Landlock lets it: the installation may lie in a directory of root's.
     """
-    parent = os.getppid()
     if os.geteuid() == 0:
         nobody = _FIRST_USER_ID + os.getpid()
         _LIBC.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)

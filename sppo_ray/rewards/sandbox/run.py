@@ -191,6 +191,7 @@ def _process(
 def _rights(limits: Limits) -> dict[str, Any]:
     paths = sysconfig.get_paths()
     return {
+        "parent": os.getpid(),
         "memory_mib": limits.memory_mib,
         "cpu_s": int(limits.timeout_s) + 1,
         "output_mib": _OUTPUT_MIB,
