@@ -32,7 +32,7 @@ $(ENV): requirements/cpu.lock requirements/install.sh pyproject.toml
 train: $(ENV) ## train RECIPE (quickstart) with SEED (1) in RUN_DIR; ARGS="--loop.steps=20" overrides settings
 	@$(PY) -m sppo_ray train $(RECIPE) --run-dir $(RUN_DIR) --seed $(SEED) $(ARGS)
 
-test: $(ENV) ## the test suite, real Ray and vLLM included
+test: lint ## ruff, then the test suite, real Ray and vLLM included
 	@$(PY) -m pytest $(SIDE_BY_SIDE) -m "not cluster and not slow" $(ARGS)
 
 test-slow: $(ENV) ## what takes longer: every command and algorithm on real actors, the control plane end to end
@@ -50,13 +50,13 @@ chaos: $(ENV) ## the fault matrix on real runs, about a minute a cell; what is d
 soak: $(ENV) ## the quickstart for 15 minutes under a random kill every 20 s
 	@$(PY) -m tests.chaos.soak --work runs/soak --report benchmarks/results/soak.json $(ARGS)
 
-fuzz: $(ENV) ## 2,000 fuzzed requests against a real REST server with a Ray head
+fuzz: $(ENV) ## 2,000 fuzzed requests and 180 attacks against a real REST server with a Ray head
 	@$(PY) -m tests.api.fuzz $(ARGS)
 
 fuzz-rewards: $(ENV) ## 5,000 fuzzed answers against real verifier processes
 	@$(PY) -m tests.fuzz_rewards $(ARGS)
 
-lint: $(ENV) ## ruff
+lint: $(ENV) ## ruff: import order, code to 110 columns, prose to 100
 	@$(PY) -m ruff check .
 
 audit: .venv-audit/bin/pip-audit ## known vulnerabilities of the locked packages; needs the index; a package that it cannot look up fails it

@@ -1,4 +1,4 @@
-"""What a learner rank and a critic rank have in common: one process of a DeepSpeed group, its state and its export."""
+"""Base class of learner ranks and critic ranks: processes of a DeepSpeed group."""
 
 from __future__ import annotations
 
@@ -21,22 +21,39 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 from transformers import GenerationConfig
 
-from actors.deepspeed import TrainingEngine, join_group, learning_rate, load_data, open_store, reach_store
+from actors.deepspeed import (
+    TrainingEngine,
+    ZeroSharding,
+    effective_stage,
+    join_group,
+    learning_rate,
+    load_data,
+    open_store,
+    reach_store,
+)
 from actors.memory import peak_bytes
 from sppo_ray.config import ModelSettings
 from sppo_ray.errors import UserError
+from sppo_ray.file_digests import FileDigest, digest_folder
 from sppo_ray.models.tokenizers import load_tokenizer
 
 
 class TrainingRank(ABC):
     """Rank `rank` of `world_size` processes that train one model together.
 
-    Order of calls: `address` (rank 0), `setup` on all ranks at once, then the verbs, each on all ranks at once with
-    the same arguments but for its own shard, `close`.
+    Order of calls: `address` on rank 0, `setup` on all ranks, then the other methods, `close`. A
+    collective must be called on all ranks concurrently, with equal arguments except for the shard.
     """
 
     def __init__(
-        self, rank: int, world_size: int, settings: ModelSettings, *, model_path: str, total_updates: int, seed: int
+        self,
+        rank: int,
+        world_size: int,
+        settings: ModelSettings,
+        *,
+        model_path: str,
+        total_updates: int,
+        seed: int,
     ) -> None:
         self.rank = rank
         self.world_size = world_size
@@ -45,7 +62,8 @@ class TrainingRank(ABC):
         self.total_updates = total_updates
         self.seed = seed
         self.device = "cuda" if settings.gpus_per_rank > 0 else "cpu"
-        self.num_updates = 0  # of this run so far, skipped ones included: the position in the schedule
+        # number of updates, including skipped ones: the position in the schedule
+        self.num_updates = 0
         self.num_skipped = 0
         self._engine: TrainingEngine | None = None
         self._store: TCPStore | None = None  # rank 0's
@@ -57,15 +75,15 @@ class TrainingRank(ABC):
         return self._engine
 
     def address(self) -> tuple[str, int]:
-        """(IP of this node, port) of the store that the group meets at; rank 0 is asked, which serves it from here on."""
+        """Start the store of the process group and return (IP of this node, port). Rank 0 only."""
         self._store = open_store(ray.util.get_node_ip_address())
         return self._store.host, self._store.port
 
     def setup(self, master_addr: str, master_port: int) -> dict[str, Any]:
-        """Join the group that meets at rank 0's `address`, load the model, start DeepSpeed. A collective.
+        """Join the group at rank 0's `address`, load the model, start DeepSpeed. A collective.
 
         Returns:
-            {"parameters": total, "device": "cpu" | "cuda", "zero_stage": as run}.
+            {"parameters": total, "device": "cpu" | "cuda", "zero_stage": the effective stage}.
 
         Raises:
             UserError: the model does not load.
@@ -77,27 +95,38 @@ class TrainingRank(ABC):
         _name_network_interface(master_addr)
         store = self._store or reach_store(master_addr, master_port)
         join_group(self.rank, self.world_size, device=self.device, store=store)
-        self._engine = TrainingEngine(self._load_model(), self.settings, device=self.device, world_size=self.world_size)
-        return {"parameters": self.engine.num_parameters, "device": self.device, "zero_stage": self.engine.stage}
+        self._engine = TrainingEngine(
+            self._load_model(), self.settings, device=self.device, world_size=self.world_size
+        )
+        return {
+            "parameters": self.engine.num_parameters,
+            "device": self.device,
+            "zero_stage": self.engine.stage,
+        }
 
-    def save(self, directory: str | Path) -> None:
-        """Weights, optimizer, schedule position and every rank's random state, below `directory`. A collective."""
+    def save(self, directory: str | Path) -> dict[str, FileDigest]:
+        """Write weights, optimizer, schedule position and all random states to `directory`. A
+        collective. Returns the digests of this rank's part of the files.
+        """
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         counters = {"num_updates": self.num_updates, "num_skipped": self.num_skipped}
         self.engine.save(path, client_state=counters | self._extra_state())
         torch.save(_random_state(self.device), path / f"random-{self.rank}.pt")
+        torch.distributed.barrier()  # wait until all ranks have written their files
+        return digest_folder(path, part=self.rank, parts=self.world_size)
 
     def load(self, directory: str | Path) -> None:
-        """Continue exactly where `save` was called. A collective.
+        """Restore the state that `save` wrote. A collective.
 
         Raises:
-            UserError: no state of this model and rank count in `directory`.
+            UserError: `directory` has no state of this model and number of ranks.
         """
         random_state = Path(directory) / f"random-{self.rank}.pt"
         if not random_state.is_file():
             raise UserError(
-                f"checkpoint {directory}: no state of rank {self.rank} in it; resume with the rank count it was saved with"
+                f"checkpoint {directory}: no state of rank {self.rank} in it; resume with the rank count it "
+                "was saved with"
             )
         state = self.engine.load(Path(directory))
         self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]
@@ -105,9 +134,9 @@ class TrainingRank(ABC):
         _set_random_state(load_data(str(random_state)), self.device)
 
     def export(self, directory: str | Path, tokenizer_source: str | Path) -> None:
-        """Write a plain Transformers checkpoint (rank 0), which appears whole or not at all. A collective.
+        """Write a plain Transformers checkpoint atomically, on rank 0. A collective.
 
-        `directory` must not exist or hold an earlier export, which is replaced.
+        `directory` must not exist, or hold an earlier export, which is replaced.
         """
         tensors = {name: self._exported(tensor) for name, tensor in self.engine.parameters()}
         if self.rank == 0:
@@ -122,16 +151,26 @@ class TrainingRank(ABC):
             self._engine = None
 
     def ping(self) -> dict[str, Any]:
-        """A sign of life: "progress" grows with every part of the work. Answered by a thread of its own, beside any verb."""
+        """Return {"pid", "progress"}; "progress" grows with the work. A separate thread answers it
+        during other calls.
+        """
         return {"pid": os.getpid(), "progress": 0 if self._engine is None else self._engine.progress}
 
     def memory(self) -> int:
-        """Peak bytes of this process (`actors.memory`)."""
+        """Return the peak bytes of this process (`actors.memory`)."""
         return peak_bytes(self.device)
 
+    def _placement(self) -> dict[str, Any]:
+        """Return where the weights are loaded to, for the functions of `models`."""
+        sharding = ZeroSharding(self.settings) if effective_stage(self.settings) == 3 else None
+        return {"device": self.device, "sharding": sharding}
+
     def _apply_gradient(self, sums: Mapping[str, Tensor], maxima: Mapping[str, Tensor]) -> dict[str, float]:
-        """The optimizer step after the backward passes, and the metrics: reduced over the ranks, then grad_norm (before
-        clipping), lr, skipped, skipped_total. A collective."""
+        """Do the optimizer step after the backward passes and return the metrics. A collective.
+
+        The metrics are `sums` and `maxima`, reduced over the ranks, and grad_norm (before
+        clipping), lr, skipped and skipped_total.
+        """
         lr = learning_rate(self.settings.optimizer, self.num_updates, self.total_updates)
         outcome = self.engine.step(lr)
         self.num_updates += 1
@@ -144,19 +183,19 @@ class TrainingRank(ABC):
         }
 
     def _exported(self, tensor: Tensor) -> Tensor:
-        # Only rank 0 writes; the others take part in the gathering and keep nothing.
+        # Only rank 0 writes. The others take part in gathering the weights.
         return tensor.to("cpu", copy=True).contiguous() if self.rank == 0 else torch.empty(0)
 
     @abstractmethod
     def _load_model(self) -> nn.Module:
-        """The module whose `.model` is a Transformers model."""
+        """Load the module; its `.model` is a Transformers model."""
 
     @abstractmethod
     def _write_config(self, directory: Path, tokenizer: Any) -> None:
-        """config.json, tokenizer and whatever else an export of this model has beside its weights."""
+        """Write the files of an export except the weights: config.json, tokenizer, ..."""
 
     def _extra_state(self) -> dict[str, Any]:
-        """What else belongs to a checkpoint, equal on all ranks. A collective."""
+        """Return further state for a checkpoint, equal on all ranks. A collective."""
         return {}
 
     def _restore_extra_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - a rank without extra state has nothing to do
@@ -179,7 +218,10 @@ def _replacing(directory: Path) -> Iterator[Path]:
 
 
 def _name_network_interface(master_addr: str) -> None:
-    """Tell gloo which interface leads to the other ranks; by itself it takes the one that the host name resolves to."""
+    """Set gloo's network interface to the one that reaches the other ranks.
+
+    By default gloo takes the interface that the host name resolves to.
+    """
     own = ray.util.get_node_ip_address()
     for interface, addresses in psutil.net_if_addrs().items():
         if any(entry.address in (own, master_addr) for entry in addresses):
@@ -193,7 +235,9 @@ def _seed_everything(seed: int) -> None:
 
 
 def _random_state(device: str) -> dict[str, Any]:
-    """torch's, NumPy's and Python's, of types that `torch.load` reads without unpickling code."""
+    """Return the random states of torch, NumPy and Python as types that `torch.load` reads
+    safely.
+    """
     kind, keys, *rest = np.random.get_state()
     numpy = (kind, torch.from_numpy(keys.astype(np.int64)), *rest)
     state = {"cpu": torch.get_rng_state(), "numpy": numpy, "python": random.getstate()}

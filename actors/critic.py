@@ -1,8 +1,8 @@
-"""The critics: one rank of a DeepSpeed group each.
+"""The critics. Each actor is one rank of a DeepSpeed group.
 
-CriticRank        prompts --> value logits             while the rollout is still generating
-                  prompts, rewards --> BCE --> one optimizer step, while the policy learns
-TokenCriticRank   prompts, responses --> the value before each response token, once the responses are there
+CriticRank        prompts --> value logits, during generation
+                  prompts, rewards --> BCE --> one optimizer step, during the policy's update
+TokenCriticRank   prompts, responses --> the value before each response token
                   prompts, responses, returns --> squared error or BCE --> one optimizer step
 """
 
@@ -14,26 +14,35 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from torch import Tensor
 
 from actors.base import TrainingRank
 from actors.liveness import VITAL
-from sppo_ray.algorithms.tensor_ops import pad_right
-from sppo_ray.algorithms.value_loss import ValueLoss, check_rewards, explained_variance, token_value_loss, value_loss
+from sppo_ray.algorithms.value_loss import (
+    ValueLoss,
+    check_rewards,
+    explained_variance,
+    token_value_loss,
+    value_loss,
+)
 from sppo_ray.config import CriticSettings
-from sppo_ray.data.batching import chunk
-from sppo_ray.models.critic_output import CriticLoss, CriticReads, sigmoid
+from sppo_ray.data.packing import bins
+from sppo_ray.models.critic_output import CriticLoss, CriticReads
 from sppo_ray.models.loading import read_config
-from sppo_ray.models.value_head import ValueModel, choose_pad_token, load_value_model
+from sppo_ray.models.value_head import ValueModel, choose_pad_token, load_value_model, value_inputs
+from sppo_ray.types import TokenRows
 
-TokenIds = Sequence[tuple[int, ...]]
-_FILLER: tuple[int, ...] = (0,)
+_FILLER = TokenRows.of([(0,)])
 
 
 class ValueRank(TrainingRank):
-    """What the two critics share: forwards of a value head, and the export. The caller deals the samples to the ranks."""
+    """Base class of the critics: forward passes of the value head, and the export.
+
+    The caller distributes the samples over the ranks.
+    """
 
     settings: CriticSettings
     reads: CriticReads
@@ -49,32 +58,41 @@ class ValueRank(TrainingRank):
         total_updates: int,
         seed: int,
     ) -> None:
-        super().__init__(rank, world_size, settings, model_path=model_path, total_updates=total_updates, seed=seed)
+        super().__init__(
+            rank, world_size, settings, model_path=model_path, total_updates=total_updates, seed=seed
+        )
         self.critic_loss: CriticLoss = critic_loss
-        self._prompt_endings: set[int] = set()  # ids of last prompt tokens, which the export's pad id has to avoid
+        # ids of last prompt tokens, which the export's pad id has to avoid
+        self._prompt_endings: set[int] = set()
 
-    def values(self, token_ids: TokenIds) -> list[float]:
-        """The head's output at the last token of each of this rank's prompts, in their order: a value logit, or after
-        squared error the value. A collective under ZeRO-3."""
-        self._note_prompts(token_ids)
-        return [output for (output,) in self._outputs_of(token_ids, [1] * len(token_ids))]
+    def values(self, prompts: TokenRows) -> np.ndarray:
+        """Return the head's output at the last token of each prompt, [R] float32: a value logit, or
+        the value after training by squared error. A collective under ZeRO-3.
+        """
+        self._note_prompts(prompts)
+        return self._outputs_of(prompts, np.ones_like(prompts.lengths))
 
     def export(self, directory: str | Path, tokenizer_source: str | Path) -> None:
         self._prompt_endings = self.engine.union(self._prompt_endings)
         super().export(directory, tokenizer_source)
 
     @torch.no_grad()
-    def _outputs_of(self, rows: TokenIds, counts: Sequence[int]) -> list[tuple[float, ...]]:
-        """The head's outputs at the last `counts[i]` positions of each row."""
-        outputs: list[tuple[float, ...]] = [()] * len(rows)
+    def _outputs_of(self, rows: TokenRows, counts: np.ndarray) -> np.ndarray:
+        """Return the head's outputs at the last `counts[i]` tokens of each row, [counts.sum()]
+        float32.
+        """
+        outputs: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
         for indices in self._batches(rows, collective=self.engine.stage == 3):
-            flat = self._forward([rows[i] for i in indices], [counts[i] for i in indices])
-            for index, part in zip(indices, flat.split([counts[i] for i in indices]), strict=True):
-                outputs[index] = tuple(part.tolist())
-        return outputs
+            flat = self._forward(rows.pick(indices), counts[indices]).cpu().numpy()
+            parts = np.split(flat, counts[indices].cumsum()[:-1])
+            for index, part in zip(indices, parts, strict=False):
+                outputs[index] = part
+        return np.concatenate(outputs) if outputs else np.empty(0, np.float32)
 
     def _learn(self, losses: Iterable[ValueLoss]) -> dict[str, float]:
-        """Backward through each part of the global batch's loss, one optimizer step, and the metrics of both."""
+        """Do backward passes for `losses`, the parts of the global loss, and one optimizer step.
+        Returns the metrics.
+        """
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for part in losses:
             self.engine.backward(part.loss)
@@ -82,22 +100,23 @@ class ValueRank(TrainingRank):
                 sums[name] += value
         return self._apply_gradient(sums, {})
 
-    def _batches(self, rows: TokenIds, *, collective: bool) -> list[list[int]]:
-        """Indices of the rows of each forward.
+    def _batches(self, rows: TokenRows, *, collective: bool) -> list[list[int]]:
+        """Return the row indices of each forward pass.
 
-        Where a forward or its backward is a collective, a rank with fewer batches than another gets empty ones.
+        With `collective`, all ranks get the same number of batches; some may be empty.
         """
-        batches = chunk([len(ids) for ids in rows], self.settings.max_tokens_per_microbatch)
+        batches = bins(rows.lengths.tolist(), self.settings.max_tokens_per_microbatch)
         if collective and self.world_size > 1:
             batches += [[]] * (self.engine.maximum(len(batches)) - len(batches))
         return batches
 
-    def _forward(self, rows: TokenIds, counts: Sequence[int]) -> Tensor:
-        """[sum of counts] float32, row after row. Of no rows a forward all the same, which all ranks take part in."""
-        padded = pad_right(rows or [_FILLER], pad_id=0).to(self.device)
-        lengths = torch.tensor([len(ids) for ids in rows] or [1], device=self.device)
-        outputs = self.engine(padded, lengths, torch.tensor(counts or [1], device=self.device))
-        return outputs[: sum(counts)]
+    def _forward(self, rows: TokenRows, counts: np.ndarray) -> Tensor:
+        """Return the head's outputs, [counts.sum()] float32, row after row. Without rows it still
+        does a forward pass, because that is a collective.
+        """
+        if not len(rows):
+            return self.engine(*value_inputs(_FILLER, np.ones(1, np.int32), device=self.device))[:0]
+        return self.engine(*value_inputs(rows, counts, device=self.device))
 
     def _load_model(self) -> ValueModel:
         settings = self.settings
@@ -107,21 +126,28 @@ class ValueRank(TrainingRank):
             attention=settings.attention,
             gradient_checkpointing=settings.gradient_checkpointing,
             critic_loss=self.critic_loss,
+            **self._placement(),
         )
 
     def _write_config(self, directory: Path, tokenizer: Any) -> None:
         config = read_config(self.model_path)
-        config.update({"num_labels": 1, "architectures": [type(self.engine.model).__name__], "dtype": self.settings.dtype})
+        config.update(
+            {
+                "num_labels": 1,
+                "architectures": [type(self.engine.model).__name__],
+                "dtype": self.settings.dtype,
+            }
+        )
         config.update({"critic_loss": self.critic_loss, "critic_reads": self.reads})
         config.pad_token_id = choose_pad_token(tokenizer, self._prompt_endings)
         config.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
 
-    def _note_prompts(self, prompt_ids: TokenIds) -> None:
-        self._prompt_endings.update(ids[-1] for ids in prompt_ids)
+    def _note_prompts(self, prompts: TokenRows) -> None:
+        self._prompt_endings.update(prompts.token_ids[prompts.lengths.cumsum() - 1].tolist())
 
     def _extra_state(self) -> dict[str, Any]:
-        # Of all ranks: rank 0's state is the one that every rank gets back.
+        # Combine all ranks, because every rank loads the state of rank 0.
         self._prompt_endings = self.engine.union(self._prompt_endings)
         return {"prompt_endings": sorted(self._prompt_endings)}
 
@@ -130,95 +156,121 @@ class ValueRank(TrainingRank):
 
 
 class CriticRank(ValueRank):
-    """The prompt critic: predicts, from the prompt alone, whether the policy will solve it. See `TrainingRank` for the order
-    of calls."""
+    """The prompt critic: predicts from the prompt whether the policy will solve it.
+
+    See `TrainingRank` for the order of calls.
+    """
 
     reads: CriticReads = "prompt"
 
     def __init__(
-        self, rank: int, world_size: int, settings: CriticSettings, *, model_path: str, total_updates: int, seed: int
+        self,
+        rank: int,
+        world_size: int,
+        settings: CriticSettings,
+        *,
+        model_path: str,
+        total_updates: int,
+        seed: int,
     ) -> None:
         common = {"model_path": model_path, "total_updates": total_updates, "seed": seed}
         super().__init__(rank, world_size, settings, critic_loss="bce", **common)
 
-    def update(self, token_ids: TokenIds, rewards: Sequence[float], num_global: int) -> dict[str, float]:
-        """One optimizer step on this rank's prompts and rewards, of `num_global` over all ranks. A collective.
+    def update(self, prompts: TokenRows, rewards: np.ndarray, num_global: int) -> dict[str, float]:
+        """Do one optimizer step. A collective.
 
-        Metrics are means over the global batch: loss (nats), value_mean, reward_mean, brier, explained_variance;
-        then grad_norm (before clipping), lr, skipped, skipped_total, seconds.
+        Args:
+            prompts: this rank's prompts, R rows.
+            rewards: [R] float32, in [0, 1].
+            num_global: prompts of all ranks.
+
+        Returns:
+            Means over the global batch: loss (nats), value_mean, reward_mean, brier,
+            explained_variance; and grad_norm (before clipping), lr, skipped, skipped_total,
+            seconds.
 
         Raises:
-            UserError: a reward outside [0, 1], before anything is computed.
+            UserError: a reward is outside [0, 1]. Nothing is computed then.
         """
         started = time.perf_counter()
         check_rewards(rewards)
-        self._note_prompts(token_ids)
+        self._note_prompts(prompts)
         metrics = self._learn(
-            self._loss([token_ids[i] for i in indices], [rewards[i] for i in indices], num_global)
-            for indices in self._batches(token_ids, collective=True)
+            self._loss(prompts.pick(indices), rewards[indices], num_global)
+            for indices in self._batches(prompts, collective=True)
         )
         return _explained(metrics) | {"seconds": time.perf_counter() - started}
 
-    def _loss(self, token_ids: TokenIds, rewards: Sequence[float], num_global: int) -> ValueLoss:
-        logits = self._forward(token_ids, [1] * len(token_ids))
+    def _loss(self, prompts: TokenRows, rewards: np.ndarray, num_global: int) -> ValueLoss:
+        logits = self._forward(prompts, np.ones_like(prompts.lengths))
         wanted = torch.tensor(rewards, dtype=torch.float32, device=self.device)
         return value_loss(logits, wanted, num_global_samples=num_global)
 
 
 class TokenCriticRank(ValueRank):
-    """PPO's critic: reads prompt and response and values the state before each response token. See `TrainingRank` for the
-    order of calls.
+    """PPO's critic: predicts the return before each response token from the preceding tokens.
 
-    The last response token ends the episode, so the critic never reads it.
+    The last response token ends the episode, so the critic never reads it. See `TrainingRank` for
+    the order of calls.
     """
 
     reads: CriticReads = "prompt and response"
 
-    def token_values(self, prompt_ids: TokenIds, response_ids: TokenIds) -> list[tuple[float, ...]]:
-        """The value before each response token, in the order of the samples; of a critic trained by cross-entropy the
-        probability. A collective under ZeRO-3."""
-        rows, counts = self._rows(prompt_ids, response_ids)
-        outputs = self._outputs_of(rows, counts)
-        return outputs if self.critic_loss == "mse" else [tuple(map(sigmoid, row)) for row in outputs]
+    def token_values(self, prompts: TokenRows, responses: TokenRows) -> np.ndarray:
+        """Return the value before each response token, row after row, [N] float32. With
+        cross-entropy it is a probability. A collective under ZeRO-3.
+        """
+        outputs = self._outputs_of(self._rows(prompts, responses), responses.lengths)
+        return outputs if self.critic_loss == "mse" else 1.0 / (1.0 + np.exp(-outputs.astype(np.float64)))
 
     def token_update(
-        self, prompt_ids: TokenIds, response_ids: TokenIds, returns: Sequence[tuple[float, ...]], num_global_tokens: int
+        self, prompts: TokenRows, responses: TokenRows, returns: np.ndarray, num_global_tokens: int
     ) -> dict[str, float]:
-        """One optimizer step on this rank's samples; `num_global_tokens` response tokens over all ranks. A collective.
+        """Do one optimizer step on this rank's samples. A collective.
 
-        Metrics are means over the global batch's response tokens: loss, value_mean, reward_mean (of the returns), brier (the
-        squared error), explained_variance; then grad_norm (before clipping), lr, skipped, skipped_total, seconds.
+        `num_global_tokens` is the number of response tokens of all ranks.
+
+        Returns:
+            Means over the global batch's response tokens: loss, value_mean, reward_mean (of the
+            returns), brier (squared error), explained_variance; and grad_norm (before clipping),
+            lr, skipped, skipped_total, seconds.
 
         Raises:
-            UserError: cross-entropy, and a return outside [0, 1].
-            ValueError: returns and response of a sample differ in length, or the response is empty.
+            UserError: the loss is cross-entropy and a return is outside [0, 1].
+            ValueError: returns and responses differ in length, or a response is empty.
         """
         started = time.perf_counter()
-        rows, counts = self._rows(prompt_ids, response_ids)
-        if [len(row) for row in returns] != counts:
-            raise ValueError("returns and response differ in length")
+        rows, counts = self._rows(prompts, responses), responses.lengths
+        if len(returns) != counts.sum():
+            raise ValueError("returns and responses differ in length")
+        wanted = np.split(returns, counts.cumsum()[:-1])
         metrics = self._learn(
-            self._loss([rows[i] for i in indices], [returns[i] for i in indices], num_global_tokens)
+            self._loss(
+                rows.pick(indices), counts[indices], [wanted[index] for index in indices], num_global_tokens
+            )
             for indices in self._batches(rows, collective=True)
         )
         return _explained(metrics) | {"seconds": time.perf_counter() - started}
 
-    def _loss(self, rows: TokenIds, returns: Sequence[tuple[float, ...]], num_global_tokens: int) -> ValueLoss:
-        outputs = self._forward(rows, [len(row) for row in returns])
-        wanted = torch.tensor([target for row in returns for target in row], dtype=torch.float32, device=self.device)
+    def _loss(
+        self, rows: TokenRows, counts: np.ndarray, returns: Sequence[np.ndarray], num_global_tokens: int
+    ) -> ValueLoss:
+        outputs = self._forward(rows, counts)
+        flat = np.concatenate(returns) if returns else np.empty(0, np.float32)
+        wanted = torch.tensor(flat, dtype=torch.float32, device=self.device)
         return token_value_loss(outputs, wanted, kind=self.critic_loss, num_global_tokens=num_global_tokens)
 
-    def _rows(self, prompt_ids: TokenIds, response_ids: TokenIds) -> tuple[list[tuple[int, ...]], list[int]]:
-        """What the critic reads of each sample, and how many values: one before each response token."""
-        if not all(response_ids):
+    def _rows(self, prompts: TokenRows, responses: TokenRows) -> TokenRows:
+        """Return prompt and response of each sample without the last token, the critic's input."""
+        if len(responses) and responses.lengths.min() < 1:
             raise ValueError("a sample of the token critic needs at least one response token")
-        self._note_prompts(prompt_ids)
-        rows = [(*prompt, *response[:-1]) for prompt, response in zip(prompt_ids, response_ids, strict=True)]
-        return rows, [len(response) for response in response_ids]
+        self._note_prompts(prompts)
+        pairs = zip(prompts, responses, strict=True)
+        return TokenRows.of([np.concatenate((prompt, response[:-1])) for prompt, response in pairs])
 
 
 def _explained(metrics: dict[str, float]) -> dict[str, float]:
-    """The moments of a `ValueLoss` as what they are for."""
+    """Replace the moments of a `ValueLoss` by the explained variance."""
     moments = {name: metrics.pop(name) for name in ("reward_square", "error_mean")}
     variance = explained_variance(**moments, reward_mean=metrics["reward_mean"], brier=metrics["brier"])
     return metrics | {"explained_variance": variance}

@@ -1,8 +1,8 @@
-"""DeepSpeed behind the few verbs that learner and critic need: forward, backward, step, parameters, save, load.
+"""Wraps DeepSpeed for learner and critic: forward, backward, step, parameters, save, load.
 
-Gradients accumulate over any number of `backward` calls and are reduced and applied by `step`
-(`managed_gradient_accumulation: false`), so that a minibatch may have as many micro-batches as its lengths ask for.
-A step with a non-finite gradient is skipped on all ranks alike.
+Any number of `backward` calls accumulate gradients, and `step` reduces and applies them
+(`managed_gradient_accumulation: false`). So the number of micro-batches of a minibatch may vary. A
+step with a non-finite gradient is skipped on all ranks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,35 +25,39 @@ from torch.distributed.constants import default_pg_timeout
 from sppo_ray.config import ModelSettings, OptimizerSettings
 from sppo_ray.errors import UserError
 
-# DeepSpeed picks its accelerator when it is imported, so every import of it below comes after `join_group`.
+# DeepSpeed selects its accelerator on import, so it must be imported after `join_group` has set it.
 _TAG = "state"
-_MAX_REDUCE_BUCKET = 50_000_000  # elements reduced at once; DeepSpeed's default of 5e8 would allocate 2 GB for any model
+# elements per reduction; DeepSpeed's default of 5e8 allocates 2 GB for every model
+_MAX_REDUCE_BUCKET = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
     grad_norm: float  # global, before clipping; not finite when skipped
-    skipped: bool  # the gradient was not finite and the weights are as they were
+    skipped: bool  # the gradient was not finite and the weights are unchanged
 
 
 def open_store(address: str) -> TCPStore:
-    """What a process group meets at, served by this process on a port that the system picks and nobody else can take."""
+    """Serve the store of a process group from this process, on a free port of the system's choice.
+
+    The store keeps the port open, so no other process can take it.
+    """
     return TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=default_pg_timeout)
 
 
 def reach_store(address: str, port: int) -> TCPStore:
-    """The store that another process serves."""
+    """Connect to the store of another process."""
     return TCPStore(address, port, timeout=default_pg_timeout)
 
 
 def join_group(rank: int, world_size: int, *, device: str, store: TCPStore) -> None:
     """Make this process rank `rank` of a process group: gloo on "cpu", nccl on "cuda".
 
-    A process belongs to one group until it ends; a second call changes nothing.
+    A process belongs to one group until it ends. A second call has no effect.
     """
     if torch.distributed.is_initialized():
         return
-    # Ray shows each actor only its own GPU, which is therefore always number 0.
+    # Each actor sees only its own GPU, which is therefore number 0.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": store.host, "MASTER_PORT": str(store.port), "DS_ACCELERATOR": device}
     backend = "nccl" if device == "cuda" else "gloo"
@@ -61,18 +65,18 @@ def join_group(rank: int, world_size: int, *, device: str, store: TCPStore) -> N
     import deepspeed
 
     deepspeed.utils.logger.setLevel("ERROR")
-    # DeepSpeed's ZeRO-3 calls collectives by names that torch renamed, and would say so at every step.
+    # DeepSpeed's ZeRO-3 uses deprecated names of collectives, with a warning at every step.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    # The shared-memory op serves tensor-parallel inference only, and compiling it takes a minute on a fresh machine.
+    # The shared-memory op is only for tensor-parallel inference and takes a minute to compile.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
 
 
 def learning_rate(optimizer: OptimizerSettings, update: int, total_updates: int) -> float:
-    """The learning rate of update number `update`, counted from 0.
+    """Return the learning rate of update number `update`, counted from 0.
 
-    Warm-up: (update + 1) / lr_warmup_steps of lr. Then constant, or a straight line from lr to
-    final_lr_fraction * lr at the last update, number total_updates - 1.
+    During warm-up it is lr * (update + 1) / lr_warmup_steps. Then it is constant, or linear from lr
+    to final_lr_fraction * lr at the last update, number total_updates - 1.
     """
     warmup = optimizer.lr_warmup_steps
     if update < warmup:
@@ -84,12 +88,14 @@ def learning_rate(optimizer: OptimizerSettings, update: int, total_updates: int)
 
 
 def effective_stage(settings: ModelSettings) -> int:
-    """bfloat16 runs stage 0 as stage 2, whose gradients accumulate in float32; stage 0 would add them up in bfloat16."""
+    """Return the ZeRO stage that is used. With bfloat16, stage 0 becomes stage 2, because stage 0
+    accumulates gradients in bfloat16 and stage 2 in float32.
+    """
     return settings.zero_stage or 2 if settings.dtype == "bfloat16" else settings.zero_stage
 
 
 def deepspeed_config(settings: ModelSettings, num_parameters: int) -> dict[str, Any]:
-    """What DeepSpeed is told; everything else of it stays at its default."""
+    """Return DeepSpeed's configuration; all other options keep their defaults."""
     stage = effective_stage(settings)
     zero: dict[str, Any] = {
         "stage": stage,
@@ -113,10 +119,10 @@ def deepspeed_config(settings: ModelSettings, num_parameters: int) -> dict[str, 
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW for stage 0, which has no ZeRO optimizer round it to measure, clip and check the gradient.
+    """AdamW that measures, clips and checks the gradient. Stage 0 has no ZeRO optimizer to do this.
 
-    DeepSpeed reads `overflow` and `_global_grad_norm` after each step. The gradients are already the average over
-    the ranks, so that all ranks decide alike.
+    DeepSpeed reads `overflow` and `_global_grad_norm` after each step. The gradients are already
+    averaged over the ranks, so all ranks skip the same steps.
     """
 
     def __init__(self, parameters: Any, *, max_norm: float | None, **options: Any) -> None:
@@ -138,25 +144,49 @@ class GuardedAdamW(torch.optim.AdamW):
         super().step()
 
 
+class ZeroSharding:
+    """Spreads the parameters of a model over the ranks while it is constructed, for ZeRO-3."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._config = deepspeed_config(settings, num_parameters=1)
+
+    def constructing(self) -> AbstractContextManager[Any]:
+        import deepspeed
+
+        # By default tensors that the constructors make are cast to the parameters' type, and rotary
+        # frequencies in bfloat16 are wrong in the third digit.
+        return deepspeed.zero.Init(config_dict_or_path=self._config, tensor_overrides=set())
+
+    @contextmanager
+    def filling(self, parameter: Tensor) -> Iterator[bool]:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            yield torch.distributed.get_rank() == 0
+
+
 class TrainingEngine:
-    """One rank's model and optimizer. `module.model` is the Transformers model inside."""
+    """Model and optimizer of one rank. `module.model` is the Transformers model."""
 
     def __init__(self, module: nn.Module, settings: ModelSettings, *, device: str, world_size: int) -> None:
-        """Call on every rank of the group (a collective). The weights of rank 0 win."""
+        """Create the engine with the weights of rank 0 on all ranks. A collective."""
         import deepspeed
 
         self.device = device
         self.world_size = world_size
         self.stage = effective_stage(settings)
-        self.progress = 0  # forwards, backwards, steps and parameters so far: what a stuck process does not do
-        self.num_parameters = sum(p.numel() for p in module.parameters())
+        # counts forward and backward passes, steps and parameters; a stuck process stops counting
+        self.progress = 0
+        # ds_numel: of a parameter that is spread over the ranks
+        self.num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
         self._engine, *_ = deepspeed.initialize(
             model=module.to(device),
             optimizer=_optimizer(module, settings, self.stage),
             config=deepspeed_config(settings, self.num_parameters),
             dist_init_required=False,
         )
-        self._engine.checkpoint_engine.load = load_data  # DeepSpeed's own unpickles whatever a file holds
+        # DeepSpeed's own function unpickles any object
+        self._engine.checkpoint_engine.load = load_data
 
     @property
     def model(self) -> Any:
@@ -167,22 +197,31 @@ class TrainingEngine:
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of this rank's share of the global loss (shares add up over ranks)."""
+        """Accumulate the gradient of this rank's part of the global loss.
+
+        The global loss is the sum of `loss` over all ranks and calls.
+        """
         self.progress += 1
-        # DeepSpeed averages over the ranks where the shares are to be added.
+        # DeepSpeed averages over the ranks, but the parts must be added.
         self._engine.backward(loss * self.world_size)
 
     def step(self, lr: float) -> StepOutcome:
-        """Reduce, clip and apply what was accumulated since the last step. A collective."""
+        """Reduce, clip and apply the accumulated gradient. A collective."""
         self.progress += 1
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
-        return StepOutcome(grad_norm=float(self._engine.get_global_grad_norm()), skipped=not self._engine.was_step_applied())
+        return StepOutcome(
+            grad_norm=float(self._engine.get_global_grad_norm()), skipped=not self._engine.was_step_applied()
+        )
 
     def reduce(self, sums: Mapping[str, Tensor], maxima: Mapping[str, Tensor]) -> dict[str, float]:
-        """Add up and take the maximum over the ranks, which all hand in the same names in the same order. A collective."""
-        return self._reduce(sums, torch.distributed.ReduceOp.SUM) | self._reduce(maxima, torch.distributed.ReduceOp.MAX)
+        """Return sums and maxima over the ranks. A collective; all ranks pass equal names in equal
+        order.
+        """
+        return self._reduce(sums, torch.distributed.ReduceOp.SUM) | self._reduce(
+            maxima, torch.distributed.ReduceOp.MAX
+        )
 
     def _reduce(self, values: Mapping[str, Tensor], operation: Any) -> dict[str, float]:
         if not values:
@@ -193,21 +232,22 @@ class TrainingEngine:
         return dict(zip(values, stacked.tolist(), strict=True))
 
     def maximum(self, number: int) -> int:
-        """The largest of the ranks' numbers. A collective."""
+        """Return the maximum over the ranks. A collective."""
         highest = torch.tensor(number, device=self.device)
         torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
         return int(highest)
 
     def union(self, numbers: set[int]) -> set[int]:
-        """What any rank has. A collective."""
+        """Return the union over the ranks. A collective."""
         parts: list[set[int]] = [set()] * self.world_size
         torch.distributed.all_gather_object(parts, numbers)
         return set().union(*parts)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter of the Transformers model with its Transformers name; a tied one comes once.
+        """Yield each parameter with its Transformers name; tied ones once.
 
-        A collective under ZeRO-3: run it to its end on every rank. A tensor is whole only until the next is asked for.
+        A collective under ZeRO-3: iterate to the end on every rank. A tensor is only valid until
+        the next one is requested.
         """
         import deepspeed
 
@@ -217,18 +257,26 @@ class TrainingEngine:
                 yield name, parameter.detach()
 
     def save(self, directory: Path, client_state: Mapping[str, Any]) -> None:
-        """Weights, optimizer and `client_state` below `directory`. A collective."""
-        self._engine.save_checkpoint(str(directory), tag=_TAG, client_state=dict(client_state), exclude_frozen_parameters=False)
+        """Write weights, optimizer and `client_state` to `directory`. A collective."""
+        self._engine.save_checkpoint(
+            str(directory), tag=_TAG, client_state=dict(client_state), exclude_frozen_parameters=False
+        )
 
     def load(self, directory: Path) -> dict[str, Any]:
-        """The inverse of `save` on as many ranks; returns rank 0's `client_state`. A collective.
+        """Load what `save` wrote with the same number of ranks. A collective.
+
+        Returns rank 0's `client_state`.
 
         Raises:
-            UserError: no checkpoint of this model and rank count there, or one that holds anything but data.
+            UserError: `directory` has no checkpoint of this model and number of ranks, or the
+                checkpoint holds objects other than data.
         """
         path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
         if path is None:
-            raise UserError(f"checkpoint {directory}: no DeepSpeed state for this model with {self.world_size} ranks in it")
+            raise UserError(
+                f"checkpoint {directory}: no DeepSpeed state for this model with {self.world_size} ranks in "
+                "it"
+            )
         return client_state
 
     def close(self) -> None:
@@ -236,9 +284,10 @@ class TrainingEngine:
 
 
 def load_data(path: str, map_location: Any = None) -> Any:
-    """A file of a DeepSpeed checkpoint: tensors, plain values, and the few classes of its own that DeepSpeed writes.
+    """Load a file of a DeepSpeed checkpoint: tensors, plain values and a few DeepSpeed classes.
 
-    A manifest tells damage, not malice: who can change a checkpoint can change its manifest too, and a pickle can run code.
+    Other objects are refused, because a pickle can run code. The manifest does not protect against
+    an attacker, who can change the manifest too.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -249,8 +298,10 @@ def load_data(path: str, map_location: Any = None) -> Any:
             return torch.load(path, map_location=map_location, weights_only=True)
         except UnpicklingError as error:
             raise UserError(
-                f"checkpoint {path}: holds something other than data, which is not read because it could run code "
-                f"({str(error).splitlines()[0]}): restore it from a copy you trust, or resume from an earlier checkpoint"
+                f"checkpoint {path}: holds something other than data, which is not read because it could run "
+                "code "
+                f"({str(error).splitlines()[0]}): restore it from a copy you trust, or resume from an "
+                "earlier checkpoint"
             ) from None
 
 

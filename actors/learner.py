@@ -1,7 +1,8 @@
-"""The policy's trainer: one rank of a DeepSpeed group, and the source of every version of the weights.
+"""The learner: updates the policy and publishes its weights. One rank of a DeepSpeed group.
 
-update:        micro-batches --> log-probs --> clipped loss, summed over micro-batches and ranks --> one optimizer step
-flat_weights:  all parameters in one buffer, with the digest and the probe by which an engine proves that it has them
+update:        micro-batches --> log-probs --> clipped loss, summed over micro-batches and ranks
+    --> one optimizer step
+flat_weights:  all parameters in one buffer, with the digest and the probe that verify an engine
 """
 
 from __future__ import annotations
@@ -19,22 +20,27 @@ from torch import Tensor
 
 from actors.base import TrainingRank, copy_generation_config
 from actors.liveness import VITAL
-from actors.logprobs import Rows, response_logprobs
+from actors.logprobs import response_logprobs
 from sppo_ray.algorithms.policy_loss import LossScale, training_loss
 from sppo_ray.algorithms.tensor_ops import to_tensors
 from sppo_ray.config import Algorithm, LearnerSettings
 from sppo_ray.models.loading import DTYPES, read_config
+from sppo_ray.models.packed import policy_inputs, sequence_inputs
 from sppo_ray.models.policy import PolicyModel, load_policy
-from sppo_ray.trainer.interfaces import WeightManifest
-from sppo_ray.trainer.weight_digest import flat_digest
+from sppo_ray.protocols import WeightManifest
+from sppo_ray.rollout.weight_digest import flat_digest
 from sppo_ray.types import MicroBatch
 
-PROBE_TOKENS = 32
-Probe = tuple[tuple[int, ...], tuple[float, ...]]  # token ids; log-probs of all but the first, at temperature 1
+PROBE_TOKENS = 16
+# token ids; log-probs of all but the first, at temperature 1
+Probe = tuple[tuple[int, ...], tuple[float, ...]]
 
 
 class LearnerRank(TrainingRank):
-    """See `TrainingRank` for the order of calls. `temperature` is the rollout's: ratios compare what was sampled from."""
+    """One rank of the learner. See `TrainingRank` for the order of calls.
+
+    `temperature` is the rollout's, so ratios compare the distributions of sampling.
+    """
 
     settings: LearnerSettings
 
@@ -52,17 +58,24 @@ class LearnerRank(TrainingRank):
         seed: int,
         sync_dtype: str,
     ) -> None:
-        super().__init__(rank, world_size, settings, model_path=model_path, total_updates=total_updates, seed=seed)
+        super().__init__(
+            rank, world_size, settings, model_path=model_path, total_updates=total_updates, seed=seed
+        )
         self.algorithm = algorithm
         self.temperature = temperature
         self.max_response_tokens = max_response_tokens
         self.sync_dtype = sync_dtype
+        # Kept between versions: touching new memory takes longer than copying the weights.
+        self._sync_buffer: Tensor | None = None
 
-    def update(self, microbatches: Sequence[MicroBatch], num_global_tokens: int, num_global_samples: int) -> dict[str, float]:
-        """One optimizer step on this rank's share of a minibatch. A collective; every rank returns the same.
+    def update(
+        self, microbatches: Sequence[MicroBatch], num_global_tokens: int, num_global_samples: int
+    ) -> dict[str, float]:
+        """Do one optimizer step on this rank's shard of a minibatch. A collective.
 
-        Metrics are those of `training_loss` and the loss, as means over the global minibatch's response tokens (`_max`: the
-        largest); then grad_norm (before clipping), lr, skipped (1 when loss or gradient was not finite and nothing was
+        All ranks return the same metrics: loss and the metrics of `training_loss`, as means
+        (`_max`: maxima) over the global minibatch's response tokens; and grad_norm (before
+        clipping), lr, skipped (1 when the loss or gradient was not finite and no update was
         applied), skipped_total, seconds.
         """
         started = time.perf_counter()
@@ -71,7 +84,9 @@ class LearnerRank(TrainingRank):
         scale = LossScale(num_global_tokens, num_global_samples, self.max_response_tokens)
         for microbatch in microbatches:
             batch = to_tensors(microbatch, device=self.device)
-            logprobs, entropies = self.engine(batch.token_ids, batch.loss_mask, batch.targets, self.temperature)
+            logprobs, entropies = self.engine(
+                policy_inputs(microbatch, device=self.device), self.temperature
+            )
             part = training_loss(logprobs, entropies, batch, self.algorithm, scale)
             self.engine.backward(part.loss)
             for name, value in (part.sums | {"loss": part.loss.detach()}).items():
@@ -80,18 +95,24 @@ class LearnerRank(TrainingRank):
                 maxima[name] = torch.maximum(maxima[name], value)
         return self._apply_gradient(sums, maxima) | {"seconds": time.perf_counter() - started}
 
-    def logprobs(self, microbatches: Sequence[MicroBatch]) -> Rows:
-        """The present weights' log-probs of the responses, `[micro-batch][sample][token]`. A collective under ZeRO-3."""
+    def logprobs(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray]:
+        """Return the current weights' log-probs, [response tokens] float32 per micro-batch. A
+        collective under ZeRO-3.
+        """
         return response_logprobs(self.engine, microbatches, temperature=self.temperature, device=self.device)
 
     def flat_weights(self, version: int) -> tuple[WeightManifest | None, np.ndarray | None, Probe | None]:
-        """All parameters, cast to `sync_dtype`, one after another in a uint8 buffer. A collective.
+        """Return manifest, buffer and probe of the weights. A collective.
 
-        Rank 0 returns the three parts, which Ray is to store as three objects; the others return three times None.
+        The uint8 buffer holds all parameters, cast to `sync_dtype`. Rank 0 returns three values, so
+        that Ray stores them as three objects. Other ranks return None three times.
         """
         probe = self._probe()
         dtype = DTYPES[self.sync_dtype]
-        buffer = torch.empty(self.engine.num_parameters if self.rank == 0 else 0, dtype=dtype)
+        if self._sync_buffer is None:
+            size = self.engine.num_parameters if self.rank == 0 else 0
+            self._sync_buffer = torch.empty(size, dtype=dtype)
+        buffer = self._sync_buffer
         names, shapes, offsets, end = [], [], [], 0
         for name, parameter in self.engine.parameters():
             if self.rank == 0:
@@ -104,21 +125,27 @@ class LearnerRank(TrainingRank):
             return None, None, None
         flat = buffer.view(torch.uint8).numpy()
         manifest = WeightManifest(
-            version, tuple(names), tuple(shapes), tuple(offsets), self.sync_dtype, num_bytes=flat.nbytes, digest=flat_digest(flat)
+            version,
+            tuple(names),
+            tuple(shapes),
+            tuple(offsets),
+            self.sync_dtype,
+            num_bytes=flat.nbytes,
+            digest=flat_digest(flat),
         )
         return manifest, flat, probe
 
     @torch.no_grad()
     def _probe(self) -> Probe:
-        """A fixed random token sequence and the log-probs that an engine with these weights must give it."""
-        # Embedding tables are often padded beyond the tokenizer's last id, and an engine refuses an id from there.
+        """Return a fixed random token sequence and its log-probs, which an engine must
+        reproduce.
+        """
+        # Embedding tables are often padded beyond the last token id, and engines refuse such ids.
         highest = max(2, int(0.9 * self.engine.model.config.get_text_config().vocab_size))
         generator = np.random.default_rng(0)
-        token_ids = torch.from_numpy(generator.integers(0, highest, size=(1, PROBE_TOKENS))).to(self.device)
-        wanted = torch.ones_like(token_ids, dtype=torch.bool)
-        wanted[:, -1] = False
-        logprobs, _ = self.engine(token_ids, wanted, token_ids[0, 1:], 1.0)
-        return tuple(token_ids[0].tolist()), tuple(logprobs.tolist())
+        token_ids = generator.integers(0, highest, size=PROBE_TOKENS)
+        logprobs, _ = self.engine(sequence_inputs(token_ids, device=self.device), 1.0)
+        return tuple(token_ids.tolist()), tuple(logprobs.tolist())
 
     def _load_model(self) -> PolicyModel:
         settings = self.settings
@@ -128,6 +155,7 @@ class LearnerRank(TrainingRank):
             attention=settings.attention,
             gradient_checkpointing=settings.gradient_checkpointing,
             entropy_gradient=self.algorithm.entropy_coefficient > 0,
+            **self._placement(),
         )
 
     def _write_config(self, directory: Path, tokenizer: Any) -> None:

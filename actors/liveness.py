@@ -1,6 +1,7 @@
-"""How a busy actor stays answerable: a concurrency group of its own for pings, and where its process is to be found.
+"""Lets a busy actor answer pings, and locates its process.
 
-With a concurrency group, Ray runs the other methods on one thread of their own, in the order in which they were asked.
+Pings have their own concurrency group. Ray then runs all other methods on one thread, in the order
+of the calls.
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ VITAL = {GROUP: 1}
 
 
 def ask_beside(handle: Any) -> Awaitable[dict[str, Any]]:
-    """`handle.ping()`, answered while another method runs."""
+    """Call `handle.ping()`; the actor answers also while another method runs."""
     return handle.ping.options(concurrency_group=GROUP).remote()
 
 
 def whereabouts(actor: Any) -> dict[str, Any]:
-    """{"pid", "node_ip", "node_id"} of the process that this is called in: `handle.__ray_call__.remote(whereabouts)`."""
-    return {"pid": os.getpid(), "node_ip": ray.util.get_node_ip_address(), "node_id": ray.get_runtime_context().get_node_id()}
+    """Return {"pid", "node_ip", "node_id"} of the actor's process.
+
+    Call it as `handle.__ray_call__.remote(whereabouts)`.
+    """
+    return {
+        "pid": os.getpid(),
+        "node_ip": ray.util.get_node_ip_address(),
+        "node_id": ray.get_runtime_context().get_node_id(),
+    }

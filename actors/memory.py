@@ -1,4 +1,6 @@
-"""Peak memory of a worker: the device's where it has one, else the resident memory of its process and those below it."""
+"""Measures the peak memory of a worker: device memory on a GPU, else resident memory of its process
+and its child processes.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,11 @@ Device = Literal["cpu", "cuda"]
 
 
 def peak_bytes(device: Device) -> int:
-    """Bytes at the highest, since the process started.
+    """Return the peak bytes since the start of the process.
 
-    On "cuda" what this process's tensors took of its device. On "cpu" the resident memory, shared pages counted, of this
-    process and of its children that live now (each one's own highest, so the sum is an upper bound).
+    On "cuda" it is the device memory of this process's tensors. On "cpu" it is the resident memory,
+    including shared pages, of this process and its running children. The peaks of the processes
+    are added, so the result is an upper bound.
     """
     if device == "cuda":
         import torch
@@ -25,12 +28,13 @@ def peak_bytes(device: Device) -> int:
 
 
 def worker_peak_bytes(worker: object) -> int:
-    """For vLLM's `collective_rpc`: what one worker process of an engine took of its GPU."""
+    """Return the peak GPU bytes of a worker process of vLLM, for `collective_rpc`."""
     return peak_bytes("cuda")
 
 
 def _peak_resident(pid: int) -> int:
-    # VmHWM and not getrusage: its ru_maxrss survives exec, so that a small child shows the size of what forked it.
+    # VmHWM instead of getrusage, whose ru_maxrss survives exec: a child would report the peak of
+    # the process that forked it.
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:  # it ended meanwhile

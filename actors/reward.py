@@ -1,8 +1,7 @@
-"""The reward actor: a pool of killable verifier processes behind Ray calls. Needs no GPU and never imports torch."""
+"""The reward actor: scores responses in a pool of verifier processes. Does not import torch."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,39 +10,36 @@ import ray
 
 from actors.memory import peak_bytes
 from sppo_ray.config import RewardSettings
-from sppo_ray.rewards.pool import VerifierPool
+from sppo_ray.rewards.pool.pool import VerifierPool
 from sppo_ray.types import ScoreRequest, Verdict
 
 
-class RewardWorker:
-    """Scores responses; implements `sppo_ray.trainer.interfaces.Scorer`, and whole batches in one call.
+@ray.remote
+class RewardActor:
+    """Scores bursts of responses.
 
-    Every method raises UserError when the verifier is misconfigured or leaves its range, and VerifierPoolFailed when
-    its processes do not start or the worker is closed.
+    Every method raises UserError when the verifier is misconfigured or returns a reward outside its
+    range, and VerifierPoolFailed when its processes do not start or the actor is closed.
     """
 
     def __init__(self, name: str, settings: RewardSettings) -> None:
         self.name = name
         self._pool = VerifierPool(settings)
 
-    async def score(self, request: ScoreRequest) -> Verdict:
-        return await self._pool.score(request)
-
-    async def score_batch(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
-        """Verdicts in the order of the requests. One sample that hangs delays the answer by its deadline."""
-        return list(await asyncio.gather(*(self._pool.score(request) for request in requests)))
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
+        """Return the verdicts in the order of the requests. A sample that hangs delays the answer
+        until its deadline.
+        """
+        return await self._pool.score_all(requests)
 
     async def ping(self) -> Mapping[str, Any]:
-        """Waits until a verifier process is ready; then the worker's name and its totals since the start."""
+        """Wait until a verifier process is ready; return the actor's name and its counts."""
         await self._pool.ready()
         return {"worker": self.name, **asdict(self._pool.counters)}
 
     async def memory(self) -> int:
-        """Peak bytes of this process and its verifier processes (`actors.memory`)."""
+        """Return the peak bytes of this process and its verifier processes (`actors.memory`)."""
         return peak_bytes("cpu")
 
     async def close(self) -> None:
         await self._pool.close()
-
-
-RewardActor = ray.remote(RewardWorker)

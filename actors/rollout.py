@@ -1,10 +1,12 @@
-"""Rollout worker: generates responses with vLLM and takes over new weights between two steps of it.
+"""Rollout worker: generates responses with vLLM and loads new weights between two steps.
 
-    generate(requests) --admit, all at once--> EngineThread --finished, one by one--> inbox --> yield Trajectory
-    pull_weights(manifest, buffer) --> [load, new version, forget every KV block, probe] --> WeightReceipt
+    generate(requests) --admit, all at once--> EngineThread --finished, in bursts--> inbox
+        --> yield TrajectoryBlock
+    pull_weights(manifest, buffer) --> [load, new version, forget every KV block, probe]
+        --> WeightReceipt
 
-Requests in flight during a pull go on under the new weights from their next token; their KV cache is recomputed, and
-each trajectory says which versions sampled its first and its last token.
+Requests in flight during a pull use the new weights from their next token on, with a recomputed KV
+cache. Each trajectory has the versions that sampled its first and its last token.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ import ray
 from actors.memory import peak_bytes, worker_peak_bytes
 from sppo_ray.config import RolloutSettings
 from sppo_ray.errors import UserError
-from sppo_ray.trainer.interfaces import WeightManifest, WeightReceipt
-from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
+from sppo_ray.protocols import WeightManifest, WeightReceipt
+from sppo_ray.types import RequestId, RolloutRequest, SamplingSettings, TokenRows, TrajectoryBlock
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -32,14 +34,17 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY = "/dev/shm"
 INITIAL_VERSION = 0  # the checkpoint that the engine started from
+BURST_S = 0.05
+Finished = tuple["RequestOutput", float]
+"""The engine's output for a finished request, and the seconds since its submission."""
 T = TypeVar("T")
 
 
 def rollout_env(settings: RolloutSettings, device: str) -> dict[str, str]:
-    """Environment of a rollout process, for Ray's `runtime_env`: vLLM and OpenMP read it when they are imported.
+    """Return the environment of a rollout process, for Ray's `runtime_env`.
 
-    On a CPU an engine has as many OpenMP threads as whole CPUs, and idle ones sleep: threads that spin at a barrier
-    beside another busy process slow both down tenfold and more.
+    vLLM and OpenMP read it on import. On a CPU, an engine has one OpenMP thread per whole CPU. Idle
+    threads sleep, because spinning threads slow down this and other busy processes tenfold.
     """
     env = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -51,8 +56,12 @@ def rollout_env(settings: RolloutSettings, device: str) -> dict[str, str]:
     }
     if device == "cpu":
         threads = max(1, int(settings.cpus_per_worker) // settings.tensor_parallel_size)
-        # Ray decides what runs where; vLLM's own binding wants a NUMA node for each worker process.
-        env |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        # Ray assigns CPUs; vLLM's own binding requires a NUMA node for each worker process.
+        env |= {
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
     return env
 
 
@@ -60,16 +69,23 @@ def rollout_env(settings: RolloutSettings, device: str) -> dict[str, str]:
 class _InFlight:
     request: RolloutRequest
     submitted_at: float  # time.monotonic()
-    inbox: asyncio.Queue[list[Trajectory | None]]  # what a step finished; None = a request was aborted
+    # finished requests; None = a request was aborted
+    inbox: asyncio.Queue[list[Finished | None]]
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def key(self) -> str:
+        """The id of the request in the engine."""
+        return str(self.request.request_id)
 
 
 class RolloutWorker:
     """One vLLM engine in this process, on CPU or GPU.
 
-    With tensor_parallel_size above 1, vLLM's own worker processes compute; each reads new weights from a file in shared
-    memory and needs this package's entry point installed, not only importable. The tests run size 1; size 2 has been
-    run on a CPU. An update that such a worker refuses ends the engine, since the refusal crosses as a plain error.
+    With tensor_parallel_size above 1, vLLM starts worker processes. Each one reads new weights from
+    a file in shared memory, and needs this package to be installed, for its entry point. If such a
+    worker refuses an update, the engine ends, because vLLM loses the type of the error. Tests cover
+    size 1; size 2 has been run on a CPU.
     """
 
     def __init__(
@@ -83,10 +99,12 @@ class RolloutWorker:
         seed: int,
         device: str,
     ) -> None:
-        """Starts the engine in the background; `ready` waits for it. `stop_token_ids` hold where a call names none."""
+        """Start the engine in the background; `ready` waits for it. `stop_token_ids` is the default
+        of calls.
+        """
         self._began = time.monotonic()
         os.environ.update(rollout_env(settings, device))
-        # Imported here: vLLM reads the environment at import, and the driver that ships this class needs no vLLM.
+        # Imported here, because vLLM reads the environment on import and the driver may lack vLLM.
         from actors.vllm_engine import EngineThread, engine_args
 
         self.name = name
@@ -98,21 +116,19 @@ class RolloutWorker:
         self._version = INITIAL_VERSION
         self._in_flight: dict[str, _InFlight] = {}
         self._admitted = 0
+        self._finished: dict[int, tuple[_InFlight, list[Finished]]] = {}  # by call, not yet delivered
+        self._delivered_at = 0.0
         self._engine = EngineThread(
             lambda: engine_args(
-                settings,
-                model_path=model_path,
-                max_model_len=max_model_len,
-                seed=seed,
-                device=device,
+                settings, model_path=model_path, max_model_len=max_model_len, seed=seed, device=device
             ),
             self._deliver,
         )
 
-    # ------------------------------------------------------------------------------------------------ life cycle
+    # ----------------------------------------------------------------------------------- life cycle
 
     async def ready(self) -> dict[str, Any]:
-        """Wait until the engine has generated its first token. Raises UserError naming worker, model and remedy."""
+        """Wait until the engine has started. Raises UserError with worker, model and remedy."""
         import vllm
 
         try:
@@ -130,7 +146,7 @@ class RolloutWorker:
         }
 
     async def ping(self) -> dict[str, Any]:
-        """Vital signs, answered by the event loop even while the engine is busy or wedged."""
+        """Return signs of life. The event loop answers also while the engine is busy or stuck."""
         return {
             "worker": self.name,
             "pid": os.getpid(),
@@ -138,63 +154,66 @@ class RolloutWorker:
             "version": self._version,
             "in_flight": len(self._in_flight),
             "tokens_generated": self._engine.tokens_generated,
-            "seconds_since_progress": time.monotonic() - self._engine.progressed_at if self._in_flight else 0.0,
+            "seconds_since_progress": time.monotonic() - self._engine.progressed_at
+            if self._in_flight
+            else 0.0,
         }
 
     async def memory(self) -> int:
-        """Peak bytes: of vLLM's workers on their GPUs, or of this process and those below it (`actors.memory`)."""
+        """Return the peak bytes of vLLM's workers on their GPUs, or of this process and its child
+        processes (`actors.memory`).
+        """
         if self._device == "cpu":
             return peak_bytes("cpu")
         return await self._call(lambda engine: sum(engine.collective_rpc(worker_peak_bytes)))
 
     async def close(self) -> None:
-        """End the engine, its worker processes included. Unfinished requests are dropped: their streams end."""
+        """End the engine and its worker processes. Unfinished requests are dropped."""
         if self._engine.alive:
-            await self.abort(list(self._in_flight))
+            await self.abort_all()
         await asyncio.to_thread(self._engine.close)
 
-    # ------------------------------------------------------------------------------------------------ generation
+    # ----------------------------------------------------------------------------------- generation
 
-    async def generate(self, requests: Sequence[RolloutRequest], sampling: SamplingSettings) -> AsyncIterator[Trajectory]:
-        """Yield each request's trajectory as it finishes; all of them enter the engine before its next step.
-
-        Raises UserError for a request that can never be served (too long, an unknown token, an id that is in flight).
-        """
-        async for burst in self.generate_bursts(requests, sampling):
-            for trajectory in burst:
-                yield trajectory
-
-    async def generate_bursts(
+    async def generate(
         self, requests: Sequence[RolloutRequest], sampling: SamplingSettings
-    ) -> AsyncIterator[list[Trajectory]]:
-        """As `generate`, but what one engine step finished comes together: a remote stream pays for each item."""
-        inbox: asyncio.Queue[list[Trajectory | None]] = asyncio.Queue()
+    ) -> AsyncIterator[TrajectoryBlock]:
+        """Yield the responses as they finish; all requests enter the engine before its next step.
+
+        Responses that finish within BURST_S are one block, because each item of a remote stream has
+        a cost. Raises UserError for an invalid request (too long, unknown token, id in flight).
+        """
+        inbox: asyncio.Queue[list[Finished | None]] = asyncio.Queue()
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        batch = {request.request_id: _InFlight(request, now, inbox, loop) for request in requests}
+        batch = {str(request.request_id): _InFlight(request, now, inbox, loop) for request in requests}
         if len(batch) < len(requests):
-            raise UserError(f"{self.name}: {len(requests) - len(batch)} request ids of one call are repeated: make them unique")
+            raise UserError(
+                f"{self.name}: {len(requests) - len(batch)} request ids of one call are repeated: make them "
+                "unique"
+            )
         await self._call(lambda engine: self._admit(engine, batch, sampling))
         left = len(batch)
         try:
             while left:
                 ended = await inbox.get()
                 left -= len(ended)
-                if burst := [trajectory for trajectory in ended if trajectory is not None]:
-                    yield burst
+                if finished := [one for one in ended if one is not None]:
+                    yield self._block(finished)
         finally:
-            if left:  # the caller lost interest
+            if left:  # the caller cancelled the stream
                 self._engine.call(lambda engine: self._drop(engine, batch.values()))
 
-    async def abort(self, request_ids: Sequence[str]) -> int:
-        """Drop unfinished requests: their streams end without them. Returns how many there were."""
+    async def abort(self, request_ids: Sequence[RequestId]) -> int:
+        """Drop unfinished requests; their streams end without them. Returns the number dropped."""
 
         def drop(engine: LLMEngine) -> int:
-            return self._drop(engine, [self._in_flight[key] for key in request_ids if key in self._in_flight])
+            found = [self._in_flight.get(str(request_id)) for request_id in request_ids]
+            return self._drop(engine, [entry for entry in found if entry is not None])
 
         return await self._call(drop)
 
     async def abort_all(self) -> int:
-        """`abort` of whatever is unfinished."""
+        """Drop all unfinished requests."""
         return await self._call(lambda engine: self._drop(engine, list(self._in_flight.values())))
 
     def _admit(self, engine: LLMEngine, batch: Mapping[str, _InFlight], sampling: SamplingSettings) -> None:
@@ -203,104 +222,134 @@ class RolloutWorker:
         for entry in batch.values():
             self._require_servable(entry.request, sampling.max_tokens, engine.model_config.get_vocab_size())
         stop = sampling.stop_token_ids or self._stop_token_ids
-        for request_id, entry in batch.items():
+        for key, entry in batch.items():
             params = sampling_params(
-                temperature=sampling.temperature, max_tokens=sampling.max_tokens, stop_token_ids=stop, seed=entry.request.seed
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_tokens,
+                stop_token_ids=stop,
+                seed=entry.request.seed,
             )
             self._admitted += 1
-            prompt = {"prompt_token_ids": list(entry.request.token_ids)}
+            prompt = {"prompt_token_ids": entry.request.token_ids.tolist()}
             try:
-                # Arrival orders the waiting requests: a counter, where two readings of a clock may be equal.
-                engine.add_request(request_id, prompt, params, arrival_time=float(self._admitted))
+                # Arrival times order the waiting requests. A counter is unique, a clock may not be.
+                engine.add_request(key, prompt, params, arrival_time=float(self._admitted))
             except ValueError as error:
-                raise UserError(f"{self.name}: prompt {entry.request.prompt_id} was refused by vLLM: {error}") from None
-            self._in_flight[request_id] = entry
+                raise UserError(
+                    f"{self.name}: prompt {entry.request.prompt_id} was refused by vLLM: {error}"
+                ) from None
+            self._in_flight[key] = entry
 
     def _require_servable(self, request: RolloutRequest, max_tokens: int, vocabulary: int) -> None:
         length = len(request.token_ids)
         if length == 0 or length + max_tokens > self._max_model_len:
             raise UserError(
-                f"{self.name}: prompt {request.prompt_id} has {length} tokens; with max_tokens {max_tokens} that does not fit "
-                f"the engine's context of {self._max_model_len}: lower data.max_prompt_tokens or rollout.max_response_tokens"
+                f"{self.name}: prompt {request.prompt_id} has {length} tokens; with max_tokens {max_tokens} "
+                "that does not fit "
+                f"the engine's context of {self._max_model_len}: lower data.max_prompt_tokens or "
+                "rollout.max_response_tokens"
             )
-        if min(request.token_ids) < 0 or max(request.token_ids) >= vocabulary:
+        if request.token_ids.min() < 0 or request.token_ids.max() >= vocabulary:
             raise UserError(
-                f"{self.name}: prompt {request.prompt_id} has token {max(request.token_ids)}, the policy knows 0 to "
+                f"{self.name}: prompt {request.prompt_id} has token {request.token_ids.max()}, the policy "
+                "knows 0 to "
                 f"{vocabulary - 1}: encode prompts with the policy's own tokenizer"
             )
-        if request.request_id in self._in_flight:
-            raise UserError(f"{self.name}: request {request.request_id} is in flight already: request ids must be unique")
+        if str(request.request_id) in self._in_flight:
+            raise UserError(
+                f"{self.name}: request {request.request_id} is in flight already: request ids must be unique"
+            )
 
     def _drop(self, engine: LLMEngine, entries: Iterable[_InFlight]) -> int:
-        mine = [entry for entry in entries if self._in_flight.get(entry.request.request_id) is entry]
-        engine.abort_request([entry.request.request_id for entry in mine])
+        mine = [entry for entry in entries if self._in_flight.get(entry.key) is entry]
+        self._engine.abort(engine, [entry.key for entry in mine])
         for entry in mine:
-            del self._in_flight[entry.request.request_id]
+            del self._in_flight[entry.key]
             entry.loop.call_soon_threadsafe(entry.inbox.put_nowait, [None])
+        self._deliver([])  # there may be no further step
         return len(mine)
 
     def _deliver(self, finished: list[RequestOutput]) -> None:
-        """Engine thread: hand what one step finished to the calls that wait for it, one wake-up a call."""
+        """Pass finished requests to their calls, at most every BURST_S.
+
+        Called on the engine's thread after each step.
+        """
         now = time.monotonic()
-        for_call: dict[int, tuple[_InFlight, list[Trajectory | None]]] = {}
         for output in finished:
             entry = self._in_flight.pop(output.request_id)
-            for_call.setdefault(id(entry.inbox), (entry, []))[1].append(self._trajectory(output, entry, now))
-        for entry, trajectories in for_call.values():
-            entry.loop.call_soon_threadsafe(entry.inbox.put_nowait, trajectories)
+            burst = self._finished.setdefault(id(entry.inbox), (entry, []))[1]
+            burst.append((output, now - entry.submitted_at))
+        if not self._finished or (self._in_flight and now - self._delivered_at < BURST_S):
+            return
+        self._delivered_at = now
+        for entry, burst in self._finished.values():
+            entry.loop.call_soon_threadsafe(entry.inbox.put_nowait, burst)
+        self._finished = {}
 
-    def _trajectory(self, output: RequestOutput, entry: _InFlight, now: float) -> Trajectory:
-        response = output.outputs[0]
-        return Trajectory(
-            request_id=entry.request.request_id,
-            prompt_id=entry.request.prompt_id,
-            response_ids=tuple(response.token_ids),
-            response_logprobs=tuple(response.logprobs.logprobs),
-            finish_reason=response.finish_reason,
-            policy_version=int(response.weight_versions[0].version),
-            policy_version_end=int(response.weight_versions[-1].version),
+    def _block(self, finished: Sequence[Finished]) -> TrajectoryBlock:
+        responses = [output.outputs[0] for output, _ in finished]
+        versions = [
+            (int(one.weight_versions[0].version), int(one.weight_versions[-1].version)) for one in responses
+        ]
+        return TrajectoryBlock(
             worker=self.name,
-            seconds=now - entry.submitted_at,
+            request_ids=tuple(output.request_id for output, _ in finished),
+            responses=TokenRows.of([one.token_ids for one in responses]),
+            logprobs=np.concatenate([np.asarray(one.logprobs.logprobs, np.float32) for one in responses]),
+            is_stopped=np.array([one.finish_reason == "stop" for one in responses]),
+            versions=np.array(versions, dtype=np.int64),
+            seconds=np.array([seconds for _, seconds in finished]),
         )
 
-    # ----------------------------------------------------------------------------------------------- weight sync
+    # ---------------------------------------------------------------------------------- weight sync
 
-    async def pull_weights(self, manifest: WeightManifest, buffer: np.ndarray, probe_ids: tuple[int, ...]) -> WeightReceipt:
-        """Load a version between two steps of generation and prove it. `buffer` is uint8 [num_bytes], read only.
+    async def pull_weights(
+        self, manifest: WeightManifest, buffer: np.ndarray, probe_ids: tuple[int, ...]
+    ) -> WeightReceipt:
+        """Load a version between two steps of generation and return the receipt.
 
-        Raises WeightsRefused, with the model untouched, when the manifest does not fit the model or the buffer. A failure
-        after that ends the process: half-loaded weights must not generate.
+        `buffer` is [num_bytes] uint8, read-only. Raises WeightsRefused when the manifest does not
+        match the model or the buffer; the model is then unchanged. Any later failure ends the
+        process, because partly loaded weights must not generate.
         """
         return await self._call(lambda engine: self._pull(engine, manifest, buffer, probe_ids))
 
-    def _pull(self, engine: LLMEngine, manifest: WeightManifest, buffer: np.ndarray, probe_ids: tuple[int, ...]) -> WeightReceipt:
-        from actors.vllm_weight_transfer import load_proof
+    def _pull(
+        self, engine: LLMEngine, manifest: WeightManifest, buffer: np.ndarray, probe_ids: tuple[int, ...]
+    ) -> WeightReceipt:
+        from actors.weights.flat import load_proof
 
         began = time.monotonic()
+        self._deliver(self._engine.drain(engine))
         engine.collective_rpc("start_weight_update")
         if self._settings.tensor_parallel_size == 1:
             engine.collective_rpc("update_weights", args=(_update(manifest, buffer=buffer),))
             engine.collective_rpc("finish_weight_update")
         else:
-            with tempfile.TemporaryFile(dir=SHARED_MEMORY) as file:  # without a name: whoever dies, nothing stays behind
+            # an unnamed file, which disappears when the process dies
+            with tempfile.TemporaryFile(dir=SHARED_MEMORY) as file:
                 buffer.tofile(file)
                 file.flush()
-                engine.collective_rpc("update_weights", args=(_update(manifest, path=f"/proc/{os.getpid()}/fd/{file.fileno()}"),))
+                engine.collective_rpc(
+                    "update_weights",
+                    args=(_update(manifest, path=f"/proc/{os.getpid()}/fd/{file.fileno()}"),),
+                )
                 engine.collective_rpc("finish_weight_update")
         proofs = engine.collective_rpc(load_proof)
         self._serve_version(engine, manifest.version)
         return WeightReceipt(
             worker=self.name,
             version=self._version,
-            digest=" ".join(sorted({proof.digest for proof in proofs})),  # one, unless workers disagree
+            # one digest, unless workers differ
+            digest=" ".join(sorted({proof.digest for proof in proofs})),
             num_loaded=min(proof.num_loaded for proof in proofs),
             probe_logprobs=self._probe(engine, probe_ids),
             seconds=time.monotonic() - began,
         )
 
     def _serve_version(self, engine: LLMEngine, version: int) -> None:
-        # Without the reset, prompts would go on from KV blocks that the old weights computed. Running requests are
-        # preempted, so that theirs are computed again as well.
+        # The reset removes KV blocks of the old weights. Running requests are preempted, so their
+        # blocks are recomputed too.
         engine.reset_prefix_cache(reset_running_requests=True)
         engine.set_weight_version(str(version))
         self._version = version
@@ -312,7 +361,7 @@ class RolloutWorker:
         self._deliver(finished)
         return tuple(logprobs)
 
-    # -------------------------------------------------------------------------------------------------- plumbing
+    # ------------------------------------------------------------------------------------- plumbing
 
     async def _call(self, job: Any) -> Any:
         return await asyncio.wrap_future(self._engine.call(job))
@@ -320,19 +369,27 @@ class RolloutWorker:
     def _start_failure(self, error: Exception) -> str:
         what, model = " ".join(str(error).split()), self._model_path
         if not os.path.isfile(os.path.join(model, "config.json")):
-            return f"{self.name}: {model} is no model directory (no config.json in it): give a Transformers checkpoint"
+            return (
+                f"{self.name}: {model} is no model directory (no config.json in it): give a Transformers "
+                "checkpoint"
+            )
         if "max_model_len" in what:
             return (
-                f"{self.name}: the model in {model} does not support a context of {self._max_model_len} tokens, which is "
+                f"{self.name}: the model in {model} does not support a context of {self._max_model_len} "
+                "tokens, which is "
                 f"data.max_prompt_tokens + rollout.max_response_tokens: lower them. vLLM says: {what}"
             )
         return (
-            f"{self.name}: vLLM cannot run the model in {model} on {self._device}: {type(error).__name__}: {what}. It needs "
-            "safetensors weights of an architecture that it knows (on a CPU with a head size of 32 or more), and free memory"
+            f"{self.name}: vLLM cannot run the model in {model} on {self._device}: {type(error).__name__}: "
+            f"{what}. It needs "
+            "safetensors weights of an architecture that it knows (on a CPU with a head size of 32 or more), "
+            "and free memory"
         )
 
 
-def _update(manifest: WeightManifest, *, buffer: np.ndarray | None = None, path: str | None = None) -> dict[str, Any]:
+def _update(
+    manifest: WeightManifest, *, buffer: np.ndarray | None = None, path: str | None = None
+) -> dict[str, Any]:
     return {
         "names": list(manifest.names),
         "shapes": [list(shape) for shape in manifest.shapes],

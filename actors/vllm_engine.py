@@ -1,13 +1,17 @@
-"""vLLM's engine in this process, owned by one thread: everything else is a closure that runs between two steps.
+"""Runs vLLM's engine in this process on one thread. Other threads send closures to it.
 
-    any thread --call(closure)--> queue --> engine thread: [closures] step [closures] step ... --finished--> on_finished
+    any thread --call(closure)--> queue
+        --> engine thread: [closures] step [closures] step ... --finished--> on_step
 
-Because closures run between steps, whatever one of them does (admit a batch, load weights) is atomic to generation.
-No engine subprocess: half the start-up time, no pickling, and a dead engine is a dead process that Ray reports at once.
+Closures run between steps, so adding a batch is atomic with respect to generation. With
+asynchronous scheduling a batch may be on the device then: a closure that changes weights calls
+`drain` first. Without a subprocess for the engine, start-up takes half the time, requests are not
+pickled, and the end of the engine ends the process, which Ray reports at once.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import sys
@@ -21,11 +25,13 @@ from typing import Any, TypeVar
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.flat_layout import WeightsRefused
 from actors.vllm_plugin import BACKEND, register
+from actors.weights.layout import WeightsRefused
 from sppo_ray.config import RolloutSettings
 from sppo_ray.errors import UserError
 
@@ -34,37 +40,58 @@ PROGRESS_EVERY_S = 0.25
 MIN_BATCHED_TOKENS = 8192
 PROBE_ID = "weight-sync-probe"
 GIB = 2**30
+UNCHECKED = 0.01
+"""gpu_memory_utilization with a KV cache of a given size. vLLM refuses to start when less than this
+share of the GPU is free, and otherwise ignores it.
+"""
 
 T = TypeVar("T")
 
 
-def engine_args(settings: RolloutSettings, *, model_path: str, max_model_len: int, seed: int, device: str) -> EngineArgs:
-    """What vLLM is told: token ids in and out, exact log-probs of what was sampled from, reproducible scheduling."""
-    cpu = device == "cpu"
+def engine_args(
+    settings: RolloutSettings, *, model_path: str, max_model_len: int, seed: int, device: str
+) -> EngineArgs:
+    """Return vLLM's arguments: token ids as input and output, exact log-probs, reproducible
+    scheduling.
+
+    Raises UserError when the installed vLLM is for another device.
+    """
+    if current_platform.device_type != device:
+        raise UserError(
+            f"the vLLM that is installed runs on {current_platform.device_type}, and the engine was given "
+            + (
+                "no GPU: set rollout.gpus_per_worker, e.g. to 1, or install requirements/cpu.lock"
+                if device == "cpu"
+                else "a GPU: install requirements/cuda.lock, or set rollout.gpus_per_worker to 0"
+            )
+        )
+    cpu, kv_cache = device == "cpu", settings.kv_cache_gib
     return EngineArgs(
         model=model_path,
         load_format="safetensors",  # pickled checkpoints can run code
         trust_remote_code=False,
         skip_tokenizer_init=True,
-        generation_config="vllm",  # sampling and stop tokens are ours, not the checkpoint's
+        generation_config="vllm",  # ignore sampling and stop tokens of the checkpoint
         dtype=settings.dtype,
         seed=seed,
         max_model_len=max_model_len,
         max_num_seqs=settings.max_sequences,
         max_num_batched_tokens=max(MIN_BATCHED_TOKENS, max_model_len),
-        # A prompt cut in two would sample and discard once more; vLLM then winds the request's generator back, which
-        # torch's CPU generator cannot do.
+        # A chunked prompt samples a token that is discarded. vLLM then resets the request's
+        # generator, which torch's CPU generator does not support.
         enable_chunked_prefill=False if cpu else None,
         enable_prefix_caching=True,
         block_size=settings.block_size,
         enforce_eager=settings.enforce_eager,
-        kv_cache_memory_bytes=int(settings.kv_cache_gib * GIB) if cpu and settings.kv_cache_gib else None,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
+        kv_cache_memory_bytes=None if kv_cache is None else int(kv_cache * GIB),
+        gpu_memory_utilization=settings.gpu_memory_utilization if cpu or kv_cache is None else UNCHECKED,
         tensor_parallel_size=settings.tensor_parallel_size,
         distributed_executor_backend="uni" if settings.tensor_parallel_size == 1 else "mp",
-        logprobs_mode="processed_logprobs",  # after temperature: the distribution that the token was drawn from
-        async_scheduling=False,  # a step in flight during a weight update would be labelled with the wrong version
-        scheduling_policy="priority",  # lets the probe of a weight sync pass the requests in front of it
+        # after temperature: the distribution that the token was drawn from
+        logprobs_mode="processed_logprobs",
+        async_scheduling=settings.async_scheduling,
+        # the probe of a weight sync precedes waiting requests
+        scheduling_policy="priority",
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         disable_log_stats=True,
         use_tqdm_on_load=False,
@@ -72,19 +99,24 @@ def engine_args(settings: RolloutSettings, *, model_path: str, max_model_len: in
 
 
 class EngineThread:
-    """Owns an LLMEngine. A failure of the engine ends the process, so that it is seen as a death and not as a hang."""
+    """Owns an LLMEngine. A failure of the engine ends the process, so it is detected at once."""
 
-    def __init__(self, describe: Callable[[], EngineArgs], on_finished: Callable[[list[RequestOutput]], None]) -> None:
-        """`describe` is called on the thread, where what it raises is a failed start like any other.
+    def __init__(
+        self, describe: Callable[[], EngineArgs], on_step: Callable[[list[RequestOutput]], None]
+    ) -> None:
+        """`describe` and `on_step` are called on the engine's thread.
 
-        `on_finished` is called on the thread with the requests that finished in a step.
+        An error in `describe` is a failed start. `on_step` is called after each step with the
+        requests that finished in it.
         """
         self._describe = describe
-        self._on_finished = on_finished
-        self._jobs: queue.SimpleQueue[tuple[Callable[[LLMEngine], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._on_step = on_step
+        self._jobs: queue.SimpleQueue[tuple[Callable[[LLMEngine], Any], Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
         self._ended: BaseException | None = None  # why no further job will run
         self._finished_tokens = 0
-        self.tokens_generated = 0  # in all, unfinished responses included; read 4 times a second
+        self.tokens_generated = 0  # total, including unfinished responses; updated 4 times a second
         self.progressed_at = time.monotonic()
         self.started: Future[None] = Future()
         self._thread = threading.Thread(target=self._main, name="vllm-engine", daemon=True)
@@ -97,8 +129,8 @@ class EngineThread:
     def call(self, job: Callable[[LLMEngine], T]) -> Future[T]:
         """Run `job(engine)` on the engine's thread between two steps.
 
-        UserError and WeightsRefused, raised before a job changed anything, go to the caller; so does the reason why an
-        engine never started. Any other exception ends the process.
+        The future gets UserError and WeightsRefused of the job, which must be raised before the job
+        changes anything, and the error of a failed start. Any other exception ends the process.
         """
         future: Future[T] = Future()
         self._jobs.put((job, future))
@@ -107,31 +139,44 @@ class EngineThread:
         return future
 
     def close(self) -> None:
-        """End the engine and vLLM's worker processes; waits for the step that is running."""
+        """End the engine and vLLM's worker processes after the current step."""
         self._jobs.put(None)
         self._thread.join()
 
     def step(self, engine: LLMEngine) -> list[RequestOutput]:
-        """One step of generation, on the engine's thread only. Returns the requests that it finished."""
+        """Do one step of generation and return the finished requests. On the engine's thread
+        only.
+        """
         done = [output for output in engine.step() if output.finished]
         self._finished_tokens += sum(len(output.outputs[0].token_ids) for output in done)
         if done or time.monotonic() - self.progressed_at >= PROGRESS_EVERY_S:
             self._note_progress(engine)
         return done
 
+    def drain(self, engine: LLMEngine) -> list[RequestOutput]:
+        """Wait until no batch is in flight and return the requests that finished meanwhile. On the
+        engine's thread only.
+        """
+        return drain(engine, self.step)
+
     def _main(self) -> None:
         try:
             register()
             engine = LLMEngine.from_engine_args(self._describe())
             _warm_up(engine)
-        except Exception as error:  # boundary: whatever vLLM raises while it starts is told to whoever waits for the start
+        except Exception as error:  # boundary
+            # `started` passes any error of vLLM's start to the caller
             self.started.set_exception(error)
             self._refuse_jobs(error)
             return
+        # Exclude existing objects from garbage collection, which would take a millisecond.
+        gc.collect()
+        gc.freeze()
         self.started.set_result(None)
         try:
             self._run(engine)
-        except BaseException:  # boundary: the engine's state is unknown now, and nothing may be generated from it
+        except BaseException:  # boundary
+            # the engine's state is unknown, so it must not generate any more
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(ENGINE_DIED)
@@ -146,8 +191,7 @@ class EngineThread:
                     return
                 _answer(engine, *entry)
                 self.progressed_at = time.monotonic()
-            if done := self.step(engine):
-                self._on_finished(done)
+            self._on_step(self.step(engine))
 
     def _refuse_jobs(self, reason: BaseException) -> None:
         self._ended = reason
@@ -155,10 +199,38 @@ class EngineThread:
             if (entry := self._jobs.get()) is not None:
                 entry[1].set_exception(reason)
 
+    def abort(self, engine: LLMEngine, request_ids: list[str]) -> None:
+        """Drop requests; their generated tokens still count. On the engine's thread only."""
+        running = _running_tokens(engine)
+        engine.abort_request(request_ids)
+        self._finished_tokens += running - _running_tokens(engine)
+
     def _note_progress(self, engine: LLMEngine) -> None:
-        running = sum(state.detokenizer.num_output_tokens() for state in engine.output_processor.request_states.values())
-        if (total := self._finished_tokens + running) > self.tokens_generated:
+        if (total := self._finished_tokens + _running_tokens(engine)) > self.tokens_generated:
             self.tokens_generated, self.progressed_at = total, time.monotonic()
+
+
+def drain(engine: LLMEngine, step: Callable[[LLMEngine], list[RequestOutput]]) -> list[RequestOutput]:
+    """Do steps that schedule no tokens until no batch is in flight; return the finished requests.
+
+    The weights of a batch in flight are those of its version, and vLLM labels tokens when they
+    arrive. Without asynchronous scheduling there is no queue of batches, and nothing to do.
+    """
+    core: Any = engine.engine_core
+    core = core.engine_core  # the client's, in this process
+    finished: list[RequestOutput] = []
+    if not core.batch_queue:
+        return finished
+    core.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+    while core.batch_queue:
+        finished += step(engine)
+    core.scheduler.set_pause_state(PauseState.UNPAUSED)
+    return finished
+
+
+def _running_tokens(engine: LLMEngine) -> int:
+    states = engine.output_processor.request_states.values()
+    return sum(state.detokenizer.num_output_tokens() for state in states)
 
 
 def _answer(engine: LLMEngine, job: Callable[[LLMEngine], Any], future: Future[Any]) -> None:
@@ -170,14 +242,19 @@ def _answer(engine: LLMEngine, job: Callable[[LLMEngine], Any], future: Future[A
         future.set_result(result)
 
 
-def sampling_params(*, temperature: float, max_tokens: int, stop_token_ids: tuple[int, ...], seed: int) -> SamplingParams:
-    """One response: softmax(logits / temperature) untruncated, or the argmax at temperature 0; its log-probs with it."""
+def sampling_params(
+    *, temperature: float, max_tokens: int, stop_token_ids: tuple[int, ...], seed: int
+) -> SamplingParams:
+    """Return the parameters of one response: sampling from softmax(logits / temperature), or argmax
+    at temperature 0, with log-probs.
+    """
     return SamplingParams(
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed if temperature > 0 else None,
         stop_token_ids=list(stop_token_ids),
-        ignore_eos=True,  # the stop tokens are those given, whatever the checkpoint's configuration lists
+        # only stop_token_ids end a response, not the checkpoint's eos tokens
+        ignore_eos=True,
         logprobs=0,  # the sampled token's only
         flat_logprobs=True,
         detokenize=False,
@@ -188,12 +265,17 @@ def sampling_params(*, temperature: float, max_tokens: int, stop_token_ids: tupl
 def prompt_logprobs(
     step: Callable[[LLMEngine], list[RequestOutput]], engine: LLMEngine, token_ids: tuple[int, ...]
 ) -> tuple[list[float], list[RequestOutput]]:
-    """log p(token_ids[t] | token_ids[:t]) for t >= 1 at temperature 1, and the other requests that finished meanwhile.
+    """Return log p(token_ids[t] | token_ids[:t]) for t >= 1 at temperature 1.
 
-    It goes in before every waiting request, and what runs goes on. Prompt log-probs never read the prefix cache.
+    Also returns the other requests that finished meanwhile. The probe precedes all waiting
+    requests; running requests continue. vLLM computes prompt log-probs without the prefix cache.
     """
     params = SamplingParams(
-        temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        temperature=0.0,
+        max_tokens=1,
+        prompt_logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
     engine.add_request(PROBE_ID, {"prompt_token_ids": list(token_ids)}, params, priority=-1)
     others: list[RequestOutput] = []
@@ -202,13 +284,17 @@ def prompt_logprobs(
         others += [output for output in done if output.request_id != PROBE_ID]
         probe: Any = next((output for output in done if output.request_id == PROBE_ID), None)
         if probe is not None:
-            return [row[token].logprob for token, row in zip(token_ids[1:], probe.prompt_logprobs[1:], strict=True)], others
+            return [
+                row[token].logprob
+                for token, row in zip(token_ids[1:], probe.prompt_logprobs[1:], strict=True)
+            ], others
 
 
 def _warm_up(engine: LLMEngine) -> None:
-    """Run the model once, so that what it lacks (a head size without a kernel, say) shows at the start."""
+    """Run the model once, so that errors such as an unsupported head size appear at the start."""
     params = sampling_params(temperature=1.0, max_tokens=2, stop_token_ids=(), seed=0)
     engine.add_request("warm-up", {"prompt_token_ids": [0]}, params)
     while engine.has_unfinished_requests():
         engine.step()
+    drain(engine, lambda engine: engine.step())
     engine.reset_prefix_cache()

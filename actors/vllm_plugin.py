@@ -1,7 +1,8 @@
-"""Entry point (group `vllm.general_plugins`) that makes the weight-transfer backend "flat" known to a vLLM process.
+"""vLLM plugin (entry point group `vllm.general_plugins`): registers the weight-transfer backend
+"flat" and the CPU sampler of `seeded_sampler`.
 
-vLLM calls `register` in each process that it starts (engine core, tensor-parallel workers); in the process that builds
-the engine itself it is called directly before.
+vLLM calls `register` in each process that it starts (engine core, tensor-parallel workers). The
+process that creates the engine calls it directly.
 """
 
 from __future__ import annotations
@@ -10,9 +11,16 @@ BACKEND = "flat"
 
 
 def register() -> None:
-    """Add the backend to vLLM's factory; calling it again changes nothing. The engine class is imported when first used."""
+    """Register backend and sampler. A second call has no effect. The backend's class is imported on
+    first use.
+    """
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    # The registry is the only way to ask: register_engine raises on a name that is already there.
+    from actors import seeded_sampler
+
+    # Check the registry, because register_engine raises for a name that is registered.
     if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, "actors.vllm_weight_transfer", "FlatWeightTransferEngine")
+        WeightTransferEngineFactory.register_engine(
+            BACKEND, "actors.weights.flat", "FlatWeightTransferEngine"
+        )
+    seeded_sampler.install()

@@ -1,11 +1,14 @@
-"""How fast the REST server answers `GET /v1/jobs/{id}` with 200 jobs on record and 20 clients, while a job trains beside it.
+"""How fast the REST server answers `GET /v1/jobs/{id}` with 200 jobs on record and 20 clients,
+while a job trains beside it.
 
-    python -m benchmarks.api                     # about 2 minutes; writes benchmarks/results/api.json
+    python -m benchmarks.api                     # about 2 minutes; writes
+                                                 benchmarks/results/api.json
     python -m benchmarks.api --no-training
 
-Two loads: each client asks five times a second, as a page or a script that polls does; and each asks again as soon as it has its
-answer, which measures how much the server can take. The clients are one process of plain sockets, so that they cost little of the
-machine that they measure. Latency is from the request's first byte to the answer's last one.
+Two loads: each client asks five times a second, as a page or a script that polls does; and each
+asks again as soon as it has its answer, which measures how much the server can take. The clients
+are one process of plain sockets, so that they cost little of the machine that they measure. Latency
+is from the request's first byte to the answer's last one.
 """
 
 from __future__ import annotations
@@ -28,18 +31,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sppo_ray.config_loading import dump_config, load_config
+from sppo_ray.config.loading import dump_config, load_config
+from sppo_ray.display.progress import SilentProgress
+from sppo_ray.rollout.views import WorkerView
+from sppo_ray.rundir.environment import environment
+from sppo_ray.rundir.layout import RunDir
 from sppo_ray.trainer.checkpoint import TrainerState
-from sppo_ray.trainer.environment import environment
-from sppo_ray.trainer.fleet_members import WorkerView
-from sppo_ray.trainer.progress import SilentProgress
 from sppo_ray.trainer.recorder import Recorder
-from sppo_ray.trainer.rundir import RunDir
 
 JOBS, CLIENTS, STEPS = 200, 20, 60
 POLLS_A_SECOND = 5.0  # of each client, in the paced load
 RESULTS = Path(__file__).parent / "results" / "api.json"
-TRAINING = ["--data.prompts_per_step=32", "--data.minibatch_size=16", "--data.held_out.0.size=16", "--loop.steps=100000"]
+TRAINING = [
+    "--data.prompts_per_step=32",
+    "--data.minibatch_size=16",
+    "--data.held_out.0.size=16",
+    "--loop.steps=100000",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +67,27 @@ class Load:
 
 
 def make_runs(root: Path, count: int) -> None:
-    """`count` finished runs of STEPS steps: one written by the trainer's own recorder, the others copies of it."""
+    """`count` finished runs of STEPS steps: one written by the trainer's own recorder, the others
+    copies of it.
+    """
     config = load_config("quickstart", ["--logging.tensorboard=false"])
     run_dir = RunDir.create(root / "run-000", resume=False)
     run_dir.write_config(dump_config(config))
     recorder = Recorder(run_dir, config, SilentProgress())
     recorder.begin(TrainerState.initial())
-    figures = {f"group/figure_{index}": index / 7 for index in range(60)} | {"reward/mean": 0.5, "response/tokens": 4000}
+    figures = {f"group/figure_{index}": index / 7 for index in range(60)} | {
+        "reward/mean": 0.5,
+        "response/tokens": 4000,
+    }
     for step in range(1, STEPS + 1):
         state = TrainerState(step, step, step, 256 * step, 4000 * step, 2.0 * step, 0, 0, 0.4, 0.6, 0.6)
-        recorder.step(state, [], figures, learner_version=step, fleet=[WorkerView("rollout-0", "HEALTHY", step, 0, 9, step)])
+        recorder.step(
+            state,
+            [],
+            figures,
+            learner_version=step,
+            fleet=[WorkerView("rollout-0", "HEALTHY", step, 0, 9, step)],
+        )
     recorder.phase("finished", state)
     recorder.close()
     run_dir.close()
@@ -77,7 +96,9 @@ def make_runs(root: Path, count: int) -> None:
 
 
 async def measure(port: int, jobs: list[str], *, seconds: float, pace: float | None) -> Load:
-    """CLIENTS clients for so long; `pace` = requests a second of each, None = as fast as answers come."""
+    """CLIENTS clients for so long; `pace` = requests a second of each, None = as fast as answers
+    come.
+    """
     times: list[float] = []
     started = time.perf_counter()
 
@@ -111,7 +132,9 @@ def server(runs: Path) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = ["--runs", str(runs), "--port", str(port), "--rate", "0", "--ray-address", "http://127.0.0.1:9"]
-    process = subprocess.Popen([sys.executable, "-m", "sppo_ray", "serve", *options], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sppo_ray", "serve", *options], stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(600):
             with socket.socket() as probe:
@@ -126,11 +149,16 @@ def server(runs: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def training(run_dir: Path) -> Iterator[None]:
-    """The quickstart on small steps, for as long as the block; begins when its first step is done."""
+    """The quickstart on small steps, for as long as the block; begins when its first step is
+    done.
+    """
     command = [sys.executable, "-m", "sppo_ray", "train", "quickstart", "--run-dir", str(run_dir), *TRAINING]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        while not (run_dir / "metrics.jsonl").exists() or (run_dir / "metrics.jsonl").read_text().count("seconds/step") < 2:
+        while (
+            not (run_dir / "metrics.jsonl").exists()
+            or (run_dir / "metrics.jsonl").read_text().count("seconds/step") < 2
+        ):
             if process.poll() is not None:
                 raise SystemExit(f"the training ended with {process.returncode}")
             time.sleep(1)
@@ -141,7 +169,9 @@ def training(run_dir: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--no-training", action="store_true", help="the machine does nothing else")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load (default: 20)")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -1,13 +1,15 @@
-"""Are the guardrails quiet on runs that went well, and quick when something goes wrong? On figures of recorded runs.
+"""Are the guardrails quiet on runs that went well, and quick when something goes wrong? On figures
+of recorded runs.
 
     python -m benchmarks.guardrails RUN_OR_DIRECTORY...
 
-Every run below the directories is replayed through the detectors with their default limits. Then faults are injected into its
-figures, one at a time, from the middle of the run on, each growing over a few steps as it does in life; the delay is counted from
-the first step that has any of it.
+Every run below the directories is replayed through the detectors with their default limits. Then
+faults are injected into its figures, one at a time, from the middle of the run on, each growing
+over a few steps as it does in life; the delay is counted from the first step that has any of it.
 
-Runs of before `value/std` was recorded get it from their trajectories, else from the Brier score and the correlation: of two
-solutions the smaller, which is nearer to a collapse. A step without it is not counted for the detectors that read it.
+Runs of before `value/std` was recorded get it from their trajectories, else from the Brier score
+and the correlation: of two solutions the smaller, which is nearer to a collapse. A step without it
+is not counted for the detectors that read it.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ import yaml
 from benchmarks.report import print_table, write_result
 from sppo_ray.config import GuardrailSettings
 from sppo_ray.errors import UserError
+from sppo_ray.rundir.metrics import is_training_step, read_metrics
 from sppo_ray.trainer.detectors import DETECTORS, KNOWN_AFTER
-from sppo_ray.trainer.guardrails import Guardrails, finite_or_nan, is_step
-from sppo_ray.trainer.metrics import read_metrics
+from sppo_ray.trainer.guardrails import Guardrails, finite_or_nan
 
 PROMISED_STEPS = 20
 Figures = dict[str, float]
@@ -45,7 +47,9 @@ class Recorded:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directories", nargs="+", type=Path, help="run directories, or what they lie below")
     options = parser.parse_args()
     runs = distinct([run for path in found(options.directories) if (run := read_run(path)).steps])
@@ -57,11 +61,18 @@ def main() -> None:
         print(f"{alarm['run']} step {alarm['step']}: {alarm['message']}")
     print_table(quiet)
     print_table(faults)
-    write_result("guardrails", quiet, _targets(runs, alarms, faults), {"alarms": alarms, "faults": faults, "runs": len(runs)})
+    write_result(
+        "guardrails",
+        quiet,
+        _targets(runs, alarms, faults),
+        {"alarms": alarms, "faults": faults, "runs": len(runs)},
+    )
 
 
 def found(directories: Sequence[Path]) -> list[Path]:
-    return sorted({metrics.parent for directory in directories for metrics in directory.rglob("metrics.jsonl")})
+    return sorted(
+        {metrics.parent for directory in directories for metrics in directory.rglob("metrics.jsonl")}
+    )
 
 
 def distinct(runs: Sequence[Recorded]) -> list[Recorded]:
@@ -72,7 +83,7 @@ def distinct(runs: Sequence[Recorded]) -> list[Recorded]:
 def read_run(path: Path) -> Recorded:
     config = path / "config.yaml"
     settings: Any = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    steps = [with_spread(path, finite_or_nan(row)) for row in read_metrics(path) if is_step(row)]
+    steps = [with_spread(path, finite_or_nan(row)) for row in read_metrics(path) if is_training_step(row)]
     return Recorded(path.name, settings.get("loop", {}).get("max_staleness", 0) == 0, steps)
 
 
@@ -82,7 +93,9 @@ def with_spread(path: Path, figures: Figures) -> Figures:
         return figures
     log = path / "trajectories" / f"step-{int(figures['step']):06d}.parquet"
     if log.is_file():
-        return figures | {"value/std": statistics.pstdev(parquet.read_table(log, columns=["value"])["value"].to_pylist())}
+        return figures | {
+            "value/std": statistics.pstdev(parquet.read_table(log, columns=["value"])["value"].to_pylist())
+        }
     spreads = _solutions(figures)
     return figures | {"value/std": min(spreads)} if spreads else figures
 
@@ -109,7 +122,10 @@ def replay_all(runs: Sequence[Recorded]) -> tuple[list[dict[str, Any]], list[dic
     for run in runs:
         rails = guardrails_for(run)
         for figures in run.steps:
-            alarms += [{"run": run.name, **alarm.to_dict()} for alarm in rails.check(int(figures["step"]), figures)]
+            alarms += [
+                {"run": run.name, **alarm.model_dump()}
+                for alarm in rails.check(int(figures["step"]), figures)
+            ]
         watched.update(rails.watched())
     counts = Counter(alarm["detector"] for alarm in alarms)
     rows = [
@@ -119,7 +135,7 @@ def replay_all(runs: Sequence[Recorded]) -> tuple[list[dict[str, Any]], list[dic
     return rows, alarms
 
 
-# ------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def _share(age: int, steps: int) -> float:
@@ -128,24 +144,39 @@ def _share(age: int, steps: int) -> float:
 
 
 FAULTS: dict[str, Callable[[Figures, int], Figures]] = {
-    "skipped_updates": lambda f, age: f | {"policy/loss": math.nan, "policy/grad_norm": math.nan, "policy/skipped": 1.0},
+    "skipped_updates": lambda f, age: (
+        f | {"policy/loss": math.nan, "policy/grad_norm": math.nan, "policy/skipped": 1.0}
+    ),
     # The critic's values close in on 1 while rewards stay what they are.
-    "value_collapse": lambda f, age: f | {"value/std": f["value/std"] * (1 - _share(age, 5)), "value/mean": 0.99},
+    "value_collapse": lambda f, age: (
+        f | {"value/std": f["value/std"] * (1 - _share(age, 5)), "value/mean": 0.99}
+    ),
     "critic_blind": lambda f, age: f | {"value/std": 1e-5},
-    "entropy_collapse": lambda f, age: f | {"policy/entropy": f["policy/entropy"] * 0.6**age, "reward/mean": 0.2},
-    "truncation_rise": lambda f, age: f | {"response/truncation_rate": max(f["response/truncation_rate"], _share(age, 8))},
-    "reward_error_rate": lambda f, age: f | {"reward/errors": 0.08 * f["samples/count"]},  # below reward.max_error_rate
-    "clip_fraction_rise": lambda f, age: f | {"policy/clip_fraction_low": f["policy/clip_fraction_low"] + 0.2 * _share(age, 8)},
-    "ratio_drift": lambda f, age: f | {"policy/ratio_mean": f["policy/ratio_mean"] * (1 - 0.5 * _share(age, 8))},
+    "entropy_collapse": lambda f, age: (
+        f | {"policy/entropy": f["policy/entropy"] * 0.6**age, "reward/mean": 0.2}
+    ),
+    "truncation_rise": lambda f, age: (
+        f | {"response/truncation_rate": max(f["response/truncation_rate"], _share(age, 8))}
+    ),
+    # below reward.max_error_rate
+    "reward_error_rate": lambda f, age: f | {"reward/errors": 0.08 * f["samples/count"]},
+    "clip_fraction_rise": lambda f, age: (
+        f | {"policy/clip_fraction_low": f["policy/clip_fraction_low"] + 0.2 * _share(age, 8)}
+    ),
+    "ratio_drift": lambda f, age: (
+        f | {"policy/ratio_mean": f["policy/ratio_mean"] * (1 - 0.5 * _share(age, 8))}
+    ),
     "kl": lambda f, age: f | {"policy/approx_kl_k3": f["policy/approx_kl_k3"] + 0.4 * _share(age, 8)},
-    # An engine at another temperature, or a version behind: a hundredth of a nat where rounding is a ten-millionth.
+    # An engine at another temperature, or a version behind: a hundredth of a nat where rounding is
+    # a ten-millionth.
     "mismatch": lambda f, age: f | {"mismatch/logprob_difference_mean": 0.01},
 }
 """(figures, steps since it began) -> figures with the fault."""
 
 
 def delay(run: Recorded, name: str, at: int) -> int | None:
-    """Steps from the injection before step number `at` (an index) to its alarm; None = never raised within the run.
+    """Steps from the injection before step number `at` (an index) to its alarm; None = never raised
+    within the run.
 
     Only for runs whose steps from there on have what the detector reads.
     """
@@ -162,17 +193,32 @@ def inject_everywhere(runs: Sequence[Recorded], name: str) -> dict[str, Any]:
     needed = PROMISED_STEPS + KNOWN_AFTER
     delays: list[int | None] = []
     for run in runs:
-        kept = [f for f in run.steps if all(key in f for key in DETECTORS[name].watches) and _applies(f, name)]
+        kept = [
+            f for f in run.steps if all(key in f for key in DETECTORS[name].watches) and _applies(f, name)
+        ]
         if len(kept) >= needed:
-            delays.append(delay(Recorded(run.name, run.synchronous, kept), name, min(len(kept) // 2, len(kept) - PROMISED_STEPS)))
+            delays.append(
+                delay(
+                    Recorded(run.name, run.synchronous, kept),
+                    name,
+                    min(len(kept) // 2, len(kept) - PROMISED_STEPS),
+                )
+            )
     noticed = [d for d in delays if d is not None]
     in_time = sum(d <= PROMISED_STEPS for d in noticed)
     worst = max(noticed, default=None)
-    return {"fault": name, "injected": len(delays), f"within {PROMISED_STEPS} steps": in_time, "slowest": worst}
+    return {
+        "fault": name,
+        "injected": len(delays),
+        f"within {PROMISED_STEPS} steps": in_time,
+        "slowest": worst,
+    }
 
 
 def _applies(figures: Figures, name: str) -> bool:
-    """Detectors of the values look only where rewards vary; clip fractions and the like are not taken in a critic's warm-up."""
+    """Detectors of the values look only where rewards vary; clip fractions and the like are not
+    taken in a critic's warm-up.
+    """
     return not name.startswith(("value", "critic")) or figures["reward/std"] >= 0.1
 
 
@@ -183,7 +229,12 @@ def _targets(runs: Sequence[Recorded], alarms: Sequence[Any], faults: Sequence[A
     return [
         {"what": "good steps replayed", "target": ">= 1000", "figure": steps, "met": steps >= 1000},
         {"what": "alarms that would pause a good run", "target": 0, "figure": false, "met": false == 0},
-        {"what": f"injected faults not seen within {PROMISED_STEPS} steps", "target": 0, "figure": late, "met": late == 0},
+        {
+            "what": f"injected faults not seen within {PROMISED_STEPS} steps",
+            "target": 0,
+            "figure": late,
+            "met": late == 0,
+        },
     ]
 
 

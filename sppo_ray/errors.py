@@ -1,4 +1,4 @@
-"""The one error a user can make: a message with the culprit and the remedy, printed without a stack trace."""
+"""UserError: an error that the user can fix, printed without a stack trace."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import errno
 class UserError(Exception):
     """Bad input, impossible setting or missing resource.
 
-    The text names the file, row, setting or worker at fault and says what to do. The command line prints it
-    and exits with `exit_code`; it never prints the stack.
+    The message names the file, row, setting or worker and says what to do. The command line prints
+    it and exits with `exit_code`; it never prints the stack.
     """
 
     exit_code = 2
 
 
 class DiskFull(UserError):
-    """No space, or no quota, is left where something has to be written."""
+    """A write failed because the disk or the quota is full."""
 
     exit_code = 4
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the operating system refused a write for want of space or of quota."""
+    """Whether the operating system refused a write because the disk or the quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

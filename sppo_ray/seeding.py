@@ -1,4 +1,4 @@
-"""Seeds that depend on what a random number is FOR, never on who draws it or when."""
+"""Seeds derived from the purpose of a random number, independent of the process and the time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import hashlib
 
 
 def derive_seed(*purpose: int | str) -> int:
-    """A seed in [0, 2**63) for a purpose, e.g. derive_seed(run_seed, "rollout", step, index).
+    """Return a seed in [0, 2**63) for a purpose, e.g. `derive_seed(run_seed, "rollout", step)`.
 
-    Equal purposes give equal seeds in every process; different ones are independent (BLAKE2b).
+    Equal purposes give equal seeds in every process. Different purposes give independent seeds
+    (BLAKE2b hash).
     """
     text = "\x1f".join(str(part) for part in purpose)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

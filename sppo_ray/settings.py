@@ -1,4 +1,8 @@
-"""What every settings model has in common: frozen, no unknown keys, no infinities, documented by the words under a field."""
+"""Base class of all settings models.
+
+Settings are frozen and refuse unknown keys, infinities and NaN. The docstring of a field is its
+description.
+"""
 
 from __future__ import annotations
 

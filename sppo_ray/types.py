@@ -4,103 +4,246 @@
                           |                                                  |                     |
                           '--critic--> PromptValue --------------------------+---------------------+--> TrainingSample
                                                                                                             |
-                                                                               Minibatch <--- pack ---------'
+                                                                               Minibatch <--- pack
+                                                                               ---------'
 
-No Ray, no torch: these cross process boundaries as plain Python and land in Parquet as they are.
-Token lists are tuples of int, log-probs natural-log floats of the SAMPLED tokens under the distribution that was
-sampled from (temperature included), one a response token.
-"""
+This module imports neither Ray nor torch. Its types cross process boundaries and are stored in
+Parquet. Token ids are int32 arrays. Log-probs are float32 arrays with one entry per response
+token: the natural log of the sampled token's probability under the sampling distribution
+(temperature included).
+"""  # noqa: E501, W505 (a drawing)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+import numpy as np
+
+NO_TOKENS = np.empty(0)
+"""[0] float64: the token values and returns of a sample without a token critic."""
 
 FinishReason = Literal["stop", "length"]
 
 
+class Comparable:
+    """Compares frozen dataclasses that hold arrays, field by field."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        pairs = ((getattr(self, one.name), getattr(other, one.name)) for one in fields(self))  # type: ignore[arg-type]
+        return all(
+            np.array_equal(mine, theirs)
+            if isinstance(mine, np.ndarray) or isinstance(theirs, np.ndarray)
+            else mine == theirs
+            for mine, theirs in pairs
+        )
+
+
+def token_array(token_ids: Sequence[int]) -> np.ndarray:
+    """Convert token ids to an int32 array."""
+    return np.asarray(token_ids, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRows(Comparable):
+    """R rows of tokens, concatenated."""
+
+    token_ids: np.ndarray  # [T] int32
+    lengths: np.ndarray  # [R] int32, tokens of each row; their sum is T
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> TokenRows:
+        arrays = [np.asarray(row, dtype=np.int32) for row in rows]
+        lengths = np.array([len(row) for row in arrays], dtype=np.int32)
+        return cls(np.concatenate(arrays) if arrays else np.empty(0, np.int32), lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Iterate over the rows, as views."""
+        return iter(np.split(self.token_ids, self.lengths.cumsum()[:-1]) if len(self) else ())
+
+    def pick(self, indices: Sequence[int]) -> TokenRows:
+        """Return the rows at `indices`, in that order."""
+        ends = self.lengths.cumsum()
+        starts = ends - self.lengths
+        return TokenRows.of([self.token_ids[starts[index] : ends[index]] for index in indices])
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a data source, before any tokenizer has seen it."""
+    """One row of a data source, before tokenization."""
 
     id: str  # "<source name>/<row>"; the same on every run, unique in a source
-    source: str  # `data_source` of the field's format; metrics are broken down by it
+    source: str  # the row's `data_source`; metrics are broken down by it
     messages: tuple[Mapping[str, str], ...]  # chat messages, each {"role", "content"}
     ground_truth: str  # what the verifier compares with
-    extra: Mapping[str, Any] = field(default_factory=dict)  # `extra_info` of the row, handed to the verifier
+    # `extra_info` of the row, passed to the verifier
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """An example as the policy and the critic read it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt(Comparable):
+    """An example, tokenized for the policy and for the critic."""
 
     id: str
     source: str
     text: str  # the policy's chat template applied, generation prompt included
-    token_ids: tuple[int, ...]  # of `text`, policy tokenizer; [1, max_prompt_tokens]
-    critic_token_ids: tuple[int, ...]  # the same messages by the CRITIC's tokenizer (may be another family)
+    token_ids: np.ndarray  # [T] int32 of `text`, policy tokenizer; T in [1, max_prompt_tokens]
+    # [T'] int32: the same messages by the critic's tokenizer, which may be another one
+    critic_token_ids: np.ndarray
     ground_truth: str
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        shared = self.critic_token_ids is self.token_ids
+        object.__setattr__(self, "token_ids", token_array(self.token_ids))
+        critic_ids = self.token_ids if shared else token_array(self.critic_token_ids)
+        object.__setattr__(self, "critic_token_ids", critic_ids)
+
 
 @dataclass(frozen=True, slots=True)
-class RolloutRequest:
-    """One response asked of an engine. `seed` alone decides its random numbers, whichever worker serves it."""
+class RequestId:
+    """Identifies one response of a run. Files and engines use its text, "step-3/17/0"."""
 
-    request_id: str  # unique in a run: "<step>/<index in cohort>/<sample>"
+    purpose: str  # "step-3", "step-3.1" (a further draw), "step-3-greedy" or "evaluation"
+    index: int  # position of the prompt among the prompts of this purpose
+    sample: int  # number of the sample within its prompt
+
+    @classmethod
+    def parse(cls, text: str) -> RequestId:
+        purpose, index, sample = text.rsplit("/", 2)
+        return cls(purpose, int(index), int(sample))
+
+    def __str__(self) -> str:
+        return f"{self.group}/{self.sample}"
+
+    @property
+    def group(self) -> str:
+        """The text without the sample number; equal for all samples of one prompt."""
+        return f"{self.purpose}/{self.index}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RolloutRequest(Comparable):
+    """A request for one response. `seed` alone determines its random numbers, on any worker."""
+
+    request_id: RequestId  # unique in a run
     prompt_id: str
-    token_ids: tuple[int, ...]
+    token_ids: np.ndarray  # [T] int32
     seed: int  # [0, 2**63)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", token_array(self.token_ids))
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """What an engine samples from: softmax(logits / temperature), never truncated by top-p or top-k in training."""
+    """Sampling from softmax(logits / temperature), without top-p or top-k truncation."""
 
     temperature: float
     max_tokens: int
     stop_token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Trajectory:
-    """A finished response."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory(Comparable):
+    """A finished response of R tokens."""
 
-    request_id: str
+    request_id: RequestId
     prompt_id: str
-    response_ids: tuple[int, ...]  # stop token included when finish_reason == "stop"
-    response_logprobs: tuple[float, ...]  # len == len(response_ids); engine's, after temperature
+    response_ids: np.ndarray  # [R] int32, stop token included when finish_reason == "stop"
+    response_logprobs: np.ndarray  # [R] float32, from the engine, after temperature
     finish_reason: FinishReason  # "length" = truncated at max_tokens
-    policy_version: int  # weights that sampled the FIRST token; staleness counts from here
-    policy_version_end: int  # weights that sampled the last one; differs when a sync came in between
+    policy_version: int  # weights that sampled the first token; staleness is measured from it
+    # weights that sampled the last token; differs after a weight sync during generation
+    policy_version_end: int
     worker: str
-    seconds: float  # from submission to the engine until finished
+    seconds: float  # from submission to the engine until the last token
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "response_ids", token_array(self.response_ids))
+        logprobs = np.asarray(self.response_logprobs, dtype=np.float32)
+        object.__setattr__(self, "response_logprobs", logprobs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrajectoryBlock(Comparable):
+    """B responses with N tokens that an engine finished at about the same time, as columns."""
+
+    worker: str
+    request_ids: tuple[str, ...]  # [B] texts of RequestId
+    responses: TokenRows  # B rows
+    logprobs: np.ndarray  # [N] float32
+    is_stopped: np.ndarray  # [B] bool: finish reason "stop" (true) or "length" (false)
+    versions: np.ndarray  # [B, 2] int64: policy version of the first and of the last token
+    seconds: np.ndarray  # [B] float64
+
+    def trajectories(self, prompt_ids: Mapping[str, str]) -> list[Trajectory]:
+        """Return one Trajectory per response, with views of the columns.
+
+        `prompt_ids` maps request id to prompt id.
+        """
+        logprobs = np.split(self.logprobs, self.responses.lengths.cumsum()[:-1])
+        rows = zip(
+            self.request_ids,
+            self.responses,
+            logprobs,
+            self.is_stopped.tolist(),
+            self.versions.tolist(),
+            self.seconds.tolist(),
+            strict=True,
+        )
+        return [
+            Trajectory(
+                request_id=RequestId.parse(request_id),
+                prompt_id=prompt_ids[request_id],
+                response_ids=response_ids,
+                response_logprobs=response_logprobs,
+                finish_reason="stop" if is_stopped else "length",
+                policy_version=first,
+                policy_version_end=last,
+                worker=self.worker,
+                seconds=seconds,
+            )
+            for request_id, response_ids, response_logprobs, is_stopped, (first, last), seconds in rows
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """What the verifier needs of one response."""
+    """The verifier's input for one response."""
 
     response: str
     ground_truth: str
     source: str
     prompt: str
-    extra: Mapping[str, Any]  # of the example; what a reasoning-gym task or a function of the user's own reads
+    # `Example.extra`; reasoning-gym tasks and user functions read it
+    extra: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the verifier said of one response.
+    """The verifier's result for one response.
 
-    `reward is None` means that it could not decide (it failed, hung or crashed): the sample is counted as a reward
-    error and left out of the update, never scored 0.
+    `reward is None` means that the verifier failed, hung or crashed. The sample is then counted as
+    a reward error and left out of the update. It is never scored 0.
     """
 
-    reward: float | None  # in the reward function's declared range, [0, 1] for all of the package's own
+    # in the reward function's declared range, which is [0, 1] for all built-in functions
+    reward: float | None
     reason: str  # "correct", "wrong", "no_answer", ... or "error: <what happened>"
     seconds: float
-    answer: str | None = None  # what the response answers, as this verifier reads it (maj@k votes on it); None = nothing
+    # the answer that the verifier extracted; maj@k votes on it; None = no answer found
+    answer: str | None = None
 
     @property
     def is_error(self) -> bool:
@@ -109,16 +252,22 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class PromptValue:
-    """The critic's view of one prompt, taken when the prompt was dispatched (token critic: when its samples were valued)."""
+    """The critic's value of one prompt.
 
-    value_logit: float  # the head's output; a critic trained by squared error has no logit, and this is its value
-    value: float  # sigmoid(value_logit): predicted probability that the policy solves it; squared error: the output
+    A prompt critic computes it when the prompt is dispatched, a token critic when it values the
+    prompt's samples.
+    """
+
+    value_logit: float  # the head's output
+    # sigmoid(value_logit): predicted probability that the policy solves the prompt; for a critic
+    # trained by squared error, the head's output itself
+    value: float
     critic_version: int
 
 
 @dataclass(frozen=True, slots=True)
 class GreedyBaseline:
-    """What the greedy response to a prompt earned (ReMax)."""
+    """The reward and length of the greedy response to a prompt (ReMax)."""
 
     reward: float
     response_tokens: int
@@ -126,12 +275,12 @@ class GreedyBaseline:
 
 @dataclass(frozen=True, slots=True)
 class ScoredTrajectory:
-    """A trajectory with everything the advantage needs."""
+    """A trajectory with all inputs of the advantage."""
 
     prompt: Prompt
     trajectory: Trajectory
     response_text: str
-    reward: float  # the verifier's; in the reward function's declared range, checked
+    reward: float  # from the verifier; checked against the reward function's declared range
     reason: str
     reward_seconds: float
     value: PromptValue | None  # None without a critic
@@ -139,69 +288,98 @@ class ScoredTrajectory:
 
     @property
     def group(self) -> str:
-        """The same for all samples of one prompt in one step: the request id without the number of the sample."""
-        return self.trajectory.request_id.rpartition("/")[0]
+        """Equal for all samples of one prompt in one step."""
+        return self.trajectory.request_id.group
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingSample:
-    """A scored trajectory with its advantage: what the buffer hands to learner, critic and the trajectory log."""
-
-    scored: ScoredTrajectory
-    advantage: float | tuple[float, ...]  # one number a response (SPPO: reward - value), or one a response token (PPO)
-    shaped_reward: float  # what advantage and critic were told; the verifier's reward unless overlong shaping is on
-    token_values: tuple[float, ...] = ()  # token critic: before each response token
-    returns: tuple[float, ...] = ()  # token critic: its target at each response token
-
-    @property
-    def token_advantages(self) -> tuple[float, ...]:
-        """One number a response token."""
-        if isinstance(self.advantage, tuple):
-            return self.advantage
-        return (self.advantage,) * len(self.scored.trajectory.response_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """One forward's worth of samples on one rank, as nested lists (the rank makes the tensors).
-
-    Every list has one entry a sample. `weight` is 1.0, or 0.0 for a filler sample that only keeps the number of
-    forwards equal on all ranks.
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingSample(Comparable):
+    """A scored trajectory of R response tokens with its advantage; input of learner, critic and
+    trajectory log.
     """
 
-    prompt_ids: tuple[tuple[int, ...], ...]
-    response_ids: tuple[tuple[int, ...], ...]
-    old_logprobs: tuple[tuple[float, ...], ...]  # of pi_old: the engine's, or the learner's before the step's first update
-    rollout_logprobs: tuple[tuple[float, ...], ...]  # the engine's, always
-    advantages: tuple[tuple[float, ...], ...]  # one a response token
-    weights: tuple[float, ...]
-    reference_logprobs: tuple[tuple[float, ...], ...] = ()  # of the frozen starting policy; () without a KL penalty
+    scored: ScoredTrajectory
+    # one number per response (SPPO: reward - value), or one per response token (PPO), [R] float64
+    advantage: float | np.ndarray
+    # the reward used for advantage and critic; equals `scored.reward` without overlong shaping
+    shaped_reward: float
+    # token critic: value before each response token, [R] float64; else empty
+    token_values: np.ndarray = field(default_factory=lambda: NO_TOKENS)
+    # token critic: target of the value before each response token, [R] float64; else empty
+    returns: np.ndarray = field(default_factory=lambda: NO_TOKENS)
+
+    @property
+    def token_advantages(self) -> np.ndarray:
+        """The advantage of each response token, [R] float64."""
+        if isinstance(self.advantage, np.ndarray):
+            return self.advantage
+        return np.full(len(self.scored.trajectory.response_ids), self.advantage)
+
+    @property
+    def mean_advantage(self) -> float:
+        """The mean advantage of the response's tokens, from their exact sum."""
+        if isinstance(self.advantage, np.ndarray):
+            return math.fsum(self.advantage.data) / len(self.advantage)
+        return self.advantage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch(Comparable):
+    """The samples of one forward pass on one rank: B rows with T tokens, concatenated.
+
+    The [N] arrays have one entry per response token, row after row. A filler row has weight 0. It
+    only keeps the number of forward passes equal on all ranks.
+    """
+
+    token_ids: np.ndarray  # [T] int32, prompt and response of each row
+    prompt_lengths: np.ndarray  # [B] int32, >= 1
+    response_lengths: np.ndarray  # [B] int32, >= 1
+    # log pi_old: from the engine, or from the learner before the step's first update
+    old_logprobs: np.ndarray  # [N] float32
+    rollout_logprobs: np.ndarray  # [N] float32, always from the engine
+    advantages: np.ndarray  # [N] float32
+    weights: np.ndarray  # [B] float32, 1 or 0
+    # from the frozen starting policy; None without a KL penalty
+    reference_logprobs: np.ndarray | None = None  # [N] float32
+
+    @property
+    def response_ids(self) -> np.ndarray:
+        """The response tokens, row after row, [N] int32."""
+        return self.token_ids[self.response_positions]
+
+    @property
+    def response_positions(self) -> np.ndarray:
+        """The positions of the response tokens in `token_ids`, [N] int64."""
+        lengths = self.response_lengths.astype(np.int64)
+        ends = (self.prompt_lengths + lengths).cumsum()
+        first = np.repeat(ends - lengths - (lengths.cumsum() - lengths), lengths)
+        return first + np.arange(len(first))
 
 
 @dataclass(frozen=True, slots=True)
 class Minibatch:
-    """One optimizer step's worth of samples, sharded: `ranks[r]` is rank r's micro-batches, equally many on each.
+    """The samples of one optimizer step, sharded over the learner's ranks.
 
-    The loss is normalised by the global counts, so that it does not depend on the sharding.
+    The loss is divided by the global counts, so it does not depend on the sharding.
     """
 
-    ranks: tuple[tuple[MicroBatch, ...], ...]
-    num_global_tokens: int  # response tokens with weight 1 over all ranks
-    num_global_samples: int
+    ranks: tuple[tuple[MicroBatch, ...], ...]  # [rank][micro-batch], equally many per rank
+    num_global_tokens: int  # response tokens with weight 1, over all ranks
+    num_global_samples: int  # rows with weight 1, over all ranks
 
 
-@dataclass(frozen=True, slots=True)
-class CriticBatch:
-    """One update of a prompt critic: prompt tokens (critic's tokenizer) and the rewards they earned, both over all ranks."""
+@dataclass(frozen=True, slots=True, eq=False)
+class CriticBatch(Comparable):
+    """The data of one update of a prompt critic, over all ranks."""
 
-    token_ids: tuple[tuple[int, ...], ...]
-    rewards: tuple[float, ...]  # in [0, 1]
+    prompts: TokenRows  # R rows, critic's tokenizer
+    rewards: np.ndarray  # [R] float32, in [0, 1]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenCriticBatch:
-    """One update of a token critic: each sample's prompt, response, and the returns at its response tokens, over all ranks."""
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenCriticBatch(Comparable):
+    """The data of one update of a token critic, over all ranks."""
 
-    prompt_ids: tuple[tuple[int, ...], ...]  # policy's tokenizer
-    response_ids: tuple[tuple[int, ...], ...]
-    returns: tuple[tuple[float, ...], ...]  # target of the value BEFORE each response token; len == len(response_ids)
+    prompts: TokenRows  # R rows, policy's tokenizer
+    responses: TokenRows  # R rows with N tokens
+    returns: np.ndarray  # [N] float32, target of the value before each response token

@@ -1,6 +1,7 @@
-"""What every test runs under: no network, one thread a process, and one real Ray cluster that is gone afterwards.
+"""The environment of all tests: no network, one thread per process, and one real Ray cluster.
 
-The environment is set at import, before any test module can import torch, Ray or vLLM; Ray workers inherit it.
+The environment is set on import, before a test module can import torch, Ray or vLLM. Ray workers
+inherit it.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ _STARTS_PROCESSES = ("tests/api/", "tests/chaos/", "tests/ray/")
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What `pytest -n 2` may run side by side: the tests that start clusters, servers and browsers go to one process, one after
-    the other, where they share their fixtures; the others go file by file to whichever is free."""
+    """What `pytest -n 2` may run side by side: the tests that start clusters, servers and browsers
+    go to one process, one after the other, where they share their fixtures; the others go file by
+    file to whichever is free.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class SideBySide(LoadScopeScheduling):
@@ -70,7 +73,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """The module `ray`, connected to a local cluster of 8 logical CPUs that the whole session shares.
+    """The module `ray`, connected to a local cluster of 8 logical CPUs that the whole session
+    shares.
 
     A test that kills nodes or needs other resources starts its own cluster in a subprocess.
     """
@@ -101,8 +105,14 @@ def ray_cluster() -> Iterator[Any]:
 
 
 def _cluster_processes(temp_dir: str) -> list[psutil.Process]:
-    """The daemons of the cluster in `temp_dir` (their command lines name it) and whatever they started, workers included."""
-    daemons = [p for p in psutil.process_iter(["cmdline"]) if any(temp_dir in part for part in p.info["cmdline"] or ())]
+    """The daemons of the cluster in `temp_dir` (their command lines name it) and whatever they
+    started, workers included.
+    """
+    daemons = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if any(temp_dir in part for part in p.info["cmdline"] or ())
+    ]
     return list({process.pid: process for daemon in daemons for process in _with_children(daemon)}.values())
 
 

@@ -1,8 +1,12 @@
-r"""Fuzzing the mathematical verifier through real verifier processes: `python -m tests.fuzz_rewards --cases 5000`.
+r"""Fuzzing the mathematical verifier through real verifier processes: `python -m tests.fuzz_rewards
+--cases 5000`.
 
-Answers come from a grammar of LaTeX, from the labelled pairs of the tests with characters and pieces changed, and from
-pieces that have no order at all. What must hold: each gets 0, 1 or an error that says so, within the deadline; an answer that
-is its truth, in whatever decoration, gets 1; the same answer never gets 0 in one process and 1 in another.
+Answers come from a grammar of LaTeX, from the labelled pairs of the tests with characters and
+pieces changed, and from pieces that have no order at all. What must hold: each gets 0, 1 or an
+error that says so, within the deadline; an answer that is its truth, in whatever decoration, gets
+1; the same answer never gets 0 in one process and 1 in another. Then wrong programs for the
+verifier of code (`tests.fuzz_rewards_code`): none is paid, and each gets its 0. Then a quarter as
+many answers to reasoning-gym that try to run (`tests.fuzz_reasoning_gym`).
 """
 
 from __future__ import annotations
@@ -19,12 +23,14 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from sppo_ray.config import MathReward, RewardSettings
-from sppo_ray.rewards.pool import VerifierPool
+from sppo_ray.rewards.pool.pool import VerifierPool
 from sppo_ray.types import ScoreRequest, Verdict
+from tests.fuzz_reasoning_gym import run as fuzz_reasoning_gym
+from tests.fuzz_rewards_code import draw_programs, find_paid, score_programs
 
 DEADLINE_S = 1.0
 MARGIN_S = 3.0
-PAIRS = Path(__file__).parent / "unit" / "test_rewards_pairs.jsonl"
+PAIRS = Path(__file__).parent / "unit" / "rewards" / "math_pairs.jsonl"
 
 
 @dataclass(frozen=True)
@@ -36,19 +42,42 @@ class Case:
     due: float | None
 
 
-# -------------------------------------------------------------------------------------------------------- strategies
+# --------------------------------------------------------------------------------------- strategies
 
 _ATOMS = st.one_of(
     st.integers(-10_000, 10_000).map(str),
     st.decimals(-1000, 1000, places=3).map(str),
-    st.sampled_from(["x", "y", "n", "k", "i", "e", r"\pi", r"\infty", r"\theta", "x_1", r"\sqrt2", "0", "1", "a", "\\%", "½"]),
+    st.sampled_from(
+        [
+            "x",
+            "y",
+            "n",
+            "k",
+            "i",
+            "e",
+            r"\pi",
+            r"\infty",
+            r"\theta",
+            "x_1",
+            r"\sqrt2",
+            "0",
+            "1",
+            "a",
+            "\\%",
+            "½",
+        ]
+    ),
 )
 
 
 def _compound(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     several = st.lists(inner, min_size=1, max_size=4)
-    between = st.sampled_from(["+", "-", r"\cdot ", r"\times ", "/", "^", "=", "<", r"\le ", r"\pm ", ":", " "])
-    functions = st.sampled_from([r"\sin", r"\cos", r"\ln", r"\log_2", r"\tan", r"\sum_{k=1}^{9}", r"\int_0^1"])
+    between = st.sampled_from(
+        ["+", "-", r"\cdot ", r"\times ", "/", "^", "=", "<", r"\le ", r"\pm ", ":", " "]
+    )
+    functions = st.sampled_from(
+        [r"\sin", r"\cos", r"\ln", r"\log_2", r"\tan", r"\sum_{k=1}^{9}", r"\int_0^1"]
+    )
     units = st.sampled_from([r"\text{ cm}", "^\\circ", r"\%", r"\text{ or }", " apples", r"\text{ m/s}"])
     return st.one_of(
         st.tuples(inner, between, inner).map("".join),
@@ -82,7 +111,9 @@ def mutated(draw: st.DrawFn, texts: Sequence[str]) -> str:
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(text)))
         end = min(len(text), start + draw(st.integers(0, 8)))
-        piece = draw(st.one_of(_PIECES, st.just(text[start:end] * draw(st.integers(0, 12))), st.sampled_from(texts)))
+        piece = draw(
+            st.one_of(_PIECES, st.just(text[start:end] * draw(st.integers(0, 12))), st.sampled_from(texts))
+        )
         text = text[:start] + piece + text[end:]
     return text
 
@@ -118,7 +149,7 @@ def cases() -> st.SearchStrategy[Case]:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- running
+# ------------------------------------------------------------------------------------------ running
 
 
 def draw_cases(number: int, *, seed: int) -> list[Case]:
@@ -130,7 +161,13 @@ def draw_cases(number: int, *, seed: int) -> list[Case]:
 
 def collect(drawn: list[Case], number: int, with_seed: int) -> None:
     @seed(with_seed)
-    @settings(max_examples=number, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=number,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(cases())
     def run(case: Case) -> None:
         drawn.append(case)
@@ -139,17 +176,27 @@ def collect(drawn: list[Case], number: int, with_seed: int) -> None:
 
 
 async def score_cases(drawn: Sequence[Case]) -> list[Verdict]:
-    pool = VerifierPool(RewardSettings(function=MathReward(), processes=2, deadline_s=DEADLINE_S, memory_mib=1024))
+    pool = VerifierPool(
+        RewardSettings(function=MathReward(), processes=2, deadline_s=DEADLINE_S, memory_mib=1024)
+    )
     try:
         await pool.ready()
-        return list(await asyncio.gather(*(pool.score(ScoreRequest(c.response, c.truth, "", "", {})) for c in drawn)))
+        return list(
+            await asyncio.gather(*(pool.score(ScoreRequest(c.response, c.truth, "", "", {})) for c in drawn))
+        )
     finally:
         await pool.close()
 
 
 def find_faults(drawn: Sequence[Case], verdicts: Sequence[Verdict]) -> list[str]:
-    """What breaks a promise. An error is none where 1 is due: a loaded machine may miss the deadline; a 0 is."""
-    return [f"{case}: {verdict}" for case, verdict in zip(drawn, verdicts, strict=True) if _is_fault(case, verdict)]
+    """What breaks a promise. An error is none where 1 is due: a loaded machine may miss the
+    deadline; a 0 is.
+    """
+    return [
+        f"{case}: {verdict}"
+        for case, verdict in zip(drawn, verdicts, strict=True)
+        if _is_fault(case, verdict)
+    ]
 
 
 def _is_fault(case: Case, verdict: Verdict) -> bool:
@@ -159,8 +206,11 @@ def _is_fault(case: Case, verdict: Verdict) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", type=int, default=5000)
+    parser.add_argument("--programs", type=int, default=250, help="wrong programs for the verifier of code")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     drawn = draw_cases(options.cases, seed=options.seed)
@@ -173,9 +223,13 @@ def main() -> int:
     rewarded = sum(verdict.reward == 1.0 for verdict in verdicts)
     errors = sum(verdict.is_error for verdict in verdicts)
     print(f"{len(drawn)} cases: {rewarded} rewarded, {errors} errors counted, {len(faults)} faults")
-    for fault in faults:
+    programs = draw_programs(options.programs, seed=options.seed)
+    scored = asyncio.run(score_programs(programs))
+    paid = find_paid(programs, scored)
+    print(f"{len(programs)} wrong programs: {len(paid)} paid or without a verdict")
+    for fault in faults + paid:
         print(fault.encode("ascii", "backslashreplace").decode())
-    return 1 if faults else 0
+    return max(1 if faults or paid else 0, fuzz_reasoning_gym(options.cases // 4, options.seed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A Ray head of its own, with its job server, as `ray start` makes one. Ended by id, never by `ray stop`."""
+"""Starts a separate Ray head with its job server, and ends it by process id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import psutil
 
 BIN = Path(sys.executable).parent
 _PORTS = (
-    "port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+    "port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
     "runtime-env-agent-port", "metrics-export-port",
 )  # fmt: skip
 
@@ -39,8 +40,17 @@ def ray_head(*, cpus: int = 4) -> Iterator[tuple[str, dict[str, str]]]:
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     temp_dir = tempfile.mkdtemp(prefix="spr-", dir="/tmp")  # Ray's socket paths have to stay short
     # Ray's own niceness of 15 would let its workers starve where anything else runs beside them.
-    environment = {"RAY_worker_niceness": "0"} | os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    command = [str(BIN / "ray"), "start", "--head", "--block", f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1"]
+    environment = (
+        {"RAY_worker_niceness": "0"} | os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    )
+    command = [
+        str(BIN / "ray"),
+        "start",
+        "--head",
+        "--block",
+        f"--num-cpus={cpus}",
+        "--node-ip-address=127.0.0.1",
+    ]
     command += [f"--temp-dir={temp_dir}", "--object-store-memory=268435456", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     log = Path(temp_dir) / "head.log"

@@ -1,7 +1,8 @@
-"""The algorithms once more, in loops and straight from their definitions: the oracle for the parity tests.
+"""Naive implementations of the algorithms from their definitions, as reference for the parity
+tests.
 
-Nothing here comes from `sppo_ray.algorithms` and nothing is written the way it is there: sums where that has recursions,
-padded rows and Python loops where that has flat tensors.
+They share no code with `sppo_ray.algorithms` and use other forms: sums instead of recursions,
+padded rows and Python loops instead of flat tensors.
 
 Suffixes of tensor names: B samples, T tokens (padded).
 """
@@ -17,7 +18,9 @@ from torch import Tensor
 
 
 def gae(reward: float, values: Sequence[float], gamma: float, lam: float) -> list[float]:
-    """arXiv 1506.02438, eq. 16: A_t is the sum of the discounted temporal differences from t on; V is 0 after the last token."""
+    """arXiv 1506.02438, eq. 16: A_t is the sum of the discounted temporal differences from t on; V
+    is 0 after the last token.
+    """
     rewards = [0.0] * (len(values) - 1) + [reward]
     following = [*values[1:], 0.0]
     deltas = [r + gamma * after - before for r, after, before in zip(rewards, following, values, strict=True)]
@@ -47,7 +50,9 @@ def group_relative(groups: Sequence[str], rewards: Sequence[float], normalize: b
     """arXiv 2402.03300, section 4.1.2."""
     result = []
     for group, reward in zip(groups, rewards, strict=True):
-        same = torch.tensor([r for g, r in zip(groups, rewards, strict=True) if g == group], dtype=torch.float64)
+        same = torch.tensor(
+            [r for g, r in zip(groups, rewards, strict=True) if g == group], dtype=torch.float64
+        )
         deviation = same.std().item() if len(same) > 1 else 0.0
         result.append((reward - same.mean().item()) / (deviation + 1e-4 if normalize else 1.0))
     return result
@@ -96,7 +101,11 @@ def loss(rows: Rows, options: Options) -> Tensor:
                 "sequence-mean": samples * length,
                 "constant": samples * options.max_response_tokens,
             }[options.loss_aggregation]
-            total = total + (penalty - gain) / divisor - options.entropy_coefficient * rows.entropies_BT[i, t] / tokens
+            total = (
+                total
+                + (penalty - gain) / divisor
+                - options.entropy_coefficient * rows.entropies_BT[i, t] / tokens
+            )
     return total
 
 
@@ -104,7 +113,9 @@ def _clipped_gain(rows: Rows, options: Options, i: int, t: int) -> Tensor:
     difference = rows.logprobs_BT[i] - rows.old_BT[i]
     if options.ratio == "sequence":
         # The L-th root of the likelihood ratio of the whole response (arXiv 2507.18071).
-        ratio = torch.stack([difference[s].exp() for s in range(rows.lengths_B[i])]).prod() ** (1 / rows.lengths_B[i])
+        ratio = torch.stack([difference[s].exp() for s in range(rows.lengths_B[i])]).prod() ** (
+            1 / rows.lengths_B[i]
+        )
     else:
         ratio = difference[t].exp()
     advantage = rows.advantages_BT[i, t]

@@ -1,7 +1,8 @@
-"""PPO's token critic, and the policy's part of every algorithm, in one process and one sample at a time: no padding at all.
+"""PPO's token critic and the policy loss of every algorithm, in one process, one sample at a time.
 
-The oracle for the parity tests; nothing here comes from `sppo_ray.algorithms`, `sppo_ray.models` or `actors`.
-Suffixes of tensor names: R response tokens, V vocabulary, D hidden size.
+The reference for the parity tests. It does not import `sppo_ray.algorithms`, `sppo_ray.models` or
+`actors`, and has no padding. Suffixes of tensor names: R response tokens, V vocabulary, D hidden
+size.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ class TokenCritic(nn.Module):
 
     def forward(self, prompt_ids: TokenIds, response_ids: TokenIds) -> Tensor:
         """[R]: entry t has read the prompt and the response's tokens before t."""
-        hidden_TD = self.trunk(input_ids=torch.tensor([[*prompt_ids, *response_ids]]), use_cache=False).last_hidden_state[0]
-        return torch.stack([self.head(hidden_TD[len(prompt_ids) + t - 1])[0] for t in range(len(response_ids))])
+        hidden_TD = self.trunk(
+            input_ids=torch.tensor([[*prompt_ids, *response_ids]]), use_cache=False
+        ).last_hidden_state[0]
+        return torch.stack(
+            [self.head(hidden_TD[len(prompt_ids) + t - 1])[0] for t in range(len(response_ids))]
+        )
 
 
 def update_token_critic(
@@ -37,7 +42,9 @@ def update_token_critic(
     samples: Sequence[tuple[TokenIds, TokenIds, Sequence[float]]],
     loss: str,
 ) -> float:
-    """One optimizer step on (prompt, response, returns); gives the loss before it, a mean over all response tokens."""
+    """One optimizer step on (prompt, response, returns); gives the loss before it, a mean over all
+    response tokens.
+    """
     total, tokens = torch.zeros(()), 0
     for prompt_ids, response_ids, returns in samples:
         for value, target in zip(critic(prompt_ids, response_ids), returns, strict=True):
@@ -53,8 +60,12 @@ def update_token_critic(
 def logprobs_and_entropies(
     model: PreTrainedModel, prompt_ids: TokenIds, response_ids: TokenIds, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs of the response's tokens and entropies of their distributions (nats), both [R] and with gradient."""
-    logits_TV = model(input_ids=torch.tensor([[*prompt_ids, *response_ids]]), use_cache=False).logits[0] / temperature
+    """Log-probs of the response's tokens and entropies of their distributions (nats), both [R] and
+    with gradient.
+    """
+    logits_TV = (
+        model(input_ids=torch.tensor([[*prompt_ids, *response_ids]]), use_cache=False).logits[0] / temperature
+    )
     rows_RV = logits_TV[len(prompt_ids) - 1 : -1]
     distribution = torch.distributions.Categorical(logits=rows_RV)
     return distribution.log_prob(torch.tensor(response_ids)), distribution.entropy()

@@ -1,18 +1,20 @@
-"""Sequence-Level PPO (arXiv 2604.08865) in one process: read this first. It is also the oracle for the parity tests.
+"""Sequence-Level PPO (arXiv 2604.08865) in one process, for reading and as reference for the parity
+tests.
 
-A response is ONE action. The critic reads the prompt alone and predicts the chance that the policy solves it:
+A whole response is one action. The critic reads only the prompt and predicts the probability that
+the policy solves it:
 
-    V(x) = sigmoid(critic(x))      A = R - V(x)          one number a response, the same for each of its tokens
+    V(x) = sigmoid(critic(x))      A = R - V(x)          one number for all tokens of a response
     policy loss = - mean over tokens of min(r_t A, clip(r_t, 1 - eps, 1 + eps) A),   r_t = pi(y_t) / pi_old(y_t)
     critic loss = BCE(critic(x), R)
 
-One response a prompt, no groups, no GAE, no whitening, no KL. Nothing here is distributed and nothing comes from
-`sppo_ray.algorithms`, which is what makes agreement with it worth something.
+It uses one response per prompt and no groups, GAE, whitening or KL. It is not distributed and does
+not import `sppo_ray.algorithms`, so it is an independent reference.
 
     python tests/reference_sppo.py --steps 100 --seed 1
 
 Suffixes of tensor names: B samples, T tokens (padded), V vocabulary, D hidden size.
-"""
+"""  # noqa: E501, W505 (a drawing)
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ from torch.optim import AdamW, Optimizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from sppo_ray.environments import running_sum
 from sppo_ray.models.bundled import resolve_model
-from sppo_ray.tasks import running_sum
 
 TokenIds = Sequence[int]
 
@@ -47,7 +49,9 @@ class Sample:
 
 
 class PromptCritic(nn.Module):
-    """A causal LM's trunk with one logit, read at the last token of the prompt. Fresh head: V = 0.5 everywhere."""
+    """A causal LM without its head, with one logit at the last token of the prompt. A new critic
+    predicts V = 0.5 for every prompt.
+    """
 
     def __init__(self, checkpoint: str) -> None:
         super().__init__()
@@ -56,15 +60,18 @@ class PromptCritic(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, prompt_ids: Sequence[TokenIds]) -> Tensor:
-        """Value logits [B]."""
+        """Return the value logits, [B]."""
         ids_BT, mask_BT = pad_right(prompt_ids)
         hidden_BTD = self.trunk(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
-        last_B = torch.tensor([len(ids) - 1 for ids in prompt_ids])  # by length: it does not matter what pads, or where
+        # by length: it does not matter what pads, or where
+        last_B = torch.tensor([len(ids) - 1 for ids in prompt_ids])
         return self.head(hidden_BTD[torch.arange(len(prompt_ids)), last_B]).squeeze(-1)
 
 
 def pad_right(rows: Sequence[Sequence[float]], dtype: torch.dtype = torch.long) -> tuple[Tensor, Tensor]:
-    """Rows as one tensor [B, T], zeros at the end, and the mask [B, T] that is 1 where a row has an entry."""
+    """Return the rows as one tensor [B, T] with zeros at the end, and the mask [B, T] of real
+    entries.
+    """
     longest = max(len(row) for row in rows)
     padded_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=dtype)
     mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
@@ -75,37 +82,59 @@ def pad_right(rows: Sequence[Sequence[float]], dtype: torch.dtype = torch.long) 
 def sample_responses(
     model: PreTrainedModel, prompt_ids: Sequence[TokenIds], max_tokens: int, temperature: float
 ) -> list[list[int]]:
-    """One response a prompt, from softmax(logits / temperature) untruncated; EOS included."""
+    """Sample one response per prompt from softmax(logits / temperature), EOS included."""
     eos, longest = model.config.eos_token_id, max(len(ids) for ids in prompt_ids)
-    padded = [[eos] * (longest - len(ids)) + list(ids) for ids in prompt_ids]  # on the left: all rows go on at the end
+    # on the left: all rows go on at the end
+    padded = [[eos] * (longest - len(ids)) + list(ids) for ids in prompt_ids]
     mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompt_ids]
     how = GenerationConfig(
-        do_sample=True, temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=max_tokens, eos_token_id=eos, pad_token_id=eos
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_tokens,
+        eos_token_id=eos,
+        pad_token_id=eos,
     )
     ids_BT = model.generate(torch.tensor(padded), attention_mask=torch.tensor(mask), generation_config=how)
     return [row[: row.index(eos) + 1] if eos in row else row for row in ids_BT[:, longest:].tolist()]
 
 
 def sequence_logprobs(
-    model: PreTrainedModel, prompt_ids: Sequence[TokenIds], response_ids: Sequence[TokenIds], temperature: float
+    model: PreTrainedModel,
+    prompt_ids: Sequence[TokenIds],
+    response_ids: Sequence[TokenIds],
+    temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs of the responses' tokens [B, T] and the mask [B, T] of real ones; T counts response tokens only."""
+    """Return the log-probs of the response tokens, [B, T], and the mask of real tokens, [B, T]. T
+    counts response tokens only.
+    """
     ids_BT, attention_BT = pad_right([[*p, *r] for p, r in zip(prompt_ids, response_ids, strict=True)])
-    logits_BTV = model(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).logits.float() / temperature
+    logits_BTV = (
+        model(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).logits.float() / temperature
+    )
     responses_BT, mask_BT = pad_right(response_ids)
     starts_B1 = torch.tensor([[len(p)] for p in prompt_ids])
-    # The logits at position t - 1 are those of token t. Past a row's end any position serves: the mask drops it.
+    # The logits at position t - 1 are those of token t. Past a row's end any position serves: the
+    # mask drops it.
     before_BT = (starts_B1 - 1 + torch.arange(responses_BT.shape[1])).clamp(max=ids_BT.shape[1] - 1)
     logits_BTV = logits_BTV[torch.arange(len(prompt_ids))[:, None], before_BT]
     return logits_BTV.log_softmax(-1).gather(-1, responses_BT[..., None]).squeeze(-1), mask_BT
 
 
 def policy_loss(
-    logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor, clip_low: float, clip_high: float
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    clip_low: float,
+    clip_high: float,
 ) -> Tensor:
     ratio_BT = (logprobs_BT - old_logprobs_BT).exp()
     advantages_B1 = advantages_B[:, None]
-    gain_BT = torch.minimum(ratio_BT * advantages_B1, ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_B1)
+    gain_BT = torch.minimum(
+        ratio_BT * advantages_B1, ratio_BT.clamp(1 - clip_low, 1 + clip_high) * advantages_B1
+    )
     return -(gain_BT * mask_BT).sum() / mask_BT.sum()
 
 
@@ -114,9 +143,14 @@ def critic_loss(value_logits_B: Tensor, rewards_B: Tensor) -> Tensor:
 
 
 def update_policy(
-    model: PreTrainedModel, optimizer: Optimizer, samples: Sequence[Sample], *, temperature: float = 1.0, clip: float = 0.2
+    model: PreTrainedModel,
+    optimizer: Optimizer,
+    samples: Sequence[Sample],
+    *,
+    temperature: float = 1.0,
+    clip: float = 0.2,
 ) -> float:
-    """One optimizer step on one minibatch; gives the loss before it."""
+    """Do one optimizer step on a minibatch. Returns the loss before it."""
     prompts, responses = [s.prompt_ids for s in samples], [s.response_ids for s in samples]
     logprobs_BT, mask_BT = sequence_logprobs(model, prompts, responses, temperature)
     old_BT, _ = pad_right([s.old_logprobs for s in samples], torch.float32)
@@ -124,7 +158,9 @@ def update_policy(
     return descend(model, optimizer, loss)
 
 
-def update_critic(critic: PromptCritic, optimizer: Optimizer, prompt_ids: Sequence[TokenIds], rewards: Sequence[float]) -> float:
+def update_critic(
+    critic: PromptCritic, optimizer: Optimizer, prompt_ids: Sequence[TokenIds], rewards: Sequence[float]
+) -> float:
     return descend(critic, optimizer, critic_loss(critic(prompt_ids), torch.tensor(rewards)))
 
 
@@ -137,28 +173,38 @@ def descend(model: nn.Module, optimizer: Optimizer, loss: Tensor, grad_clip: flo
 
 
 class RunningSum:
-    """Prompts and rewards of the package's own task."""
+    """Prompts and rewards of the running-sum task."""
 
     def __init__(self, checkpoint: str, seed: int) -> None:
         self.tokenizer, self.seed = AutoTokenizer.from_pretrained(checkpoint), seed
 
     def draw(self, indices: range) -> tuple[list[list[int]], list[str]]:
-        texts, answers = zip(*(running_sum.generate_example(i, seed=self.seed, max_operands=8) for i in indices), strict=True)
+        texts, answers = zip(
+            *(running_sum.generate_example(i, seed=self.seed, max_operands=8) for i in indices), strict=True
+        )
         return self.tokenizer([self.tokenizer.bos_token + text for text in texts])["input_ids"], list(answers)
 
     def rewards(self, response_ids: Sequence[TokenIds], answers: Sequence[str]) -> list[float]:
         texts = self.tokenizer.batch_decode(response_ids, skip_special_tokens=True)
-        return [float(text.endswith(f"\\boxed{{{int(answer):02d}}}")) for text, answer in zip(texts, answers, strict=True)]
+        return [
+            float(text.endswith(f"\\boxed{{{int(answer):02d}}}"))
+            for text, answer in zip(texts, answers, strict=True)
+        ]
 
 
-def rollout(model: PreTrainedModel, critic: PromptCritic, task: RunningSum, indices: range, max_tokens: int = 80) -> list[Sample]:
+def rollout(
+    model: PreTrainedModel, critic: PromptCritic, task: RunningSum, indices: range, max_tokens: int = 80
+) -> list[Sample]:
     prompt_ids, answers = task.draw(indices)
     responses = sample_responses(model, prompt_ids, max_tokens, 1.0)
     with torch.no_grad():
         logprobs_BT, _ = sequence_logprobs(model, prompt_ids, responses, 1.0)
         values = critic(prompt_ids).sigmoid().tolist()
     old = [row[: len(ids)] for row, ids in zip(logprobs_BT.tolist(), responses, strict=True)]
-    return [Sample(*fields) for fields in zip(prompt_ids, responses, old, task.rewards(responses, answers), values, strict=True)]
+    return [
+        Sample(*fields)
+        for fields in zip(prompt_ids, responses, old, task.rewards(responses, answers), values, strict=True)
+    ]
 
 
 def accuracy(samples: Sequence[Sample]) -> float:
@@ -174,10 +220,14 @@ def main() -> None:
     args = parser.parse_args()
     batch, minibatch, warmup_steps = 256, 64, 3
 
-    transformers_logging.set_verbosity_error()  # the critic leaves the language head unread, and is right to
+    # the critic leaves the language head unread, and is right to
+    transformers_logging.set_verbosity_error()
     torch.manual_seed(args.seed)
     checkpoint = str(resolve_model(args.model))
-    policy, critic = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32), PromptCritic(checkpoint)
+    policy, critic = (
+        AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32),
+        PromptCritic(checkpoint),
+    )
     train, held_out = RunningSum(checkpoint, args.seed), RunningSum(checkpoint, running_sum.HELD_OUT_SEED)
     adam = {"betas": (0.9, 0.95), "weight_decay": 0.0}
     learn_policy, learn_critic = AdamW(policy.parameters(), **adam), AdamW(critic.parameters(), **adam)

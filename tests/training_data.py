@@ -1,4 +1,4 @@
-"""Samples, micro-batches and small models for the tests of the training side."""
+"""Samples, micro-batches and small models for tests of training."""
 
 from __future__ import annotations
 
@@ -6,26 +6,74 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from sppo_ray.models.tiny import character_tokenizer
-from sppo_ray.types import Prompt, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
+from sppo_ray.types import (
+    MicroBatch,
+    Prompt,
+    PromptValue,
+    RequestId,
+    ScoredTrajectory,
+    TokenRows,
+    TrainingSample,
+    Trajectory,
+)
 
 VOCABULARY = 45
 
 
 def training_sample(
-    name: str, prompt_ids: Sequence[int], response_ids: Sequence[int], logprobs: Sequence[float], reward: float, value: float
+    name: str,
+    prompt_ids: Sequence[int],
+    response_ids: Sequence[int],
+    logprobs: Sequence[float],
+    reward: float,
+    value: float,
 ) -> TrainingSample:
     prompt = Prompt(name, "test", "", tuple(prompt_ids), tuple(prompt_ids), "")
-    trajectory = Trajectory(name, name, tuple(response_ids), tuple(logprobs), "stop", 0, 0, "rollout-0", 0.0)
+    ids, own = tuple(response_ids), tuple(logprobs)
+    trajectory = Trajectory(RequestId(name, 0, 0), name, ids, own, "stop", 0, 0, "rollout-0", 0.0)
     scored = ScoredTrajectory(prompt, trajectory, "", reward, "", 0.0, PromptValue(0.0, value, 0))
     return TrainingSample(scored, reward - value, reward)
 
 
-def random_samples(count: int, seed: int, longest_prompt: int = 12, longest_response: int = 20) -> list[TrainingSample]:
-    """Log-probs near -log 45, the uniform ones of a fresh model, so that ratios fall on both sides of the clip range."""
+def flat(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """float32, row after row."""
+    return np.concatenate([np.asarray(row, dtype=np.float32) for row in rows])
+
+
+def micro_batch(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    old: Sequence[Sequence[float]],
+    rollout: Sequence[Sequence[float]],
+    advantages: Sequence[Sequence[float]],
+    weights: Sequence[float],
+    reference: Sequence[Sequence[float]] = (),
+) -> MicroBatch:
+    """A micro-batch from one row a sample."""
+    rows = TokenRows.of([[*p, *r] for p, r in zip(prompts, responses, strict=True)])
+    return MicroBatch(
+        token_ids=rows.token_ids,
+        prompt_lengths=np.array([len(ids) for ids in prompts], dtype=np.int32),
+        response_lengths=np.array([len(ids) for ids in responses], dtype=np.int32),
+        old_logprobs=flat(old),
+        rollout_logprobs=flat(rollout),
+        advantages=flat(advantages),
+        weights=np.array(weights, dtype=np.float32),
+        reference_logprobs=flat(reference) if reference else None,
+    )
+
+
+def random_samples(
+    count: int, seed: int, longest_prompt: int = 12, longest_response: int = 20
+) -> list[TrainingSample]:
+    """Log-probs near -log 45, the uniform ones of a fresh model, so that ratios fall on both sides
+    of the clip range.
+    """
     draw = random.Random(seed)
 
     def tokens(most: int) -> list[int]:
@@ -36,7 +84,9 @@ def random_samples(count: int, seed: int, longest_prompt: int = 12, longest_resp
         response = tokens(longest_response)
         logprobs = [-3.8 + draw.uniform(-0.5, 0.5) for _ in response]
         reward, value = float(draw.randrange(2)), draw.random()
-        samples.append(training_sample(f"s{index}", tokens(longest_prompt), response, logprobs, reward, value))
+        samples.append(
+            training_sample(f"s{index}", tokens(longest_prompt), response, logprobs, reward, value)
+        )
     return samples
 
 
@@ -70,7 +120,8 @@ def _save(model_class: type, config: LlamaConfig | Qwen2Config, directory: Path,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
-    with torch.no_grad():  # Transformers starts small; spread the distributions so that mistakes show
+    # Transformers starts small; spread the distributions so that mistakes show
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(5.0)

@@ -1,12 +1,15 @@
-"""Control study: one advantage an episode (Sequence-Level PPO) against one a step (PPO with GAE), binary terminal reward.
+"""Control study: one advantage an episode (Sequence-Level PPO) against one a step (PPO with GAE),
+binary terminal reward.
 
-    python -m benchmarks.paper.control [--envs cartpole hopper ...] [--seeds 5] [--jobs 1] [--resume]
+    python -m benchmarks.paper.control [--envs cartpole hopper ...] [--seeds 5] [--jobs 1]
+    [--resume]
 
-LunarLander and Hopper need the extra `control` (gymnasium). For every task and arm the same three learning rates run on the first
---sweep-seeds seeds; the one with the largest mean success over training runs on the others, up to --seeds. That these seeds
-chose it flatters every arm, and one whose runs scatter widely more than others. Finished runs lie in --runs, and --resume takes a
-killed study up from there.
-Writes benchmarks/results/control-study.json, .md and .png after each task, and prints the table as Markdown.
+LunarLander and Hopper need the extra `control` (gymnasium). For every task and arm the same three
+learning rates run on the first --sweep-seeds seeds; the one with the largest mean success over
+training runs on the others, up to --seeds. That these seeds chose it flatters every arm, and one
+whose runs scatter widely more than others. Finished runs lie in --runs, and --resume takes a killed
+study up from there. Writes benchmarks/results/control-study.json, .md and .png after each task, and
+prints the table as Markdown.
 """
 
 from __future__ import annotations
@@ -65,7 +68,9 @@ class Run:
     @property
     def settings(self) -> Settings:
         problem = PROBLEMS[self.env]
-        return Settings(env_steps=problem.env_steps, episodes=problem.episodes, learning_rate=self.learning_rate)
+        return Settings(
+            env_steps=problem.env_steps, episodes=problem.episodes, learning_rate=self.learning_rate
+        )
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -86,7 +91,9 @@ class Run:
 def main() -> int:
     options = parse_options()
     rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=one_thread) as pool:
+    with ProcessPoolExecutor(
+        options.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=one_thread
+    ) as pool:
         for env in options.envs:
             rows += study(env, options, pool)
             report(rows, options)
@@ -99,16 +106,27 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--envs", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["sequence", "token"])
-    parser.add_argument("--ablate", nargs="*", choices=PROBLEMS, default=["cartpole"], help="tasks on which all arms run")
+    parser.add_argument(
+        "--ablate", nargs="*", choices=PROBLEMS, default=["cartpole"], help="tasks on which all arms run"
+    )
     parser.add_argument("--seeds", type=positive, default=5, help="number of seeds of the study: 1..N")
-    parser.add_argument("--sweep-seeds", type=positive, default=3, help="seeds a learning rate in the sweep, from 1 on")
+    parser.add_argument(
+        "--sweep-seeds", type=positive, default=3, help="seeds a learning rate in the sweep, from 1 on"
+    )
     parser.add_argument("--jobs", type=positive, default=1, help="processes, one core each")
     parser.add_argument("--runs", type=Path, default=Path("runs/control"))
-    parser.add_argument("--resume", action="store_true", help="take finished runs of equal settings from --runs")
+    parser.add_argument(
+        "--resume", action="store_true", help="take finished runs of equal settings from --runs"
+    )
     options = parser.parse_args()
-    missing = [name for env in options.envs for name in PROBLEMS[env].needs if importlib.util.find_spec(name) is None]
+    missing = [
+        name for env in options.envs for name in PROBLEMS[env].needs if importlib.util.find_spec(name) is None
+    ]
     if missing:
-        parser.error(f"{', '.join(options.envs)} need {', '.join(sorted(set(missing)))}: pip install 'sppo-ray[control]'")
+        parser.error(
+            f"{', '.join(options.envs)} need {', '.join(sorted(set(missing)))}: pip install "
+            "'sppo-ray[control]'"
+        )
     return options
 
 
@@ -124,23 +142,37 @@ def study(env: str, options: argparse.Namespace, pool: ProcessPoolExecutor) -> l
     arms = list(ARMS) if env in options.ablate else options.arms
     seeds = range(1, options.seeds + 1)
     swept = seeds[: options.sweep_seeds]
-    trials = {(arm, rate): [Run(env, arm, rate, seed) for seed in swept] for arm in arms for rate in LEARNING_RATES}
+    trials = {
+        (arm, rate): [Run(env, arm, rate, seed) for seed in swept] for arm in arms for rate in LEARNING_RATES
+    }
     found = finish([run for runs in trials.values() for run in runs], options, pool)
-    areas = {key: sum(figures_of(found[run])["area"] for run in runs) / len(runs) for key, runs in trials.items()}
+    areas = {
+        key: sum(figures_of(found[run])["area"] for run in runs) / len(runs) for key, runs in trials.items()
+    }
     best = {arm: max(LEARNING_RATES, key=lambda rate, arm=arm: areas[arm, rate]) for arm in arms}
     runs = {arm: [Run(env, arm, best[arm], seed) for seed in seeds] for arm in arms}
     found |= finish([run for arm in arms for run in runs[arm] if run not in found], options, pool)
     rows = []
     for arm in arms:
-        finals = {rate: [round(figures_of(found[run])["final"], 4) for run in trials[arm, rate]] for rate in LEARNING_RATES}
-        sweep = {f"{rate:g}": {"mean_area": round(areas[arm, rate], 4), "finals": finals[rate]} for rate in LEARNING_RATES}
+        finals = {
+            rate: [round(figures_of(found[run])["final"], 4) for run in trials[arm, rate]]
+            for rate in LEARNING_RATES
+        }
+        sweep = {
+            f"{rate:g}": {"mean_area": round(areas[arm, rate], 4), "finals": finals[rate]}
+            for rate in LEARNING_RATES
+        }
         head = {"env": env, "arm": arm, "learning_rate": best[arm], "sweep": sweep}
         rows.append(head | row_of([found[run] for run in runs[arm]], PROBLEMS[env].env_steps))
     return rows
 
 
-def finish(runs: Sequence[Run], options: argparse.Namespace, pool: ProcessPoolExecutor) -> dict[Run, dict[str, Any]]:
-    """The results of all runs; those that are not in the folder (or may not be taken from there) are trained."""
+def finish(
+    runs: Sequence[Run], options: argparse.Namespace, pool: ProcessPoolExecutor
+) -> dict[Run, dict[str, Any]]:
+    """The results of all runs; those that are not in the folder (or may not be taken from there)
+    are trained.
+    """
     found = dict(kept(runs, options.runs)) if options.resume else {}
     waiting = {pool.submit(execute, run, options.runs): run for run in runs if run not in found}
     for future in as_completed(waiting):
@@ -168,7 +200,11 @@ def execute(run: Run, folder: Path) -> dict[str, Any]:
     """Train, keep the result in the folder and return it. In a process of the pool."""
     started = time.process_time()
     updates = train(PROBLEMS[run.env].make(), ARMS[run.arm], run.settings, run.seed)
-    result = {"fingerprint": run.fingerprint, "cpu_s": round(time.process_time() - started, 1), "updates": updates}
+    result = {
+        "fingerprint": run.fingerprint,
+        "cpu_s": round(time.process_time() - started, 1),
+        "updates": updates,
+    }
     path = run.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -186,7 +222,12 @@ def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     """Write the JSON, the plot and the page of the tasks that are done."""
     criteria = {row["env"]: " ".join(PROBLEMS[row["env"]].make.__doc__.split()) for row in rows}
     arms = {row["arm"]: asdict(ARMS[row["arm"]]) for row in rows}
-    extra = {"verdicts": verdicts(rows), "criteria": criteria, "arms": arms, "table": markdown(rows).splitlines()}
+    extra = {
+        "verdicts": verdicts(rows),
+        "criteria": criteria,
+        "arms": arms,
+        "table": markdown(rows).splitlines(),
+    }
     print(write_result(NAME, rows, [], extra), flush=True)
     save_plot(rows, RESULTS / f"{NAME}.png")
     (RESULTS / f"{NAME}.md").write_text(page(rows, criteria, f"{NAME}.png"), encoding="utf-8")

@@ -1,9 +1,13 @@
-"""Policy-gradient training of the control study: one loop, in which only the advantage and the critic's target differ by arm.
+"""Policy-gradient training of the control study: one loop, in which only the advantage and the
+critic's target differ by arm.
 
-    sequence   A = R - V(s_0), one scalar an episode, V = sigmoid(logit) fitted by BCE   (Sequence-Level PPO, arXiv 2604.08865)
-    token      A_t = sum_k (gamma lambda)^k delta_{t+k}, whitened, V(s_t) fitted by MSE  (PPO with GAE, arXiv 1707.06347)
+    sequence   A = R - V(s_0), one scalar an episode, V = sigmoid(logit) fitted by BCE
+               (Sequence-Level PPO, arXiv 2604.08865)
+    token      A_t = sum_k (gamma lambda)^k delta_{t+k}, whitened, V(s_t) fitted by MSE  (PPO with
+               GAE, arXiv 1707.06347)
 
-T = steps of the longest episode, E = episodes, D = observation entries. Reward R in {0, 1}, at the last step.
+T = steps of the longest episode, E = episodes, D = observation entries. Reward R in {0, 1}, at the
+last step.
 """
 
 from __future__ import annotations
@@ -38,8 +42,10 @@ ARMS = {
     for arm in (
         Arm("sequence", token_level=False),
         Arm("token", token_level=True, gamma=0.99, lam=0.95),  # the usual settings of control
-        Arm("token-lambda1", token_level=True),  # the usual settings for language models: A_t = R - V(s_t), whitened
-        Arm("token-lambda1-raw", token_level=True, whiten=False),  # R - V(s_t): only the critic's state differs from `sequence`
+        # the usual settings for language models: A_t = R - V(s_t), whitened
+        Arm("token-lambda1", token_level=True),
+        # R - V(s_t): only the critic's state differs from `sequence`
+        Arm("token-lambda1-raw", token_level=True, whiten=False),
     )
 }
 
@@ -63,14 +69,17 @@ class Rollout(NamedTuple):
     """Whole episodes of one policy, padded at the end to T steps."""
 
     observations: Tensor  # [T, E, D] float32; the last entry is elapsed time over the horizon
-    actions: Tensor  # [T, E] int64 or [T, E, action_size] float32, before clipping to the task's range
+    # [T, E] int64 or [T, E, action_size] float32, before clipping to the task's range
+    actions: Tensor
     logprobs: Tensor  # [T, E] float32
     mask: Tensor  # [T, E] bool, true for steps that were taken
     rewards: Tensor  # [E] float32, 0 or 1
 
 
 class Policy(nn.Module):
-    """MLP to the logits of a categorical, or to the mean of a Gaussian whose log deviation is a parameter (starts at 0)."""
+    """MLP to the logits of a categorical, or to the mean of a Gaussian whose log deviation is a
+    parameter (starts at 0).
+    """
 
     def __init__(self, task: Task, hidden: int) -> None:
         super().__init__()
@@ -111,7 +120,7 @@ def mlp(inputs: int, hidden: int, outputs: int, *, gain: float) -> nn.Sequential
     return nn.Sequential(*layers[:-1])
 
 
-# ------------------------------------------------------------------------------------------------------- advantages
+# --------------------------------------------------------------------------------------- advantages
 
 
 def sequence_advantages(rewards: Tensor, value_logits: Tensor) -> Tensor:
@@ -120,7 +129,8 @@ def sequence_advantages(rewards: Tensor, value_logits: Tensor) -> Tensor:
 
 
 def gae(values: Tensor, rewards: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
-    """Generalised advantage estimates where the only reward comes with an episode's last step and nothing follows it.
+    """Generalised advantage estimates where the only reward comes with an episode's last step and
+    nothing follows it.
 
         delta_t = r_t + gamma V(s_{t+1}) - V(s_t),   A_t = delta_t + gamma lambda A_{t+1}
 
@@ -149,13 +159,15 @@ def whiten(advantages: Tensor) -> Tensor:
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
-# ------------------------------------------------------------------------------------------------------- the loop
+# ----------------------------------------------------------------------------------------- the loop
 
 
 def train(task: Task, arm: Arm, settings: Settings, seed: int) -> list[dict[str, Any]]:
-    """Train from scratch; a row an update: steps so far (its own included), and success and mean length of its episodes.
+    """Train from scratch; a row an update: steps so far (its own included), and success and mean
+    length of its episodes.
 
-    The episodes of an update are those of the policy before it, so their success is that policy's, sampled.
+    The episodes of an update are those of the policy before it, so their success is that policy's,
+    sampled.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -171,7 +183,11 @@ def train(task: Task, arm: Arm, settings: Settings, seed: int) -> list[dict[str,
         env_steps += taken
         success = float(rollout.rewards.mean())
         rows.append({"env_steps": env_steps, "success": success, "length": taken / settings.episodes})
-        fit = sequence_fit(rollout, critic, settings) if not arm.token_level else token_fit(rollout, critic, arm, settings)
+        fit = (
+            sequence_fit(rollout, critic, settings)
+            if not arm.token_level
+            else token_fit(rollout, critic, arm, settings)
+        )
         advantages = next(fit)
         for loss in policy_losses(rollout, advantages, policy, settings):
             step(policy_optimizer, loss, settings)
@@ -196,11 +212,17 @@ def collect(task: Task, policy: Policy, episodes: int, rng: np.random.Generator)
         seen, done, success = task.step(played, alive)
         rewards[alive & done & success] = 1.0
         alive &= ~done
-    return Rollout(*(torch.stack(column) for column in zip(*steps, strict=True)), rewards=torch.from_numpy(rewards))
+    return Rollout(
+        *(torch.stack(column) for column in zip(*steps, strict=True)), rewards=torch.from_numpy(rewards)
+    )
 
 
-def policy_losses(rollout: Rollout, advantages: Tensor, policy: Policy, settings: Settings) -> Iterator[Tensor]:
-    """PPO's clipped loss of each minibatch of steps, token-mean, in a new order every epoch. advantages: [N] in mask order."""
+def policy_losses(
+    rollout: Rollout, advantages: Tensor, policy: Policy, settings: Settings
+) -> Iterator[Tensor]:
+    """PPO's clipped loss of each minibatch of steps, token-mean, in a new order every epoch.
+    advantages: [N] in mask order.
+    """
     observations, actions = rollout.observations[rollout.mask], rollout.actions[rollout.mask]
     old_logprobs = rollout.logprobs[rollout.mask]
     for chosen in minibatches(len(advantages), settings):
@@ -218,17 +240,23 @@ def policy_losses(rollout: Rollout, advantages: Tensor, policy: Policy, settings
 
 
 def sequence_fit(rollout: Rollout, critic: nn.Module, settings: Settings) -> Iterator[Tensor]:
-    """First the advantages [N], then the critic's BCE of each minibatch of episodes. The critic sees initial states alone."""
+    """First the advantages [N], then the critic's BCE of each minibatch of episodes. The critic
+    sees initial states alone.
+    """
     initial = rollout.observations[0]
     with torch.no_grad():
         advantages = sequence_advantages(rollout.rewards, critic(initial)[:, 0])
     yield advantages.expand(rollout.mask.shape)[rollout.mask]
     for chosen in minibatches(len(rollout.rewards), settings):
-        yield value_loss(critic(initial[chosen])[:, 0], rollout.rewards[chosen], num_global_samples=len(chosen)).loss
+        yield value_loss(
+            critic(initial[chosen])[:, 0], rollout.rewards[chosen], num_global_samples=len(chosen)
+        ).loss
 
 
 def token_fit(rollout: Rollout, critic: nn.Module, arm: Arm, settings: Settings) -> Iterator[Tensor]:
-    """First the advantages by GAE [N], then the critic's squared error to the lambda-returns of each minibatch of steps."""
+    """First the advantages by GAE [N], then the critic's squared error to the lambda-returns of
+    each minibatch of steps.
+    """
     with torch.no_grad():
         values = critic(rollout.observations)[..., 0]
         advantages = gae(values, rollout.rewards, rollout.mask, gamma=arm.gamma, lam=arm.lam)
@@ -250,5 +278,7 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor, settings: Settings) -> 
     """One Adam step with the gradient's norm clipped."""
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], settings.max_grad_norm)
+    nn.utils.clip_grad_norm_(
+        [p for group in optimizer.param_groups for p in group["params"]], settings.max_grad_norm
+    )
     optimizer.step()

@@ -1,4 +1,6 @@
-"""The control study in figures: a run's summary, a row an arm, the Markdown table, who is ahead, and the plot."""
+"""The control study in figures: a run's summary, a row an arm, the Markdown table, who is ahead,
+and the plot.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ Row = Mapping[str, Any]
 def figures_of(run: Row) -> dict[str, Any]:
     """A run's figures.
 
-    final: success over the updates of the last tenth of the steps. area: mean success of all steps' policies.
+    final: success over the updates of the last tenth of the steps. area: mean success of all steps'
+    policies.
     half: steps until the mean of three updates in a row is at least 0.5, None = never.
     """
     steps = np.array([update["env_steps"] for update in run["updates"]], dtype=float)
@@ -34,12 +37,16 @@ def figures_of(run: Row) -> dict[str, Any]:
 
 
 def row_of(runs: Sequence[Row], env_steps: int) -> dict[str, Any]:
-    """An arm's seeds together; `curves` hold each seed's success at GRID equally spaced steps up to `env_steps`."""
+    """An arm's seeds together; `curves` hold each seed's success at GRID equally spaced steps up to
+    `env_steps`.
+    """
     figures = [figures_of(run) for run in runs]
     finals, areas = [f["final"] for f in figures], [f["area"] for f in figures]
     grid = np.linspace(0, env_steps, GRID)
     curves = [
-        np.interp(grid, [u["env_steps"] for u in run["updates"]], [u["success"] for u in run["updates"]]).round(3).tolist()
+        np.interp(grid, [u["env_steps"] for u in run["updates"]], [u["success"] for u in run["updates"]])
+        .round(3)
+        .tolist()
         for run in runs
     ]
     return {
@@ -62,12 +69,15 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table: final success (mean +- sd over seeds), median steps to 50 % success, and how many runs get there.
+    """The table: final success (mean +- sd over seeds), median steps to 50 % success, and how many
+    runs get there.
 
-    "learn, all rates" counts the sweep's runs, those at the worse learning rates too, that end at LEARNED or above.
+    "learn, all rates" counts the sweep's runs, those at the worse learning rates too, that end at
+    LEARNED or above.
     """
     lines = [
-        "| task | arm | lr | start | final success | steps to 50 % | seeds there | learn, all rates | final length |",
+        "| task | arm | lr | start | final success | steps to 50 % | seeds there | learn, all rates | final "
+        "length |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -76,14 +86,17 @@ def markdown(rows: Sequence[Row]) -> str:
         swept = [final for trial in row["sweep"].values() for final in trial["finals"]]
         lines.append(
             f"| {row['env']} | {row['arm']} | {row['learning_rate']:g} | {row['first_update_success']:.3f} | "
-            f"{row['final_mean']:.3f} +- {row['final_sd']:.3f} | {half} | {len(there)}/{len(row['finals'])} | "
+            f"{row['final_mean']:.3f} +- {row['final_sd']:.3f} | {half} | {len(there)}/{len(row['finals'])} "
+            "| "
             f"{sum(final >= LEARNED for final in swept)}/{len(swept)} | {row['final_length']:.0f} |"
         )
     return "\n".join(lines)
 
 
 def page(rows: Sequence[Row], criteria: Mapping[str, str], plot: str) -> str:
-    """The report for readers. `criteria` say what success is, by task; `plot` is the file name of the figure."""
+    """The report for readers. `criteria` say what success is, by task; `plot` is the file name of
+    the figure.
+    """
     return "\n".join(
         [
             "# Control study: one advantage an episode against one a step",
@@ -114,7 +127,9 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def verdict(sequence: Row, token: Row) -> str:
-    """Who is ahead in mean success over training (`areas`: it sees speed and level) by more than two standard errors."""
+    """Who is ahead in mean success over training (`areas`: it sees speed and level) by more than
+    two standard errors.
+    """
     name = token["arm"]
     learned = [row["arm"] for row in (sequence, token) if row["final_mean"] >= LEARNED]
     difference = statistics.fmean(sequence["areas"]) - statistics.fmean(token["areas"])
@@ -122,13 +137,23 @@ def verdict(sequence: Row, token: Row) -> str:
     if abs(difference) <= 2 * error:
         ahead = f"sequence and {name} are level"
     else:
-        ahead = f"{'sequence' if difference > 0 else name} is ahead of {name if difference > 0 else 'sequence'}"
-    reached = {0: f"neither reaches {LEARNED:.0%}", 1: f"only {''.join(learned)} reaches {LEARNED:.0%}", 2: "both learn"}
-    return f"{ahead} (mean success over training {difference:+.3f} +- {2 * error:.3f}); {reached[len(learned)]}"
+        ahead = (
+            f"{'sequence' if difference > 0 else name} is ahead of {name if difference > 0 else 'sequence'}"
+        )
+    reached = {
+        0: f"neither reaches {LEARNED:.0%}",
+        1: f"only {''.join(learned)} reaches {LEARNED:.0%}",
+        2: "both learn",
+    }
+    return (
+        f"{ahead} (mean success over training {difference:+.3f} +- {2 * error:.3f}); {reached[len(learned)]}"
+    )
 
 
 def save_plot(rows: Sequence[Row], path: Path) -> None:
-    """Success against environment steps, a panel a task; mean of the seeds, band from the worst to the best."""
+    """Success against environment steps, a panel a task; mean of the seeds, band from the worst to
+    the best.
+    """
     from matplotlib.figure import Figure
 
     envs = list(dict.fromkeys(row["env"] for row in rows))
@@ -138,7 +163,9 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
         for row in (row for row in rows if row["env"] == env):
             curves, colour = np.array(row["curves"]), f"C{arms.index(row['arm'])}"
             axes.plot(row["env_steps"], curves.mean(0), color=colour, label=row["arm"])
-            axes.fill_between(row["env_steps"], curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(
+                row["env_steps"], curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0
+            )
         axes.set(title=env, xlabel="environment steps", ylim=(-0.02, 1.02))
         axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
     figure.axes[0].set_ylabel("success rate")

@@ -1,10 +1,14 @@
-"""Control tasks as binary problems: an episode ends in success (1) or not (0), and nothing else is rewarded.
+"""Control tasks as binary problems: an episode ends in success (1) or not (0), and nothing else is
+rewarded.
 
-Every task advances many episodes ("lanes") in lockstep. CartPole, MountainCar and Pendulum are gymnasium's dynamics over arrays
-(tests/unit/test_control_study.py steps both), LunarLander and Hopper are gymnasium's simulators, a lane each.
+Every task advances many episodes ("lanes") in lockstep. CartPole, MountainCar and Pendulum are
+gymnasium's dynamics over arrays (tests/unit/benchmarks/test_control_study.py steps both),
+LunarLander and Hopper are gymnasium's simulators, a lane each.
 
-An episode ends at once when it can no longer succeed or already has, so that state and elapsed time decide what may still
-come: a critic of every state, which token-level PPO needs, is not asked to guess what it cannot see.
+An episode ends at once when it can no longer succeed or already has, so that state and elapsed time
+decide what may still
+come: a critic of every state, which token-level PPO needs, is not asked to guess what it cannot
+see.
 """
 
 from __future__ import annotations
@@ -28,7 +32,9 @@ class Outcome(NamedTuple):
 
 
 class Task(Protocol):
-    """A task with its lanes' states. Actions: [E] int64 if `discrete`, else [E, action_size] float in [-1, 1]."""
+    """A task with its lanes' states. Actions: [E] int64 if `discrete`, else [E, action_size] float
+    in [-1, 1].
+    """
 
     observation_size: int
     action_size: int
@@ -45,8 +51,8 @@ class Task(Protocol):
 
 
 class PrecisionCartPole:
-    """Gymnasium's CartPole-v1, 80 steps. Success: the pole never left +-12 degrees and the cart never left +-0.5 m (gymnasium
-    allows 2.4 m). Either violation ends the episode as a failure.
+    """Gymnasium's CartPole-v1, 80 steps. Success: the pole never left +-12 degrees and the cart
+    never left +-0.5 m (gymnasium allows 2.4 m). Either violation ends the episode as a failure.
     """
 
     observation_size, action_size, discrete, horizon = 4, 2, True, 80
@@ -68,8 +74,9 @@ class PrecisionCartPole:
 
 
 class MountainCar:
-    """Gymnasium's MountainCar-v0 with 1000 steps and a start anywhere in [-1.2, 0] at rest (gymnasium: 200 steps and
-    [-0.6, -0.4], from where a random policy never arrives). Success: the flag at 0.5 is reached.
+    """Gymnasium's MountainCar-v0 with 1000 steps and a start anywhere in [-1.2, 0] at rest
+    (gymnasium: 200 steps and [-0.6, -0.4], from where a random policy never arrives). Success: the
+    flag at 0.5 is reached.
     """
 
     observation_size, action_size, discrete, horizon = 2, 3, True, 1000
@@ -90,8 +97,9 @@ class MountainCar:
 
 
 class Pendulum:
-    """Gymnasium's Pendulum-v1: swing up and hold. Success: after each of the last 5 of 200 steps the rod is within 0.5 rad
-    (29 degrees) of upright. Once it is outside in that window, the episode ends as a failure.
+    """Gymnasium's Pendulum-v1: swing up and hold. Success: after each of the last 5 of 200 steps
+    the rod is within 0.5 rad (29 degrees) of upright. Once it is outside in that window, the
+    episode ends as a failure.
     """
 
     observation_size, action_size, discrete, horizon = 3, 1, False, 200
@@ -117,7 +125,8 @@ class Pendulum:
 
 
 class LunarLander:
-    """Gymnasium's LunarLander-v3, 400 steps. Success: both legs touch the ground between the flags (|x| <= 0.2) and the hull has
+    """Gymnasium's LunarLander-v3, 400 steps. Success: both legs touch the ground between the flags
+    (|x| <= 0.2) and the hull has
     not. How fast it came down is not asked, nor that it comes to rest: a random policy never does.
     """
 
@@ -149,8 +158,9 @@ class LunarLander:
 
 
 class Hopper:
-    """Gymnasium's Hopper-v5, horizon 1000. Success: the torso gets 0.3 m ahead of its start while the hopper is healthy in
-    gymnasium's sense (torso above 0.7 m and within 0.2 rad of upright). Falling ends the episode as a failure.
+    """Gymnasium's Hopper-v5, horizon 1000. Success: the torso gets 0.3 m ahead of its start while
+    the hopper is healthy in gymnasium's sense (torso above 0.7 m and within 0.2 rad of upright).
+    Falling ends the episode as a failure.
     """
 
     observation_size, action_size, discrete, horizon = 11, 3, False, 1000
@@ -179,34 +189,46 @@ class Hopper:
         for index in np.flatnonzero(alive):
             lane = self.lanes[index]
             lane.data.ctrl[:] = actions[index]
-            # What env.step does but for contact forces, which nothing here reads; it takes half as long again.
+            # What env.step does but for contact forces, which nothing here reads; it takes half as
+            # long again.
             mujoco.mj_step(lane.model, lane.data, nstep=lane.frame_skip)
             self.travelled[index] = lane.data.qpos[0] - self.start[index]
             self.observations[index] = np.concatenate([lane.data.qpos[1:], lane.data.qvel])
         fallen = ~self.healthy()
         np.clip(self.observations[:, 5:], -10.0, 10.0, out=self.observations[:, 5:])
         success = ~fallen & (self.travelled >= self.distance)
-        return Outcome(self.observations / self.scale, fallen | success | (self.elapsed >= self.horizon), success)
+        return Outcome(
+            self.observations / self.scale, fallen | success | (self.elapsed >= self.horizon), success
+        )
 
     def healthy(self) -> Flags:
-        """[E], by gymnasium's default limits: height, pitch, and no other entry of the state (speeds unclipped) beyond 100."""
+        """[E], by gymnasium's default limits: height, pitch, and no other entry of the state
+        (speeds unclipped) beyond 100.
+        """
         height, pitch = self.observations[:, 0], self.observations[:, 1]
         return (height > 0.7) & (np.abs(pitch) < 0.2) & (np.abs(self.observations[:, 1:]) < 100.0).all(axis=1)
 
 
 def cartpole_dynamics(state: Array, actions: Array) -> Array:
-    """CartPole-v1: [E, 4] (x, dx, angle, dangle) and [E] actions (0 left, 1 right) to the next [E, 4]."""
+    """CartPole-v1: [E, 4] (x, dx, angle, dangle) and [E] actions (0 left, 1 right) to the next [E,
+    4].
+    """
     x, dx, angle, dangle = state.T
     force = np.where(actions == 1, 10.0, -10.0)
     cos, sin = np.cos(angle), np.sin(angle)
-    push = (force + 0.05 * dangle**2 * sin) / 1.1  # 0.05 = pole mass * half length, 1.1 = both masses
+    # 0.05 = pole mass * half length, 1.1 = both masses
+    push = (force + 0.05 * dangle**2 * sin) / 1.1
     turn = (9.8 * sin - cos * push) / (0.5 * (4.0 / 3.0 - 0.1 * cos**2 / 1.1))
     acceleration = push - 0.05 * turn * cos / 1.1
-    return np.stack([x + 0.02 * dx, dx + 0.02 * acceleration, angle + 0.02 * dangle, dangle + 0.02 * turn], axis=1)
+    return np.stack(
+        [x + 0.02 * dx, dx + 0.02 * acceleration, angle + 0.02 * dangle, dangle + 0.02 * turn], axis=1
+    )
 
 
 def mountain_car_dynamics(state: Array, actions: Array) -> Array:
-    """MountainCar-v0: [E, 2] (position, velocity) and [E] actions (0 left, 1 none, 2 right) to the next [E, 2]."""
+    """MountainCar-v0: [E, 2] (position, velocity) and [E] actions (0 left, 1 none, 2 right) to the
+    next [E, 2].
+    """
     position, velocity = state.T
     velocity = np.clip(velocity + (actions - 1) * 0.001 - 0.0025 * np.cos(3 * position), -0.07, 0.07)
     position = np.clip(position + velocity, -1.2, 0.6)
@@ -214,7 +236,9 @@ def mountain_car_dynamics(state: Array, actions: Array) -> Array:
 
 
 def pendulum_dynamics(state: Array, torques: Array) -> Array:
-    """Pendulum-v1: [E, 2] (angle from upright, rad; speed, rad/s) and [E] torques in [-2, 2] N m to the next [E, 2]."""
+    """Pendulum-v1: [E, 2] (angle from upright, rad; speed, rad/s) and [E] torques in [-2, 2] N m to
+    the next [E, 2].
+    """
     angle, speed = state.T
     speed = np.clip(speed + (15.0 * np.sin(angle) + 3.0 * torques) * 0.05, -8.0, 8.0)
     return np.stack([angle + speed * 0.05, speed], axis=1)

@@ -1,10 +1,12 @@
-"""How well does the prompt critic know what its policy can solve? (The paper: Pearson 0.642, Spearman 0.664 against avg@64.)
+"""How well does the prompt critic know what its policy can solve? (The paper: Pearson 0.642,
+Spearman 0.664 against avg@64.)
 
     python -m benchmarks.paper.critic_quality [--recipe long-sum] [--seeds 3] [--steps 30] [-k 32]
 
-Trains each seed with Sequence-Level PPO, then compares V(prompt) with the share of k responses that are right, on 256 held-out
-prompts and on prompts that it was trained on (`sppo-ray calibrate`). Writes benchmarks/results/paper/critic-quality/: report.md,
-report.json and each seed's reliability plot. Seeds that are measured already, with as many steps and responses, are kept.
+Trains each seed with Sequence-Level PPO, then compares V(prompt) with the share of k responses that
+are right, on 256 held-out prompts and on prompts that it was trained on (`sppo-ray calibrate`).
+Writes benchmarks/results/paper/critic-quality/: report.md, report.json and each seed's reliability
+plot. Seeds that are measured already, with as many steps and responses, are kept.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def main() -> int:
     options = parser.parse_args()
     rows = [row for seed in range(1, options.seeds + 1) for row in measure(options, seed)]
     held_out = [row for row in rows if row["prompts"].startswith("held-out")]
-    path = write_result(f"{REPORT}/report", rows, targets(held_out), {"recipe": options.recipe, "steps": options.steps})
+    path = write_result(
+        f"{REPORT}/report", rows, targets(held_out), {"recipe": options.recipe, "steps": options.steps}
+    )
     text = markdown(options, rows)
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text, path.with_suffix(".md"), sep="\n")
@@ -58,7 +62,14 @@ def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     run_dir = run_path(options, seed)
     result = run_dir / "calibration" / "calibration.json"
     if not is_measured(result, options.k):
-        common = ["--run-dir", str(run_dir), "--seed", str(seed), f"--loop.steps={options.steps}", "--eval.every=0"]
+        common = [
+            "--run-dir",
+            str(run_dir),
+            "--seed",
+            str(seed),
+            f"--loop.steps={options.steps}",
+            "--eval.every=0",
+        ]
         resume = ["--resume"] if (run_dir / "metrics.jsonl").is_file() else []
         if not (run_dir / "export" / "critic").is_dir():
             call("train", options.recipe, *common, *resume)
@@ -74,33 +85,46 @@ def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
 def is_measured(result: Path, k: int) -> bool:
     if not result.is_file():
         return False
-    return all(measured["responses_a_prompt"] == k for measured in json.loads(result.read_text())["sets"].values())
+    return all(
+        measured["responses_a_prompt"] == k for measured in json.loads(result.read_text())["sets"].values()
+    )
 
 
 def figures_of(measured: Mapping[str, Any]) -> dict[str, Any]:
-    return {"n": measured["count"], "k": measured["responses_a_prompt"]} | {name: measured["figures"][name] for name in SHOWN}
+    return {"n": measured["count"], "k": measured["responses_a_prompt"]} | {
+        name: measured["figures"][name] for name in SHOWN
+    }
 
 
 def markdown(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The report: a row a seed and set of prompts, the mean of the seeds, the paper's figures, the plots."""
+    """The report: a row a seed and set of prompts, the mean of the seeds, the paper's figures, the
+    plots.
+    """
     columns = ("seed", "prompts", *SHOWN)
     means = [
         {"seed": "mean", "prompts": name}
-        | {figure: statistics.fmean(row[figure] for row in rows if row["prompts"] == name) for figure in SHOWN}
+        | {
+            figure: statistics.fmean(row[figure] for row in rows if row["prompts"] == name)
+            for figure in SHOWN
+        }
         for name in dict.fromkeys(row["prompts"] for row in rows)
     ]
     paper = {"seed": "paper", "prompts": "held-out prompts", **PAPER}
     lines = [
         f"# Critic quality: {options.recipe}, {options.steps} steps, avg@{options.k}",
         "",
-        f"V(prompt) against the share of {options.k} responses that are right, {rows[0]['n']} prompts a set. Accuracy of the "
+        f"V(prompt) against the share of {options.k} responses that are right, {rows[0]['n']} prompts a set. "
+        "Accuracy of the "
         "policies: "
         + ", ".join(f"{row['accuracy']:.2f}" for row in rows if row["prompts"] == rows[0]["prompts"])
         + ". `brier_constant` is the Brier score of the mean solve rate, said of every prompt.",
         "",
         "| " + " | ".join(columns) + " |",
         "|---" * len(columns) + "|",
-        *("| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in (*rows, *means, paper)),
+        *(
+            "| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |"
+            for row in (*rows, *means, paper)
+        ),
         "",
         *(f"![Reliability, seed {seed}]({plot_path(seed).name})" for seed in range(1, options.seeds + 1)),
     ]
@@ -120,7 +144,12 @@ def targets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for name, paper in PAPER.items():
         mean = statistics.fmean(row[name] for row in rows)
         found.append(
-            {"what": f"{name} on held-out prompts, mean of seeds", "target": f">= {paper}", "figure": mean, "met": mean >= paper}
+            {
+                "what": f"{name} on held-out prompts, mean of seeds",
+                "target": f">= {paper}",
+                "figure": mean,
+                "met": mean >= paper,
+            }
         )
     return found
 

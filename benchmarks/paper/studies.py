@@ -1,11 +1,13 @@
-"""The comparisons of the Sequence-Level PPO paper (arXiv 2604.08865) at the scale of a CPU, each one command.
+"""The comparisons of the Sequence-Level PPO paper (arXiv 2604.08865) at the scale of a CPU, each
+one command.
 
     python -m benchmarks.paper.studies NAME [--seeds N] [--budget SECONDS] [--out DIR]      NAMEs: see STUDIES, or --list
 
-Each is a `sppo-ray compare`: it can be interrupted and started again, and more seeds can be added later; a run that another
-study has made already is taken over. The report goes to benchmarks/results/paper/NAME/ (report.md, report.json, plots); the run
-directories stay in runs/paper/NAME.
-"""
+Each is a `sppo-ray compare`: it can be interrupted and started again, and more seeds can be added
+later; a run that another study has made already is taken over. The report goes to
+benchmarks/results/paper/NAME/ (report.md, report.json, plots); the run directories stay in
+runs/paper/NAME.
+"""  # noqa: E501, W505 (a drawing)
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ WARM_CRITIC = RUNS / "warm-start" / "export" / "critic"
 NO_WARMUP = "critic.warmup_steps=0"
 """As published. A fresh critic says 0.5 of every prompt, which is a fair baseline to start from."""
 GSPO = "algorithm.ratio=sequence,algorithm.clip_low=3e-4,algorithm.clip_high=4e-4"
-"""With the clip range of its paper (arXiv 2507.18071); it comes with the mean over sequences, which has an arm of its own."""
+"""With the clip range of its paper (arXiv 2507.18071); it comes with the mean over sequences, which
+has an arm of its own.
+"""
 ALL_ARMS = ("sppo", "grpo", "grpo-equal-prompts", "ppo", "rloo", "remax", "reinforce")
 
 
@@ -54,7 +58,8 @@ STUDIES: Mapping[str, Study] = {
     ),
     "equal-prompts": Study(
         "the paper's own comparison: as many prompts a step for N = 1 as for N = 8, and time enough for both",
-        "quickstart", ("sppo", "grpo-equal-prompts"), 3, 240, "grpo-equal-prompts", ("eval.every_s=6", NO_WARMUP),
+        "quickstart", ("sppo", "grpo-equal-prompts"), 3, 240, "grpo-equal-prompts", ("eval.every_s=6",
+        NO_WARMUP),
     ),
     "scarce-prompts": Study(
         "256 distinct training prompts, drawn again and again",
@@ -79,7 +84,8 @@ STUDIES: Mapping[str, Study] = {
         3, 60, "sppo", ("eval.every_s=6", NO_WARMUP),
     ),
     "ablations": Study(
-        "PPO with a BCE critic, critic size, sequence-level ratio, curriculum, critic warm start (from another run's 5,120 "
+        "PPO with a BCE critic, critic size, sequence-level ratio, curriculum, critic warm start (from "
+        "another run's 5,120 "
         "samples, which its own budget does not hold)",
         "quickstart",
         (
@@ -97,10 +103,12 @@ STUDIES: Mapping[str, Study] = {
         3, 60, "sppo", ("eval.every_s=6", NO_WARMUP),
     ),
     "learning-rates": Study(
-        "is the learning rate of the recipe (5e-4) better for one method than for another? Half of it and twice it",
+        "is the learning rate of the recipe (5e-4) better for one method than for another? Half of it and "
+        "twice it",
         "quickstart",
         tuple(
-            f"{arm}-lr{lr}:{arm},learner.optimizer.lr={lr}" for arm in ("sppo", "grpo", "ppo") for lr in ("2.5e-4", "1e-3")
+            f"{arm}-lr{lr}:{arm},learner.optimizer.lr={lr}" for arm in ("sppo", "grpo",
+            "ppo") for lr in ("2.5e-4", "1e-3")
         ) + ("sppo", "grpo", "ppo"),
         3, 60, "grpo", ("eval.every_s=6", NO_WARMUP),
     ),
@@ -140,7 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out,
         overrides=study.overrides,
         baseline=study.baseline,
-        reuse=[folder for folder in sorted(RUNS.glob("*")) if folder != out and (folder / "compare.json").exists()],
+        reuse=[
+            folder
+            for folder in sorted(RUNS.glob("*"))
+            if folder != out and (folder / "compare.json").exists()
+        ],
     )
     print(f"{publish(options.name, out)}: {len(report.failed)} runs failed")
     return 1 if report.failed else 0

@@ -1,7 +1,7 @@
-"""The algorithms by the config's `algorithm.type`. To add one: its file and a line here (docs/algorithms.md).
+"""Maps the config's `algorithm.type` to an algorithm. docs/algorithms.md explains how to add one.
 
-This package imports no torch (the loss modules do, and only the actors import those), so that the driver and the command
-line stay light.
+Importing this package does not import torch, so the driver and the command line start fast. Only
+the loss modules import torch, and only the actors import the loss modules.
 """
 
 from __future__ import annotations
@@ -19,4 +19,3 @@ ALGORITHMS: Mapping[str, AlgorithmSpec] = {
     "remax": AlgorithmSpec(remax.ReMaxSettings, remax.advantages, needs="sample", greedy_baseline=True),
     "reinforce": AlgorithmSpec(reinforce.REINFORCESettings, reinforce.advantages, needs="step"),
 }
-"""What tells one algorithm from another."""

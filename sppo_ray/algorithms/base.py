@@ -1,91 +1,121 @@
-"""What an algorithm is here: its settings, what it needs to know before it can judge a sample, and its advantages.
+"""Defines an algorithm: its settings, the samples that it needs together, and its advantages.
 
-    scored samples --needs: sample | group | step--> advantages(samples, settings) --> one advantage a sample (or a token)
+    scored samples --needs: sample | group | step--> advantages(samples, settings)
+        --> one advantage per sample, or one per token
 
-Everything else is shared by all algorithms: the loop, the clipped loss (`policy_loss`), the critics' losses (`value_loss`).
-No torch here: the configuration imports this.
+All algorithms share the loop, the clipped loss (`policy_loss`) and the critic losses
+(`value_loss`). This module does not import torch, because the configuration imports it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from sppo_ray.settings import PositiveInt, Settings
+from sppo_ray.types import NO_TOKENS, Comparable
 
-Advantage = float | tuple[float, ...]
-"""One number for all tokens of a response, or one number a token."""
+Advantage = float | np.ndarray
+"""One number for all tokens of a response, or one number per token: [num_tokens] float64."""
 
 
-@dataclass(frozen=True, slots=True)
-class RewardedSample:
-    """What an algorithm may know of one sample."""
+@dataclass(frozen=True, slots=True, eq=False)
+class RewardedSample(Comparable):
+    """The input of an algorithm for one sample."""
 
-    group: str  # the same for all samples of one prompt in one step
+    group: str  # equal for all samples of one prompt in one step
     reward: float  # shaped; in the reward function's declared range
-    num_tokens: int  # of the response
-    value: float | None = None  # prompt critic: predicted chance of success, in [0, 1]
-    token_values: tuple[float, ...] = ()  # token critic: value before each response token; len == num_tokens
-    baseline_reward: float | None = None  # of the greedy response to the same prompt
+    num_tokens: int  # tokens of the response
+    value: float | None = None  # prompt critic: predicted probability of success, in [0, 1]
+    # token critic: value before each response token, [num_tokens] float64; else empty
+    token_values: np.ndarray = field(default_factory=lambda: NO_TOKENS)
+    baseline_reward: float | None = None  # reward of the greedy response to the same prompt
 
 
 class KLSettings(Settings):
-    """A penalty in the loss for leaving the starting policy. The frozen copy is loaded only when coefficient > 0."""
+    """KL penalty against the starting policy, whose frozen copy is loaded if coefficient > 0."""
 
     coefficient: Annotated[float, Field(ge=0)] = 0.0
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """With d = log pi - log pi_ref of the sampled token: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d
-    (joschu.net/blog/kl-approx.html). In a loss, k2's gradient is that of the reverse KL; k1's is zero in expectation."""
+    (joschu.net/blog/kl-approx.html). In a loss, k2's gradient is that of the reverse KL; k1's is
+    zero in expectation.
+    """
 
 
 class OverlongSettings(Settings):
-    """Soft punishment of over-long responses (DAPO, arXiv 2503.14476, eq. 13)."""
+    """Soft penalty for overlong responses (DAPO, arXiv 2503.14476, eq. 13)."""
 
     buffer_tokens: PositiveInt
-    """The last so many tokens before rollout.max_response_tokens cost more and more."""
+    """Number of tokens before rollout.max_response_tokens over which the penalty grows linearly."""
     penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Subtracted from the reward of a response that fills the buffer; in proportion before. Where a critic is trained by
-    binary cross-entropy, the shaped reward stops at 0."""
+    """Penalty of a response of rollout.max_response_tokens tokens. With a critic trained by binary
+    cross-entropy, the shaped reward is at least 0.
+    """
 
 
 class DynamicSamplingSettings(Settings):
-    """Groups whose rewards are all equal teach nothing: draw further prompts in their place (DAPO, arXiv 2503.14476)."""
+    """Replace groups whose rewards are all equal by further prompts (DAPO, arXiv 2503.14476).
+
+    The advantages of such a group are all 0, so it adds nothing to the gradient.
+    """
 
     max_rounds: Annotated[int, Field(ge=2)] = 3
-    """Times that a step's worth of prompts is drawn at most; the step trains on what it has then."""
+    """Maximum number of draws of prompts in a step. After the last draw the step trains on the
+    groups that it has.
+    """
 
 
 class AlgorithmSettings(Settings):
-    """Settings that every algorithm shares."""
+    """Settings that all algorithms share."""
 
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Ratios below 1 - clip_low are clipped."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     """Ratios above 1 + clip_high are clipped."""
     ratio: Literal["token", "sequence"] = "token"
-    """What is clipped: each token's pi / pi_old, or their geometric mean over the response (GSPO, arXiv 2507.18071)."""
+    """The ratio that is clipped: pi / pi_old of each token, or its geometric mean over the response
+    (GSPO, arXiv 2507.18071).
+    """
     loss_aggregation: Literal["token-mean", "sequence-mean", "constant"] = "token-mean"
-    """token-mean: every token of the minibatch weighs the same. sequence-mean: every response does. constant: the sum over
-    tokens divided by samples x rollout.max_response_tokens (Dr.GRPO, arXiv 2503.20783)."""
+    """token-mean: every token of the minibatch has the same weight. sequence-mean: every response
+    has the same weight. constant: the sum over tokens is divided by samples x
+    rollout.max_response_tokens (Dr.GRPO, arXiv 2503.20783).
+    """
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
-    """Bonus for the mean entropy of the token distributions (nats), in the loss."""
+    """Coefficient of the entropy bonus: the mean entropy of the token distributions in nats."""
     kl: KLSettings = KLSettings()
     overlong: OverlongSettings | None = None
     old_logprobs: Literal["rollout", "learner"] = "rollout"
-    """Where pi_old comes from: the engine's own log-probs, or a forward of the learner before the step's first update, which
-    then waits for the step's last sample."""
+    """Source of pi_old: the engine's log-probs, or a forward pass of the learner before the step's
+    first update. With learner, the first update waits for the step's last sample.
+    """
     importance_cap: Annotated[float, Field(ge=1)] | None = None
-    """Truncated importance sampling: each token's loss is weighted by min(pi_learner / pi_engine, cap) at the weights
-    before the update. None = off. Needs old_logprobs = learner."""
+    """Cap of truncated importance sampling: the loss of each token is multiplied by
+    min(pi_learner / pi_engine, cap), with the weights before the update. None = off. Needs
+    old_logprobs = learner.
+    """
+
+    @property
+    def sampling_rounds(self) -> int:
+        """Maximum number of draws of prompts in a step; above 1 with dynamic sampling."""
+        return 1
+
+    @property
+    def token_critic_loss(self) -> Literal["mse", "bce"] | None:
+        """Loss of the token critic; None without a token critic."""
+        return None
 
     @model_validator(mode="after")
     def _cap_needs_learner_logprobs(self) -> AlgorithmSettings:
         if self.importance_cap is not None and self.old_logprobs != "learner":
             raise ValueError(
-                "importance_cap corrects engine against learner and needs both log-probs: set old_logprobs to "
+                "importance_cap corrects engine against learner and needs both log-probs: set old_logprobs "
+                "to "
                 "learner, or importance_cap to null"
             )
         return self
@@ -95,13 +125,15 @@ class AlgorithmSettings(Settings):
 class AlgorithmSpec:
     """One row of `ALGORITHMS`.
 
-    `advantages(samples, settings)` maps samples to one advantage each, in their order. It is called with as much as
-    `needs` says: any part of a step (`sample`), whole groups (`group`), or all samples of the step (`step`).
+    `advantages(samples, settings)` returns one advantage per sample, in the order of the samples.
+    `needs` defines the samples of a call: any samples of a step (`sample`), whole groups (`group`),
+    or all samples of a step (`step`).
     """
 
     settings: type[AlgorithmSettings]
     advantages: Callable[[Sequence[RewardedSample], Any], list[Advantage]]
     needs: Literal["sample", "group", "step"]
     critic: Literal["none", "prompt", "token"] = "none"
-    greedy_baseline: bool = False  # draw one greedy response a prompt beside the sampled ones
-    returns: Callable[[Sequence[RewardedSample], Any], list[tuple[float, ...]]] | None = None  # token critic: its targets
+    greedy_baseline: bool = False  # also generate one greedy response per prompt
+    # targets of the token critic, [num_tokens] float64 of each sample
+    returns: Callable[[Sequence[RewardedSample], Any], list[np.ndarray]] | None = None

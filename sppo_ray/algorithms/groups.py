@@ -1,4 +1,4 @@
-"""Samples of one prompt, brought together. A group may be incomplete: a sample whose verifier failed is not in it."""
+"""Groups samples by prompt. A group lacks the samples whose verifier failed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from collections.abc import Callable, Sequence
 from sppo_ray.algorithms.base import Advantage, RewardedSample
 
 
-def by_group(samples: Sequence[RewardedSample], compare: Callable[[list[float]], list[float]]) -> list[Advantage]:
-    """`compare` maps the rewards of one group to its advantages; the result is in the order of `samples`."""
+def by_group(
+    samples: Sequence[RewardedSample], compare: Callable[[list[float]], list[float]]
+) -> list[Advantage]:
+    """Apply `compare` to the rewards of each group and return one advantage per sample, in order.
+
+    `compare` maps the rewards of one group to its advantages, in the same order.
+    """
     members: dict[str, list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
         members[sample.group].append(index)

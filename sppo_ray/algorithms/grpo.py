@@ -1,10 +1,11 @@
-"""Group Relative Policy Optimization (arXiv 2402.03300): the other samples of the same prompt are the baseline.
+"""Group Relative Policy Optimization (arXiv 2402.03300): the baseline is the prompt's mean reward.
 
-    A_i = (R_i - mean(R)) / (std(R) + 1e-4)      over the G samples of a prompt, the same for each token of a response
+    A_i = (R_i - mean(R)) / (std(R) + 1e-4)      over the G samples of a prompt
 
-std is the sample standard deviation (divisor G - 1), and 1e-4 as in TRL. With `normalize_std: false` the division is left
-out; together with `loss_aggregation: constant` that is Dr.GRPO (arXiv 2503.20783). A group in which all rewards are equal,
-or of which only one sample was scored, has advantage 0.
+All tokens of a response have the same advantage. std is the sample standard deviation (divisor
+G - 1); 1e-4 is the constant of TRL. `normalize_std: false` omits the division; with
+`loss_aggregation: constant` the algorithm is Dr.GRPO (arXiv 2503.20783). The advantages of a group
+are 0 when all its rewards are equal or only one of its samples was scored.
 """
 
 from __future__ import annotations
@@ -21,16 +22,25 @@ EPSILON = 1e-4
 
 
 class GRPOSettings(AlgorithmSettings):
-    """GRPO: advantage = reward, centred and scaled within the samples of a prompt (arXiv 2402.03300)."""
+    """GRPO: advantage = reward, centred and scaled over a prompt's samples (arXiv 2402.03300)."""
 
     type: Literal["grpo"] = "grpo"
     normalize_std: bool = True
-    """Divide by the group's standard deviation. false with loss_aggregation constant = Dr.GRPO (arXiv 2503.20783)."""
+    """Divide by the group's standard deviation. false and loss_aggregation constant give Dr.GRPO
+    (arXiv 2503.20783).
+    """
     dynamic_sampling: DynamicSamplingSettings | None = None
+
+    @property
+    def sampling_rounds(self) -> int:
+        return 1 if self.dynamic_sampling is None else self.dynamic_sampling.max_rounds
 
 
 def advantages(samples: Sequence[RewardedSample], settings: GRPOSettings) -> list[Advantage]:
-    """One number a response. Samples of a group need not stand together."""
+    """Return one number per response, in the order of `samples`.
+
+    `samples` hold whole groups. The samples of a group need not be adjacent.
+    """
     return by_group(samples, lambda rewards: _relative(rewards, normalize=settings.normalize_std))
 
 

@@ -1,12 +1,17 @@
-"""PPO's clipped policy loss (arXiv 1707.06347, eq. 7) and what may be added to it, normalised by global counts.
+"""PPO's clipped policy loss (arXiv 1707.06347, eq. 7) with KL penalty and entropy bonus.
 
-    r_t = exp(logp_t - old_logp_t),   or for all tokens of a response their geometric mean (GSPO, arXiv 2507.18071)
     L   = - sum_t w_t * c_t * min(r_t * A_t, clip(r_t, 1 - clip_low, 1 + clip_high) * A_t)
-          + kl.coefficient * sum_t w_t * KL_t  -  entropy_coefficient * sum_t H_t / num_global_tokens
+          + kl.coefficient * sum_t w_t * KL_t
+          - entropy_coefficient * sum_t H_t / num_global_tokens
 
-w_t makes the aggregation (`token_weights`): because it is divided by counts over the GLOBAL minibatch, the losses of
-micro-batches and ranks add up to the loss of the whole. c_t is the truncated importance weight (1 when off).
-All tensors without another shape are flat over response tokens, [N] float32, sample after sample.
+    r_t = exp(logp_t - old_logp_t); for `ratio: sequence` its geometric mean over the response
+          (GSPO, arXiv 2507.18071)
+    w_t   weight of the token (`token_weights`)
+    c_t   truncated importance weight; 1 when off
+
+w_t is divided by counts of the global minibatch, so the losses of all micro-batches and ranks add
+up to the loss of the global minibatch. Tensors of shape [N] hold one float32 per response token,
+sample after sample.
 """
 
 from __future__ import annotations
@@ -23,36 +28,42 @@ Aggregation = Literal["token-mean", "sequence-mean", "constant"]
 
 
 class LossScale(NamedTuple):
-    """What sums over tokens are divided by; the same on every rank, known before the backward pass."""
+    """Divisors of the sums over tokens; equal on all ranks and known before the backward pass."""
 
     num_global_tokens: int  # response tokens of weight 1 in the minibatch, over all ranks
     num_global_samples: int
-    max_response_tokens: int  # rollout.max_response_tokens; only aggregation `constant` reads it
+    max_response_tokens: int  # rollout.max_response_tokens, for aggregation `constant`
 
 
 class PolicyLoss(NamedTuple):
-    """This part's share of the loss and of its metrics.
+    """The loss and metrics of a part of the global minibatch.
 
-    `loss` and `sums` add up over parts to the values of the global minibatch; `maxima` combine by max.
+    The values of the global minibatch are the sums of `loss` and `sums` over all parts, and the
+    maxima of `maxima`.
     """
 
     loss: Tensor  # scalar, differentiable
-    sums: dict[str, Tensor]  # scalars, detached; token averages over the global minibatch
+    sums: dict[str, Tensor]  # scalars, detached; each divided by num_global_tokens
     maxima: dict[str, Tensor]  # scalars, detached
 
 
 def training_loss(
     logprobs: Tensor, entropies: Tensor, batch: TokenBatch, settings: AlgorithmSettings, scale: LossScale
 ) -> PolicyLoss:
-    """Everything that the policy is trained by, on one micro-batch, as `settings` say.
+    """Compute the full loss of the policy on one micro-batch.
 
     Args:
-        logprobs: [N] of the policy being trained, with gradient.
-        entropies: [N] of its token distributions, nats; with gradient where `settings.entropy_coefficient` > 0.
-        batch: pi_old, the engine's log-probs, advantages and, where `settings.kl.coefficient` > 0, the reference's log-probs.
+        logprobs: [N] float32, log-probs of the policy, with gradient.
+        entropies: [N] float32, entropies of the policy's token distributions in nats; with gradient
+            when `settings.entropy_coefficient` > 0.
+        batch: the other inputs. `reference_logprobs` is set when `settings.kl.coefficient` > 0.
+        settings: clip range, ratio, aggregation and coefficients.
+        scale: counts of the global minibatch.
 
-    Metrics beside those of `policy_loss`: logprob_difference_mean / _max = |learner - engine|, and with a KL penalty
-    kl_reference, its estimate (per token, before the coefficient).
+    Returns:
+        The loss, the metrics of `policy_loss`, and logprob_difference_mean and _max =
+        |learner - engine|. With a KL penalty also kl_reference, the KL estimate per token before
+        the coefficient.
 
     Raises:
         ValueError: a KL penalty without the reference's log-probs.
@@ -68,7 +79,9 @@ def training_loss(
         clip_high=settings.clip_high,
         num_global_tokens=scale.num_global_tokens,
         lengths=batch.lengths if settings.ratio == "sequence" else None,
-        importance=None if cap is None else importance_weights(batch.old_logprobs, batch.rollout_logprobs, cap),
+        importance=None
+        if cap is None
+        else importance_weights(batch.old_logprobs, batch.rollout_logprobs, cap),
         entropies=entropies,
     )
     counted = weights > 0
@@ -76,11 +89,13 @@ def training_loss(
         loss = loss - settings.entropy_coefficient * _masked_sum(entropies, counted) / scale.num_global_tokens
     if settings.kl.coefficient > 0:
         if batch.reference_logprobs is None:
-            raise ValueError("algorithm.kl.coefficient > 0 needs the reference's log-probs in the micro-batch")
+            raise ValueError(
+                "algorithm.kl.coefficient > 0 needs the reference's log-probs in the micro-batch"
+            )
         kl = kl_estimates(torch.where(counted, logprobs - batch.reference_logprobs, 0.0), settings.kl)
         loss = loss + settings.kl.coefficient * (kl * weights).sum()
         sums["kl_reference"] = kl.detach().sum() / scale.num_global_tokens
-    # The learner's side of the comparison is pi_old where it was recomputed, else the weights of this update.
+    # Compare the engine with the learner's pi_old if it was computed, else with the current policy.
     learner = batch.old_logprobs if settings.old_logprobs == "learner" else logprobs.detach()
     difference = torch.where(counted, (learner - batch.rollout_logprobs).abs(), 0.0)
     sums["logprob_difference_mean"] = difference.sum() / scale.num_global_tokens
@@ -88,18 +103,21 @@ def training_loss(
     return PolicyLoss(loss, sums, maxima)
 
 
-def token_weights(sample_weights: Tensor, lengths: Tensor, aggregation: Aggregation, scale: LossScale) -> Tensor:
-    """Weight of each response token in the loss.
+def token_weights(
+    sample_weights: Tensor, lengths: Tensor, aggregation: Aggregation, scale: LossScale
+) -> Tensor:
+    """Return the weight of each response token in the loss.
 
-    token-mean: 1 / num_global_tokens. sequence-mean: 1 / (its response's length * num_global_samples).
-    constant: 1 / (num_global_samples * max_response_tokens).
+        token-mean:     1 / num_global_tokens
+        sequence-mean:  1 / (length of the response * num_global_samples)
+        constant:       1 / (num_global_samples * max_response_tokens)
 
     Args:
-        sample_weights: [B] float, 1 or 0 (filler).
+        sample_weights: [B] float32, 1, or 0 for a filler row.
         lengths: [B] int64, response tokens of each sample, >= 1.
 
     Returns:
-        [N] float32, N = lengths.sum().
+        [N] float32, N = lengths.sum(); 0 for the tokens of filler rows.
     """
     if aggregation == "token-mean":
         per_sample = sample_weights / scale.num_global_tokens
@@ -111,13 +129,29 @@ def token_weights(sample_weights: Tensor, lengths: Tensor, aggregation: Aggregat
 
 
 def importance_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, cap: float) -> Tensor:
-    """Truncated importance sampling: min(pi_learner / pi_engine, cap) at the weights before the update. [N], no gradient."""
+    """Return the truncated importance weights min(pi_old / pi_rollout, cap), [N] float32, without
+    gradient.
+
+    Args:
+        old_logprobs: [N] float32, from the learner before the update.
+        rollout_logprobs: [N] float32, from the engine.
+        cap: >= 1.
+    """
     return (old_logprobs - rollout_logprobs).exp().clamp(max=cap).detach()
 
 
 def kl_estimates(difference: Tensor, kl: KLSettings) -> Tensor:
-    """Estimates of KL(pi || pi_ref) from [N] d = log pi - log pi_ref of the sampled tokens: k1 = d, k2 = d^2 / 2,
-    k3 = exp(-d) - 1 + d (joschu.net/blog/kl-approx.html). [N], with the gradient of `difference`."""
+    """Estimate KL(pi || pi_ref) at each sampled token (joschu.net/blog/kl-approx.html).
+
+        k1 = d,   k2 = d^2 / 2,   k3 = exp(-d) - 1 + d
+
+    Args:
+        difference: [N] float32, d = log pi - log pi_ref of the sampled tokens.
+        kl: chooses the estimator.
+
+    Returns:
+        [N] float32, differentiable in `difference`.
+    """
     if kl.estimator == "k1":
         return difference
     if kl.estimator == "k2":
@@ -138,21 +172,30 @@ def policy_loss(
     importance: Tensor | None = None,
     entropies: Tensor | None = None,
 ) -> PolicyLoss:
-    """The clipped loss and what to know about it.
+    """Compute the clipped loss of one micro-batch, without KL penalty and entropy bonus.
 
     Args:
-        logprobs: [N] of the policy being trained, with gradient.
-        old_logprobs: [N] of pi_old.
-        advantages: [N].
-        weights: [N] from `token_weights`; tokens of weight 0 count nowhere.
-        num_global_tokens: response tokens of weight > 0 in the global minibatch; the metrics' denominator.
-        lengths: [B] int64: clip the geometric mean of each response's ratios. None = clip each token's ratio.
-        importance: [N] from `importance_weights`, or None for 1.
-        entropies: [N] of the token distributions, only for the metrics.
+        logprobs: [N] float32, log-probs of the policy, with gradient.
+        old_logprobs: [N] float32, log-probs of pi_old.
+        advantages: [N] float32.
+        weights: [N] float32, from `token_weights`. Tokens of weight 0 do not count in loss and
+            metrics.
+        clip_low: ratios below 1 - clip_low are clipped.
+        clip_high: ratios above 1 + clip_high are clipped.
+        num_global_tokens: tokens of weight > 0 in the global minibatch; divisor of the metrics.
+        lengths: [B] int64, response tokens of each sample: clip the geometric mean of each
+            response's ratios. None = clip each token's ratio.
+        importance: [N] float32, from `importance_weights`; None = 1.
+        entropies: [N] float32, used only for the metric entropy.
 
-    Metrics: clip_fraction_low / clip_fraction_high are the tokens whose gradient the clip removed (A < 0 below the
-    range, A > 0 above it); ratio_mean and ratio_max are of what was clipped; approx_kl_k1 = mean(-log r) and
-    approx_kl_k3 = mean(r - 1 - log r) estimate KL(pi_old || pi) from the tokens' ratios (joschu.net/blog/kl-approx.html).
+    Returns:
+        The loss and the metrics:
+        clip_fraction_low, clip_fraction_high: share of tokens whose gradient is 0 because of the
+            clip (A < 0 below the range, A > 0 above it);
+        ratio_mean, ratio_max: of the ratios that are clipped;
+        approx_kl_k1 = mean(-log r), approx_kl_k3 = mean(r - 1 - log r): estimates of
+            KL(pi_old || pi) from the token ratios (joschu.net/blog/kl-approx.html);
+        entropy, importance_mean: means of the arguments, if given.
     """
     counted = weights > 0
     log_ratio = torch.where(counted, logprobs - old_logprobs, 0.0)
@@ -181,7 +224,7 @@ def policy_loss(
 
 
 def _response_means(values: Tensor, lengths: Tensor) -> Tensor:
-    """[N]: each response's mean, on each of its tokens. The gradient reaches every token of the response."""
+    """Replace each token's value by the mean over its response, [N], differentiable."""
     rows = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths)
     means = values.new_zeros(len(lengths)).index_add(0, rows, values) / lengths
     return means[rows]

@@ -1,8 +1,9 @@
-"""REINFORCE with the batch's mean reward as the baseline (Williams 1992, Machine Learning 8; for LLMs arXiv 2402.14740).
+"""REINFORCE (Williams 1992, Machine Learning 8; for LLMs arXiv 2402.14740).
 
     A_i = R_i - mean(R)      over all samples of the step
 
-The simplest baseline: the same for easy and hard prompts. One scalar a response, the same for each of its tokens.
+The baseline is the step's mean reward, equal for easy and hard prompts. All tokens of a response
+have the same advantage.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from sppo_ray.algorithms.base import Advantage, AlgorithmSettings, RewardedSampl
 
 
 class REINFORCESettings(AlgorithmSettings):
-    """REINFORCE: advantage = reward minus the mean reward of the step (arXiv 2402.14740)."""
+    """REINFORCE: advantage = reward - mean reward of the step (arXiv 2402.14740)."""
 
     type: Literal["reinforce"] = "reinforce"
 
 
 def advantages(samples: Sequence[RewardedSample], settings: REINFORCESettings) -> list[Advantage]:
-    """One number a response; of a single sample, 0."""
+    """Return one number per response, in the order of `samples`; 0 for a single sample."""
     mean = math.fsum(sample.reward for sample in samples) / max(1, len(samples))
     return [sample.reward - mean for sample in samples]

@@ -1,9 +1,9 @@
-"""ReMax (arXiv 2310.10505): the reward of the greedy response to the same prompt is the baseline.
+"""ReMax (arXiv 2310.10505): the baseline is the reward of the greedy response to the same prompt.
 
     A = R(response) - R(greedy response)
 
-One scalar a response, the same for each of its tokens. The greedy response is generated and scored, never trained on: every
-prompt costs one response more than it yields.
+All tokens of a response have the same advantage. The greedy response is generated and scored but
+not trained on, so every prompt costs one additional response.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from sppo_ray.algorithms.base import Advantage, AlgorithmSettings, RewardedSampl
 
 
 class ReMaxSettings(AlgorithmSettings):
-    """ReMax: advantage = reward minus the reward of the greedy response to the same prompt (arXiv 2310.10505)."""
+    """ReMax: advantage = reward - reward of the prompt's greedy response (arXiv 2310.10505)."""
 
     type: Literal["remax"] = "remax"
 
 
 def advantages(samples: Sequence[RewardedSample], settings: ReMaxSettings) -> list[Advantage]:
-    """reward - baseline_reward of each sample.
+    """Return reward - baseline_reward of each sample, in order.
 
     Raises:
-        ValueError: a sample without the reward of its prompt's greedy response.
+        ValueError: a sample has no baseline_reward.
     """
     return [sample.reward - _baseline_of(sample) for sample in samples]
 

@@ -1,4 +1,4 @@
-"""What happens to rewards between the verifier and the advantages."""
+"""Shapes rewards between the verifier and the advantages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from sppo_ray.algorithms.base import OverlongSettings
 
 Shaping = Callable[[float, int], float]
-"""(reward, tokens of the response) -> what advantage and critic are told."""
+"""(reward, number of response tokens) -> the reward that advantage and critic use."""
 
 
 def unshaped(reward: float, num_tokens: int) -> float:
@@ -15,17 +15,22 @@ def unshaped(reward: float, num_tokens: int) -> float:
 
 
 def shaped_reward(
-    reward: float, num_tokens: int, max_response_tokens: int, overlong: OverlongSettings | None, floor: float | None = None
+    reward: float,
+    num_tokens: int,
+    max_response_tokens: int,
+    overlong: OverlongSettings | None,
+    floor: float | None = None,
 ) -> float:
-    """Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13), scaled by `penalty`.
+    """Subtract the soft overlong penalty (DAPO, arXiv 2503.14476, eq. 13).
 
         onset = max_response_tokens - buffer_tokens
         R' = R - penalty * clip((num_tokens - onset) / buffer_tokens, 0, 1)
 
     Args:
-        num_tokens: of the response.
-        overlong: None = the reward as it is.
-        floor: the result is never less: 0 where a critic is trained by binary cross-entropy, None elsewhere.
+        num_tokens: number of response tokens.
+        overlong: None = return the reward unchanged.
+        floor: lower bound of the result. It is 0 with a critic trained by binary cross-entropy.
+            None = no bound.
     """
     if overlong is None:
         return reward
@@ -36,5 +41,5 @@ def shaped_reward(
 
 
 def informative(rewards: Sequence[float]) -> bool:
-    """Whether a group can teach anything: its rewards are not all equal (dynamic sampling, arXiv 2503.14476)."""
+    """Return whether the rewards of a group differ (dynamic sampling, arXiv 2503.14476)."""
     return any(reward != rewards[0] for reward in rewards)

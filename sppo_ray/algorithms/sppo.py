@@ -1,9 +1,9 @@
-"""Sequence-Level PPO (arXiv 2604.08865): the whole response is one action of a contextual bandit.
+"""Sequence-Level PPO (arXiv 2604.08865): a contextual bandit whose action is the whole response.
 
     A = R - V(prompt),   V = sigmoid(value_logit),   R in [0, 1]
 
-One scalar a response, the same for each of its tokens; neither whitened nor discounted. It needs no other sample, so
-it is known the moment a response is scored.
+All tokens of a response have the same advantage. It is neither whitened nor discounted. It does not
+depend on other samples, so it can be computed as soon as the response is scored.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from sppo_ray.algorithms.base import Advantage, AlgorithmSettings, RewardedSampl
 
 
 class SPPOSettings(AlgorithmSettings):
-    """Sequence-Level PPO: advantage = reward - value(prompt), PPO clip on per-token ratios (arXiv 2604.08865)."""
+    """Sequence-Level PPO: advantage = reward - value(prompt), clipped per-token ratios (arXiv
+    2604.08865).
+    """
 
     type: Literal["sppo"] = "sppo"
 
 
 def advantages(samples: Sequence[RewardedSample], settings: SPPOSettings) -> list[Advantage]:
-    """reward - value for each sample; rewards and values in [0, 1], advantages in [-1, 1].
+    """Return reward - value of each sample, in order.
+
+    Rewards and values are in [0, 1], so advantages are in [-1, 1].
 
     Raises:
-        ValueError: a sample without a value.
+        ValueError: a sample has no value.
     """
     return [sample.reward - _value_of(sample) for sample in samples]
 

@@ -1,16 +1,18 @@
-"""What critics are trained by: the chance of success at the prompt (Sequence-Level PPO), or the return at each token (PPO).
+"""Losses of the critics.
 
-    prompt critic: L = mean_i BCE(sigmoid(value_logit_i), R_i),   R in [0, 1]                      (arXiv 2604.08865)
-    token critic:  L = mean_t (V_t - G_t)^2 / 2   or   mean_t BCE(sigmoid(value_logit_t), G_t)     (arXiv 1707.06347)
+    prompt critic: L = mean_i BCE(sigmoid(value_logit_i), R_i),   R_i in [0, 1]
+                   over prompts i, rewards R_i (arXiv 2604.08865)
+    token critic:  L = mean_t (V_t - G_t)^2 / 2   or   mean_t BCE(sigmoid(value_logit_t), G_t)
+                   over response tokens t, returns G_t (arXiv 1707.06347)
 
-Their minimum is the expected reward or return, also for fractional ones.
+Each loss is minimal at the expected reward or return, also when rewards are fractions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -18,50 +20,72 @@ from sppo_ray.errors import UserError
 
 
 class ValueLoss(NamedTuple):
-    """This part's share; `loss` and `sums` add up over parts to the means of the global batch."""
+    """The loss and metrics of a part of the global batch. Added over all parts, they give the means
+    of the global batch.
+    """
 
     loss: Tensor  # scalar, differentiable
     sums: dict[str, Tensor]  # scalars, detached
 
 
-def check_rewards(rewards: Sequence[float], of: str = "sample") -> None:
-    """Raise UserError naming the first reward that is not a number in [0, 1] (a NaN is not one)."""
-    for index, reward in enumerate(rewards):
-        if not 0.0 <= reward <= 1.0:
-            raise UserError(
-                f"critic update: reward {reward!r} of {of} {index} lies outside [0, 1], where binary cross-entropy is "
-                "defined: rescale the reward function to [0, 1]"
-            )
+def check_rewards(rewards: np.ndarray, of: str = "sample") -> None:
+    """Raise UserError for the first of `rewards`, [R] float32, outside [0, 1], NaN included.
+
+    `of` names the items in the message: "sample" or "token".
+    """
+    outside = np.flatnonzero(~((rewards >= 0.0) & (rewards <= 1.0)))
+    if len(outside):
+        index = outside[0]
+        raise UserError(
+            f"critic update: reward {rewards[index].item()!r} of {of} {index} lies outside [0, 1], where "
+            "binary cross-entropy is "
+            "defined: rescale the reward function to [0, 1]"
+        )
 
 
 def value_loss(value_logits: Tensor, rewards: Tensor, *, num_global_samples: int) -> ValueLoss:
-    """BCE of [B] logits with [B] rewards, divided by the global batch's size.
+    """Compute the loss of a prompt critic: binary cross-entropy, summed and divided by
+    `num_global_samples`.
 
-    Sums (each divided by num_global_samples): value_mean, reward_mean, brier = (value - reward)^2, and the raw
-    moments reward_square and error_mean = reward - value, from which the caller gets the explained variance.
+    Args:
+        value_logits: [B] float32, outputs of the value head, with gradient.
+        rewards: [B] float32, in [0, 1].
+        num_global_samples: samples of the global batch.
+
+    Returns:
+        The loss in nats. The sums, also divided by `num_global_samples`: value_mean, reward_mean,
+        brier = (value - reward)^2, reward_square = reward^2 and error_mean = reward - value.
+        `explained_variance` combines them.
 
     Raises:
-        UserError: a reward outside [0, 1].
+        UserError: a reward is outside [0, 1].
     """
-    check_rewards(rewards.tolist())
+    check_rewards(rewards.cpu().numpy())
     loss = binary_cross_entropy_with_logits(value_logits, rewards, reduction="sum") / num_global_samples
     return ValueLoss(loss, _moments(value_logits.detach().sigmoid(), rewards, num_global_samples))
 
 
-def token_value_loss(outputs: Tensor, returns: Tensor, *, kind: Literal["mse", "bce"], num_global_tokens: int) -> ValueLoss:
-    """Loss of a critic that values every response token, divided by the response tokens of the global batch.
+def token_value_loss(
+    outputs: Tensor, returns: Tensor, *, kind: Literal["mse", "bce"], num_global_tokens: int
+) -> ValueLoss:
+    """Compute the loss of a token critic, summed over tokens and divided by `num_global_tokens`.
 
     Args:
-        outputs: [N] of the value head, with gradient: values (mse), or value logits (bce).
-        returns: [N], the targets.
+        outputs: [N] float32, outputs of the value head, with gradient. They are values for mse and
+            value logits for bce.
+        returns: [N] float32, the targets.
+        kind: half the squared error, or binary cross-entropy.
+        num_global_tokens: response tokens of the global batch.
 
-    Sums as those of `value_loss`, per token: "reward" is the return there, "brier" the squared error.
+    Returns:
+        The loss, and the sums of `value_loss` per token. In their names "reward" means the return
+        and "brier" the squared error.
 
     Raises:
-        UserError: bce, and a return outside [0, 1].
+        UserError: `kind` is bce and a return is outside [0, 1].
     """
     if kind == "bce":
-        check_rewards(returns.tolist(), of="token")
+        check_rewards(returns.cpu().numpy(), of="token")
         loss = binary_cross_entropy_with_logits(outputs, returns, reduction="sum")
         values = outputs.detach().sigmoid()
     else:
@@ -71,7 +95,10 @@ def token_value_loss(outputs: Tensor, returns: Tensor, *, kind: Literal["mse", "
 
 
 def explained_variance(*, reward_mean: float, reward_square: float, error_mean: float, brier: float) -> float:
-    """1 - Var(R - V) / Var(R): 0 = no better than a constant, 1 = perfect. 0 where the rewards do not vary."""
+    """Return 1 - Var(R - V) / Var(R) from the moments of `value_loss`.
+
+    1 = perfect, 0 = no better than a constant. It is 0 when the rewards do not vary.
+    """
     variance = reward_square - reward_mean**2
     if variance <= 1e-12:
         return 0.0
@@ -79,7 +106,7 @@ def explained_variance(*, reward_mean: float, reward_square: float, error_mean: 
 
 
 def _moments(values: Tensor, targets: Tensor, count: int) -> dict[str, Tensor]:
-    """Of detached tensors; each divided by `count`."""
+    """Return the moments of detached tensors, each divided by `count`."""
     error = targets - values
     moments = {
         "value_mean": values,

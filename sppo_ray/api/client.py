@@ -1,4 +1,5 @@
-"""A typed client of the REST API. Its methods are named after the operations of the OpenAPI document; a test compares the two.
+"""A typed client of the REST API. Its methods are named after the operations of the OpenAPI
+document; a test compares the two.
 
 with Client("http://127.0.0.1:8642", token="sppo_...") as client:
     job = client.submit_job(JobRequest(recipe="quickstart", overrides={"loop.steps": 20}))
@@ -43,7 +44,7 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class ApiError(UserError):
-    """The server refused; `problem` is its document."""
+    """The server refused the request; `problem` is its problem document."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -52,7 +53,7 @@ class ApiError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A server-sent event: kind step, evaluation, event, state, reset or end."""
+    """A server-sent event; its kind is step, evaluation, event, state, reset or end."""
 
     kind: str
     id: str
@@ -60,7 +61,7 @@ class Event:
 
 
 class Client:
-    """One server. `close()` it, or use it as a context manager.
+    """Client of one server. `close()` it, or use it as a context manager.
 
     Every method raises ApiError when the server refuses and UserError when it cannot be reached.
     """
@@ -73,13 +74,18 @@ class Client:
         timeout_s: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`url` None = $SPPO_RAY_API, else this machine; `token` None = $SPPO_RAY_API_TOKEN, else none."""
+        """`url` None = $SPPO_RAY_API, else this machine; `token` None = $SPPO_RAY_API_TOKEN, else
+        none.
+        """
         self.url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
         token = token or os.environ.get(TOKEN_VARIABLE)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         parsed = urlsplit(self.url)
         if parsed.scheme not in ("http", "https") or not parsed.netloc:
-            raise UserError(f"{self.url}: not the URL of a server: write it as {DEFAULT_URL}, see --url and ${URL_VARIABLE}")
+            raise UserError(
+                f"{self.url}: not the URL of a server: write it as {DEFAULT_URL}, see --url and "
+                f"${URL_VARIABLE}"
+            )
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, transport=transport)
 
     def __enter__(self) -> Self:
@@ -91,10 +97,15 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    # ------------------------------------------------------------------------------------------------------ jobs
+    # ----------------------------------------------------------------------------------------- jobs
 
     def list_jobs(
-        self, *, state: list[JobState] | None = None, name: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        state: list[JobState] | None = None,
+        name: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> JobList:
         return self._get("/v1/jobs", JobList, state=state, name=name, limit=limit, cursor=cursor)
 
@@ -107,7 +118,7 @@ class Client:
     def delete_job(self, job_id: str) -> None:
         self._send("DELETE", _at(job_id))
 
-    # --------------------------------------------------------------------------------------------------- control
+    # -------------------------------------------------------------------------------------- control
 
     def patch_job(self, job_id: str, change: JobPatch) -> Job:
         return self._call("PATCH", _at(job_id), Job, body=change)
@@ -118,7 +129,7 @@ class Client:
     def stop_job(self, job_id: str, *, force: bool = False) -> Job:
         return self._call("POST", f"{_at(job_id)}/stop", Job, force=force)
 
-    # --------------------------------------------------------------------------------------------------- records
+    # -------------------------------------------------------------------------------------- records
 
     def metrics(
         self,
@@ -129,16 +140,23 @@ class Client:
         last: int | None = None,
         limit: int = 10_000,
     ) -> MetricRows:
-        return self._get(f"{_at(job_id)}/metrics", MetricRows, name=name, limit=limit, **{"from": first, "to": last})
+        return self._get(
+            f"{_at(job_id)}/metrics", MetricRows, name=name, limit=limit, **{"from": first, "to": last}
+        )
 
-    def metrics_arrow(self, job_id: str, *, name: list[str] | None = None, first: int = 0, last: int | None = None) -> bytes:
-        """The same as an Arrow IPC stream: `pyarrow.ipc.open_stream(data).read_all()`."""
+    def metrics_arrow(
+        self, job_id: str, *, name: list[str] | None = None, first: int = 0, last: int | None = None
+    ) -> bytes:
+        """Return the metrics as an Arrow IPC stream: `pyarrow.ipc.open_stream(data).read_all()`."""
         query = {"name": name, "from": first, "to": last, "format": "arrow"}
         return self._send("GET", f"{_at(job_id)}/metrics", **query).content
 
-    def event_stream(self, job_id: str, *, last_event_id: str | None = None, reconnect: bool = True) -> Iterator[Event]:
-        """Events until the job has ended. A broken connection is taken up again behind the last event, also over a restart
-        of the server, unless `reconnect` is false."""
+    def event_stream(
+        self, job_id: str, *, last_event_id: str | None = None, reconnect: bool = True
+    ) -> Iterator[Event]:
+        """Yield events until the job has ended. After a broken connection or a server restart it
+        continues after the last event, unless `reconnect` is false.
+        """
         while True:
             try:
                 for event in self._events(job_id, last_event_id):
@@ -155,10 +173,12 @@ class Client:
             time.sleep(RETRY_S)
 
     def log(self, job_id: str, *, tail: int = 1000, follow: bool = False) -> Iterator[str]:
-        """Pieces of what the job printed."""
+        """Yield pieces of the job's output."""
         query = _query(tail=tail, follow=follow)
         try:
-            with self._http.stream("GET", f"{_at(job_id)}/logs", params=query, timeout=_patient(follow)) as response:
+            with self._http.stream(
+                "GET", f"{_at(job_id)}/logs", params=query, timeout=_patient(follow)
+            ) as response:
                 _require_success(response)
                 yield from response.iter_text()
         except httpx.TransportError as error:
@@ -183,7 +203,7 @@ class Client:
     def config(self, job_id: str) -> RunSettings:
         return self._get(f"{_at(job_id)}/config", RunSettings)
 
-    # --------------------------------------------------------------------------------------------------- service
+    # -------------------------------------------------------------------------------------- service
 
     def recipes(self) -> Recipes:
         return self._get("/v1/recipes", Recipes)
@@ -197,12 +217,14 @@ class Client:
     def prometheus(self) -> str:
         return self._send("GET", "/metrics").text
 
-    # ---------------------------------------------------------------------------------------------------- wires
+    # ---------------------------------------------------------------------------------------- wires
 
     def _get(self, path: str, model: type[Answer], **query: Any) -> Answer:
         return self._call("GET", path, model, **query)
 
-    def _call(self, method: str, path: str, model: type[Answer], *, body: BaseModel | None = None, **query: Any) -> Answer:
+    def _call(
+        self, method: str, path: str, model: type[Answer], *, body: BaseModel | None = None, **query: Any
+    ) -> Answer:
         response = self._send(method, path, body=body, **query)
         try:
             return model.model_validate_json(response.content)
@@ -221,18 +243,27 @@ class Client:
         return response
 
     def _events(self, job_id: str, last_event_id: str | None) -> Iterator[Event]:
-        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
-        with self._http.stream("GET", f"{_at(job_id)}/events", headers=headers, timeout=_patient(True)) as response:
+        headers = {"Accept": "text/event-stream"} | (
+            {"Last-Event-ID": last_event_id} if last_event_id else {}
+        )
+        with self._http.stream(
+            "GET", f"{_at(job_id)}/events", headers=headers, timeout=_patient(True)
+        ) as response:
             _require_success(response)
             yield from parse_events(lines_of(response.iter_text()))
 
     def _unreachable(self, error: httpx.TransportError) -> UserError:
         what = str(error) or type(error).__name__
-        return UserError(f"{self.url} does not answer ({what}): is `sppo-ray serve` running? --url or ${URL_VARIABLE} says where")
+        return UserError(
+            f"{self.url} does not answer ({what}): is `sppo-ray serve` running? --url or ${URL_VARIABLE} "
+            "says where"
+        )
 
 
 def lines_of(pieces: Iterator[str]) -> Iterator[str]:
-    """As server-sent events are cut into lines; httpx's own `iter_lines` also cuts at U+2028 and the like, inside of JSON."""
+    """Split a stream into lines as server-sent events require; httpx's `iter_lines` also splits at
+    U+2028 and the like, inside JSON.
+    """
     rest = ""
     for piece in pieces:
         *lines, rest = (rest + piece).split("\n")
@@ -240,7 +271,7 @@ def lines_of(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def parse_events(lines: Iterator[str]) -> Iterator[Event]:
-    """Server-sent events from the lines of a response; comments (pings) are left out."""
+    """Parse server-sent events from the lines of a response, without comments (pings)."""
     fields: dict[str, str] = {}
     data: list[str] = []
     for line in lines:
@@ -257,15 +288,19 @@ def parse_events(lines: Iterator[str]) -> Iterator[Event]:
         fields, data = {}, []
 
 
-def wait_for(client: Client, job_id: str, until: Callable[[Job], bool], *, timeout_s: float, every_s: float = 1.0) -> Job:
-    """Poll the job until `until(job)`. Raises TimeoutError naming where it stands."""
+def wait_for(
+    client: Client, job_id: str, until: Callable[[Job], bool], *, timeout_s: float, every_s: float = 1.0
+) -> Job:
+    """Poll the job until `until(job)` is true. Raises TimeoutError with the job's state."""
     deadline = time.monotonic() + timeout_s
     while True:
         job = client.get_job(job_id)
         if until(job):
             return job
         if time.monotonic() > deadline:
-            raise TimeoutError(f"job {job_id} is {job.state} ({job.phase}) at step {job.step} after {timeout_s:.0f} s")
+            raise TimeoutError(
+                f"job {job_id} is {job.state} ({job.phase}) at step {job.step} after {timeout_s:.0f} s"
+            )
         time.sleep(every_s)
 
 
@@ -275,9 +310,15 @@ def _require_success(response: httpx.Response) -> None:
     response.read()
     try:
         problem = Problem.model_validate_json(response.content)
-    except ValidationError:  # a proxy between us and the server speaks for itself
+    except ValidationError:  # a proxy between client and server answered
         text = response.text[:200]
-        problem = Problem(type="about:blank", title=response.reason_phrase, status=response.status_code, detail=text, errors=[])
+        problem = Problem(
+            type="about:blank",
+            title=response.reason_phrase,
+            status=response.status_code,
+            detail=text,
+            errors=[],
+        )
     raise ApiError(problem)
 
 
@@ -294,9 +335,13 @@ def _at(job_id: str) -> str:
 
 
 def _query(**query: Any) -> dict[str, Any]:
-    return {name: str(value).lower() if isinstance(value, bool) else value for name, value in query.items() if value is not None}
+    return {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in query.items()
+        if value is not None
+    }
 
 
 def _patient(follow: bool) -> httpx.Timeout:
-    """A stream may be silent for long; the server pings every 15 s where it can."""
+    """A stream may be silent for long; the server pings every 15 s where possible."""
     return httpx.Timeout(10.0, read=None if follow else 60.0)

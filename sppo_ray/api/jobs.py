@@ -1,25 +1,27 @@
-"""From what a run directory and Ray say to a `Job`: pure, so that every state is one table in a test.
+"""Compute a `Job` from its run directory and Ray's data, by pure functions.
 
-submitted, trainer not begun   what Ray says of the submission: PENDING until it fails, stops or is forgotten
+submitted, trainer not begun   what Ray says of the submission: PENDING until it fails, stops or is
+                               forgotten
 status.json says how it ended  SUCCEEDED, STOPPED, FAILED
 alive                          RUNNING, PAUSED, STOPPING
-none of these                  LOST: its process is gone without a word
+none of these                  LOST: its process is gone without a final status
 """
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sppo_ray.api.records import RunRecord, number
-from sppo_ray.api.schemas import Actor, Alert, Checkpoint, Command, Job, JobState, LastError, PendingWorker, Worker
+from sppo_ray.api.schemas import Actor, Alert, Command, Job, JobState, LastError
 from sppo_ray.redaction import redact
+from sppo_ray.rundir.commands import CommandRecord
+from sppo_ray.rundir.heartbeat import LOST_S
+from sppo_ray.rundir.record import RunRecord
+from sppo_ray.rundir.status import ActorRow
 
-HEARTBEAT_LOST_S = 45.0  # a trainer writes one every 5 s; a slow shared disk may delay it
-FORGOTTEN_S = 60.0  # a submission that Ray does not know after so long will not begin
+FORGOTTEN_S = 60.0  # a submission unknown to Ray after this time will not start
 _ENDED = {"finished": JobState.SUCCEEDED, "stopped": JobState.STOPPED, "failed": JobState.FAILED}
 _RAY_STATES = {
     "PENDING": JobState.PENDING,
@@ -29,12 +31,11 @@ _RAY_STATES = {
     "FAILED": JobState.FAILED,
 }
 _STALENESS = "staleness/count_"
-_ACTOR = re.compile(r"\b((?:rollout|learner|critic|reference|reward)(?:-\d+)?)\b")
 
 
 @dataclass(frozen=True, slots=True)
 class RayJob:
-    """What Ray's job server says of one submission."""
+    """Ray's data on one submission."""
 
     submission_id: str
     status: str  # PENDING | RUNNING | STOPPED | SUCCEEDED | FAILED
@@ -50,58 +51,67 @@ class RayJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a run directory cannot know about itself."""
+class JobContext:
+    """Information that is not in the run directory."""
 
     now: float  # Unix time
     ray: Mapping[str, RayJob] | None  # by submission id; None = the job server does not answer
-    process_alive: bool | None  # the writer, as seen from this host; None = it is, or was, on another
+    # whether the writer is alive; None = it is on another host
+    process_alive: bool | None
 
 
-def job_of(record: RunRecord, around: Surroundings) -> Job:
-    """The job behind a run directory."""
+def job_of(record: RunRecord, around: JobContext) -> Job:
+    """Return the job of a run directory."""
+    status, submission, config = record.status, record.submission, record.config
     submission_id = record.submission_id
     ray_job = (around.ray or {}).get(submission_id) if submission_id else None
-    state = _state_before_start(record, ray_job, around) if record.waits_for_trainer else _state(record, ray_job, around)
-    status, progress = record.status, _mapping(record.status.get("state"))
+    state = (
+        _state_before_start(record, ray_job, around)
+        if record.waits_for_trainer
+        else _state(record, ray_job, around)
+    )
     if record.waits_for_trainer:
         phase = f"submitted, {ray_job.status.lower()}" if ray_job else "submitted"
     else:
-        phase = _text(status.get("phase")) or "unknown"
-    created = _first(record.submission.get("created"), record.job.get("started"), record.config_time, status.get("updated"))
+        phase = status.phase or "unknown"
     return Job(
         id=submission_id or record.run_id,
         run_id=record.run_id,
-        name=_text(status.get("name")) or record.config.name or record.run_id,
+        name=status.name or config.name or record.run_id,
         state=state,
         phase=redact(phase),
-        stage=None if state.is_final else _text(status.get("stage")),
-        step=_count(progress.get("step")),
-        steps=_whole(status.get("steps")) or _whole(record.config.steps),
-        budget_s=number(record.config.budget_s),
-        eta_s=None if state.is_final else number(status.get("eta_s")),
-        **_figures(record, progress),
-        **_fleet(record, state),
-        commands=[command for entry in record.commands if (command := _command(entry))],
-        restarts=_count(progress.get("restarts")),
-        checkpoints=[Checkpoint(**checkpoint) for checkpoint in record.checkpoints],
+        stage=None if state.is_final else status.stage or None,
+        step=status.state.step,
+        steps=status.steps or config.loop.steps,
+        budget_s=config.loop.budget_s,
+        eta_s=None if state.is_final else status.eta_s,
+        **_figures(record),
+        workers=status.fleet,
+        wanted_workers=status.wanted_workers or config.rollout.workers,
+        pending=[] if state.is_final else status.pending,
+        actors=[] if state.is_final else [_actor(row) for row in status.actors],
+        commands=[_command(command) for command in record.commands],
+        restarts=status.state.restarts,
+        checkpoints=record.checkpoints,
         alerts=_alerts(record),
         last_error=_last_error(record, state, ray_job),
-        algorithm=_text(status.get("algorithm")) or record.config.algorithm,
-        recipe=_recipe_name(_text(record.submission.get("recipe")) or "") or recipe_of(record.job.get("entrypoint")),
-        seed=record.config.seed,
-        created=number(created),
-        started=number(record.job.get("started")),
+        algorithm=status.algorithm or config.algorithm.type,
+        recipe=_recipe_name(submission.recipe or "") or recipe_of(record.job.entrypoint),
+        seed=config.seed,
+        created=_first(submission.created, record.job.started, record.config_time, status.updated),
+        started=record.job.started,
         ended=_ended(record, state, ray_job),
-        updated=number(_first(status.get("heartbeat"), status.get("updated"))),
+        updated=_first(status.heartbeat, status.updated),
         submission_id=submission_id,
-        submitted_by=_text(record.submission.get("by")),
-        metadata={str(key): redact(str(value)) for key, value in _mapping(record.submission.get("metadata")).items()},
+        submitted_by=submission.by or None,
+        metadata={key: redact(value) for key, value in submission.metadata.items()},
     )
 
 
 def job_of_ray(ray_job: RayJob) -> Job:
-    """A training job that only Ray knows: its run directory is not there yet, or lies elsewhere."""
+    """Return a training job that only Ray knows: its run directory does not exist yet, or is
+    elsewhere.
+    """
     state = _RAY_STATES.get(ray_job.status, JobState.PENDING)
     failed = state is JobState.FAILED
     return Job(
@@ -120,73 +130,78 @@ def job_of_ray(ray_job: RayJob) -> Job:
 
 
 def is_training(entrypoint: str) -> bool:
-    """Whether a Ray job's command is a training run of ours."""
+    """Whether a Ray job's command is `sppo_ray train`."""
     return _train_arguments(entrypoint) is not None
 
 
-def recipe_of(entrypoint: Any) -> str | None:
-    """The recipe in `... sppo_ray train RECIPE ...`, given as a command line or as argv; of a file its name alone."""
+def recipe_of(entrypoint: str | Sequence[str]) -> str | None:
+    """Return the recipe in `... sppo_ray train RECIPE ...`, a command line or argv; of a file only
+    the name.
+    """
     rest = _train_arguments(entrypoint)
     return next((_recipe_name(word) for word in rest or () if not word.startswith("-")), None)
 
 
 def _recipe_name(recipe: str) -> str:
-    """Where files lie on the server's machine is nobody's business."""
+    """Return the file name only, so that paths of the server's machine are not shown."""
     return redact(recipe.rpartition("/")[2])
 
 
-def _train_arguments(entrypoint: Any) -> list[str] | None:
+def _train_arguments(entrypoint: str | Sequence[str]) -> Sequence[str] | None:
     if isinstance(entrypoint, str):
         try:
             words = shlex.split(entrypoint)
-            nested = next((word for word in words if " train " in word), None)  # bash -c '...', as the server submits it
+            # bash -c '...', as the server submits it
+            nested = next((word for word in words if " train " in word), None)
             words = shlex.split(nested) if nested and "train" not in words else words
-        except ValueError:  # an unbalanced quote: whatever it is, it is not one of ours
+        except ValueError:  # an unbalanced quote: not a command of this package
             return None
     else:
-        words = [str(word) for word in entrypoint] if isinstance(entrypoint, list) else []
+        words = list(entrypoint)
     for place, word in enumerate(words[:-1]):
         if "sppo" in word and words[place + 1] == "train":
             return words[place + 2 :]
     return None
 
 
-def _state_before_start(record: RunRecord, ray_job: RayJob | None, around: Surroundings) -> JobState:
+def _state_before_start(record: RunRecord, ray_job: RayJob | None, around: JobContext) -> JobState:
     if ray_job is not None:
         state = _RAY_STATES.get(ray_job.status, JobState.PENDING)
-        # SUCCEEDED without a trainer's word: the entrypoint ended before it began.
+        # SUCCEEDED without a status of the trainer: the entrypoint ended before the trainer
+        # started.
         return {JobState.RUNNING: JobState.PENDING, JobState.SUCCEEDED: JobState.LOST}.get(state, state)
-    if record.submission.get("error"):
+    if record.submission.error:
         return JobState.FAILED
-    asked = number(record.submission.get("created")) or 0.0
-    forgotten = around.ray is not None and around.now - asked > FORGOTTEN_S
+    forgotten = around.ray is not None and around.now - (record.submission.created or 0.0) > FORGOTTEN_S
     return JobState.LOST if forgotten else JobState.PENDING
 
 
-def _state(record: RunRecord, ray_job: RayJob | None, around: Surroundings) -> JobState:
-    ended = _ENDED.get(str(record.status.get("phase")))
+def _state(record: RunRecord, ray_job: RayJob | None, around: JobContext) -> JobState:
+    ended = _ENDED.get(record.status.phase or "")
     if ended is JobState.FAILED and ray_job is not None and not ray_job.is_over:
-        return JobState.RUNNING  # its supervisor starts it again, or gives up in a moment
+        return JobState.RUNNING  # its supervisor restarts it, or gives up soon
     if ended is not None:
         return ended
     if not _is_alive(record, ray_job, around):
         if ray_job is not None and ray_job.status in ("FAILED", "STOPPED"):
             return _RAY_STATES[ray_job.status]
         return JobState.LOST
-    asked_to_stop = any(command.get("kind") == "stop" and "outcome" not in command for command in record.commands)
-    if record.status.get("stopping") is True or asked_to_stop:
+    asked_to_stop = any(command.kind == "stop" and command.outcome is None for command in record.commands)
+    if record.status.stopping or asked_to_stop:
         return JobState.STOPPING
-    return JobState.PAUSED if record.status.get("paused") is True else JobState.RUNNING
+    return JobState.PAUSED if record.status.paused else JobState.RUNNING
 
 
-def _is_alive(record: RunRecord, ray_job: RayJob | None, around: Surroundings) -> bool:
-    """Ray's word counts most, then that of this host's kernel, then the heartbeat on the shared disk."""
+def _is_alive(record: RunRecord, ray_job: RayJob | None, around: JobContext) -> bool:
+    """Whether the job is alive: by Ray, else by this host's kernel, else by the heartbeat on the
+    shared disk.
+    """
     if ray_job is not None:
         return not ray_job.is_over
     if around.process_alive is not None:
         return around.process_alive
-    beat = number(_first(record.status.get("heartbeat"), record.status.get("updated")))
-    return beat is not None and around.now - beat < HEARTBEAT_LOST_S
+    beat = _first(record.status.heartbeat, record.status.updated)
+    return beat is not None and around.now - beat < LOST_S
 
 
 def _ended(record: RunRecord, state: JobState, ray_job: RayJob | None) -> float | None:
@@ -194,130 +209,63 @@ def _ended(record: RunRecord, state: JobState, ray_job: RayJob | None) -> float 
         return None
     if ray_job is not None and ray_job.ended is not None:
         return ray_job.ended
-    return number(_first(record.status.get("updated"), record.status.get("heartbeat")))
+    return _first(record.status.updated, record.status.heartbeat)
 
 
-def _figures(record: RunRecord, progress: Mapping[str, Any]) -> dict[str, Any]:
-    row = record.last_step
-    tokens, seconds = number(row.get("response/tokens")), number(row.get("seconds/step"))
-    ages = {name.removeprefix(_STALENESS): _count(value) for name, value in row.items() if name.startswith(_STALENESS)}
+def _figures(record: RunRecord) -> dict[str, Any]:
+    row, state = record.last_step, record.status.state
+    tokens, seconds = row.get("response/tokens"), row.get("seconds/step")
+    ages = {
+        name.removeprefix(_STALENESS): int(value)
+        for name, value in row.items()
+        if name.startswith(_STALENESS)
+    }
     return {
-        "reward": number(row.get("reward/mean")),
-        "accuracy": number(progress.get("final_accuracy")),
-        "best_accuracy": number(progress.get("best_accuracy")),
+        "reward": row.get("reward/mean"),
+        "accuracy": state.final_accuracy,
+        "best_accuracy": state.best_accuracy,
         "tokens_per_second": tokens / seconds if tokens is not None and seconds else None,
-        "policy_version": _whole(progress.get("policy_version")),
+        "policy_version": state.policy_version,
         "staleness": ages,
-        "samples": _count(progress.get("samples")),
-        "tokens": _count(progress.get("response_tokens")),
-        "seconds": number(progress.get("seconds")) or 0.0,
+        "samples": state.samples,
+        "tokens": state.response_tokens,
+        "seconds": state.seconds or 0.0,
     }
 
 
-def _fleet(record: RunRecord, state: JobState) -> dict[str, Any]:
-    status = record.status
-    rows = status.get("fleet") if isinstance(status.get("fleet"), list) else []
-    pending = status.get("pending") if isinstance(status.get("pending"), list) and not state.is_final else []
-    return {
-        "workers": [_worker(row) for row in rows if isinstance(row, dict)],
-        "wanted_workers": _whole(status.get("wanted_workers")) or _whole(record.config.workers),
-        "pending": [
-            PendingWorker(
-                worker=str(row.get("worker", "")), waiting_for=str(row.get("waiting_for", "")), since=number(row.get("since"))
-            )
-            for row in pending
-            if isinstance(row, dict)
-        ],
-        "actors": [] if state.is_final else _actors(status),
-    }
-
-
-def _actors(status: Mapping[str, Any]) -> list[Actor]:
-    rows = status.get("actors") if isinstance(status.get("actors"), list) else []
-    return [
-        Actor(
-            name=str(row.get("name", "")),
-            restarts=max(0, _count(row.get("incarnation")) - 1),
-            node_ip=_text(row.get("node_ip")),
-            pid=_whole(row.get("pid")),
-        )
-        for row in rows
-        if isinstance(row, dict)
-    ]
-
-
-def _worker(row: Mapping[str, Any]) -> Worker:
-    return Worker(
-        name=str(row.get("name", "")),
-        state=str(row.get("state", "")),
-        version=_whole(row.get("version")),
-        restarts=_count(row.get("restarts")),
-        in_flight=_count(row.get("in_flight")),
-        finished=_count(row.get("finished")),
+def _actor(row: ActorRow) -> Actor:
+    return Actor(
+        name=row.name, restarts=max(0, row.incarnation - 1), node_ip=row.node_ip or None, pid=row.pid
     )
 
 
-def _command(entry: Mapping[str, Any]) -> Command | None:
-    if not isinstance(entry.get("id"), str) or not isinstance(entry.get("kind"), str):
-        return None
-    outcome = entry.get("outcome")
+def _command(command: CommandRecord) -> Command:
+    given = command.model_dump(exclude={"finished"})
     return Command(
-        id=entry["id"],
-        kind=entry["kind"],
-        by=_text(entry.get("by")),
-        time=number(entry.get("time")),
-        rollout_workers=_whole(entry.get("rollout_workers")),
-        outcome=outcome if outcome in ("done", "refused") else "waiting",
-        detail=_text(entry.get("detail")),
+        **given
+        | {
+            "by": command.by or None,
+            "outcome": command.outcome or "waiting",
+            "detail": command.detail or None,
+        }
     )
 
 
 def _alerts(record: RunRecord) -> list[Alert]:
-    given = record.status.get("alerts")
-    rows = given if isinstance(given, list) and not record.waits_for_trainer else []
-    return [
-        Alert(
-            detector=str(row.get("detector", "")),
-            step=_count(row.get("step")),
-            since=_count(row.get("since")),
-            action=str(row.get("action", "")),
-            message=redact(str(row.get("message", ""))),
-        )
-        for row in rows
-        if isinstance(row, dict)
-    ]
+    rows = () if record.waits_for_trainer else record.status.alerts
+    return [Alert(**row.model_dump() | {"message": redact(row.message)}) for row in rows]
 
 
 def _last_error(record: RunRecord, state: JobState, ray_job: RayJob | None) -> LastError | None:
-    given = record.status.get("last_error") if not record.waits_for_trainer else record.submission.get("error")
-    if isinstance(given, dict):
-        stack = _text(given.get("stack"))
-        message = redact(str(given.get("message", "")))
-        return LastError(actor=_text(given.get("actor")), message=message, stack=redact(stack) if stack else None)
-    if isinstance(given, str) and given:
-        actor = _ACTOR.search(given) if "WorkerFailure" in given else None
-        return LastError(actor=actor[1] if actor else None, message=redact(given))
-    if state is JobState.FAILED and ray_job is not None and ray_job.message:
-        return LastError(message=redact(ray_job.message))
-    return None
+    error = record.status.last_error
+    if error is not None and not record.waits_for_trainer:
+        stack = redact(error.stack) if error.stack else None
+        return LastError(actor=error.actor or None, message=redact(error.message), stack=stack)
+    message = record.submission.error if record.waits_for_trainer else None
+    if not message and state is JobState.FAILED and ray_job is not None:
+        message = ray_job.message
+    return LastError(message=redact(message)) if message else None
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _first(*values: Any) -> Any:
+def _first(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)
-
-
-def _whole(value: Any) -> int | None:
-    found = number(value)
-    return None if found is None else int(found)
-
-
-def _count(value: Any) -> int:
-    return _whole(value) or 0
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None

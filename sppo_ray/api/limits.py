@@ -1,4 +1,4 @@
-"""Token buckets: how many requests a caller may make, in bounded memory."""
+"""Limit the requests of each caller by token buckets, in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 MAX_CALLERS = 10_000
-BURST_S = 3.0  # a bucket holds what comes in during so many seconds
+BURST_S = 3.0  # a bucket holds the requests of this many seconds
 
 
 class RateLimiter:
-    """`rate` requests a second and caller, saved up for BURST_S seconds."""
+    """Allows `rate` requests per second and caller, with bursts of BURST_S seconds."""
 
     def __init__(self, rate: float, *, now: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._capacity, self._now = rate, max(1.0, rate * BURST_S), now
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # key -> (requests left, when)
+        # key -> (requests left, when)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
     def wait_s(self, key: str) -> float:
-        """Take one request: 0.0 when it may pass, else the seconds until the next one may."""
+        """Count one request; return 0.0 when it is allowed, else the seconds to wait."""
         if self._rate <= 0:
             return 0.0
         now = self._now()

@@ -1,4 +1,4 @@
-"""Every answer that is no success, as an RFC 9457 problem document; also what the framework itself would say differently."""
+"""All error answers as RFC 9457 problem documents, including those of the framework."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from sppo_ray.api.schemas import FieldError
+from sppo_ray.redaction import redact
 
 MEDIA_TYPE = "application/problem+json"
 log = logging.getLogger("sppo_ray.api")
 
 
 class ApiProblem(Exception):
-    """What a handler raises to answer with a problem. `detail` names the culprit and the remedy."""
+    """Raised by a handler to answer with a problem. `detail` names the cause and the remedy."""
 
     def __init__(
         self,
@@ -67,7 +68,9 @@ def install(app: FastAPI) -> None:
 
 async def _known(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiProblem)
-    return problem_response(error.status, error.detail, kind=error.kind, errors=error.errors, headers=error.headers)
+    return problem_response(
+        error.status, error.detail, kind=error.kind, errors=error.errors, headers=error.headers
+    )
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -79,19 +82,22 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 def _field_error(item: Any) -> FieldError:
     location = list(item["loc"])
-    if item["type"] == "json_invalid":  # its location is a character, not a field
+    if item["type"] == "json_invalid":  # its location is a position in the text, not a field
         return FieldError(
-            path="body", message=f"not valid JSON at character {location[-1]} ({item['ctx']['error']}): send an object"
+            path="body",
+            message=f"not valid JSON at character {location[-1]} ({item['ctx']['error']}): send an object",
         )
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "unknown field: see /openapi.json for those there are"
-    return FieldError(path=".".join(str(part) for part in location), message=message)
+    # The name of an unknown field may itself be a secret.
+    return FieldError(path=redact(".".join(str(part)[:200] for part in location[:30])), message=message)
 
 
 async def _framework(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if error.status_code == 400:  # FastAPI's word for a body that is not even text, where broken JSON is a 422
+    # FastAPI answers 400 to a body that is not text, but 422 to broken JSON
+    if error.status_code == 400:
         unreadable = FieldError(path="body", message="cannot be read: send a JSON object in UTF-8")
         return problem_response(422, "the body cannot be read", kind="invalid-request", errors=[unreadable])
     details = {

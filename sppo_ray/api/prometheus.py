@@ -1,4 +1,6 @@
-"""The jobs as Prometheus metrics, made from the index at each scrape: nothing is counted that a restart would lose."""
+"""Export the jobs as Prometheus metrics, computed from the index at each scrape, without counters
+that a restart would lose.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from sppo_ray import __version__
 from sppo_ray.api.schemas import Job, JobState
 
-SHOWN_ENDED = 50  # jobs that have ended stay for so many newer ones, so that a scrape stays small
+SHOWN_ENDED = 50  # number of ended jobs that are exported, so that a scrape stays small
 _FIGURES = (
     ("step", "Steps done"),
     ("steps", "Steps in all"),
@@ -36,7 +38,9 @@ class _Jobs:
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("sppo_ray", "The server", value={"version": __version__})
-        yield GaugeMetricFamily("sppo_ray_ray_up", "Whether Ray's job server answers", value=float(self._ray_up))
+        yield GaugeMetricFamily(
+            "sppo_ray_ray_up", "Whether Ray's job server answers", value=float(self._ray_up)
+        )
         yield GaugeMetricFamily("sppo_ray_open_streams", "Open event and log streams", value=self._streams)
         by_state = GaugeMetricFamily("sppo_ray_jobs", "Jobs by state", labels=["state"])
         counts = Count(job.state for job in self._jobs)
@@ -46,7 +50,11 @@ class _Jobs:
         shown = _shown(self._jobs)
         for field, meaning in _FIGURES:
             yield _gauge(f"sppo_ray_job_{field}", meaning, [(job, getattr(job, field)) for job in shown])
-        yield _gauge("sppo_ray_job_alerts", "Alarms of guardrails that are up", [(job, len(job.alerts)) for job in shown])
+        yield _gauge(
+            "sppo_ray_job_alerts",
+            "Alarms of guardrails that are up",
+            [(job, len(job.alerts)) for job in shown],
+        )
         yield from _fleets(shown)
 
 
@@ -61,9 +69,13 @@ def _gauge(name: str, meaning: str, values: Iterable[tuple[Job, float | None]]) 
 def _fleets(jobs: Sequence[Job]) -> Iterator[Metric]:
     workers = GaugeMetricFamily("sppo_ray_job_workers", "Rollout workers by state", labels=["job", "state"])
     in_flight = GaugeMetricFamily("sppo_ray_job_in_flight", "Requests that workers hold", labels=["job"])
-    pending = GaugeMetricFamily("sppo_ray_job_pending_workers", "Workers that wait for resources", labels=["job"])
+    pending = GaugeMetricFamily(
+        "sppo_ray_job_pending_workers", "Workers that wait for resources", labels=["job"]
+    )
     ages = GaugeMetricFamily(
-        "sppo_ray_job_staleness", "Samples of the newest step by age in policy versions", labels=["job", "age"]
+        "sppo_ray_job_staleness",
+        "Samples of the newest step by age in policy versions",
+        labels=["job", "age"],
     )
     for job in jobs:
         for state, count in Count(worker.state for worker in job.workers).items():
@@ -76,13 +88,13 @@ def _fleets(jobs: Sequence[Job]) -> Iterator[Metric]:
 
 
 def _shown(jobs: Sequence[Job]) -> list[Job]:
-    """All that go on, and the newest that have ended. `jobs` is newest first."""
+    """Return all running jobs and the newest ended jobs. `jobs` is newest first."""
     ended = [job for job in jobs if job.state.is_final][:SHOWN_ENDED]
     return [job for job in jobs if not job.state.is_final] + ended
 
 
 def exposition(jobs: Sequence[Job], *, ray_up: bool, streams: int) -> bytes:
-    """The text format."""
+    """Return the Prometheus text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Jobs(jobs, ray_up=ray_up, streams=streams))  # type: ignore[arg-type]
     return generate_latest(registry)

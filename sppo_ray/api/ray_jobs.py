@@ -1,6 +1,7 @@
-"""Ray's job server behind one class: a list that is kept fresh in the background, and calls with a deadline.
+"""Access Ray's job server: a list that is refreshed in the background, and calls with a deadline.
 
-Nothing waits for Ray but what needs it. `jobs` is None while the job server does not answer.
+Requests that do not need Ray do not wait for it. `jobs` is None while the job server does not
+answer.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def ray_down(detail: str) -> ApiProblem:
 
 
 class RayJobs:
-    """Start it with `start()` and end it with `close()`; both belong to one event loop."""
+    """Client and list of jobs. Call `start()` and `close()` in the same event loop."""
 
     def __init__(self, address: str | None) -> None:
         self.address = job_server_address(address)
         self.jobs: Mapping[str, RayJob] | None = None
-        self.trouble = ""  # why it does not answer
+        self.trouble = ""  # why the job server does not answer
         self._client: Any = None
         self._client_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ray-jobs")
@@ -46,9 +47,11 @@ class RayJobs:
         return self.jobs is not None
 
     def require_up(self) -> None:
-        """Raises ApiProblem (503) when the job server did not answer last time."""
+        """Raises ApiProblem (503) when the job server did not answer the last call."""
         if self.jobs is None:
-            raise ray_down(f"{self.trouble or 'Ray has not been asked yet'}: start the head, or check --ray-address")
+            raise ray_down(
+                f"{self.trouble or 'Ray has not been asked yet'}: start the head, or check --ray-address"
+            )
 
     def start(self) -> None:
         self._poller = asyncio.create_task(self._poll())
@@ -61,9 +64,13 @@ class RayJobs:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def submit(self, entrypoint: str, *, submission_id: str, metadata: Mapping[str, str]) -> None:
-        """Raises ApiProblem: 503 when Ray does not answer, 409 when it refuses (the id exists)."""
+        """Submit a job. Raises ApiProblem: 503 when Ray does not answer, 409 when it refuses (the
+        id exists).
+        """
         await self._call(
-            lambda client: client.submit_job(entrypoint=entrypoint, submission_id=submission_id, metadata=dict(metadata))
+            lambda client: client.submit_job(
+                entrypoint=entrypoint, submission_id=submission_id, metadata=dict(metadata)
+            )
         )
         await self.refresh()
 
@@ -79,7 +86,7 @@ class RayJobs:
         return await self._call(lambda client: client.get_job_logs(submission_id))
 
     async def refresh(self) -> None:
-        """Take the list again. Does not raise: `jobs` becomes None when Ray does not answer."""
+        """Refresh the list. Does not raise; `jobs` becomes None when Ray does not answer."""
         try:
             jobs = await self._in_thread(_training_jobs)
         except ApiProblem as problem:
@@ -114,16 +121,20 @@ class RayJobs:
 
         future = asyncio.get_running_loop().run_in_executor(self._threads, act)
         try:
-            async with asyncio.timeout(2 * CALL_TIMEOUT_S):  # wait_for may swallow a cancellation (Python 3.11)
+            # wait_for may swallow a cancellation (Python 3.11)
+            async with asyncio.timeout(2 * CALL_TIMEOUT_S):
                 return await future
         except ApiProblem:
             raise
         except (TimeoutError, ConnectionError, OSError) as error:
             self._client = None
-            raise ray_down(f"Ray's job server at {self.address} does not answer ({type(error).__name__})") from error
-        except RuntimeError as error:  # how Ray's client reports an answer that is no success
+            raise ray_down(
+                f"Ray's job server at {self.address} does not answer ({type(error).__name__})"
+            ) from error
+        except RuntimeError as error:  # how Ray's client reports an error answer
             raise _refused(str(error)) from error
-        except Exception as error:  # boundary: an answer that Ray's client cannot make sense of; the poller outlives it
+        except Exception as error:  # boundary
+            # an answer that Ray's client cannot parse; the poller must continue
             log.error("Ray's job server at %s gave an answer that is none", self.address, exc_info=error)
             raise ray_down(
                 f"Ray's job server at {self.address} gave an answer that is none ({type(error).__name__}): "
@@ -141,7 +152,7 @@ def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):
-        """With a deadline: without one, a head that hangs would hold a thread of ours for ever."""
+        """Ray's client with a deadline, because a head that hangs would block a thread for ever."""
 
         def _do_request(self, method: str, endpoint: str, **keywords: Any) -> Any:
             keywords.setdefault("timeout", CALL_TIMEOUT_S)
@@ -153,17 +164,23 @@ def _connect(address: str) -> Any:
 def _refused(message: str) -> ApiProblem:
     lowered = message.lower()
     if "authentication" in lowered or "status code 401" in lowered or "status code 403" in lowered:
-        return ray_down("Ray's job server refuses this server's token: set RAY_AUTH_MODE and its token as on the head")
+        return ray_down(
+            "Ray's job server refuses this server's token: set RAY_AUTH_MODE and its token as on the head"
+        )
     if "already" in lowered:
         return ApiProblem(409, "Ray has a job of this id already: choose another run_name", kind="exists")
     if "does not exist" in lowered or "status code 404" in lowered:
-        return ApiProblem(404, "Ray does not know this job (its head restarted, or the job was deleted)", kind="unknown-to-ray")
+        return ApiProblem(
+            404,
+            "Ray does not know this job (its head restarted, or the job was deleted)",
+            kind="unknown-to-ray",
+        )
     log.error("Ray's job server refused: %s", message)
     return ray_down("Ray's job server failed on this request (the log of this server says why)")
 
 
 def _training_jobs(client: Any) -> dict[str, RayJob]:
-    """By submission id."""
+    """Return the training jobs by submission id."""
     details = [job for job in client.list_jobs() if job.submission_id and is_training(job.entrypoint)]
     return {job.submission_id: _ray_job(job) for job in details}
 
@@ -181,7 +198,9 @@ def _ray_job(details: Any) -> RayJob:
 
 
 def job_server_address(given: str | None) -> str:
-    """`given`, else $RAY_ADDRESS where it names a job server (http...), else the default of a head on this machine."""
+    """Return `given`, else $RAY_ADDRESS if it names a job server (http...), else the default
+    address on this machine.
+    """
     if given:
         return given
     from_environment = os.environ.get("RAY_ADDRESS", "")

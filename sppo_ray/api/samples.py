@@ -1,43 +1,56 @@
-"""A page of a step's samples, sorted. Only the sort key is read of all rows; the texts only of the page."""
+"""Read a sorted page of a step's samples: the sort key of all rows, the texts of the page only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from sppo_ray.api.problems import ApiProblem
-from sppo_ray.api.run_files import RunFile, names_in
 from sppo_ray.api.schemas import Sample, SamplePage
 from sppo_ray.errors import UserError
 
+MOST_BYTES = 512 << 20  # bytes of a step in memory
+MOST_PAGE_BYTES = 64 << 20
 Sort = Literal["surprise", "reward", "length", "index"]
 _COLUMNS = (
-    "request_id", "prompt_id", "source", "prompt_text", "ground_truth", "response_text", "response_ids", "finish_reason",
+    "request_id", "prompt_id", "source", "prompt_text", "ground_truth", "response_text", "response_ids",
+    "finish_reason",
     "reward", "reason", "value", "surprise", "advantage", "staleness", "policy_version", "worker", "seconds",
 )  # fmt: skip
 
 
-def sample_page(run_dir: Path, *, step: int | None, sort: Sort, descending: bool, limit: int, offset: int) -> SamplePage:
-    """Samples [offset, offset + limit) of `step` (None = the newest) in that order; those without a figure come last.
-
-    Raises ApiProblem (404) when the run recorded no such step, or its file cannot be read.
+def sample_page(
+    run_dir: Path, *, step: int | None, sort: Sort, descending: bool, limit: int, offset: int
+) -> SamplePage:
+    """Samples [offset, offset + limit) of `step` (None = the newest) in that order; samples without
+    the key come last. Raises ApiProblem (404) when the step is not recorded or its file is
+    unreadable.
     """
-    from sppo_ray.data.trajectory_log import FOLDER, steps_among
+    # pyarrow loads slowly, and most requests need no samples.
+    from sppo_ray.rundir.trajectories import read_served_step, served_steps
 
-    recorded = steps_among(names_in(run_dir, FOLDER))
+    recorded = served_steps(run_dir)
     if not recorded:
-        raise ApiProblem(404, "no samples are recorded yet (logging.trajectories, one file a step)", kind="no-samples")
+        raise ApiProblem(
+            404, "no samples are recorded yet (logging.trajectories, one file a step)", kind="no-samples"
+        )
     wanted = recorded[-1] if step is None else step
     if wanted not in set(recorded):
-        raise ApiProblem(404, f"no samples of step {wanted}: recorded are {recorded[0]} to {recorded[-1]}", kind="no-samples")
+        raise ApiProblem(
+            404,
+            f"no samples of step {wanted}: recorded are {recorded[0]} to {recorded[-1]}",
+            kind="no-samples",
+        )
     try:
-        order = _order(_read(run_dir, wanted, [_key_column(sort)]), sort, descending)
+        keys = read_served_step(run_dir, wanted, [_key_column(sort)], most=MOST_BYTES)
+        order = _order(keys, sort, descending)
         chosen = order[offset : offset + limit]
-        table = _read(run_dir, wanted, _COLUMNS).take(chosen)
+        table = _page(read_served_step(run_dir, wanted, _COLUMNS, most=MOST_BYTES), chosen)
     except (UserError, OSError) as error:
         raise ApiProblem(
-            404, f"the samples of step {wanted} cannot be read: {error}".replace(str(run_dir), "."), kind="no-samples"
+            404,
+            f"the samples of step {wanted} cannot be read: {error}".replace(str(run_dir), "."),
+            kind="no-samples",
         ) from None
     more = offset + limit < len(order)
     return SamplePage(
@@ -50,12 +63,14 @@ def sample_page(run_dir: Path, *, step: int | None, sort: Sort, descending: bool
     )
 
 
-def _read(run_dir: Path, step: int, columns: Sequence[str]) -> Any:
-    from sppo_ray.data.trajectory_log import file_name, read_table
-
-    name = file_name(step)
-    with RunFile(run_dir, name).open() as file:
-        return read_table(run_dir / name, file, columns)
+def _page(table: Any, rows: Any) -> Any:
+    """Read these rows of the table. Raises UserError when they are too large for an answer."""
+    page = table.take(rows)
+    if page.nbytes > MOST_PAGE_BYTES:
+        raise UserError(
+            f"this page has more than {MOST_PAGE_BYTES >> 20} MiB: ask for fewer samples with limit"
+        )
+    return page
 
 
 def _key_column(sort: Sort) -> str:
@@ -63,7 +78,7 @@ def _key_column(sort: Sort) -> str:
 
 
 def _order(table: Any, sort: Sort, descending: bool) -> Any:
-    """Row numbers in the order asked for; ties stay in the order of the file."""
+    """Return row numbers in the requested order; ties keep the order of the file."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -78,5 +93,9 @@ def _order(table: Any, sort: Sort, descending: bool) -> Any:
 
 
 def _sample(index: int, row: dict[str, Any]) -> Sample:
-    renamed = {"prompt": row.pop("prompt_text"), "response": row.pop("response_text"), "tokens": len(row.pop("response_ids"))}
+    renamed = {
+        "prompt": row.pop("prompt_text"),
+        "response": row.pop("response_text"),
+        "tokens": len(row.pop("response_ids")),
+    }
     return Sample(index=index, **renamed, **row)

@@ -1,4 +1,4 @@
-"""What goes over the wire: the models behind the OpenAPI document, with an example each. No logic."""
+"""Request and response models of the REST API, each with an example. No logic."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sppo_ray.trainer.control import MAX_WORKERS
+from sppo_ray.rundir import status
+from sppo_ray.rundir.commands import MAX_WORKERS
+from sppo_ray.rundir.layout import RUN_NAME
 
-RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Scalar = str | int | float | bool | None
-RunName = Annotated[str, Field(pattern=RUN_NAME, description="Letters, digits, dot, dash and underscore; becomes a directory.")]
+RunName = Annotated[
+    str,
+    Field(pattern=RUN_NAME, description="Letters, digits, dot, dash and underscore; becomes a directory."),
+]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", from_attributes=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class JobState(StrEnum):
-    PENDING = "PENDING"  # submitted, its trainer has not begun
+    PENDING = "PENDING"  # submitted, its trainer has not started
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
-    STOPPING = "STOPPING"  # asked to stop, ends after the step under way
+    STOPPING = "STOPPING"  # asked to stop, ends after the current step
     SUCCEEDED = "SUCCEEDED"
     STOPPED = "STOPPED"  # ended early on request, resumable
     FAILED = "FAILED"
-    LOST = "LOST"  # its process is gone without a word, resumable
+    LOST = "LOST"  # its process is gone without a final status, resumable
 
     @property
     def is_final(self) -> bool:
@@ -35,7 +41,7 @@ class JobState(StrEnum):
 
 class FieldError(Model):
     path: str
-    """Where in the request: body.overrides.rollout.workers"""
+    """Place in the request, e.g. body.overrides.rollout.workers"""
     message: str
 
 
@@ -50,13 +56,13 @@ class Problem(Model):
 
 
 class Worker(Model):
-    """A rollout worker as the fleet sees it."""
+    """State of a rollout worker in the fleet."""
 
     name: str
     state: str
     """PENDING, RESTARTING, STALE, HEALTHY, SUSPECT, DRAINING, DEAD, RETIRED"""
     version: int | None = None
-    """Policy version that it serves."""
+    """Policy version that the worker serves."""
     restarts: int = 0
     in_flight: int = 0
     """Requests."""
@@ -68,17 +74,16 @@ class Actor(Model):
 
     name: str
     restarts: int = 0
-    """How often it was made anew. A loss of any rank of learner or critic makes all of both anew, from the newest checkpoint."""
+    """Number of restarts. A loss of any learner or critic rank restarts all ranks of both from the
+    newest checkpoint.
+    """
     node_ip: str | None = None
     pid: int | None = None
-    """On its node; null while it waits for its place, or starts."""
+    """Process id on its node; null while it waits for its place or starts."""
 
 
-class PendingWorker(Model):
-    worker: str
-    waiting_for: str
-    since: float | None = None
-    """Unix time."""
+class PendingWorker(status.PendingRow, Model):
+    pass
 
 
 class Checkpoint(Model):
@@ -87,29 +92,16 @@ class Checkpoint(Model):
     bytes: int
 
 
-class LastError(Model):
-    actor: str | None = None
-    message: str
-    stack: str | None = None
+class LastError(status.ErrorRow, Model):
+    pass
 
 
-class Alert(Model):
-    """An alarm of a guardrail that is up: what was seen in the figures of the run's steps."""
-
-    detector: str
-    """The setting guardrails.<detector> holds its limit."""
-    step: int
-    """Steps done when it was raised."""
-    since: int
-    """The first odd step."""
-    action: str
-    """What it did to the run: warn, pause or stop."""
-    message: str
-    """What was seen, what it usually means, what to do."""
+class Alert(status.Alert, Model):
+    """A current alarm of a guardrail."""
 
 
 class Command(Model):
-    """A command to a trainer and what became of it."""
+    """A command to a trainer, with its outcome."""
 
     id: str
     kind: str
@@ -121,25 +113,29 @@ class Command(Model):
 
 
 class Job(Model):
-    """A training job: what its run directory and Ray say."""
+    """A training job, from its run directory and Ray."""
 
     id: str
-    """Ray's submission id; of a run that was started without Ray's job server, its run id."""
+    """Ray's submission id, or the run id when the run was started without Ray's job server."""
     run_id: str | None = None
-    """Name of the run directory; null while a bare `ray job submit` has not made one, or made it elsewhere."""
+    """Name of the run directory; null when a bare `ray job submit` has not created one yet, or
+    created it elsewhere.
+    """
     name: str
     state: JobState
     phase: str
     stage: str | None = None
-    """What the loop waits for right now."""
+    """What the loop waits for now."""
     step: int = 0
     """Steps done."""
     steps: int | None = None
     budget_s: float | None = None
-    """Seconds of training after which the run ends, even if steps are left (loop.budget_s); compare with `seconds`."""
+    """Seconds of training after which the run ends, even if steps are left (loop.budget_s); compare
+    with `seconds`.
+    """
     eta_s: float | None = None
     reward: float | None = None
-    """Mean of the newest step."""
+    """Mean reward of the newest step."""
     accuracy: float | None = None
     """Newest held-out accuracy."""
     best_accuracy: float | None = None
@@ -155,14 +151,14 @@ class Job(Model):
     commands: list[Command] = []
     """The newest commands, oldest first."""
     restarts: int = 0
-    """Of engines, of the run after a loss of another worker, and of its driver."""
+    """Restarts of engines, of the run after the loss of another worker, and of its driver."""
     checkpoints: list[Checkpoint] = []
     alerts: list[Alert] = []
-    """A run that a guardrail paused goes on with PATCH {"paused": false}."""
+    """Current alarms. A run that a guardrail paused continues with PATCH {"paused": false}."""
     last_error: LastError | None = None
     algorithm: str | None = None
     recipe: str | None = None
-    """Its name; of a file, the file's name alone."""
+    """Name of the recipe, or the name of its file without directories."""
     seed: int | None = None
     created: float | None = None
     started: float | None = None
@@ -175,16 +171,16 @@ class Job(Model):
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    """Of training, over all incarnations."""
+    """Seconds of training over all incarnations."""
 
 
 class JobList(Model):
     jobs: list[Job]
     next_cursor: str | None = None
     total: int
-    """Jobs that the filter leaves."""
+    """Number of jobs that match the filter."""
     ray: Literal["up", "down"]
-    """Whether Ray's job server answers; without it states come from the run directories alone."""
+    """Whether Ray's job server answers; otherwise states come only from the run directories."""
 
 
 class JobRequest(Model):
@@ -196,27 +192,35 @@ class JobRequest(Model):
         use_attribute_docstrings=True,
         json_schema_extra={
             "examples": [
-                {"recipe": "quickstart", "overrides": {"loop.steps": 20, "rollout.workers": 2}, "run_name": "first", "seed": 1},
+                {
+                    "recipe": "quickstart",
+                    "overrides": {"loop.steps": 20, "rollout.workers": 2},
+                    "run_name": "first",
+                    "seed": 1,
+                },
                 {"run_name": "first", "resume": True},
             ]
         },
     )
 
     recipe: Annotated[str, Field(min_length=1, max_length=500)] | None = None
-    """A recipe that ships, or a .yaml file below one of the server's allowed directories."""
+    """A shipped recipe, or a .yaml file below one of the server's allowed directories."""
     overrides: Annotated[dict[str, Any], Field(max_length=500)] = {}
     """Setting -> value, e.g. {"loop.steps": 20}."""
     config: dict[str, Any] | None = None
     """A whole settings tree instead of a recipe."""
     run_name: RunName | None = None
-    """Name of the run directory; left out, one is made from the recipe, the seed and the time."""
+    """Name of the run directory; the default is made from recipe, seed and time."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     resume: bool = False
-    """Continue the run `run_name` from its newest checkpoint, with the settings that it had; nothing else may be given."""
+    """Continue the run `run_name` from its newest checkpoint with its own settings; no other field
+    may be given.
+    """
     metadata: Annotated[
-        dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_length=1000)]], Field(max_length=50)
+        dict[Annotated[str, Field(max_length=100)], Annotated[str, Field(max_length=1000)]],
+        Field(max_length=50),
     ] = {}
-    """Kept with the job, for your own use."""
+    """Stored with the job, for your own use."""
 
 
 class JobPatch(Model):
@@ -232,16 +236,18 @@ class JobPatch(Model):
 
 
 class MetricRows(Model):
-    """Rows of metrics.jsonl: {"step", "time", name: number or null}. A row has only the metrics that were taken at its step."""
+    """Rows of metrics.jsonl: {"step", "time", name: number or null}. A row has only the metrics
+    that were recorded at its step.
+    """
 
     names: list[str]
     rows: list[dict[str, float | int | None]]
     next_from: int | None = None
-    """Where to go on when `limit` cut the answer: a step."""
+    """The step to continue from when `limit` cut the answer."""
 
 
 class Sample(Model):
-    """One sample of a step as it was trained on."""
+    """One training sample of a step."""
 
     index: int
     """Row in the step's file."""

@@ -1,4 +1,4 @@
-"""What handlers work with, made once a server, and who is asking."""
+"""Dependencies of handlers: services created once per server, and the caller."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from pydantic import BeforeValidator
 from sppo_ray.api.index import JobIndex
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.ray_jobs import RayJobs
+from sppo_ray.api.security import ADMITTED, CALLER, CHALLENGE, NO_TOKEN, SHARE
 from sppo_ray.api.settings import ApiSettings
-from sppo_ray.api.shield import ADMITTED, CALLER, SHARE
 from sppo_ray.api.tokens import Caller
 
 _bearer = HTTPBearer(
-    auto_error=False, scheme_name="bearer", description="A token of `sppo-ray token`: Authorization: Bearer TOKEN"
+    auto_error=False,
+    scheme_name="bearer",
+    description="A token of `sppo-ray token`: Authorization: Bearer TOKEN",
 )
 
 
 class Streams:
-    """Counts open streams, so that nobody can open them without end, nor one caller take all of them."""
+    """Limits open streams, in total and for each caller."""
 
     def __init__(self, most: int, most_per_caller: int) -> None:
         self._most, self._most_per_caller = most, most_per_caller
-        self._open: Counter[str] = Counter()  # by whose share they are
+        self._open: Counter[str] = Counter()  # by the caller's key
 
     @property
     def open(self) -> int:
@@ -37,7 +39,7 @@ class Streams:
 
     @contextlib.contextmanager
     def one(self, share: str) -> Iterator[None]:
-        """A place for one stream. Raises ApiProblem (429) when all are taken."""
+        """Reserve a place for one stream. Raises ApiProblem (429) when all are taken."""
         self.require_free(share)
         self._open[share] += 1
         try:
@@ -54,7 +56,7 @@ class Streams:
             raise _too_many(f"all callers together have {self._most}", "--max-streams")
 
     async def counted(self, chunks: AsyncIterator[bytes], visit: Visit) -> AsyncIterator[bytes]:
-        """`chunks` for as long as the caller's token is good: a revoked one gets nothing more."""
+        """Yield `chunks` while the caller's token is valid; revoking it ends the stream."""
         with self.one(visit.share):
             async for chunk in chunks:
                 if not visit.is_admitted():
@@ -69,10 +71,10 @@ def _too_many(what: str, setting: str) -> ApiProblem:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One request, as an answer that takes long has to know it."""
+    """One request, for answers that take long."""
 
     share: str  # whose limits count
-    is_admitted: Callable[[], bool]  # whether the token is still good
+    is_admitted: Callable[[], bool]  # whether the token is still valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,7 @@ async def _services(request: Request) -> Services:
 async def _viewer(request: Request, _: Annotated[object, Security(_bearer)]) -> Caller:
     caller: Caller | None = request.scope[CALLER]
     if caller is None:
-        detail = "no valid token: send `Authorization: Bearer TOKEN`; `sppo-ray token NAME --tokens FILE` makes one"
-        raise ApiProblem(401, detail, headers={"WWW-Authenticate": 'Bearer realm="sppo-ray"'})
+        raise ApiProblem(401, NO_TOKEN, headers=CHALLENGE)
     return caller
 
 
@@ -101,7 +102,9 @@ async def _visit(request: Request) -> Visit:
 
 async def _operator(caller: Annotated[Caller, Depends(_viewer)]) -> Caller:
     if not caller.may_write:
-        raise ApiProblem(403, f"token {caller.name} is a viewer's: this takes an operator's", kind="wrong-role")
+        raise ApiProblem(
+            403, f"token {caller.name} is a viewer's: this takes an operator's", kind="wrong-role"
+        )
     return caller
 
 
@@ -109,13 +112,13 @@ JobId = Annotated[str, Path(description="A job's id, or the run id of its direct
 
 
 def _digits(text: Any) -> Any:
-    """A query's text as an integer is written; pydantic alone takes 1.0 and " 1" as well."""
+    """Accept only digits in a query; pydantic alone accepts 1.0 and " 1" too."""
     if isinstance(text, str) and not (text.isascii() and text.isdigit()):
         raise ValueError("a whole number, e.g. 20")
     return text
 
 
-DIGITS = BeforeValidator(_digits)  # behind Query(), or the document would not know its bounds
+DIGITS = BeforeValidator(_digits)  # after Query(), or the OpenAPI document would miss its bounds
 Ours = Annotated[Services, Depends(_services)]
 Viewer = Annotated[Caller, Depends(_viewer)]
 Operator = Annotated[Caller, Depends(_operator)]

@@ -1,10 +1,13 @@
-"""Bearer tokens: made once, kept as SHA-256 only, compared in constant time, revoked by removing their line.
+"""Bearer tokens: made once, kept as SHA-256 only, compared in constant time, revoked by removing
+their line.
 
-One a line, in a file or in $SPPO_RAY_API_TOKENS (there, lines may be separated by semicolons as well):
+One a line, in a file or in $SPPO_RAY_API_TOKENS (there, lines may be separated by semicolons as
+well):
 
-    NAME ROLE sha256:HEX        # role: viewer (reads) or operator (reads, submits, scales, stops, deletes)
+    NAME ROLE sha256:HEX        # role: viewer (reads) or operator (reads, submits, scales, stops,
+                                deletes)
 
-A token has 256 random bits, so that a plain hash is as good as a slow one: there is no dictionary to try.
+A token has 256 random bits, so a plain hash is as safe as a slow one.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ log = logging.getLogger("sppo_ray.api")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. Without tokens (loopback) everybody is the operator `local`."""
+    """The caller. Without tokens (loopback) every caller is the operator `local`."""
 
     name: str
     role: Role
@@ -47,7 +50,7 @@ LOCAL = Caller("local", "operator")
 
 
 def new_token(name: str, role: Role) -> tuple[str, str]:
-    """(token, line for the file). The token itself is kept nowhere."""
+    """Return (token, line for the file). The token itself is not stored."""
     token = PREFIX + secrets.token_urlsafe(32)
     line = f"{name} {role} sha256:{_digest(token)}"
     if not _LINE.fullmatch(line):
@@ -56,10 +59,16 @@ def new_token(name: str, role: Role) -> tuple[str, str]:
 
 
 def add_token(path: Path, name: str, role: Role) -> str:
-    """Append a new token's line to `path` (made with mode 0600 when missing) and return the token."""
+    """Append a new token's line to `path` (made with mode 0600 when missing) and return the
+    token.
+    """
     token, line = new_token(name, role)
-    if path.exists() and any(entry.startswith(f"{name} ") for entry in path.read_text(encoding="utf-8").splitlines()):
-        raise UserError(f"{path}: there is a token named {name} already: choose another name, or remove its line first")
+    if path.exists() and any(
+        entry.startswith(f"{name} ") for entry in path.read_text(encoding="utf-8").splitlines()
+    ):
+        raise UserError(
+            f"{path}: there is a token named {name} already: choose another name, or remove its line first"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
@@ -68,7 +77,9 @@ def add_token(path: Path, name: str, role: Role) -> str:
 
 
 def parse_tokens(text: str, origin: str) -> dict[str, Caller]:
-    """SHA-256 hex -> caller. Raises UserError naming the line; its content is not repeated, it may be a token."""
+    """Parse lines into SHA-256 hex -> caller. Raises UserError naming the line without its content,
+    which may be a token.
+    """
     callers: dict[str, Caller] = {}
     for number, line in enumerate(re.split(r"[\n;]", text), start=1):
         entry = line.partition("#")[0].strip()
@@ -76,16 +87,22 @@ def parse_tokens(text: str, origin: str) -> dict[str, Caller]:
             continue
         match = _LINE.fullmatch(entry)
         if match is None:
-            raise UserError(f"{origin}:{number}: not NAME viewer|operator sha256:HEX; `sppo-ray token` makes such a line")
+            raise UserError(
+                f"{origin}:{number}: not NAME viewer|operator sha256:HEX; `sppo-ray token` makes such a line"
+            )
         callers[match["hash"]] = Caller(match["name"], match["role"])  # type: ignore[arg-type]
     return callers
 
 
 class TokenStore:
-    """The tokens in force. A file is read again when it changes; one that cannot be read lets nobody in."""
+    """The valid tokens. A file is read again when it changes; an unreadable one refuses all
+    callers.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        """`path` None = from the environment. Raises UserError when the source is set and holds no valid token."""
+        """`path` None = from the environment. Raises UserError when the source is set and holds no
+        valid token.
+        """
         self._path = path
         self._lock = threading.Lock()
         self._signature: tuple[int, int, int] | None = None
@@ -98,10 +115,15 @@ class TokenStore:
             self._callers = parse_tokens(text, f"${ENVIRONMENT}")
         self.required = path is not None or bool(text.strip())
         if self.required and not self._callers:
-            raise UserError(f"{path or '$' + ENVIRONMENT}: holds no token: make one with `sppo-ray token NAME --tokens FILE`")
+            raise UserError(
+                f"{path or '$' + ENVIRONMENT}: holds no token: make one with `sppo-ray token NAME --tokens "
+                "FILE`"
+            )
 
     def caller(self, token: str | None) -> Caller | None:
-        """Who holds `token`; None = nobody. Takes the same time whichever token is nearly right."""
+        """Return the caller with `token`, or None. Takes constant time, independent of the
+        token.
+        """
         if not self.required:
             return LOCAL
         self._reload()

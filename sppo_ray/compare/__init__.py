@@ -1,8 +1,9 @@
-"""Comparisons: one recipe under several algorithms, at the same budget, from the same weights; and their report.
+"""Compare algorithms: one recipe, the same budget and starting weights, and a report.
 
 compare("quickstart", ["sppo", "grpo"], seeds=[1, 2, 3], budget_s=150, out=Path("runs/compare"))
 
-arms (what differs) --> plan (checked as a whole) --> runner (a process a run) --> runs, curves, statistics --> report
+arms (what differs) --> plan (checked as a whole) --> runner (a process a run)
+    --> runs, curves, statistics --> report
 """
 
 from __future__ import annotations

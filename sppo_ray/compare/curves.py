@@ -1,7 +1,7 @@
-"""A run's learning curve, and what can be read off it: accuracy at the budget, area, and the way to a target.
+"""A run's learning curve: accuracy at the budget, area under it, and the cost to reach a target.
 
-The clock is training time: evaluations and checkpoints do not count. Between two evaluations everything is taken to run in
-a straight line.
+Time is training time, without evaluations and checkpoints. Values between two evaluations are
+interpolated linearly.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One held-out evaluation, and what had been spent on training until then."""
+    """One held-out evaluation, with the training time and tokens until then."""
 
     seconds: float
     samples: float  # trained on
@@ -22,7 +22,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """What a run spent until a target, or, where it never got there, all that it spent within the budget."""
+    """The cost of a run to reach a target, or its whole cost within the budget if it never did."""
 
     reached: bool
     seconds: float
@@ -31,8 +31,9 @@ class Crossing:
 
 
 def until(curve: Sequence[Point], budget_s: float) -> list[Point]:
-    """The curve up to the budget. A run ends with a whole step, so its last evaluation may lie beyond: then the last point is
-    read off the line there."""
+    """Cut the curve at the budget. A run ends with a whole step, so its last evaluation may be
+    later; the last point is then interpolated.
+    """
     within = [point for point in curve if point.seconds <= budget_s]
     beyond = [point for point in curve if point.seconds > budget_s]
     if within and beyond and within[-1].seconds < budget_s:
@@ -42,7 +43,9 @@ def until(curve: Sequence[Point], budget_s: float) -> list[Point]:
 
 
 def area(curve: Sequence[Point], budget_s: float) -> float:
-    """Mean accuracy over the budget's time (trapezoids). A run that ended early stays where it was."""
+    """Mean accuracy over the budget's time (trapezoids). A run that ended early keeps its last
+    accuracy.
+    """
     points = until(curve, budget_s)
     total = sum(
         (after.seconds - before.seconds) * (before.accuracy + after.accuracy) / 2
@@ -52,9 +55,10 @@ def area(curve: Sequence[Point], budget_s: float) -> float:
 
 
 def crossing(curve: Sequence[Point], target: float, budget_s: float) -> Crossing:
-    """The way to `target`: the first evaluation at or above it whose following one is so too (a single one may be luck).
+    """Find when the curve reaches `target`: the first of two consecutive evaluations at or above it
+    (a single one may be luck).
 
-    The moment is where the line from the evaluation before meets the target. Beyond the budget does not count.
+    The time is interpolated from the evaluation before. Later than the budget does not count.
     """
     for index, (here, following) in enumerate(zip(curve, curve[1:], strict=False)):
         if here.accuracy >= target and following.accuracy >= target:
@@ -67,7 +71,8 @@ def crossing(curve: Sequence[Point], target: float, budget_s: float) -> Crossing
 
 
 def _meets(before: Point, after: Point, target: float) -> Point:
-    # `before` lies below the target: otherwise it, followed by `after`, would have been the crossing.
+    # `before` lies below the target: otherwise it, followed by `after`, would have been the
+    # crossing.
     return _between(before, after, (target - before.accuracy) / (after.accuracy - before.accuracy))
 
 

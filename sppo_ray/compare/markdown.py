@@ -1,4 +1,4 @@
-"""report.md: the figures as tables, what differs between the arms, and how the figures were made."""
+"""Write report.md: the figures as tables, the differences between the arms, and the method."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sppo_ray.compare.report import TARGET_SHARES, ArmReport, Report, ToTarget, largest_first
 from sppo_ray.compare.statistics import Estimate, Ratio
-from sppo_ray.trainer.text import format_fraction
+from sppo_ray.formatting import format_fraction
 
 PLOTS = {
     "accuracy-time.png": "Held-out accuracy against training time",
@@ -20,7 +20,7 @@ NONE = "-"
 
 
 def to_markdown(report: Report, plots: Sequence[str]) -> str:
-    """The report as Markdown. `plots` are the files of PLOTS that lie beside it."""
+    """Return the report as Markdown. `plots` are the existing files of PLOTS."""
     plan = report.plan
     blocks = [
         f"# {Path(plan.recipe).stem}: {', '.join(arm.name for arm in report.arms)}",
@@ -44,12 +44,19 @@ def to_markdown(report: Report, plots: Sequence[str]) -> str:
 def _setting(report: Report) -> str:
     plan, machine = report.plan, report.machine
     seeds = ", ".join(str(seed) for seed in plan.seeds)
-    at_a_time = "one run at a time" if plan.concurrent == 1 else f"{plan.concurrent} runs at a time, each on cores of its own"
+    at_a_time = (
+        "one run at a time"
+        if plan.concurrent == 1
+        else f"{plan.concurrent} runs at a time, each on cores of its own"
+    )
     lines = [
-        f"{plan.budget_s:g} s of training a run; seeds {seeds}; {at_a_time}, {_count(plan.cores_per_run, 'core')} a run.",
+        f"{plan.budget_s:g} s of training a run; seeds {seeds}; {at_a_time}, "
+        f"{_count(plan.cores_per_run, 'core')} a run."
     ]
     if machine:
-        packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if name in SHOWN_PACKAGES)
+        packages = ", ".join(
+            f"{name} {version}" for name, version in machine["packages"].items() if name in SHOWN_PACKAGES
+        )
         lines.append(
             f"{machine['cpu']}, {_count(machine['cpu_count'], 'core')} in all, {machine['memory_gib']:g} GiB"
             f"{''.join(f', {gpu}' for gpu in machine['gpus'])}; Python {machine['python']}, {packages}; "
@@ -75,7 +82,7 @@ def _failures(report: Report) -> list[str]:
 
 
 def accuracy_table(report: Report) -> str:
-    """A row an arm: accuracies and what was spent."""
+    """One row per arm: accuracies and costs."""
     rows = [
         (
             f"**{arm.name}**",
@@ -94,20 +101,24 @@ def accuracy_table(report: Report) -> str:
     head = ("arm", "runs", "accuracy at the budget [95 %]", "sd", "best", "mean over the budget")
     spent = ("seconds", "steps", "trained samples", "generated tokens")
     return (
-        f"Base: {format_fraction(report.base_accuracy)} held out. One evaluation's 95 % interval over its prompts is at most "
+        f"Base: {format_fraction(report.base_accuracy)} held out. One evaluation's 95 % interval over its "
+        "prompts is at most "
         f"± {format_fraction(report.accuracy_half_width)}.\n\n" + _table((*head, *spent), rows)
     )
 
 
 def target_tables(report: Report) -> list[str]:
-    """A table a target, a row an arm; a sentence when there is no target."""
+    """One table per target, one row per arm; a sentence when there is no target."""
     blocks = []
     if not report.targets:
         blocks.append("No arm rose far enough above the base to set a target; give some with `--targets`.")
     for index, target in enumerate(report.targets):
         rows = [_target_row(arm, arm.targets[index], report.plan.baseline) for arm in report.arms]
         head = ("arm", "reached", "seconds [95 %]", "generated tokens [95 %]", "trained samples [95 %]")
-        against = (f"time of {report.plan.baseline} / its own [95 %]", f"tokens of {report.plan.baseline} / its own [95 %]")
+        against = (
+            f"time of {report.plan.baseline} / its own [95 %]",
+            f"tokens of {report.plan.baseline} / its own [95 %]",
+        )
         blocks.append(f"### Held-out accuracy {target:g}\n\n" + _table((*head, *against), rows))
     return blocks
 
@@ -131,7 +142,10 @@ def _memory(report: Report, plots: Sequence[str]) -> list[str]:
         return []
     on_gpu = report.machine.get("gpus") and report.plan.config(report.plan.arms[0]).device != "cpu"
     device = "device memory" if on_gpu else "resident memory (pages that processes share count for each)"
-    rows = [(f"**{arm.name}**", *_by_name(arm.peak_memory, roles, lambda size: _amount(size / 2**20))) for arm in report.arms]
+    rows = [
+        (f"**{arm.name}**", *_by_name(arm.peak_memory, roles, lambda size: _amount(size / 2**20)))
+        for arm in report.arms
+    ]
     text = f"Peak {device} of each role's processes in MiB, mean over runs. Peaks need not coincide."
     images = [_image("memory.png")] if "memory.png" in plots else []
     return ["## Peak memory by role", text, _table(("arm", *roles, "all"), rows), *images]
@@ -141,9 +155,13 @@ def _stages(report: Report, plots: Sequence[str]) -> list[str]:
     stages = largest_first(arm.stages for arm in report.arms)
     if not stages:
         return []
-    rows = [(f"**{arm.name}**", *_by_name(arm.stages, stages, lambda seconds: f"{seconds:.1f}")) for arm in report.arms]
+    rows = [
+        (f"**{arm.name}**", *_by_name(arm.stages, stages, lambda seconds: f"{seconds:.1f}"))
+        for arm in report.arms
+    ]
     text = (
-        "Seconds of the training loop in each stage, mean over runs: what it waited for, so work that another stage hides is not "
+        "Seconds of the training loop in each stage, mean over runs: what it waited for, so work that "
+        "another stage hides is not "
         "counted twice. `other` is the loop's own work."
     )
     images = [_image("stages.png")] if "stages.png" in plots else []
@@ -157,7 +175,8 @@ def _overrides(report: Report) -> str:
     ]
     common = " ".join(f"`{override}`" for override in report.plan.common)
     return (
-        f"Base weights, prompts, verifier, engines and evaluations are the recipe's, the same for all. Each arm adds to "
+        "Base weights, prompts, verifier, engines and evaluations are the recipe's, the same for all. Each "
+        "arm adds to "
         f"`{report.plan.recipe}` and to {common}:\n\n" + _table(("arm", "overrides", ""), rows)
     )
 
@@ -167,31 +186,41 @@ def _method(report: Report) -> str:
     rule = (
         "Targets were given on the command line."
         if report.targets_given
-        else f"Targets lie {shares} of the way from the base's accuracy to that of the best arm at the budget: a rule fixed "
+        else f"Targets lie {shares} of the way from the base's accuracy to that of the best arm at the "
+        "budget: a rule fixed "
         "before the runs, but applied to their results."
     )
     lines = [
-        "Seconds are training time: waiting for generation, updates and weight syncs. Evaluations, checkpoints and start-up do "
+        "Seconds are training time: waiting for generation, updates and weight syncs. Evaluations, "
+        "checkpoints and start-up do "
         "not count.",
-        "A run ends after the step in which the budget is over. Its accuracy at the budget is read off the line between the "
+        "A run ends after the step in which the budget is over. Its accuracy at the budget is read off the "
+        "line between the "
         "evaluations on both sides.",
-        "Generated tokens are all response tokens drawn for training, greedy baselines and dropped groups included.",
-        "A target is reached at the first evaluation at or above it whose following one is so too; the moment is where the line "
+        "Generated tokens are all response tokens drawn for training, greedy baselines and dropped groups "
+        "included.",
+        "A target is reached at the first evaluation at or above it whose following one is so too; the "
+        "moment is where the line "
         "from the evaluation before meets the target.",
-        "A run that does not get there counts with all that it spent within the budget. The mean is then a lower bound, marked "
+        "A run that does not get there counts with all that it spent within the budget. The mean is then a "
+        "lower bound, marked "
         "`>`; a ratio is marked ≥ or ≤, and left out where runs of both sides were cut off.",
         rule,
-        "Intervals are 95 % percentile bootstraps over seeds (10,000 draws), for ratios with both arms drawn independently. With "
-        "fewer than ten seeds they are too narrow; they do not hold the choice of held-out prompts, which all runs share.",
-        "A warm-up of the learning rate counts optimizer steps: an arm with larger, fewer steps spends more time in it, "
+        "Intervals are 95 % percentile bootstraps over seeds (10,000 draws), for ratios with both arms drawn "
+        "independently. With "
+        "fewer than ten seeds they are too narrow; they do not hold the choice of held-out prompts, which "
+        "all runs share.",
+        "A warm-up of the learning rate counts optimizer steps: an arm with larger, fewer steps spends more "
+        "time in it, "
         "unless its overrides give it a shorter one.",
-        "Every arm has the recipe's learning rates unless its overrides say otherwise: a fair verdict on two algorithms needs a "
+        "Every arm has the recipe's learning rates unless its overrides say otherwise: a fair verdict on two "
+        "algorithms needs a "
         "sweep for each.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
 
-# ------------------------------------------------------------------------------------------------------ figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 def _fraction(figure: Estimate) -> str:
@@ -229,7 +258,9 @@ def _count(number: int, what: str) -> str:
 def _by_name(figures: Mapping[str, float], names: Sequence[str], show: Callable[[float], str]) -> list[str]:
     if not figures:
         return [NONE] * (len(names) + 1)
-    return [show(figures[name]) if name in figures else NONE for name in names] + [show(math.fsum(figures.values()))]
+    return [show(figures[name]) if name in figures else NONE for name in names] + [
+        show(math.fsum(figures.values()))
+    ]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,8 +1,9 @@
-"""The figures of a comparison, from its run directories: per arm over its finished runs, per target over its crossings."""
+"""Compute the figures of a comparison from its run directories: per arm over its finished runs, per
+target over its crossings.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,16 +16,22 @@ from sppo_ray.compare.plan import Job, Plan
 from sppo_ray.compare.runner import run_path
 from sppo_ray.compare.runs import Missing, RunFigures, read_run
 from sppo_ray.compare.statistics import NO_RATIO, Estimate, Ratio, estimate, ratio
-from sppo_ray.trainer.jsonlines import finite_json
+from sppo_ray.rundir.environment import code_label
+from sppo_ray.rundir.jsonlines import finite_json
+from sppo_ray.rundir.layout import RunDir
 
 TARGET_SHARES = (0.5, 0.8)
-"""Where no targets are given: so far from the base's accuracy to that of the best arm at the budget."""
-LEAST_RISE = 0.05  # below this there is nothing to measure a way to
+"""Default targets, as fractions of the way from the base's accuracy to the best arm's at the
+budget.
+"""
+LEAST_RISE = 0.05  # with a smaller gain there are no targets
 
 
 @dataclass(frozen=True, slots=True)
 class ToTarget:
-    """An arm's way to one target. Runs that did not get there enter with all that they spent within the budget."""
+    """An arm's cost to reach one target. Runs that did not reach it count with their whole cost
+    within the budget.
+    """
 
     target: float
     reached: int
@@ -63,16 +70,17 @@ class Report:
 
     plan: Plan
     targets: tuple[float, ...]
-    targets_given: bool  # by the user, not by the rule
+    targets_given: bool  # given by the user, not by the rule
     base_accuracy: float  # mean of all runs before training; NaN = none finished
-    accuracy_half_width: float  # the widest of a run's evaluations' 95 % intervals over their prompts, mean over runs
+    # the widest 95 % interval (over prompts) of a run's evaluations, mean over runs
+    accuracy_half_width: float
     arms: tuple[ArmReport, ...]
     machine: Mapping[str, Any]  # environment.json of a finished run; {} = none
     commits: tuple[str, ...]  # of all finished runs; more than one = the code changed in between
 
     @property
     def failed(self) -> list[tuple[str, Missing]]:
-        """(arm, run) of each run that was tried and did not finish."""
+        """Return (arm, run) of each run that was started and did not finish."""
         return [(arm.name, run) for arm in self.arms for run in arm.missing if run.reason is not None]
 
     @property
@@ -80,7 +88,7 @@ class Report:
         return not any(arm.missing for arm in self.arms)
 
     def arm(self, name: str) -> ArmReport:
-        """Raises KeyError for an unknown name."""
+        """Return the arm with this name. Raises KeyError for an unknown name."""
         for arm in self.arms:
             if arm.name == name:
                 return arm
@@ -92,14 +100,27 @@ class Report:
 
 
 def make_report(plan: Plan, out: Path) -> Report:
-    """Read every run of the plan in `out`. Raises UserError when a finished run's files are damaged."""
-    found = {arm.name: [read_run(out, Job(arm.name, seed), plan.budget_s) for seed in plan.seeds] for arm in plan.arms}
+    """Read every run of the plan in `out`. Raises UserError when a finished run's files are
+    damaged.
+    """
+    found = {
+        arm.name: [read_run(out, Job(arm.name, seed), plan.budget_s) for seed in plan.seeds]
+        for arm in plan.arms
+    }
     runs = {name: [run for run in of_arm if isinstance(run, RunFigures)] for name, of_arm in found.items()}
-    missing = {name: tuple(run for run in of_arm if isinstance(run, Missing)) for name, of_arm in found.items()}
+    missing = {
+        name: tuple(run for run in of_arm if isinstance(run, Missing)) for name, of_arm in found.items()
+    }
     everything = [run for of_arm in runs.values() for run in of_arm]
     base = _mean([run.initial_accuracy for run in everything])
-    targets = plan.targets or default_targets(base, [_mean([run.accuracy for run in of_arm]) for of_arm in runs.values()])
-    environments = [_environment(run_path(out, Job(name, run.seed))) for name, of_arm in runs.items() for run in of_arm]
+    targets = plan.targets or default_targets(
+        base, [_mean([run.accuracy for run in of_arm]) for of_arm in runs.values()]
+    )
+    environments = [
+        RunDir(run_path(out, Job(name, run.seed))).read_environment()
+        for name, of_arm in runs.items()
+        for run in of_arm
+    ]
     return Report(
         plan=plan,
         targets=targets,
@@ -108,12 +129,14 @@ def make_report(plan: Plan, out: Path) -> Report:
         accuracy_half_width=_mean([run.accuracy_half_width for run in everything]),
         arms=tuple(_arm(arm, runs, missing[arm.name], targets, plan) for arm in plan.arms),
         machine=environments[0] if environments else {},
-        commits=tuple(dict.fromkeys(_commit(environment) for environment in environments)),
+        commits=tuple(dict.fromkeys(code_label(environment) for environment in environments)),
     )
 
 
 def largest_first(columns: Iterable[Mapping[str, float]]) -> list[str]:
-    """The names of all arms' figures (seconds by stage, bytes by role), the largest sum first."""
+    """Return the names in all arms' figures (seconds by stage, bytes by role), largest sum
+    first.
+    """
     totals: dict[str, float] = {}
     for column in columns:
         for name, figure in column.items():
@@ -122,19 +145,24 @@ def largest_first(columns: Iterable[Mapping[str, float]]) -> list[str]:
 
 
 def default_targets(base: float, accuracies: Sequence[float]) -> tuple[float, ...]:
-    """TARGET_SHARES of the way from `base` to the best of the arms' mean `accuracies`, to two decimals; () when that way is too
-    short."""
+    """Return the targets: TARGET_SHARES of the way from `base` to the best mean accuracy, rounded
+    to two decimals; () when the gain is too small.
+    """
     best = max((accuracy for accuracy in accuracies if math.isfinite(accuracy)), default=math.nan)
     if not best - base >= LEAST_RISE:
         return ()
     return tuple(dict.fromkeys(round(base + share * (best - base), 2) for share in TARGET_SHARES))
 
 
-# ------------------------------------------------------------------------------------------------------ inside
+# ------------------------------------------------------------------------------------------- inside
 
 
 def _arm(
-    arm: Arm, runs: Mapping[str, Sequence[RunFigures]], missing: tuple[Missing, ...], targets: Sequence[float], plan: Plan
+    arm: Arm,
+    runs: Mapping[str, Sequence[RunFigures]],
+    missing: tuple[Missing, ...],
+    targets: Sequence[float],
+    plan: Plan,
 ) -> ArmReport:
     mine, baseline = runs[arm.name], runs[plan.baseline]
 
@@ -154,14 +182,22 @@ def _arm(
         steps=over_runs(lambda run: run.steps),
         samples=over_runs(lambda run: run.samples),
         tokens=over_runs(lambda run: run.tokens),
-        targets=tuple(_to_target(target, mine, baseline, plan, is_baseline=arm.name == plan.baseline) for target in targets),
+        targets=tuple(
+            _to_target(target, mine, baseline, plan, is_baseline=arm.name == plan.baseline)
+            for target in targets
+        ),
         peak_memory=_means([run.peak_memory for run in mine]),
         stages=_means([run.stages for run in mine]),
     )
 
 
 def _to_target(
-    target: float, runs: Sequence[RunFigures], baseline: Sequence[RunFigures], plan: Plan, *, is_baseline: bool
+    target: float,
+    runs: Sequence[RunFigures],
+    baseline: Sequence[RunFigures],
+    plan: Plan,
+    *,
+    is_baseline: bool,
 ) -> ToTarget:
     ours = [crossing(run.curve, target, plan.budget_s) for run in runs]
     theirs = [crossing(run.curve, target, plan.budget_s) for run in baseline]
@@ -170,7 +206,12 @@ def _to_target(
     def against_baseline(figure: Callable[[Crossing], float]) -> Ratio:
         if is_baseline:
             return NO_RATIO
-        return ratio([figure(c) for c in theirs], [figure(c) for c in ours], baseline_censored=their_cut, arm_censored=cut)
+        return ratio(
+            [figure(c) for c in theirs],
+            [figure(c) for c in ours],
+            baseline_censored=their_cut,
+            arm_censored=cut,
+        )
 
     return ToTarget(
         target=target,
@@ -196,13 +237,3 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def _environment(path: Path) -> dict[str, Any]:
-    return json.loads((path / "environment.json").read_text(encoding="utf-8"))
-
-
-def _commit(environment: Mapping[str, Any]) -> str:
-    if not environment["commit"]:
-        return "not in a git checkout"
-    return environment["commit"][:12] + ("-modified" if environment["modified"] else "")

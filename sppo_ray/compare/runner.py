@@ -1,15 +1,16 @@
-"""Run the jobs of a comparison: each a process of its own, so many at a time, each on its own share of the cores.
+"""Run the jobs of a comparison: one process each, several at a time, each on its own share of the
+cores.
 
-    jobs, seed by seed --> [core share 0: process] [core share 1: process] ... --> runs.jsonl, a line each
+    jobs, seed by seed --> [core share 0: process] [core share 1: process] ...
+        --> runs.jsonl, a line each
 
-A run that finished is never repeated; one that did not is taken again from the start, because a resumed run's clock would
-hold a second warm-up.
+A finished run is never repeated. An unfinished run starts over, because a resumed run's time would
+include a second warm-up.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -17,21 +18,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sppo_ray.compare.plan import Job, Plan
+from sppo_ray.config.permissions import asks_for, flags_for
 from sppo_ray.errors import UserError
-from sppo_ray.trainer.jsonlines import JsonLines, read_json_lines
-from sppo_ray.trainer.rundir import RunDir
-from sppo_ray.trainer.text import format_seconds
+from sppo_ray.formatting import format_seconds
+from sppo_ray.rundir.environment import code_label, environment
+from sppo_ray.rundir.files import RunFile
+from sppo_ray.rundir.jsonlines import JsonLines, read_json_lines
+from sppo_ray.rundir.layout import RunDir
+from sppo_ray.rundir.summary import Summary
 
 ENDED = "runs.jsonl"
 POLL_S = 0.1
-# A run that is asked to end finishes its step and writes a checkpoint; asked twice, it ends at once.
+# The first signal ends a run after its step, with a checkpoint; the second ends it at once.
 PATIENCE_S = ((signal.SIGTERM, 120.0), (signal.SIGTERM, 20.0), (signal.SIGKILL, 20.0))
 
 Command = Callable[[Job], Sequence[str]]
@@ -46,9 +51,13 @@ class _Running:
 
 
 class Runner:
-    """Works off a comparison's jobs in `out`. `say` takes a line of progress; `command` is what a job's process runs."""
+    """Runs a comparison's jobs in `out`. `say` receives lines of progress; `command` returns the
+    command of a job.
+    """
 
-    def __init__(self, plan: Plan, out: Path, say: Callable[[str], None], command: Command | None = None) -> None:
+    def __init__(
+        self, plan: Plan, out: Path, say: Callable[[str], None], command: Command | None = None
+    ) -> None:
         self._plan = plan
         self._out = out
         self._say = say
@@ -57,9 +66,8 @@ class Runner:
         self._wall: list[float] = []  # seconds of each process that finished its run
 
     def run(self) -> None:
-        """Return when every job has been tried. Ctrl-C or SIGTERM ends what runs, cleanly, and raises KeyboardInterrupt.
-
-        A run that fails is said and noted, and the others go on.
+        """Run every job once. Ctrl-C or SIGTERM ends the current runs cleanly and raises
+        KeyboardInterrupt. A failed run is reported and recorded, and the others continue.
         """
         waiting = deque(job for job in self._plan.jobs if not is_finished(run_path(self._out, job)))
         total, live = len(self._plan.jobs), self._live
@@ -89,7 +97,8 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in a terminal reaches us, and we end the runs in order
+                # Ctrl-C in a terminal reaches only this process, which then ends the runs
+                start_new_session=True,
             )
         self._live.append(_Running(job, cores, process, time.monotonic()))
         self._say(f"{job.arm}, seed {job.seed}: started on core{'s' * (len(cores) > 1)} {_ranges(cores)}")
@@ -97,12 +106,18 @@ class Runner:
     def _conclude(self, running: _Running, ended: JsonLines, *, left: int) -> None:
         job, wall = running.job, time.monotonic() - running.started
         ended.append(
-            {"run": job.name, "exit": running.process.returncode, "wall_s": round(wall, 1), "cores": list(running.cores)}
+            {
+                "run": job.name,
+                "exit": running.process.returncode,
+                "wall_s": round(wall, 1),
+                "cores": list(running.cores),
+            }
         )
         path = run_path(self._out, job)
-        if is_finished(path):
+        summary = read_summary(path)
+        if summary is not None and summary.status == "finished":
             self._wall.append(wall)
-            told = _told(read_summary(path))
+            told = _told(summary)
         else:
             told = f"FAILED ({failure(self._out, job)})"
         rest = f"; {left} to go{self._remaining(left)}" if left else ""
@@ -129,10 +144,24 @@ class Runner:
 
     def _train(self, job: Job) -> list[str]:
         settings, run = self._out / "arms" / f"{job.arm}.yaml", run_path(self._out, job)
-        return [sys.executable, "-m", "sppo_ray", "train", str(settings), "--run-dir", str(run), "--seed", str(job.seed)]
+        arm = next(arm for arm in self._plan.arms if arm.name == job.arm)
+        # when the comparison started or continued
+        granted = flags_for(asks_for(self._plan.config(arm).reward))
+        words = [
+            sys.executable,
+            "-m",
+            "sppo_ray",
+            "train",
+            str(settings),
+            "--run-dir",
+            str(run),
+            "--seed",
+            str(job.seed),
+        ]
+        return [*words, *granted]
 
 
-# ------------------------------------------------------------------------------------------------- runs on disk
+# ------------------------------------------------------------------------------------- runs on disk
 
 
 def run_path(out: Path, job: Job) -> Path:
@@ -143,51 +172,81 @@ def log_path(out: Path, job: Job) -> Path:
     return out / "logs" / f"{job.name}.log"
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """A run directory's summary.json; {} when the run has not ended. Raises UserError when it is damaged."""
+def read_summary(path: Path) -> Summary | None:
+    """Read a run directory's summary.json; None when the run has not ended. Raises UserError when
+    it is damaged.
+    """
     file = RunDir(path).summary
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return Summary.load(RunFile(path, file.name))
     except FileNotFoundError:
-        return {}
+        return None
     except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}): remove {path}, and the comparison makes the run again") from None
+        raise UserError(
+            f"{file}: not JSON ({error}): remove {path}, and the comparison makes the run again"
+        ) from None
+
+
+def require_same_code(plan: Plan, out: Path) -> None:
+    """Raise UserError when further runs would join finished ones of another state of the code."""
+    finished = [job for job in plan.jobs if is_finished(run_path(out, job))]
+    now = code_label(environment())
+    others = Counter(label for job in finished if (label := code_of(run_path(out, job))) != now)
+    if others and len(finished) < len(plan.jobs):
+        found = ", ".join(f"{count} of {label}" for label, count in others.items())
+        raise UserError(
+            f"{out}: holds finished runs of another commit ({found}; this is {now}): choose another "
+            "--out, or keep them with --mix-commits (the report names the commits)"
+        )
+
+
+def code_of(path: Path) -> str:
+    """The state of the code that a finished run was made with."""
+    return code_label(RunDir(path).read_environment())
 
 
 def is_finished(path: Path) -> bool:
-    return read_summary(path).get("status") == "finished"
+    summary = read_summary(path)
+    return summary is not None and summary.status == "finished"
 
 
 def clear_unfinished(path: Path) -> None:
-    """Make room for a run to start over. Raises UserError when another process still writes there."""
+    """Remove an unfinished run, so that it can start over. Raises UserError when another process
+    still writes there.
+    """
     if RunDir(path).is_run:
-        RunDir.create(path, resume=True).close()  # refuses while the run's lock is held
+        RunDir.create(path, resume=True).close()  # raises while the run's lock is held
     shutil.rmtree(path, ignore_errors=True)
 
 
 def how_it_ended(out: Path) -> dict[str, dict[str, Any]]:
-    """The last row of runs.jsonl of each run: {"run", "exit", "wall_s", "cores"}."""
+    """Return the last row of runs.jsonl for each run: {"run", "exit", "wall_s", "cores"}."""
     return {row["run"]: row for row in read_json_lines(out / ENDED)}
 
 
 def failure(out: Path, job: Job) -> str | None:
-    """Why a run is not finished, in a line; None when it has not been tried to the end."""
+    """Say in one line why a run is not finished; None when no attempt has ended."""
     row = how_it_ended(out).get(job.name)
     if row is None:
         return None
-    if read_summary(run_path(out, job)).get("status") == "stopped":
+    summary = read_summary(run_path(out, job))
+    if summary is not None and summary.status == "stopped":
         return "stopped before the budget was spent"
     log = log_path(out, job)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")] or [
+        line for line in lines if line.strip()
+    ]
     return f"exit {row['exit']}: {errors[-1].removeprefix('error: ') if errors else 'no output'}"
 
 
-# ------------------------------------------------------------------------------------------------------ inside
+# ------------------------------------------------------------------------------------------- inside
 
 
 def core_shares(count: int) -> list[tuple[int, ...]]:
-    """The cores that this process may use in `count` equal shares; those left over stay idle, so that all runs are equal."""
+    """Split this process's cores into `count` equal shares; remaining cores stay idle, so that all
+    runs are equal.
+    """
     cores = sorted(os.sched_getaffinity(0))
     size = len(cores) // count
     return [tuple(cores[share * size : (share + 1) * size]) for share in range(count)]
@@ -195,7 +254,7 @@ def core_shares(count: int) -> list[tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _on(cores: tuple[int, ...]) -> Iterator[None]:
-    """A process started in the block, and all that it starts, runs on these cores only."""
+    """Within the block, start processes that run, with their children, on these cores only."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -206,7 +265,9 @@ def _on(cores: tuple[int, ...]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends a comparison as Ctrl-C does. Signals belong to the main thread; elsewhere this does nothing."""
+    """Within the block, SIGTERM ends a comparison as Ctrl-C does. Outside the main thread it does
+    nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -221,9 +282,12 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _told(summary: Mapping[str, Any]) -> str:
-    accuracies = [f"{summary[key]:.2f}" for key in ("initial_accuracy", "final_accuracy") if summary[key] is not None]
-    return f"accuracy {' → '.join(accuracies)} after {summary['steps']} steps, {format_seconds(summary['seconds'])} of training"
+def _told(summary: Summary) -> str:
+    known = [value for value in (summary.initial_accuracy, summary.final_accuracy) if value is not None]
+    return (
+        f"accuracy {' → '.join(f'{value:.2f}' for value in known)} after {summary.steps} steps, "
+        f"{format_seconds(summary.seconds)} of training"
+    )
 
 
 def _ranges(cores: Sequence[int]) -> str:

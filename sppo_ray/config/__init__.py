@@ -1,14 +1,15 @@
-"""The one source of settings: a frozen pydantic tree, read from a YAML recipe and `--a.b=c` overrides.
+"""The settings of a run: a frozen pydantic tree, read from a YAML recipe and `--a.b=c` overrides.
 
     run: RunConfig --+-- algorithm, data, reward, guardrails    the section of that name
                      +-- models: learner, critic, reference     a section checks itself;
-                     +-- rollout: rollout, weight_sync          what two cannot have together: checks
+                     +-- rollout: rollout, weight_sync          what two cannot have together:
+                                                                checks
                      +-- loop: loop, eval, checkpoint
                      '-- operations: recovery, logging, cluster
 
-Importing it imports neither torch nor Ray, so that a typo costs a millisecond and not a minute. An unknown key is an error
-that names the nearest valid one; a setting that cannot work is refused with the remedy.
-All batch sizes are in SAMPLES over all ranks (one response = one sample).
+It imports neither torch nor Ray, so a typo is reported in milliseconds. The error for an unknown
+key names the nearest valid key; the error for an impossible setting says what to change. All batch
+sizes are in SAMPLES over all ranks (one response = one sample).
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ from sppo_ray.config.data import (
 )
 from sppo_ray.config.guardrails import GuardrailSettings
 from sppo_ray.config.loop import CheckpointSettings, EvalSettings, LoopSettings
-from sppo_ray.config.models import CriticSettings, LearnerSettings, ModelSettings, OptimizerSettings, ReferenceSettings
+from sppo_ray.config.models import (
+    CriticSettings,
+    LearnerSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ReferenceSettings,
+)
 from sppo_ray.config.operations import ClusterSettings, LoggingSettings, RecoverySettings
 from sppo_ray.config.reward import (
     CodeReward,

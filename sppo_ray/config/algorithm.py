@@ -1,4 +1,4 @@
-"""The section `algorithm`: the settings of one of `ALGORITHMS`, chosen by its `type`, and what follows from the choice alone."""
+"""The section `algorithm`: the settings of one of `ALGORITHMS`, chosen by its `type`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pydantic import Field
 from sppo_ray.algorithms import ALGORITHMS
 from sppo_ray.algorithms.base import AlgorithmSpec
 
-Algorithm = Annotated[Union[tuple(spec.settings for spec in ALGORITHMS.values())], Field(discriminator="type")]  # type: ignore[valid-type]
+Algorithm = Annotated[
+    Union[tuple(spec.settings for spec in ALGORITHMS.values())], Field(discriminator="type")
+]  # type: ignore[valid-type]
 
 
 def spec_of(algorithm: Algorithm) -> AlgorithmSpec:
@@ -17,5 +19,5 @@ def spec_of(algorithm: Algorithm) -> AlgorithmSpec:
 
 
 def critic_needs_probabilities(algorithm: Algorithm) -> bool:
-    """Whether its critic is trained by binary cross-entropy, which is defined for rewards in [0, 1]."""
-    return spec_of(algorithm).critic == "prompt" or getattr(algorithm, "critic_loss", None) == "bce"
+    """Whether its critic is trained by binary cross-entropy, which needs rewards in [0, 1]."""
+    return spec_of(algorithm).critic == "prompt" or algorithm.token_critic_loss == "bce"

@@ -1,10 +1,12 @@
-"""Settings that do not work together: what no section can see alone, each refused with the remedy.
+"""Checks of settings that do not work together across sections; each error says what to change.
 
-Pure functions of the sections that they compare. `RunConfig` calls them in the order in which they stand here, and the
-first that finds a fault is the one that is reported.
+Pure functions of the sections that they compare. `RunConfig` calls them in the order of this file
+and reports the first error.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, spec_of
 from sppo_ray.config.data import DataSettings
@@ -15,20 +17,28 @@ from sppo_ray.config.rollout import RolloutSettings
 
 
 def check_algorithm(
-    algorithm: Algorithm, *, data: DataSettings, loop: LoopSettings, reward: RewardSettings, rollout: RolloutSettings
+    algorithm: Algorithm,
+    *,
+    data: DataSettings,
+    loop: LoopSettings,
+    reward: RewardSettings,
+    rollout: RolloutSettings,
 ) -> None:
-    """What an algorithm asks of samples, prompts and rewards."""
+    """Check samples, prompts and rewards against the needs of the algorithm."""
     _check_samples(algorithm, data, loop)
     if data.curriculum is not None and spec_of(algorithm).critic != "prompt":
         raise ValueError(
-            f"data.curriculum chooses prompts by the prompt critic's value, and {algorithm.type} has none: set algorithm.type to "
+            f"data.curriculum chooses prompts by the prompt critic's value, and {algorithm.type} has none: "
+            "set algorithm.type to "
             "sppo, or data.curriculum to null"
         )
     low, high = reward.range
     if critic_needs_probabilities(algorithm) and (low < 0.0 or high > 1.0):
         raise ValueError(
-            f"reward.function.range is [{low:g}, {high:g}], but the critic of {algorithm.type} is trained by binary "
-            "cross-entropy and needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), and declare [0, 1]"
+            f"reward.function.range is [{low:g}, {high:g}], but the critic of {algorithm.type} is trained by "
+            "binary "
+            "cross-entropy and needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), "
+            "and declare [0, 1]"
         )
     overlong = algorithm.overlong
     if overlong is not None and overlong.buffer_tokens > rollout.max_response_tokens:
@@ -39,18 +49,20 @@ def check_algorithm(
 
 
 def _check_samples(algorithm: Algorithm, data: DataSettings, loop: LoopSettings) -> None:
-    """The samples that an algorithm compares with each other exist, and come together."""
+    """Check that samples which the algorithm compares exist and are in the same minibatch."""
     name, needs = algorithm.type, spec_of(algorithm).needs
     if needs == "group":
         _check_groups(name, data, loop)
     if name == "reinforce" and data.samples_per_step < 2:
         raise ValueError(
-            "algorithm reinforce takes the mean reward of a step for its baseline, and a step of one sample is its own mean: "
+            "algorithm reinforce takes the mean reward of a step for its baseline, and a step of one sample "
+            "is its own mean: "
             "every advantage would be 0; raise data.prompts_per_step or data.samples_per_prompt"
         )
     if needs == "step" and loop.minibatch_order == "finish":
         raise ValueError(
-            f"loop.minibatch_order finish trains while samples are still missing, and {name} needs all samples of a step "
+            f"loop.minibatch_order finish trains while samples are still missing, and {name} needs all "
+            "samples of a step "
             "before it knows an advantage: set it to dispatch"
         )
 
@@ -59,24 +71,28 @@ def _check_groups(name: str, data: DataSettings, loop: LoopSettings) -> None:
     samples = data.samples_per_prompt
     if samples < 2:
         raise ValueError(
-            f"data.samples_per_prompt is {samples}, but {name} compares the samples of a prompt with each other: "
+            f"data.samples_per_prompt is {samples}, but {name} compares the samples of a prompt with each "
+            "other: "
             "set it to 2 or more, e.g. 8"
         )
     if data.minibatch_size % samples:
         raise ValueError(
-            f"data.minibatch_size {data.minibatch_size} cuts groups of data.samples_per_prompt {samples} apart: "
+            f"data.minibatch_size {data.minibatch_size} cuts groups of data.samples_per_prompt {samples} "
+            "apart: "
             "make it a multiple"
         )
     if loop.minibatch_order == "finish":
         raise ValueError(
-            f"loop.minibatch_order finish takes samples one by one, and {name} needs whole groups: set it to dispatch"
+            f"loop.minibatch_order finish takes samples one by one, and {name} needs whole groups: set it to "
+            "dispatch"
         )
 
 
 def check_ranks(learner: LearnerSettings, data: DataSettings) -> None:
     if learner.ranks > data.minibatch_size:
         raise ValueError(
-            f"learner.ranks {learner.ranks} exceeds data.minibatch_size {data.minibatch_size}: a rank would have no sample; "
+            f"learner.ranks {learner.ranks} exceeds data.minibatch_size {data.minibatch_size}: a rank would "
+            "have no sample; "
             "raise the minibatch or lower the ranks"
         )
 
@@ -84,58 +100,117 @@ def check_ranks(learner: LearnerSettings, data: DataSettings) -> None:
 def check_warmup(critic: CriticSettings, loop: LoopSettings) -> None:
     if critic.warmup_steps >= loop.steps:
         raise ValueError(
-            f"critic.warmup_steps {critic.warmup_steps} leaves none of the {loop.steps} steps to the policy: lower it, "
+            f"critic.warmup_steps {critic.warmup_steps} leaves none of the {loop.steps} steps to the policy: "
+            "lower it, "
             "or raise loop.steps"
         )
 
 
 def check_devices(
-    device: str, *, rollout: RolloutSettings, learner: LearnerSettings, critic: CriticSettings, reference: ReferenceSettings
+    device: str,
+    *,
+    rollout: RolloutSettings,
+    learner: LearnerSettings,
+    critic: CriticSettings | None,
+    reference: ReferenceSettings | None,
 ) -> None:
-    """`device` and the GPUs of each process agree; a model's attention works in its dtype."""
-    shares = {
-        "rollout.gpus_per_worker": rollout.gpus_per_worker,
-        "learner.gpus_per_rank": learner.gpus_per_rank,
-        "critic.gpus_per_rank": critic.gpus_per_rank,
-        "reference.gpus_per_rank": reference.gpus_per_rank,
-    }
+    """Check that `device` and the GPUs of each process agree, and attention with the dtype. None =
+    a role that is not loaded.
+    """
+    ranks = {"learner": learner} | ({} if critic is None else {"critic": critic})
+    shares = {f"{role}.gpus_per_rank": settings.gpus_per_rank for role, settings in ranks.items()}
+    if reference is not None:
+        shares["reference.gpus_per_rank"] = reference.gpus_per_rank
+    check_engine_device(device, rollout, shares)
     for name, share in shares.items():
-        if device == "cpu" and share > 0:
-            raise ValueError(f"{name} is {share:g}, but device is cpu: set it to 0, or device to cuda")
-    tensor_parallel, gpus = rollout.tensor_parallel_size, rollout.gpus_per_worker
-    if device == "cuda" and gpus == 0:
-        raise ValueError(
-            "device is cuda, but rollout.gpus_per_worker is 0: give each engine its GPUs, e.g. 1, or set device to cpu"
-        )
-    if gpus > 0 and tensor_parallel > 1 and gpus < tensor_parallel:
-        raise ValueError(
-            f"rollout.tensor_parallel_size {tensor_parallel} needs as many GPUs a worker, rollout.gpus_per_worker is {gpus:g}: "
-            f"set it to {tensor_parallel}"
-        )
-    for name, model in (("learner", learner), ("critic", critic)):
-        _check_attention(name, model)
+        _check_share(device, name, share)
+    for role, settings in ranks.items():
+        _check_ranks_share(role, settings)
+        _check_attention(role, settings)
 
 
-def _check_attention(name: str, model: ModelSettings) -> None:
-    if model.attention == "flash_attention_2" and model.dtype == "float32":
+def check_engine_device(device: str, rollout: RolloutSettings, others: Mapping[str, float]) -> None:
+    """Check the GPUs of an engine. `others` are the GPU shares of other roles, by setting."""
+    gpus, tensor_parallel = rollout.gpus_per_worker, rollout.tensor_parallel_size
+    _check_share(device, "rollout.gpus_per_worker", gpus)
+    on_gpus = [name for name, share in others.items() if share > 0]
+    if gpus == 0 and on_gpus:
         raise ValueError(
-            f"{name}.attention flash_attention_2 works in bfloat16 only: set {name}.dtype to bfloat16, or attention to sdpa"
+            f"{on_gpus[0]} is {others[on_gpus[0]]:g}, so this run needs a machine with GPUs, but "
+            "rollout.gpus_per_worker is 0: give each engine its GPUs, e.g. 1, or set all shares to 0"
+        )
+    if rollout.async_scheduling and gpus == 0:
+        raise ValueError(
+            "rollout.async_scheduling works on GPUs only: set it to null, or give each engine its GPUs"
+        )
+    if gpus == 0:
+        return
+    if gpus < 1 and tensor_parallel == 1:
+        if rollout.kv_cache_gib is None:
+            raise ValueError(
+                f"rollout.gpus_per_worker is {gpus:g}: the engine shares its GPU, and cannot measure how "
+                "much memory the other roles leave it, because all start at the same time: set "
+                "rollout.kv_cache_gib, e.g. to 8, or gpus_per_worker to 1"
+            )
+    elif gpus != tensor_parallel:
+        raise ValueError(
+            f"rollout.gpus_per_worker is {gpus:g}, and an engine of rollout.tensor_parallel_size "
+            f"{tensor_parallel} uses {tensor_parallel}: set both to the same number"
+        )
+
+
+def _check_share(device: str, name: str, share: float) -> None:
+    if device == "cpu" and share > 0:
+        raise ValueError(f"{name} is {share:g}, but device is cpu: set it to 0, or device to cuda")
+    if device == "cuda" and share == 0:
+        raise ValueError(f"device is cuda, but {name} is 0: set it, e.g. to 1, or device to auto")
+    if name != "rollout.gpus_per_worker" and share > 1:
+        raise ValueError(f"{name} is {share:g}, and a rank uses one GPU: set it to 1, and use more ranks")
+
+
+def _check_ranks_share(role: str, settings: ModelSettings) -> None:
+    if 0 < settings.gpus_per_rank < 1 and settings.ranks > 1:
+        raise ValueError(
+            f"{role}.gpus_per_rank is {settings.gpus_per_rank:g}: two of the {settings.ranks} ranks could "
+            "share a GPU, which NCCL refuses: set it to 1, or ranks to 1"
+        )
+
+
+def _check_attention(role: str, settings: ModelSettings) -> None:
+    if settings.attention != "flash_attention_2":
+        return
+    if settings.dtype == "float32":
+        raise ValueError(
+            f"{role}.attention flash_attention_2 works in bfloat16 only: set {role}.dtype to bfloat16, or "
+            "attention to sdpa"
+        )
+    if settings.gpus_per_rank == 0:
+        raise ValueError(
+            f"{role}.attention flash_attention_2 works on GPUs only: set {role}.gpus_per_rank to 1, or "
+            "attention to sdpa"
         )
 
 
 def check_learner_input(learner: LearnerSettings, longest: int) -> None:
-    """A micro-batch holds at least one sample: `longest` is a prompt's and a response's tokens together."""
+    """Check that a micro-batch holds at least one sample. `longest` counts prompt and response
+    tokens.
+    """
     if learner.max_tokens_per_microbatch < longest:
         raise ValueError(
-            f"learner.max_tokens_per_microbatch {learner.max_tokens_per_microbatch} is less than the longest sample, "
-            f"{longest} tokens (data.max_prompt_tokens + rollout.max_response_tokens): raise it to at least that, or shorten "
+            f"learner.max_tokens_per_microbatch {learner.max_tokens_per_microbatch} is less than the longest "
+            "sample, "
+            f"{longest} tokens (data.max_prompt_tokens + rollout.max_response_tokens): raise it to at least "
+            "that, or shorten "
             "either"
         )
 
 
 def check_critic_input(critic: CriticSettings, longest: int, setting: str) -> None:
-    """A micro-batch holds at least one input, whose length in tokens follows from `setting`."""
+    """Check that a micro-batch holds at least one input, whose length in tokens follows from
+    `setting`.
+    """
     if critic.max_tokens_per_microbatch < longest:
         raise ValueError(
-            f"critic.max_tokens_per_microbatch {critic.max_tokens_per_microbatch} is less than {setting} {longest}: raise it"
+            f"critic.max_tokens_per_microbatch {critic.max_tokens_per_microbatch} is less than {setting} "
+            f"{longest}: raise it"
         )

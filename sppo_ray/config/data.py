@@ -1,4 +1,4 @@
-"""The section `data`: where prompts come from, and how many samples of them a step and an update have."""
+"""The section `data`: sources of prompts, and the number of samples in a step and in an update."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from sppo_ray.settings import PositiveInt, Settings
 
 
 class RunningSumData(Settings):
-    """The package's own task: add up labelled numbers step by step (`sppo_ray.tasks.running_sum`)."""
+    """The package's own task: add labelled numbers step by step
+    (`sppo_ray.environments.running_sum`).
+    """
 
     type: Literal["running-sum"] = "running-sum"
     name: str = "running-sum"
     size: PositiveInt = 100_000
-    """Number of prompts; prompt i is generated from (seed, i), and short ones come more than once."""
+    """Number of prompts. Prompt i is generated from (seed, i); short prompts repeat."""
     seed: Annotated[int, Field(ge=0)] = 0
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
 
 
 class ParquetData(Settings):
-    """The field's format: data_source, prompt (chat messages), reward_model.ground_truth, extra_info."""
+    """Parquet in the field's common format: data_source, prompt (chat messages),
+    reward_model.ground_truth, extra_info.
+    """
 
     type: Literal["parquet"] = "parquet"
     name: str | None = None
@@ -32,7 +36,9 @@ class ParquetData(Settings):
 
 
 class JsonlData(Settings):
-    """One JSON object a line: `prompt` (a string or chat messages) and `ground_truth` (keys configurable)."""
+    """One JSON object a line: `prompt` (a string or chat messages) and `ground_truth` (keys
+    configurable).
+    """
 
     type: Literal["jsonl"] = "jsonl"
     name: str | None = None
@@ -60,21 +66,25 @@ class ReasoningGymData(Settings):
     size: PositiveInt = 10_000
     seed: Annotated[int, Field(ge=0)] = 0
     options: Mapping[str, Any] = Field(default_factory=dict)
-    """Handed to `reasoning_gym.create_dataset`."""
+    """Passed to `reasoning_gym.create_dataset`."""
 
     @property
     def name(self) -> str:
         return f"reasoning-gym/{self.task}"
 
 
-DataSource = Annotated[Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData], Field(discriminator="type")]
+DataSource = Annotated[
+    Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData], Field(discriminator="type")
+]
 
 
 class CurriculumSettings(Settings):
-    """Prefer prompts whose outcome is open: drawn without replacement in proportion to (V (1 - V)) ** sharpness."""
+    """Prefer prompts of uncertain outcome: draw without replacement in proportion to (V (1 - V)) **
+    sharpness.
+    """
 
     candidates: Annotated[int, Field(ge=2)] = 4
-    """Prompts that the critic reads for each one that is trained on."""
+    """Prompts that the critic reads for each prompt that is trained on."""
     sharpness: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -83,21 +93,26 @@ class DataSettings(Settings):
     held_out: tuple[DataSource, ...] = ()
     """Evaluation sets; see held_out_overlap."""
     held_out_overlap: Literal["refuse", "drop", "allow"] = "refuse"
-    """A training prompt of a file that is also held out: stop and name it, leave it out of training and count it, or
-    train on it. Procedural sources always leave it out."""
+    """When a training prompt from a file is also held out: refuse = stop and name it; drop = leave
+    it out of training and count it; allow = train on it. Procedural sources always leave it out.
+    """
     prompts_per_step: PositiveInt = 256
     samples_per_prompt: PositiveInt = 1
-    """N. One is enough where the baseline is no other sample (sppo, ppo, remax, reinforce); grpo and rloo need 2 or more."""
+    """N. sppo, ppo, remax and reinforce need one; grpo and rloo need 2 or more, as the baseline is
+    the other samples.
+    """
     minibatch_size: PositiveInt = 64
-    """Samples an optimizer step, over all learner ranks."""
+    """Samples per optimizer step, over all learner ranks."""
     max_prompt_tokens: PositiveInt = 1024
     overlong_prompts: Literal["refuse", "drop"] = "refuse"
-    """A prompt longer than max_prompt_tokens: stop and name it, or leave it out and count it. Never cut."""
+    """When a prompt is longer than max_prompt_tokens: refuse = stop and name it; drop = leave it
+    out and count it. Prompts are never cut.
+    """
     shuffle: bool = True
     curriculum: CurriculumSettings | None = None
-    """Which prompts of the shuffled order a step trains on; null = all, as they come. Needs a prompt critic (sppo)."""
+    """Chooses the prompts of a step; null = all, in order. Needs a prompt critic (sppo)."""
     system_prompt: str | None = None
-    """Put in front of messages that have no system message."""
+    """Added before messages that have no system message."""
     prompt_suffix: str | None = None
     """Appended to the last user message, e.g. how to mark the final answer."""
 
@@ -115,7 +130,8 @@ class DataSettings(Settings):
             raise ValueError("train names no data source: give at least one")
         if self.samples_per_step % self.minibatch_size:
             raise ValueError(
-                f"minibatch_size {self.minibatch_size} does not divide the {self.samples_per_step} samples of a step "
+                f"minibatch_size {self.minibatch_size} does not divide the {self.samples_per_step} samples "
+                "of a step "
                 "(prompts_per_step x samples_per_prompt): nearest that do are "
                 f"{_near_divisors(self.samples_per_step, self.minibatch_size)}"
             )

@@ -1,14 +1,23 @@
-"""The sections `learner`, `critic` and `reference`: a model each, with its optimizer and the processes that hold it."""
+"""The sections `learner`, `critic` and `reference`: model, optimizer and processes of each."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from sppo_ray.config.devices import BY_DEVICE, ByDevice
 from sppo_ray.settings import PositiveInt, Probability, Settings
 
 Dtype = Literal["float32", "bfloat16"]
+
+
+def _null_if_auto(given: object) -> object:
+    return None if given == "auto" else given
+
+
+# validators run from the right
+Attention = Annotated[Literal["sdpa", "flash_attention_2"], ByDevice, BeforeValidator(_null_if_auto)]
 
 
 class OptimizerSettings(Settings):
@@ -22,33 +31,47 @@ class OptimizerSettings(Settings):
     """Global gradient norm bound; null = no clipping."""
     schedule: Literal["constant", "linear"] = "constant"
     final_lr_fraction: Probability = 0.1
-    """linear: the learning rate falls in a straight line to this fraction of lr at the last of the updates that the run has room
-    for. A minibatch without samples (dropped by dynamic sampling, or none of it scored) makes no update, so that such a run ends
-    above it; one that is skipped for a gradient that is not finite counts."""
+    """linear: the learning rate falls linearly to this fraction of lr at the last update of a full
+    run. A minibatch without samples (dropped by dynamic sampling, or none scored) makes no update,
+    so such a run ends at a higher rate. An update skipped for a non-finite gradient counts.
+    """
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
 
 
 class ModelSettings(Settings):
     model: str
-    """A Transformers checkpoint directory, or `builtin:NAME` for one that the package makes (sppo-ray prepare)."""
-    dtype: Dtype = "float32"
-    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    """A Transformers checkpoint directory, or `builtin:NAME` for one that the package makes
+    (sppo-ray prepare).
+    """
+    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+    """0 = the ranks run on CPUs. A rank uses one GPU. It may share that GPU (0.5) if it is the only
+    rank of its role.
+    """
+    dtype: Annotated[Dtype, ByDevice] = BY_DEVICE
+    """In bfloat16 DeepSpeed keeps float32 master weights and accumulates gradients in float32."""
+    attention: Attention = BY_DEVICE
+    """Kernel of packed rows: flash_attention_2 = torch's own variable-length kernel, on GPUs in
+    bfloat16; sdpa = scaled_dot_product_attention. "auto" is null.
+    """
     optimizer: OptimizerSettings = OptimizerSettings()
     ranks: PositiveInt = 1
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     offload_optimizer: bool = False
     gradient_checkpointing: bool = False
     max_tokens_per_microbatch: PositiveInt = 8192
-    """Padded tokens of one forward on one rank; gradient accumulation follows from it."""
+    """Tokens of one forward on one rank; determines gradient accumulation."""
     cpus_per_rank: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
-    """A rank that does not answer one call (an update, a checkpoint) for so long is taken for dead, though it answers probes."""
+    """Deadline of one call (an update, a checkpoint); a rank that exceeds it counts as dead even if
+    it answers probes.
+    """
 
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> ModelSettings:
         if self.offload_optimizer and self.zero_stage == 0:
-            raise ValueError("offload_optimizer needs a partitioned optimizer: set zero_stage to 1, 2 or 3, or turn it off")
+            raise ValueError(
+                "offload_optimizer needs a partitioned optimizer: set zero_stage to 1, 2 or 3, or turn it off"
+            )
         return self
 
 
@@ -57,16 +80,21 @@ class LearnerSettings(ModelSettings):
 
 
 class CriticSettings(ModelSettings):
-    """The value model. sppo's reads the prompt only: any Transformers causal LM, of any size and with any tokenizer, or an
-    exported critic (or the directory of the run that exported it). ppo's reads responses too: the policy's vocabulary."""
+    """The value model. For sppo it reads only the prompt: any Transformers causal LM of any size
+    and tokenizer, an exported critic, or the directory of the run that exported it. For ppo it also
+    reads responses and needs the policy's vocabulary.
+    """
 
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps at the start in which only the critic learns."""
+    """Initial steps in which only the critic learns."""
 
 
 class ReferenceSettings(Settings):
-    """The frozen starting policy of algorithm.kl: one copy for each learner rank, only when its coefficient is above 0."""
+    """The frozen starting policy of algorithm.kl: one copy for each learner rank, loaded only when
+    the coefficient is above 0.
+    """
 
-    dtype: Dtype = "float32"
-    cpus_per_rank: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+    """At most 1; 0 = on CPUs."""
+    dtype: Annotated[Dtype, ByDevice] = BY_DEVICE
+    cpus_per_rank: Annotated[float, Field(gt=0)] = 1.0

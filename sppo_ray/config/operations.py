@@ -1,4 +1,4 @@
-"""The sections `recovery`, `logging` and `cluster`: what keeps a run going, what is seen of it, and the machines it is on."""
+"""The sections `recovery`, `logging` and `cluster`: restarts, logs and the Ray cluster of a run."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from sppo_ray.settings import PositiveInt, Settings
 
 
 class RecoverySettings(Settings):
-    """What happens when a rank of the learner or the critic, the reference, the verifier or the last engine is lost: the run goes
-    back to its newest whole checkpoint by itself, with training processes made anew."""
+    """Recovery from the loss of a learner or critic rank, the reference, the verifier or the last
+    engine: the run restarts its training processes and continues from its newest whole checkpoint.
+    """
 
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often in a row, without a step further than before; then the run ends with exit code 3. 0 = at the first one."""
+    """Restarts in a row without progress beyond the earlier losses; the next loss ends the run with
+    exit code 3. 0 = the first loss ends it.
+    """
     backoff_s: Annotated[float, Field(ge=0)] = 1.0
-    """Before the first restart in a row; doubled before each further one, up to a minute."""
+    """Wait before the first restart in a row; doubled before each further one, up to a minute."""
     probe_every_s: Annotated[float, Field(gt=0)] = 5.0
-    """Each process of these is asked for a sign of life so often, whatever it does (engines: rollout.probe_every_s)."""
+    """Interval between probes of each of these processes (engines: rollout.probe_every_s)."""
     probe_timeout_s: Annotated[float, Field(gt=0)] = 30.0
-    """One that answers no probe for so long (frozen, swapped out, cut off) is taken for dead; while it reads or writes a
-    checkpoint, twice as long."""
+    """A process that answers no probe for this long (frozen, swapped out, cut off) counts as dead;
+    the limit is doubled while it reads or writes a checkpoint.
+    """
     stall_timeout_s: Annotated[float, Field(gt=0)] = 900.0
-    """A rank that answers probes but works on one micro-batch for so long is taken for dead."""
+    """A rank that answers probes but works on one micro-batch for this long counts as dead."""
 
 
 class LoggingSettings(Settings):
     tensorboard: bool = True
     trajectories: bool = True
     progress: Literal["auto", "live", "plain", "off"] = "auto"
+    trace: bool = False
+    """Write trace.json: what each process did when, for ui.perfetto.dev (short form: --trace)."""
 
     @field_validator("progress", mode="before")
     @classmethod
@@ -39,10 +45,13 @@ class LoggingSettings(Settings):
 
 class ClusterSettings(Settings):
     address: str | None = None
-    """A Ray cluster to join ("auto" or host:port). null = $RAY_ADDRESS when set (a Ray job), else a local one."""
+    """A Ray cluster to join ("auto" or host:port). null = $RAY_ADDRESS when set (a Ray job), else a
+    local one.
+    """
     local_cpus: PositiveInt | None = None
     """Logical CPUs of the local cluster; null = all of the machine."""
     placement: Literal["pack", "spread"] = "pack"
-    """pack: the actors on as few nodes as they fit on; ranks of a group exchange gradients. spread: on as many as there are, the
-    largest first, e.g. one engine a node."""
+    """pack: actors on as few nodes as possible, because ranks of a group exchange gradients.
+    spread: on as many nodes as possible, the largest actors first, e.g. one engine per node.
+    """
     ready_timeout_s: Annotated[float, Field(gt=0)] = 600.0

@@ -1,4 +1,6 @@
-"""The whole tree: `RunConfig`, a section a field, and the numbers that follow from several sections."""
+"""The whole tree: `RunConfig` with one field per section, and numbers derived from several
+sections.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ class RunConfig(Settings):
     name: str = "run"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto = cuda when the Ray cluster has GPUs, else cpu."""
+    """auto = each role by its GPU share; cuda = all roles have one; cpu = none has."""
     algorithm: Algorithm = SPPOSettings()
     data: DataSettings
     learner: LearnerSettings
@@ -57,11 +59,19 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _possible_together(self) -> RunConfig:
-        check_algorithm(self.algorithm, data=self.data, loop=self.loop, reward=self.reward, rollout=self.rollout)
+        check_algorithm(
+            self.algorithm, data=self.data, loop=self.loop, reward=self.reward, rollout=self.rollout
+        )
         check_ranks(self.learner, self.data)
         if self.has_critic:
             check_warmup(self.critic, self.loop)
-        check_devices(self.device, rollout=self.rollout, learner=self.learner, critic=self.critic, reference=self.reference)
+        check_devices(
+            self.device,
+            rollout=self.rollout,
+            learner=self.learner,
+            critic=self.critic if self.has_critic else None,
+            reference=self.reference if self.has_reference else None,
+        )
         check_learner_input(self.learner, self.context_tokens)
         if self.has_critic:
             check_critic_input(self.critic, *self.critic_reads_at_most())
@@ -81,40 +91,43 @@ class RunConfig(Settings):
 
     @property
     def context_tokens(self) -> int:
-        """The longest prompt and the longest response together."""
+        """Length of the longest prompt plus the longest response."""
         return self.data.max_prompt_tokens + self.rollout.max_response_tokens
 
     @property
     def critic_warmup_steps(self) -> int:
-        """Steps at the start in which the policy does not learn; 0 without a critic."""
+        """Initial steps in which the policy does not learn; 0 without a critic."""
         return self.critic.warmup_steps if self.has_critic else 0
 
     @property
     def prompt_rounds(self) -> int:
-        """Cohorts of the prompt stream that belong to one step: more than one with a curriculum or dynamic sampling."""
+        """Cohorts of the prompt stream in one step: more than one with a curriculum or dynamic
+        sampling.
+        """
         if self.data.curriculum is not None:
             return self.data.curriculum.candidates
-        dynamic = getattr(self.algorithm, "dynamic_sampling", None)
-        return dynamic.max_rounds if dynamic is not None else 1
+        return self.algorithm.sampling_rounds
 
     @property
     def critic_needs_probabilities(self) -> bool:
-        """Whether the critic is trained by binary cross-entropy, which is defined for rewards in [0, 1]."""
+        """Whether the critic is trained by binary cross-entropy, which needs rewards in [0, 1]."""
         return critic_needs_probabilities(self.algorithm)
 
     def shaped(self, reward: float, num_tokens: int) -> float:
-        """What advantage and critic are told of a response of so many tokens: its reward after overlong shaping."""
+        """Return the reward after overlong shaping, which advantage and critic use."""
         floor = 0.0 if self.critic_needs_probabilities else None
-        return shaped_reward(reward, num_tokens, self.rollout.max_response_tokens, self.algorithm.overlong, floor=floor)
+        return shaped_reward(
+            reward, num_tokens, self.rollout.max_response_tokens, self.algorithm.overlong, floor=floor
+        )
 
     def critic_reads_at_most(self) -> tuple[int, str]:
-        """Longest input of the critic in tokens, and the setting that it follows from."""
+        """Return the critic's longest input in tokens and the setting that determines it."""
         if self.spec.critic == "token":
             return self.context_tokens, "data.max_prompt_tokens + rollout.max_response_tokens"
         return self.data.max_prompt_tokens, "data.max_prompt_tokens"
 
     def derived(self) -> dict[str, Any]:
-        """The numbers that follow from the settings, printed at the start of a run and by --dry-run."""
+        """Numbers derived from the settings, printed at the start of a run and by --dry-run."""
         data, loop = self.data, self.loop
         return {
             "samples a step": data.samples_per_step,

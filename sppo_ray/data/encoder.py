@@ -1,15 +1,24 @@
-"""Examples to prompts: the chat template applied and tokenized, for the policy and for the critic."""
+"""Converts examples to prompts: applies the chat template and tokenizes, for policy and critic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from jinja2 import TemplateError
 
 from sppo_ray.config import DataSettings
+from sppo_ray.data.render_guard import (
+    GROWTH_BYTES,
+    LONGEST_TEXT,
+    RENDER_S,
+    RenderTooLarge,
+    bounded_rendering,
+    problem_of,
+)
 from sppo_ray.errors import UserError
-from sppo_ray.types import Example, Prompt
+from sppo_ray.types import Example, Prompt, token_array
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,10 +27,10 @@ Messages = list[dict[str, str]]
 
 
 class PromptEncoder:
-    """Applies `system_prompt`, `prompt_suffix` and each model's own chat template, and tokenizes. Never cuts.
+    """Applies `system_prompt`, `prompt_suffix` and each model's chat template, and tokenizes.
 
-    `prompt_suffix` is appended as it is, without a space. A tokenizer without chat template reads the messages'
-    plain text, two line breaks between them.
+    Prompts are never truncated. `prompt_suffix` is appended without a space. Without a chat
+    template, the text of a prompt is the content of its messages, joined by two line breaks.
     """
 
     def __init__(
@@ -36,9 +45,10 @@ class PromptEncoder:
         self._critic = self._policy if shared else _Reader(critic_tokenizer, "critic")
 
     def encode(self, examples: Sequence[Example]) -> list[Prompt]:
-        """Prompts of any length: whether they fit is for the caller to judge (`longest`).
+        """Return the prompts of `examples`. The caller checks their length with `longest`.
 
-        Raises UserError naming the prompt when a chat template refuses its messages or a tokenizer does not know half of it.
+        Raises UserError naming the prompt when a chat template refuses its messages, or when at
+        least half of its tokens are unknown to a tokenizer.
         """
         conversations = [self._messages(example) for example in examples]
         ids = [example.id for example in examples]
@@ -55,7 +65,10 @@ class PromptEncoder:
         if suffix:
             from_user = [message for message in messages if message["role"] == "user"]
             if not from_user:
-                raise UserError(f"prompt {example.id}: has no user message for data.prompt_suffix: remove the row or the setting")
+                raise UserError(
+                    f"prompt {example.id}: has no user message for data.prompt_suffix: remove the row or the "
+                    "setting"
+                )
             from_user[-1]["content"] += suffix
         if system and all(message["role"] != "system" for message in messages):
             messages.insert(0, {"role": "system", "content": system})
@@ -63,35 +76,75 @@ class PromptEncoder:
 
 
 def longest(prompt: Prompt) -> int:
-    """Tokens of the prompt for whichever model needs more; this is what `max_prompt_tokens` bounds."""
+    """Return the larger of the prompt's token counts for policy and critic.
+
+    `max_prompt_tokens` limits this number.
+    """
     return max(len(prompt.token_ids), len(prompt.critic_token_ids))
 
 
 class _Reader:
-    """One tokenizer with its chat template, if it has one."""
+    """A tokenizer with its chat template, if it has one."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
         self._tokenizer = tokenizer
         self._model = model  # "policy" or "critic", for messages
-        # A chat template writes the special tokens itself; tokenizing its text with them would begin with BOS twice.
+        problem = problem_of(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None
+        if problem is not None:
+            raise UserError(
+                f"the {model}'s chat template {problem}: use another checkpoint, or mend its chat_template"
+            )
+        # A chat template writes the special tokens itself. The tokenizer would add a second BOS.
         self._bos = [] if tokenizer.chat_template else _own_bos(tokenizer)
 
-    def read(self, conversations: Sequence[Messages], ids: Sequence[str]) -> tuple[list[str], list[tuple[int, ...]]]:
-        """Text and token ids of each conversation, generation prompt included."""
-        texts = [self._render(messages, of) for messages, of in zip(conversations, ids, strict=True)]
+    def read(
+        self, conversations: Sequence[Messages], ids: Sequence[str]
+    ) -> tuple[list[str], list[np.ndarray]]:
+        """Return text and token ids ([T] int32) of each conversation with generation prompt."""
+        texts = self._rendered(conversations, ids)
         if not texts:
             return [], []
-        read = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        read = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+            "input_ids"
+        ]
         for tokens, of in zip(read, ids, strict=True):
             self._check_known(tokens, of)
-        return texts, [tuple(self._bos + tokens) for tokens in read]
+        return texts, [token_array(self._bos + tokens) for tokens in read]
+
+    def _rendered(self, conversations: Sequence[Messages], ids: Sequence[str]) -> list[str]:
+        if not self._tokenizer.chat_template or not conversations:
+            return [self._render(messages, of) for messages, of in zip(conversations, ids, strict=True)]
+        texts: list[str] = []
+        try:
+            with bounded_rendering(len(conversations)):
+                for messages, of in zip(conversations, ids, strict=True):
+                    texts.append(self._render(messages, of))
+                    self._check_length(texts[-1], of)
+        except (RenderTooLarge, MemoryError):
+            raise UserError(
+                f"prompt {ids[min(len(texts), len(ids) - 1)]}: the {self._model}'s chat template takes more "
+                "than "
+                f"{RENDER_S:g} s or {GROWTH_BYTES >> 30} GiB to render it: use another checkpoint, or mend "
+                "its chat_template"
+            ) from None
+        return texts
+
+    def _check_length(self, text: str, of: str) -> None:
+        if len(text) > LONGEST_TEXT:
+            raise UserError(
+                f"prompt {of}: the {self._model}'s chat template makes {len(text)} characters of it: no "
+                "prompt has more than "
+                f"{LONGEST_TEXT}; use another checkpoint, or mend its chat_template"
+            )
 
     def _check_known(self, tokens: list[int], of: str) -> None:
-        # A few unknown characters are for the model to bear; most of them means that data and model are not of a kind.
+        # A few unknown tokens are acceptable. Mostly unknown tokens mean that the model cannot read
+        # the language of the data.
         unknown = tokens.count(self._tokenizer.unk_token_id)
         if 2 * unknown >= len(tokens):
             raise UserError(
-                f"prompt {of}: the {self._model}'s tokenizer knows {len(tokens) - unknown} of its {len(tokens)} tokens: "
+                f"prompt {of}: the {self._model}'s tokenizer knows {len(tokens) - unknown} of its "
+                f"{len(tokens)} tokens: "
                 "use a model that reads this text"
             )
 
@@ -103,20 +156,27 @@ class _Reader:
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
-                f"prompt {of}: the {self._model}'s chat template refuses its messages ({error}; roles: {roles}): change the "
+                f"prompt {of}: the {self._model}'s chat template refuses its messages ({error}; roles: "
+                f"{roles}): change the "
                 "messages, or unset data.system_prompt if the template takes no system message"
             ) from None
 
 
 def _own_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """[BOS] when the tokenizer puts it in front of plain text by itself. What it may append (EOS) is no part of a prompt."""
+    """Return [BOS] if the tokenizer adds it to plain text, else []. EOS is not part of a prompt."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
 def _read_alike(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers give the same ids for the same messages, so that one pass serves both."""
+    """Return whether two tokenizers give equal ids for equal messages; then one pass is enough."""
     if a is b:
         return True
-    backends: list[Mapping | str] = [t.backend_tokenizer.to_str() if t.is_fast else f"slow {id(t)}" for t in (a, b)]
-    return backends[0] == backends[1] and a.chat_template == b.chat_template and a.special_tokens_map == b.special_tokens_map
+    backends: list[Mapping | str] = [
+        t.backend_tokenizer.to_str() if t.is_fast else f"slow {id(t)}" for t in (a, b)
+    ]
+    return (
+        backends[0] == backends[1]
+        and a.chat_template == b.chat_template
+        and a.special_tokens_map == b.special_tokens_map
+    )

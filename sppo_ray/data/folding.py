@@ -1,8 +1,9 @@
-"""Evaluation files that hold every prompt several times.
+"""Reads the distinct prompts of an evaluation file that repeats each prompt equally often.
 
-The field writes "sample it 8 times" as a file with 8 copies of every row. Such a file is read as its distinct prompts. Copies
-left as prompts of their own would make intervals too narrow, since the responses to one prompt are alike, and pass@k and maj@k
-empty. Where only some prompts come again, each row stays a prompt of its own, and a note says how many there are.
+Benchmarks with 8 samples per prompt are often distributed as a file with 8 copies of every row. If
+each copy counted as a prompt, confidence intervals would be too narrow, because responses to one
+prompt are correlated, and pass@k and maj@k would be undefined. If only some prompts are repeated,
+every row counts as a prompt, and a note states the number of repeated rows.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ class DistinctRows:
     """The prompts of an evaluation source."""
 
     examples: Sequence[Example]
-    times: int  # that each of them comes in the source
-    notes: tuple[str, ...]  # what a reader of the figures should know
+    times: int  # copies of each prompt in the source
+    notes: tuple[str, ...]  # messages for the reader of the results
 
 
 def distinct_rows(source: Source, limit: int | None = None) -> DistinctRows:
-    """The first `limit` (None = all) distinct prompts of `source`, in its order."""
-    if source.procedural:  # rows are made on demand, and equal ones are draws of the task like any other
+    """Return the first `limit` (None = all) distinct prompts of `source`, in order."""
+    # Rows of a procedural source are independent draws, so equal rows are not copies.
+    if source.procedural:
         return DistinctRows(source.examples(range(min(limit or len(source), len(source)))), 1, ())
     rows = source.examples(range(len(source)))
     examples, times = fold(rows)
@@ -34,7 +36,10 @@ def distinct_rows(source: Source, limit: int | None = None) -> DistinctRows:
 
 
 def fold(examples: Sequence[Example]) -> tuple[list[Example], int]:
-    """The distinct examples in their order and how often each comes, or (examples, 1) when not all come equally often."""
+    """Return the distinct examples in order and the number of copies of each.
+
+    Returns (examples, 1) when the numbers of copies differ.
+    """
     keys = [_key(example) for example in examples]
     times = set(Counter(keys).values())
     if times == {1} or len(times) > 1:
@@ -51,6 +56,13 @@ def _key(example: Example) -> Hashable:
 
 def _notes(name: str, rows: Sequence[Example], distinct: Sequence[Example], times: int) -> tuple[str, ...]:
     if times > 1:
-        return (f"{name}: holds each of its {len(distinct)} prompts {times} times; read as {len(distinct)} prompts",)
+        return (
+            f"{name}: holds each of its {len(distinct)} prompts {times} times; read as {len(distinct)} "
+            "prompts",
+        )
     again = len(rows) - len({_key(row) for row in rows})
-    return (f"{name}: {again} of {len(rows)} rows repeat another; each counts as a prompt of its own",) if again else ()
+    return (
+        (f"{name}: {again} of {len(rows)} rows repeat another; each counts as a prompt of its own",)
+        if again
+        else ()
+    )

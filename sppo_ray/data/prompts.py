@@ -1,11 +1,12 @@
-"""Which prompts a step trains on: an endless, shuffled order that depends on nothing but (settings, seed, step).
+"""Selects the prompts of each step in an endless shuffled order.
 
-    sources ---concatenated---> rows 0 .. n-1 ---permuted anew each epoch, unfit rows left out---> cohort(0), cohort(1), ...
+    sources --concatenate--> rows 0 .. n-1 --permute per epoch, drop unfit rows--> cohort(0), cohort(1), ...
 
-A resumed run asks for `cohort(k)` and gets what the uninterrupted run would have got; there is no cursor to save.
-Rows of files are judged when the stream is made. Rows of procedural sources are judged as the first epoch reaches
-them, and only for as much as the settings ask, since there may be millions.
-"""
+`cohort(k)` is a pure function of settings, seed and k, so a resumed run gets the prompts of the
+uninterrupted run, and a checkpoint stores no position. Rows of files are checked when the stream
+is created. Procedural sources may have millions of rows, so their rows are checked when the first
+epoch reaches them.
+"""  # noqa: W505 (a drawing)
 
 from __future__ import annotations
 
@@ -33,32 +34,29 @@ _UNKNOWN, _KEPT, _TOO_LONG, _HELD_OUT = range(4)
 
 @dataclass(frozen=True, slots=True)
 class PromptStats:
-    """What is known of the training prompts so far."""
+    """Statistics of the training prompts that have been checked."""
 
     total: int  # rows of all sources
-    judged: int  # rows whose fitness is settled; < total only with procedural sources
+    judged: int  # rows that have been checked; < total only with procedural sources
     dropped_overlong: int
-    dropped_held_out: int  # rows of procedural sources that are also in a held-out set
-    tokens_min: int  # policy tokens of the kept prompts that have been tokenized; 0 when none has
+    dropped_held_out: int  # rows that are also in a held-out set
+    tokens_min: int  # policy tokens of the kept prompts tokenized so far; 0 when there is none
     tokens_median: float
     tokens_max: int
 
 
 class PromptStream:
-    """The training prompts in the order in which the steps take them."""
+    """The endless sequence of training prompts."""
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        encoder: PromptEncoder,
-        settings: DataSettings,
-        seed: int,
+        self, sources: Sequence[Source], encoder: PromptEncoder, settings: DataSettings, seed: int
     ) -> None:
-        """Judges the rows of all files: length, and overlap with `settings.held_out`.
+        """Check length and overlap with `settings.held_out` for the rows of all files.
 
-        A prompt of a FILE that is also held out is an error, or left out and counted, as `held_out_overlap` says. One of
-        a PROCEDURAL source is a chance hit and always left out. Raises UserError for the former, for over-long prompts
-        (unless they are to be dropped) and when no prompt is left.
+        `held_out_overlap` decides whether a held-out prompt in a file is an error or is dropped. A
+        held-out prompt from a procedural source is a coincidence and is always dropped. Raises
+        UserError for held-out prompts in files, for overlong prompts (unless the settings drop
+        them) and when no prompt is left.
         """
         self._rows = Concatenation("train", sources)
         self._encoder = encoder
@@ -66,23 +64,24 @@ class PromptStream:
         self._seed = seed
         self._held_out = {} if settings.held_out_overlap == "allow" else _held_out_ids(settings)
         self._state = np.full(len(self._rows), _UNKNOWN, dtype=np.uint8)  # [rows]
-        self._tokens = np.zeros(len(self._rows), dtype=np.int32)  # [rows] policy tokens; 0 = not tokenized yet
+        # [rows] policy tokens; 0 = not tokenized yet
+        self._tokens = np.zeros(len(self._rows), dtype=np.int32)
         for source, start in zip(sources, self._rows.starts[:-1], strict=True):
             self._judge_at_start(source, int(start))
         self._first_order = self._order(0)
-        self._num_scanned = 0  # places of the first epoch whose rows are judged
-        self._num_kept = 0  # of those, kept
+        self._num_scanned = 0  # leading rows of the first epoch that are judged
+        self._num_kept = 0  # kept rows among them
         self._warned = False
-        self._places(0, 1)  # fails now and not in the first step when nothing is left
+        self._rows_at(0, 1)  # fails here, not in the first step, when no prompt is left
 
     def cohort(self, step: int) -> list[Prompt]:
-        """The `prompts_per_step` prompts of step `step` (from 0).
+        """Return the `prompts_per_step` prompts of step `step` (from 0).
 
-        Within an epoch each kept prompt comes once; a cohort may span epochs, and with fewer prompts than
-        `prompts_per_step` holds some more than once. Raises UserError for an over-long prompt.
+        Each kept prompt occurs once per epoch. A cohort may span epochs. With fewer prompts than
+        `prompts_per_step`, a cohort repeats prompts. Raises UserError for an overlong prompt.
         """
         size = self._settings.prompts_per_step
-        rows = self._places(step * size, (step + 1) * size)
+        rows = self._rows_at(step * size, (step + 1) * size)
         prompts = self._encoder.encode(self._rows.examples(rows))
         _refuse_overlong([prompt for prompt in prompts if not _fits(prompt, self._settings)], self._settings)
         self._tokens[rows] = [len(prompt.token_ids) for prompt in prompts]
@@ -100,23 +99,23 @@ class PromptStream:
             tokens_max=int(tokens.max()) if tokens.size else 0,
         )
 
-    # ----------------------------------------------------------------------------------------------- order
+    # ---------------------------------------------------------------------------------------- order
 
     def _order(self, epoch: int) -> np.ndarray:
-        """int64[rows]: a permutation of all rows."""
+        """Return a permutation of all rows, [rows] int64."""
         if not self._settings.shuffle:
             return np.arange(len(self._rows))
-        # Sorting raw bits: NumPy promises them for ever, and Generator.permutation only for a release.
+        # Sort random bits: NumPy keeps the bit stream stable, but not Generator.permutation.
         keys = np.random.PCG64(np.random.SeedSequence((self._seed, epoch))).random_raw(len(self._rows))
         return np.argsort(keys, kind="stable")
 
-    def _places(self, start: int, stop: int) -> np.ndarray:
-        """int64[stop - start]: the rows at these places of the endless order of kept rows."""
+    def _rows_at(self, start: int, stop: int) -> np.ndarray:
+        """Return the rows at positions [start, stop) of the endless order, [stop - start] int64."""
         self._scan(stop)
         first = self._kept(self._first_order[: self._num_scanned])
         if first.size >= stop:
             return first[start:stop]
-        # Fewer than asked for: the scan has reached the epoch's end, and the fate of every row is known.
+        # There are fewer, so the scan has judged every row of the epoch.
         size = first.size
         self._check_size(size)
         epochs = range(start // size, (stop - 1) // size + 1)
@@ -127,7 +126,9 @@ class PromptStream:
         """Judge the first epoch's rows in order, until `wanted` are kept or the epoch ends."""
         while self._num_kept < wanted and self._num_scanned < len(self._rows):
             block = self._first_order[self._num_scanned : self._num_scanned + _BLOCK_ROWS]
-            self._judge(block[self._state[block] == _UNKNOWN], measure=self._settings.overlong_prompts == "drop")
+            self._judge(
+                block[self._state[block] == _UNKNOWN], measure=self._settings.overlong_prompts == "drop"
+            )
             self._num_scanned += block.size
             self._num_kept += int(np.count_nonzero(self._state[block] == _KEPT))
 
@@ -138,16 +139,20 @@ class PromptStream:
         if size == 0:
             stats = self.stats()
             raise UserError(
-                f"data.train: none of its {stats.total} prompts is left ({stats.dropped_overlong} are longer than "
-                f"data.max_prompt_tokens {self._settings.max_prompt_tokens}, {stats.dropped_held_out} are in a held-out set): "
+                f"data.train: none of its {stats.total} prompts is left ({stats.dropped_overlong} are longer "
+                "than "
+                f"data.max_prompt_tokens {self._settings.max_prompt_tokens}, {stats.dropped_held_out} are in "
+                "a held-out set): "
                 "raise the limit, or train on other prompts than data.held_out"
             )
-        a_step = self._settings.prompts_per_step
-        if size < a_step and not self._warned:
+        per_step = self._settings.prompts_per_step
+        if size < per_step and not self._warned:
             self._warned = True
-            _logger.warning("data.train has %d prompts, a step takes %d: some come more than once in a step", size, a_step)
+            _logger.warning(
+                "data.train has %d prompts, a step takes %d: steps repeat some prompts", size, per_step
+            )
 
-    # --------------------------------------------------------------------------------------------- judging
+    # -------------------------------------------------------------------------------------- judging
 
     def _judge_at_start(self, source: Source, start: int) -> None:
         rows = np.arange(start, start + len(source))
@@ -160,10 +165,10 @@ class PromptStream:
                 unfit = rows[self._state[rows] == _TOO_LONG]
                 _refuse_overlong(self._encoder.encode(self._rows.examples(unfit)), self._settings)
         elif not self._held_out and self._settings.overlong_prompts == "refuse":
-            self._state[rows] = _KEPT  # nothing can drop them: cohort() refuses what is too long
+            self._state[rows] = _KEPT  # no check applies; cohort() refuses overlong prompts
 
     def _judge(self, rows: np.ndarray, *, measure: bool) -> None:
-        """Settle `_state[rows]`; over-long rows are found only when told to `measure`, which tokenizes."""
+        """Set `_state[rows]`. Overlong rows are found only with `measure`, which tokenizes them."""
         if not rows.size:
             return
         examples = self._rows.examples(rows)
@@ -177,19 +182,25 @@ class PromptStream:
 
     def _refuse_overlap(self, rows: np.ndarray) -> None:
         if rows.size:
-            pairs = [f"{example.id} = {self._held_out[_fingerprint(example)]}" for example in self._rows.examples(rows[:3])]
+            pairs = [
+                f"{example.id} = {self._held_out[_fingerprint(example)]}"
+                for example in self._rows.examples(rows[:3])
+            ]
             shown = ", ".join(pairs) + (", ..." if rows.size > 3 else "")
             raise UserError(
                 f"data.train: {rows.size} prompts are also in data.held_out ({shown}): an evaluation on them "
-                "measures memory; set data.held_out_overlap=drop to leave them out of training, or remove them from either file"
+                "measures memory; set data.held_out_overlap=drop to leave them out of training, or remove "
+                "them from either file"
             )
 
 
-def load_held_out(settings: DataSettings, encoder: PromptEncoder, limit: int | None = None) -> dict[str, list[Prompt]]:
-    """The first `limit` (None = all) distinct prompts of each evaluation set, by the name of its source, in the file's order.
+def load_held_out(
+    settings: DataSettings, encoder: PromptEncoder, limit: int | None = None
+) -> dict[str, list[Prompt]]:
+    """Return the first `limit` (None = all) distinct prompts of each evaluation set, by name.
 
-    Over-long prompts among them are refused, or dropped with a logged count. Raises UserError, also for a set of
-    which none is left.
+    Overlong prompts are refused, or dropped with a logged count. Raises UserError for unreadable
+    data and for a set without prompts.
     """
     sets: dict[str, list[Prompt]] = {}
     for source in open_sources(settings.held_out, "data.held_out"):
@@ -201,21 +212,29 @@ def load_held_out(settings: DataSettings, encoder: PromptEncoder, limit: int | N
         if len(fitting) < len(prompts):
             if settings.overlong_prompts == "refuse" or not fitting:
                 _refuse_overlong([prompt for prompt in prompts if not _fits(prompt, settings)], settings)
-            _logger.warning("data.held_out: %s: left out %d over-long prompts", source.name, len(prompts) - len(fitting))
+            _logger.warning(
+                "data.held_out: %s: left out %d over-long prompts", source.name, len(prompts) - len(fitting)
+            )
         sets[source.name] = fitting
     return sets
 
 
 def _held_out_ids(settings: DataSettings) -> dict[bytes, str]:
-    """Fingerprint -> id of the held-out prompts."""
+    """Return the ids of the held-out prompts by fingerprint."""
     sources = open_sources(settings.held_out, "data.held_out")
-    return {_fingerprint(example): example.id for source in sources for example in source.examples(range(len(source)))}
+    return {
+        _fingerprint(example): example.id
+        for source in sources
+        for example in source.examples(range(len(source)))
+    }
 
 
 def _fingerprint(example: Example) -> bytes:
-    """What makes two prompts the same: the user's words, whatever their spacing, Unicode form and instructions before."""
-    words = [message["content"] for message in example.messages if message["role"] == "user"]
-    text = " ".join("\n".join(words or [message["content"] for message in example.messages]).split())
+    """Hash the user messages, independently of white space, Unicode form and system messages. Two
+    prompts with the same hash count as equal.
+    """
+    texts = [message["content"] for message in example.messages if message["role"] == "user"]
+    text = " ".join("\n".join(texts or [message["content"] for message in example.messages]).split())
     return hashlib.blake2b(unicodedata.normalize("NFKC", text).encode(), digest_size=16).digest()
 
 
@@ -228,6 +247,7 @@ def _refuse_overlong(prompts: Sequence[Prompt], settings: DataSettings) -> None:
         first, most = prompts[0], max(longest(prompt) for prompt in prompts)
         more = f" (and {len(prompts) - 1} more, the longest of {most})" if len(prompts) > 1 else ""
         raise UserError(
-            f"prompt {first.id}: {longest(first)} tokens{more}, data.max_prompt_tokens is {settings.max_prompt_tokens}: "
+            f"prompt {first.id}: {longest(first)} tokens{more}, data.max_prompt_tokens is "
+            f"{settings.max_prompt_tokens}: "
             f"raise it to {most}, or set data.overlong_prompts=drop to leave such prompts out"
         )

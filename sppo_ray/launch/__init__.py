@@ -1,6 +1,8 @@
-"""The composition root: from a config to a running trainer, and back to nothing.
+"""The composition root: builds a running trainer from a config, and cleans up after it.
 
-    materials --> cluster: join Ray, does it fit? --> placement group --> spawner: actors --> Trainer.run --> export --> nothing
+    run_inputs --> cluster: join Ray, does it fit? --> actor_factory: a place for each actor
+        --> worker_manager: Workers --> recovery: Trainer.run, again after a loss --> export
 
-What differs between a laptop and a cluster is decided here, from `config.device` and the live Ray resources.
+Differences between a laptop and a cluster are decided here, from `config.device` and the live Ray
+resources.
 """

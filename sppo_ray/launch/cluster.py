@@ -1,52 +1,83 @@
-"""The Ray cluster of a run: join it or start it, and reserve a place for each actor."""
+"""Join or start the Ray cluster of a run."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sppo_ray.config import RunConfig
+from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.errors import UserError
 from sppo_ray.launch.reaper import GIVE_UP_S, MARK
-from sppo_ray.resources import Bundle, Resources, bundles_of, require_feasible, resolve_device
+from sppo_ray.planning.resources import Bundle, Resources, require_feasible, resolve_device
 
-if TYPE_CHECKING:
-    from ray.util.placement_group import PlacementGroup
-
+_KIND = "accelerator_type:"
 RAY_ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @contextlib.contextmanager
 def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
-    """Join the configured cluster, or start a local one that ends with the block. Yields each node's logical resources."""
+    """Join the configured cluster, or start a local one that ends with the block. Yields each
+    node's logical resources.
+    """
     for key, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")  # the latter is set for a Ray job's entrypoint
+    # the latter is set for a Ray job's entrypoint
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "sppo-ray"}
     if address:
         options["address"] = address
     else:
-        options |= {"address": "local", "num_cpus": config.cluster.local_cpus or os.cpu_count(), "include_dashboard": False}
+        options |= {
+            "address": "local",
+            "num_cpus": config.cluster.local_cpus or os.cpu_count(),
+            "include_dashboard": False,
+        }
     with contextlib.nullcontext() if address else _reaped():
         yield from _session(options, address)
 
 
 @contextlib.contextmanager
-def cluster_with_room(config: RunConfig, bundles: Sequence[Bundle]) -> Iterator[str]:
-    """`ray_session` on a cluster that `bundles` fit on. Yields what config.device means there: "cpu" or "cuda".
+def cluster_with_room(
+    config: RunConfig,
+    bundles: Sequence[Bundle],
+    check: Callable[[str, Sequence[Resources]], None] = lambda device, nodes: None,
+    *,
+    report: Callable[[str], None] = lambda text: None,
+) -> Iterator[str]:
+    """`ray_session` on a cluster that `bundles` fit on. Yields what config.device means there:
+    "cpu" or "cuda". `check` gets that and the nodes before, and may refuse them. `report`
+    is told when the run leaves the cluster's GPUs idle.
 
-    Raises UserError with the sums and the way out when they do not fit.
+    Raises UserError with the required and available resources, and the remedy, when they do not
+    fit.
     """
     with ray_session(config) as nodes:
         require_feasible(config, nodes, bundles)
-        yield resolve_device(config, nodes)
+        if note := idle_gpus(config, nodes):
+            report(note)
+        device = resolve_device(config, nodes)
+        check(device, nodes)
+        yield device
+
+
+def idle_gpus(config: RunConfig | EvaluationConfig, nodes: Sequence[Resources]) -> str | None:
+    """Return what `device: auto` does on a cluster with GPUs when no role asks for one; else
+    None.
+    """
+    gpus = sum(node.gpus for node in nodes)
+    if config.device != "auto" or config.logical_gpus() > 0 or gpus == 0:
+        return None
+    return (
+        f"the cluster has {gpus:g} GPU(s), but no role asks for one, so everything runs on CPUs: set "
+        "rollout.gpus_per_worker, learner.gpus_per_rank and critic.gpus_per_rank, or device to cpu"
+    )
 
 
 def _session(options: dict[str, Any], address: str | None) -> Iterator[list[Resources]]:
@@ -54,30 +85,42 @@ def _session(options: dict[str, Any], address: str | None) -> Iterator[list[Reso
 
     try:
         ray.init(**options)
-    except Exception as error:  # boundary: Ray raises plain Exceptions too, e.g. when a busy machine starts it too slowly
+    except Exception as error:  # boundary
+        # Ray raises plain Exceptions too, e.g. when a busy machine starts it too slowly
         if address:
             remedy = "is its head running, and is RAY_AUTH_MODE the same here and there?"
             raise UserError(f"cannot reach the Ray cluster at {address}: {error}: {remedy}") from None
-        raise UserError(f"cannot start a local Ray cluster: {error}: is the machine overloaded, or its disk full?") from None
+        raise UserError(
+            f"cannot start a local Ray cluster: {error}: is the machine overloaded, or its disk full?"
+        ) from None
     try:
         live = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in live]
+        yield [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), _accelerator(node)) for node in live]
     finally:
         ray.shutdown()
 
 
+def _accelerator(resources: Mapping[str, float]) -> str:
+    """Return the kind of GPU that Ray names, e.g. "H100" of `accelerator_type:H100`."""
+    names = (name.removeprefix(_KIND) for name in resources if name.startswith(_KIND))
+    return next(names, "")
+
+
 @contextlib.contextmanager
 def _reaped() -> Iterator[None]:
-    """Whatever the block starts and leaves behind is killed, also when this process is (`reaper.py`)."""
+    """Kill all processes that the block leaves behind, even when this process is killed
+    (`reaper.py`).
+    """
     mark = secrets.token_hex(16)
     reaper = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("reaper.py")), mark],
         stdin=subprocess.PIPE,
-        start_new_session=True,  # not killed with the driver's group
+        start_new_session=True,  # survives a signal to the driver's group
     )
     assert reaper.stdin is not None
-    # Inherited by all that is started from here on. Ray's agents write their titles over their environment, and would write
-    # over the mark too, were it among the first 400 bytes: SPT_NOENV tells their setproctitle to keep to the arguments' room.
+    # All later child processes inherit it. Ray's agents write their process titles over the start
+    # of their environment, which could erase the mark; SPT_NOENV makes setproctitle use only the
+    # space of the arguments.
     marks = {MARK: mark, "SPT_NOENV": "1"}
     os.environ |= marks
     try:
@@ -86,33 +129,5 @@ def _reaped() -> Iterator[None]:
         for name in marks:
             del os.environ[name]
         reaper.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on by itself
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it continues on its own
             reaper.wait(timeout=GIVE_UP_S)
-
-
-async def place(config: RunConfig, bundles: Sequence[Bundle] | None = None) -> PlacementGroup:
-    """Reserve a bundle for each actor (`bundles`: None = all of the run's).
-
-    Raises UserError when the cluster is busy for longer than ready_timeout_s.
-    """
-    import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    bundles = bundles_of(config) if bundles is None else bundles
-    group = placement_group([bundle.as_ray() for bundle in bundles], strategy=config.cluster.placement.upper())
-    try:
-        await asyncio.wait_for(_awaited(group.ready()), config.cluster.ready_timeout_s)
-    except TimeoutError:
-        free = ray.available_resources()
-        remove_placement_group(group)
-        raise UserError(
-            f"waited {config.cluster.ready_timeout_s:.0f} s for {sum(b.cpus for b in bundles):g} CPUs and "
-            f"{sum(b.gpus for b in bundles):g} GPUs, free are "
-            f"{free.get('CPU', 0):g} and {free.get('GPU', 0):g}: another job holds the rest; stop it, add nodes, or "
-            "raise cluster.ready_timeout_s"
-        ) from None
-    return group
-
-
-async def _awaited(reference: Any) -> Any:
-    return await reference

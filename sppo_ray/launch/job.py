@@ -1,6 +1,7 @@
-"""job.json: which process runs a run, where, and as which job; written by every start of `sppo-ray train`.
+"""Write job.json: the process, host and job of a run. Every start of `sppo-ray train` writes it.
 
-A job is a Ray job, or what one supervisor (`--restarts`) starts again and again: several starts may belong to one.
+A job is a Ray job, or all starts by one supervisor (`--restarts`), so a job may have several
+starts.
 """
 
 from __future__ import annotations
@@ -14,35 +15,40 @@ from typing import Any
 
 from sppo_ray.config import RunConfig
 from sppo_ray.redaction import redact
-from sppo_ray.trainer.rundir import RunDir
+from sppo_ray.rundir.job import JobRecord, read_job, write_job_record
+from sppo_ray.rundir.layout import RunDir
 
-SUPERVISOR = "SPPO_RAY_SUPERVISOR"  # set by `launch.supervisor` for the processes that it starts: its own id
-RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the entrypoint of a submitted job; that is its whole name
+# set by `launch.supervisor` for its child processes: its own id
+SUPERVISOR = "SPPO_RAY_SUPERVISOR"
+# set by Ray for the entrypoint of a submitted job; that is its whole name
+RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def write_job(run_dir: RunDir, config: RunConfig) -> None:
-    """`started` is of this start, `job_started` of the first of this job, `created` of the first of all."""
+    """Write job.json. `started` is the time of this start, `job_started` of the job's first start,
+    `created` of the run's first start.
+    """
     now = time.time()
-    before = _before(run_dir)
-    run_dir.write_json(
-        run_dir.job.name,
-        {
-            "run_id": run_dir.path.name,
-            "submission_id": submission_id(),
-            "supervisor": os.environ.get(SUPERVISOR),
-            "ray_address": config.cluster.address or os.environ.get("RAY_ADDRESS"),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "entrypoint": [redact(word) for word in sys.argv],
-            "created": before.get("created") or now,
-            "job_started": job_start(run_dir) or now,
-            "started": now,
-        },
+    before = read_job(run_dir.path)
+    write_job_record(
+        run_dir,
+        JobRecord(
+            run_id=run_dir.path.name,
+            submission_id=submission_id(),
+            supervisor=os.environ.get(SUPERVISOR),
+            ray_address=config.cluster.address or os.environ.get("RAY_ADDRESS"),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            entrypoint=tuple(redact(word) for word in sys.argv),
+            created=before.created or now,
+            job_started=job_start(run_dir) or now,
+            started=now,
+        ),
     )
 
 
 def submission_id() -> str | None:
-    """The id under which Ray knows this process's job; None when it was not submitted to Ray."""
+    """Return Ray's submission id of this process's job; None when it was not submitted to Ray."""
     try:
         job: Any = json.loads(os.environ.get(RAY_JOB_CONFIG, "{}"))
         return job["metadata"]["job_submission_id"]
@@ -51,18 +57,10 @@ def submission_id() -> str | None:
 
 
 def job_start(run_dir: RunDir) -> float | None:
-    """When the job of this process first started the run, by what the start before wrote; None when that was another job's."""
-    before = _before(run_dir)
-    is_same = (before.get("submission_id"), before.get("supervisor")) == (submission_id(), os.environ.get(SUPERVISOR))
+    """Return the time of this job's first start, as the previous start wrote it; None when that was
+    another job.
+    """
+    before = read_job(run_dir.path)
+    is_same = (before.submission_id, before.supervisor) == (submission_id(), os.environ.get(SUPERVISOR))
     has_name = submission_id() is not None or SUPERVISOR in os.environ
-    began = before.get("job_started")
-    return began if is_same and has_name and isinstance(began, float) else None
-
-
-def _before(run_dir: RunDir) -> dict[str, Any]:
-    """What the start before wrote; empty when there was none."""
-    try:
-        found = json.loads(run_dir.job.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return before.job_started if is_same and has_name else None

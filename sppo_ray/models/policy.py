@@ -1,8 +1,9 @@
-"""The policy as the learner runs it: a causal LM whose forward yields the log-probs of the response tokens only."""
+"""The learner's policy: a causal LM whose forward returns the log-probs of the response tokens."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,21 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from sppo_ray.errors import UserError
-from sppo_ray.models.loading import Attention, enable_gradient_checkpointing, load_model
+from sppo_ray.models.loading import Attention, Sharding, enable_gradient_checkpointing, explained, load_model
+from sppo_ray.models.packed import PolicyInputs, packed_hidden_states
 
 MAX_LOGITS = 2**26
-"""Logits held at a time (256 MiB in float32). More response tokens than that go through the head in chunks, whose
-logits are computed again in the backward pass."""
+"""Maximum number of logits in memory (256 MiB in float32). More response tokens go through the head
+in chunks, whose logits are recomputed in the backward pass.
+"""
 
 
 class LogprobHead(nn.Module):
-    """A language-model head that never holds all logits: hidden states and targets in, log-probs and entropies out.
+    """A language-model head that computes log-probs and entropies in chunks of tokens.
 
-    It takes the place of the model's own head and keeps its parameters and their names. All chunks run inside ONE
-    module call, so that ZeRO-3 gathers the weight once on every rank, however many chunks a rank has.
+    It limits the logits in memory. It replaces the model's head and keeps its parameters and their
+    names. All chunks run inside one module call, so ZeRO-3 gathers the weight once on every rank,
+    for any number of chunks.
     """
 
     def __init__(self, head: nn.Linear, max_logits: int, *, entropy_gradient: bool = False) -> None:
@@ -36,18 +40,21 @@ class LogprobHead(nn.Module):
         """
         Args:
             hidden: [N, D] final hidden states.
-            targets: [N] int64, the token that each position is to predict.
+            targets: [N] int64, the token that each position predicts.
             temperature: > 0, divides the logits.
 
         Returns:
-            log softmax(logits / temperature)[target], [N] float32; the distributions' entropies in nats, [N] float32,
-            with a gradient only when the head was made for it (an entropy bonus): it keeps two more tensors of logits.
+            log softmax(logits / temperature)[target], [N] float32, and the entropies of the
+            distributions in nats, [N] float32. Entropies have a gradient only if the head was
+            created with it, for an entropy bonus; it needs two more tensors of logits.
         """
         if hidden.shape[0] <= self.rows_per_chunk:
             return self._chunk(hidden, targets, temperature)
         parts = [
             checkpoint(self._chunk, rows, wanted, temperature, use_reentrant=False, preserve_rng_state=False)
-            for rows, wanted in zip(hidden.split(self.rows_per_chunk), targets.split(self.rows_per_chunk), strict=True)
+            for rows, wanted in zip(
+                hidden.split(self.rows_per_chunk), targets.split(self.rows_per_chunk), strict=True
+            )
         ]
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
@@ -69,19 +76,12 @@ class PolicyModel(nn.Module):
         head = LogprobHead(model.get_output_embeddings(), max_logits, entropy_gradient=entropy_gradient)
         model.set_output_embeddings(head)
 
-    def forward(self, token_ids: Tensor, loss_mask: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: PolicyInputs, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return log-probs and entropies of the N response tokens, both [N] float32, as
+        `LogprobHead`.
         """
-        Args:
-            token_ids: [B, T] int64, padded on the RIGHT: under causal attention no real token sees the padding, so
-                there is no attention mask and positions count from 0.
-            loss_mask: [B, T] bool, true at t where token t + 1 is wanted; N entries in all.
-            targets: [N] int64, those tokens.
-
-        Returns:
-            (log-probs, entropies), both [N] float32, as `LogprobHead`.
-        """
-        hidden = self.model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
-        return self.model.get_output_embeddings()(hidden[loss_mask], targets, temperature)
+        hidden = packed_hidden_states(self.model.base_model, inputs.rows)
+        return self.model.get_output_embeddings()(hidden[inputs.positions], inputs.targets, temperature)
 
 
 def load_policy(
@@ -92,31 +92,39 @@ def load_policy(
     gradient_checkpointing: bool = False,
     max_logits: int = MAX_LOGITS,
     entropy_gradient: bool = False,
+    device: str = "cpu",
+    sharding: Sharding | None = None,
 ) -> PolicyModel:
-    """Load a causal LM for training; `entropy_gradient` for an entropy bonus in the loss.
+    """Load a causal LM for training. `entropy_gradient` is needed for an entropy bonus.
+    `sharding`: see `load_model`.
 
     Raises:
-        UserError: the directory holds no usable checkpoint, or the model's logits are not a plain linear map of its
-            last hidden states (soft-capped or scaled logits).
+        UserError: the directory has no usable checkpoint, or the model's logits are not a linear
+            map of its last hidden states (soft-capped or scaled logits).
     """
-    model, _ = load_model(AutoModelForCausalLM, directory, dtype=dtype, attention=attention)
-    _check_head(model, directory)
+    loaded = load_model(
+        AutoModelForCausalLM, directory, dtype=dtype, attention=attention, device=device, sharding=sharding
+    )
+    with explained(directory, attention=attention, device=device):
+        linear_head = _has_linear_head(loaded.probe)
+    model = loaded.model
+    if not linear_head:
+        raise UserError(
+            f"model {directory}: {type(model).__name__} does more to its logits than a linear head (e.g. "
+            "soft-capping or "
+            "scaling), which the chunked log-probs of the learner do not reproduce: use another policy model"
+        )
     if gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return PolicyModel(model, max_logits, entropy_gradient=entropy_gradient)
 
 
 @torch.no_grad()
-def _check_head(model: nn.Module, directory: str | Path) -> None:
-    probe = torch.arange(4)[None]
+def _has_linear_head(model: Any) -> bool:
+    probe = torch.arange(4, device=model.device)[None]
     head = model.get_output_embeddings()
-    plain = isinstance(head, nn.Linear)
-    if plain:
-        expected = model(input_ids=probe, use_cache=False).logits
-        hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
-        plain = torch.equal(head(hidden).to(expected.dtype), expected)
-    if not plain:
-        raise UserError(
-            f"model {directory}: {type(model).__name__} does more to its logits than a linear head (e.g. soft-capping or "
-            "scaling), which the chunked log-probs of the learner do not reproduce: use another policy model"
-        )
+    if not isinstance(head, nn.Linear):
+        return False
+    expected = model(input_ids=probe, use_cache=False).logits
+    hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
+    return torch.equal(head(hidden).to(expected.dtype), expected)

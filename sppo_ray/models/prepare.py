@@ -1,7 +1,8 @@
-"""The supervised start of the running-sum policy: a short imitation of a procedure that makes mistakes.
+"""Trains the base policy of the running sum by imitation of a procedure that makes mistakes.
 
-The base must be worth improving: it knows the format and the copying, and gets about 0.43 of the answers right when
-sampled at temperature 1, because the procedure it imitates forgets more than half of the carries.
+Reinforcement learning must be able to improve the base policy. The policy learns the format and
+copies correctly, but only about 0.43 of its samples at temperature 1 are correct, because the
+imitated procedure forgets more than half of the carries.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sppo_ray.environments import running_sum
 from sppo_ray.models import tiny
-from sppo_ray.tasks import running_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,27 +25,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SupervisedStart:
-    """How the base is made; part of the key under which it is cached."""
+    """Settings of the base; part of its cache key."""
 
     max_operands: int = 8
     p_drop_carry: float = 0.6
     p_slip: float = 0.01
     steps: int = 1200
-    batch_size: int = 32  # at equal cost, more small steps learn to copy sooner than fewer large ones
+    # at equal cost, many small steps learn to copy faster than few large ones
+    batch_size: int = 32
     lr: float = 6e-3
     warmup_steps: int = 30
-    final_lr_fraction: float = 0.05  # reached by a cosine at the last step
+    final_lr_fraction: float = 0.05  # reached at the last step of the cosine
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     seed: int = 0
 
 
 LONG = SupervisedStart(max_operands=20, p_drop_carry=0.4, p_slip=0.004, steps=2400, batch_size=48, lr=5e-3)
-"""For responses of up to 144 tokens: errors add up over twenty steps, so the procedure is imitated with fewer of them."""
+"""For responses of up to 144 tokens: errors accumulate over twenty steps, so the imitated procedure
+makes fewer.
+"""
 
 
 def build_running_sum(directory: Path, settings: SupervisedStart, report: Callable[[str], None]) -> None:
-    """Make the base checkpoint in `directory`. Same settings, machine and versions: same bytes."""
+    """Write the base checkpoint to `directory`. Equal settings, machine and versions give equal
+    bytes.
+    """
     tokenizer = tiny.character_tokenizer()
     with _one_thread():
         model = train(settings, tokenizer, report)
@@ -52,7 +58,9 @@ def build_running_sum(directory: Path, settings: SupervisedStart, report: Callab
     tokenizer.save_pretrained(directory)
 
 
-def train(settings: SupervisedStart, tokenizer: PreTrainedTokenizerFast, report: Callable[[str], None]) -> LlamaForCausalLM:
+def train(
+    settings: SupervisedStart, tokenizer: PreTrainedTokenizerFast, report: Callable[[str], None]
+) -> LlamaForCausalLM:
     import torch
 
     model = tiny.new_model(tiny.RUNNING_SUM_SHAPE, tokenizer, seed=settings.seed).train()
@@ -83,10 +91,13 @@ def lr_factor(step: int, settings: SupervisedStart) -> float:
     return settings.final_lr_fraction + (1 - settings.final_lr_fraction) * cosine
 
 
-def draw_batch(rng: random.Random, settings: SupervisedStart, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
-    """Prompt ids [B, P] and response ids [B, R], int64, EOS included.
+def draw_batch(
+    rng: random.Random, settings: SupervisedStart, tokenizer: PreTrainedTokenizerFast
+) -> tuple[Tensor, Tensor]:
+    """Return prompt ids [B, P] and response ids [B, R], int64, EOS included.
 
-    All prompts of a batch have equally many operands, hence equal lengths: no padding. None of them is held out.
+    All prompts of a batch have the same number of operands and the same length, so there is no
+    padding. No prompt is held out.
     """
     import torch
 
@@ -103,17 +114,18 @@ def draw_batch(rng: random.Random, settings: SupervisedStart, tokenizer: PreTrai
 
 
 def response_loss(model: LlamaForCausalLM, prompt_ids: Tensor, response_ids: Tensor) -> Tensor:
-    """Mean cross-entropy of the response tokens; ids [B, P] and [B, R] as `draw_batch` gives them."""
+    """Return the mean cross-entropy of the response tokens; ids as in `draw_batch`."""
     import torch
 
     token_ids = torch.cat([prompt_ids, response_ids], dim=1)
-    logits = model(input_ids=token_ids[:, :-1], use_cache=False, logits_to_keep=response_ids.shape[1]).logits  # [B, R, vocab]
+    # [B, R, vocab]
+    logits = model(input_ids=token_ids[:, :-1], use_cache=False, logits_to_keep=response_ids.shape[1]).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), response_ids.flatten())
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # Sums split over threads differ in their last bits; the base has to be the same each time it is made.
+    # Sums over several threads differ in their last bits, but the base must be reproducible.
     import torch
 
     threads = torch.get_num_threads()

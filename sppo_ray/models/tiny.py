@@ -1,4 +1,5 @@
-"""Shapes and tokenizers of the small bundled models: Llama-like, heads of 32 (the smallest that vLLM runs on a CPU).
+"""Shapes and tokenizers of the small bundled models: Llama-like, heads of 32 (the smallest that
+vLLM runs on a CPU).
 
 The constants are plain data, so that a cached checkpoint can be looked up without importing torch.
 """
@@ -15,11 +16,12 @@ BOXED = r"\boxed{"
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIALS = (PAD, BOS, EOS, UNKNOWN)
 CHARACTERS = (*SPECIALS, *string.digits, *string.ascii_lowercase, "+", "=", ";", "}", BOXED)
-"""Vocabulary of the running sum, in the order of the ids. The answer's mark is one token: six fewer to sample."""
+"""Vocabulary of the running sum, in the order of the ids. `\\boxed{` is one token instead of 7."""
 
 CHARACTER_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 BYTE_CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
 
@@ -32,7 +34,8 @@ RUNNING_SUM_SHAPE: dict[str, Any] = {  # 129,088 parameters
     "head_dim": 32,
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
-    # Llama's 0.02 suits widths in the thousands; at width 64 it takes twice as many steps until copying works.
+    # Llama's 0.02 suits widths in the thousands; at width 64 it needs twice as many steps to learn
+    # copying.
     "initializer_range": 0.08,
 }
 BYTE_CRITIC_SHAPE: dict[str, Any] = {  # 361,600 parameters
@@ -60,7 +63,9 @@ TINY_CRITIC_SHAPE: dict[str, Any] = {  # 18,656 parameters
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    r"""One token a character, but `\boxed{` whole. It adds no BOS by itself: the chat template does."""
+    r"""Create a tokenizer with one token per character, and one for `\boxed{`. The chat template
+    adds BOS.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(CHARACTERS)}, unk_token=UNKNOWN))
@@ -70,10 +75,11 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a UTF-8 byte: reads any text in any language, and needs no file to be fetched."""
+    """Create a tokenizer with one token per UTF-8 byte. It reads any text and needs no file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # sorted: the binding's own order changes from run to run
+    # sorted: the binding's own order changes from run to run
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({token: i for i, token in enumerate((*SPECIALS, *alphabet))}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
@@ -96,7 +102,9 @@ def _wrap(core: Any, chat_template: str) -> PreTrainedTokenizerFast:
 
 
 def new_model(shape: dict[str, Any], tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
-    """A Llama of that shape in float32, initialised from `seed` alone; the caller's random state is left as it was."""
+    """Create a float32 Llama of that shape, initialised from `seed`; the caller's random state is
+    unchanged.
+    """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""Tokenizers of local checkpoints, without any code of the checkpoint's own."""
+"""Load tokenizers of local checkpoints, without code from the checkpoint."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint. Raises UserError naming the directory.
+    """Load the tokenizer of a checkpoint. Raises UserError naming the directory.
 
-    Left to itself, Transformers would ask at the terminal whether to run code that the checkpoint brings along.
+    By default Transformers would ask at the terminal whether to run code from the checkpoint.
     """
     from transformers import AutoTokenizer
 
@@ -25,11 +25,14 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
 
 def why_not(error: Exception) -> str:
-    """The first line of an error of Transformers'; for a checkpoint with code of its own what there is to do instead."""
+    """Return the first line of a Transformers error; for a checkpoint with its own code, the
+    remedy.
+    """
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         return (
-            "it brings code of its own (auto_map in its JSON files), and code of a checkpoint is never run: convert it to an "
+            "it brings code of its own (auto_map in its JSON files), and code of a checkpoint is never run: "
+            "convert it to an "
             "architecture that Transformers has built in"
         )
     return text

@@ -1,11 +1,13 @@
-"""A critic: a Transformers sequence classifier with one label, read at the end of each row.
+"""The critic's model: a Transformers sequence classifier with one label.
 
-    prompt critic   row = prompt                                read at its last token: the value of the prompt
-    token critic    row = prompt + response without its last    read at its last R positions: the value before each of the
-                                                                R response tokens; R = 1 is the value of the prompt
+    prompt critic   row = prompt
+                    output at the last token: value of the prompt
+    token critic    row = prompt + response without its last token
+                    output at the last R tokens: value before each of the R response tokens; the
+                    first one is the value of the prompt
 
-Positions come from the rows' lengths. Taking position -1 would silently need left padding, and looking for the pad id
-would stumble over a row that ends in it. Under causal attention no real token sees the padding.
+Rows are concatenated. Positions are computed from their lengths and not from the pad id, because a
+row may end in the pad id.
 """
 
 from __future__ import annotations
@@ -14,17 +16,22 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from sppo_ray.errors import UserError
 from sppo_ray.models.critic_output import CriticLoss
-from sppo_ray.models.loading import Attention, enable_gradient_checkpointing, load_model
+from sppo_ray.models.loading import Attention, Sharding, enable_gradient_checkpointing, load_model
+from sppo_ray.models.packed import PackedRows, last_positions, pack_rows, packed_hidden_states
+from sppo_ray.types import TokenRows
 
 
 class ValueModel(nn.Module):
-    """Wraps a Transformers `...ForSequenceClassification` with `num_labels=1`; `self.model` keeps its names."""
+    """Wraps a Transformers `...ForSequenceClassification` with `num_labels=1`. Parameters in
+    `self.model` keep their names.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -32,28 +39,27 @@ class ValueModel(nn.Module):
 
     @property
     def critic_loss(self) -> CriticLoss:
-        """What the head was trained by: its output is a logit ("bce") or the value itself ("mse")."""
+        """Loss of the head's training. Its output is a logit ("bce") or the value itself
+        ("mse").
+        """
         return getattr(self.model.config, "critic_loss", "bce")
 
-    def forward(self, token_ids: Tensor, lengths: Tensor, counts: Tensor | None = None) -> Tensor:
-        """
-        Args:
-            token_ids: [B, T] int64, rows padded on the RIGHT with any id.
-            lengths: [B] int64, tokens of each row, >= 1.
-            counts: [B] int64, how many of a row's last positions to read, in [1, length]; None = 1 each.
+    def forward(self, rows: PackedRows, positions: Tensor) -> Tensor:
+        """Return the head's outputs at N positions of the packed rows, [N] float32."""
+        hidden = packed_hidden_states(self.model.base_model, rows)
+        return self.model.score(hidden[positions]).squeeze(-1).float()
 
-        Returns:
-            [N] float32, the head's outputs, N = counts.sum(): row after row, each in time order.
-        """
-        hidden = self.model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
-        return self.model.score(hidden[_last_positions(lengths, counts, token_ids.shape[1])]).squeeze(-1).float()
+    def read(self, rows: TokenRows, counts: np.ndarray, *, device: torch.device | str) -> Tensor:
+        """Return the outputs at the last `counts[i]` tokens of each row, [counts.sum()] float32."""
+        return self(*value_inputs(rows, counts, device=device))
 
 
-def _last_positions(lengths: Tensor, counts: Tensor | None, width: int) -> Tensor:
-    """[B, width] bool, true at the last `counts` of each row's `lengths` positions."""
-    time = torch.arange(width, device=lengths.device)
-    first = lengths - (1 if counts is None else counts)
-    return (time >= first[:, None]) & (time < lengths[:, None])
+def value_inputs(
+    rows: TokenRows, counts: np.ndarray, *, device: torch.device | str
+) -> tuple[PackedRows, Tensor]:
+    """Return the arguments of `ValueModel.forward` for the last `counts[i]` tokens of each row."""
+    positions = torch.from_numpy(last_positions(rows.lengths, counts)).to(device)
+    return pack_rows(rows.token_ids, rows.lengths, device=device), positions
 
 
 def load_value_model(
@@ -63,25 +69,38 @@ def load_value_model(
     attention: Attention = "auto",
     gradient_checkpointing: bool = False,
     critic_loss: CriticLoss | None = None,
+    device: str = "cpu",
+    sharding: Sharding | None = None,
 ) -> ValueModel:
-    """A critic from a causal LM's checkpoint, or from a critic that was exported before.
+    """Load a critic from the checkpoint of a causal LM or of an exported critic.
 
-    A fresh head is zero, so that every value starts at 0.5 (a logit's sigmoid) or 0 (squared error); an exported critic
-    keeps its own.
+    A new head is zero, so every value starts at 0.5 (sigmoid of a logit) or 0 (squared error). An
+    exported critic keeps its head.
 
     Args:
-        critic_loss: what it will be trained by; None = it will only be read.
+        critic_loss: loss of the coming training; None = no training.
+        sharding: see `load_model`.
 
     Raises:
-        UserError: the directory holds no usable checkpoint, one with more than one label, or a critic that was trained by
-            another loss than `critic_loss`, whose head therefore means something else.
+        UserError: the directory has no usable checkpoint, the head has more than one label, or the
+            critic was trained with another loss than `critic_loss`.
     """
-    model, missing = load_model(
-        AutoModelForSequenceClassification, directory, dtype=dtype, attention=attention, may_lack=("score.weight",), num_labels=1
+    loaded = load_model(
+        AutoModelForSequenceClassification,
+        directory,
+        dtype=dtype,
+        attention=attention,
+        may_lack=("score.weight",),
+        device=device,
+        sharding=sharding,
+        num_labels=1,
     )
+    model = loaded.model
     if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise UserError(f"model {directory}: {type(model).__name__} has no linear score head: use a causal LM as critic")
-    if missing:
+        raise UserError(
+            f"model {directory}: {type(model).__name__} has no linear score head: use a causal LM as critic"
+        )
+    if loaded.missing:
         nn.init.zeros_(model.score.weight)
     else:
         _check_loss(model.config, critic_loss, directory)
@@ -94,17 +113,19 @@ def _check_loss(config: PretrainedConfig, wanted: CriticLoss | None, directory: 
     found = getattr(config, "critic_loss", wanted)
     if wanted is not None and found != wanted:
         raise UserError(
-            f"critic {directory}: was trained by critic_loss {found}, this run trains by {wanted}, and the head's output means "
-            f"another thing then: set algorithm.critic_loss to {found} (sppo's critic is always bce), or start from a causal LM"
+            f"critic {directory}: was trained by critic_loss {found}, this run trains by {wanted}, and the "
+            "head's output means "
+            f"another thing then: set algorithm.critic_loss to {found} (sppo's critic is always bce), or "
+            "start from a causal LM"
         )
 
 
 def choose_pad_token(tokenizer: Any, prompt_endings: Collection[int]) -> int:
-    """Make sure that the exported critic can be told its padding, and return the id.
+    """Set a pad token that no prompt ends with, and return its id.
 
-    Plain Transformers pools at the last token that is not the pad id, so no prompt may END in it (elsewhere it does no
-    harm). The tokenizer's own pad token is kept unless a prompt of the run ended in it; then another special token
-    takes its place, or the last vocabulary entry that ended none.
+    Transformers reads the exported critic at the last token that is not the pad token, so no prompt
+    may end with the pad token. The tokenizer's pad token is kept if possible. Else another special
+    token is used, or the last vocabulary entry with which no prompt ends.
     """
     own = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
     candidates = [*(token for token in own if token is not None), *range(len(tokenizer) - 1, -1, -1)]

@@ -1,8 +1,14 @@
-"""The verifier contract: a plain function `(response, ground_truth, extra) -> (reward, reason)` with a declared range.
+"""The verifier interface: `(response, ground_truth, extra) -> (reward, reason)` with a declared
+range.
 
-A verifier is pure and may be slow, hang or crash: it runs in a process of its own (`sppo_ray.rewards.pool`), never in
-the process that asks. Reasons are a handful of constant words, because metrics count them: "correct", "wrong",
-"partial", "no_answer", and what a verifier adds; a failure to decide is an exception, never a reward of 0.
+A verifier is a pure function that may be slow, hang or crash, so it runs in a confined process
+(`sppo_ray.rewards.pool.pool`), never in the calling process. Reasons are a few constant words,
+because metrics count them: "correct", "wrong", "partial", "no_answer", and those of each verifier.
+
+When a verifier fails, either the answer or the ground truth is the cause. With `failure_is_wrong`
+the pool then tries the ground truth alone. If that works, the answer caused the failure and is
+wrong ("failed", "timeout", "crash", "out_of_memory"), so a policy cannot avoid a score of 0 by
+breaking the verifier. In all other cases the sample is an error.
 """
 
 from __future__ import annotations
@@ -10,26 +16,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from sppo_ray.config import CodeReward, CustomReward, MathReward, ReasoningGymReward, RewardFunction, RunningSumReward
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.extract import final_answer
 
 VerifierFunction = Callable[[str, str, Mapping[str, Any]], tuple[float, str]]
 AnswerFunction = Callable[[str], str | None]
+TruthFunction = Callable[[str, Mapping[str, Any]], object]
+Walls = Literal["none", "wanted", "required"]
+
+
+class BadGroundTruth(ValueError):
+    """The ground truth or the row's extra data is unusable: an error in the data, independent of
+    the answer.
+    """
 
 
 class RewardRangeError(UserError):
-    """A reward outside the declared range: the critic's cross-entropy would be wrong, so the run stops."""
+    """A reward is outside the declared range. The run stops, because the critic's cross-entropy
+    would be wrong.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """A verifier function with its name and the range it declares.
+    """A verifier function with its name and declared range.
 
-    `answer(response)` is the answer that it reads in a response, in one form for all ways to write it; None = there is
-    none. It stands beside the verifier in its module, and maj@k votes on it.
+    `answer(response)` returns the answer in a response in a canonical form, or None. It is defined
+    in the verifier's module; maj@k votes on it.
     """
 
     name: str
@@ -37,69 +52,46 @@ class Verifier:
     low: float = 0.0
     high: float = 1.0
     answer: AnswerFunction = final_answer
+    failure_is_wrong: bool = False
+    """Whether an answer scores 0 when it makes the verifier fail, hang or crash and the ground
+    truth alone does not.
+    """
+    truth_alone: TruthFunction | None = None
+    """Raises when (ground_truth, extra) is unusable. None: the boxed ground truth is scored as an
+    answer.
+    """
+    walls: Walls = "wanted"
+    """Confinement of the process that reads answers. If the kernel lacks a mechanism, "wanted"
+    continues with a warning, and "required" refuses.
+    """
+    reads_import_path: bool = False
+    """Whether that process may read the directories of the import path; it may always read the
+    Python installation.
+    """
+
+    def try_truth(self, ground_truth: str, extra: Mapping[str, Any]) -> None:
+        """Check the ground truth alone, without an answer. Raises when the ground truth is at
+        fault.
+        """
+        if self.truth_alone is not None:
+            self.truth_alone(ground_truth, extra)
+        else:
+            self.function(f"\\boxed{{{ground_truth}}}", ground_truth, extra)
 
     def score(self, response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
-        """Reward and reason. Raises RewardRangeError naming the sample; whatever the function raises passes through."""
+        """Return reward and reason. Raises RewardRangeError naming the sample, and any error of the
+        function.
+        """
         reward, reason = self.function(response, ground_truth, extra)
         if not (math.isfinite(reward) and self.low <= reward <= self.high):
             raise RewardRangeError(
-                f"reward function {self.name} returned {reward} for the response {_shorten(response)} (ground truth "
-                f"{_shorten(ground_truth)}), outside its declared range [{self.low:g}, {self.high:g}]: a reward is never "
+                f"reward function {self.name} returned {reward} for the response {_shorten(response)} "
+                "(ground truth "
+                f"{_shorten(ground_truth)}), outside its declared range [{self.low:g}, {self.high:g}]: a "
+                "reward is never "
                 "clipped, so correct the function, or declare the range it has and rescale it to [0, 1]"
             )
         return float(reward), reason
-
-
-def build_verifier(settings: RewardFunction) -> Verifier:
-    """The verifier that `reward.function` names. Raises UserError when it cannot be built (a custom import path)."""
-    return _BUILDERS[settings.type](settings)
-
-
-# Each builder imports its own module: SymPy costs half a second and reasoning-gym two, and a run needs one of them.
-
-
-def _build_math(settings: MathReward) -> Verifier:
-    from sppo_ray.rewards.math import answer, verify_math, warm_up
-
-    warm_up()
-    return Verifier(settings.type, verify_math, answer=answer)
-
-
-def _build_running_sum(settings: RunningSumReward) -> Verifier:
-    from sppo_ray.rewards.running_sum import answer, verify_running_sum
-
-    return Verifier(settings.type, verify_running_sum, answer=answer)
-
-
-def _build_reasoning_gym(settings: ReasoningGymReward) -> Verifier:
-    from sppo_ray.rewards.reasoning_gym import answer, make_reasoning_gym_verifier
-
-    return Verifier(settings.type, make_reasoning_gym_verifier(full_only=settings.full_only), answer=answer)
-
-
-def _build_code(settings: CodeReward) -> Verifier:
-    from sppo_ray.rewards.code import answer, make_code_verifier
-    from sppo_ray.rewards.sandbox.run import check_sandbox
-
-    check_sandbox()
-    return Verifier(settings.type, make_code_verifier(settings), answer=answer)
-
-
-def _build_custom(settings: CustomReward) -> Verifier:
-    from sppo_ray.rewards.custom import load_custom_answer, load_custom_verifier
-
-    low, high = settings.range
-    verify = load_custom_verifier(settings.function, settings.packages)
-    return Verifier(settings.function, verify, low, high, load_custom_answer(settings.function))
-
-
-_BUILDERS: dict[str, Callable[[Any], Verifier]] = {
-    "math": _build_math,
-    "running-sum": _build_running_sum,
-    "reasoning-gym": _build_reasoning_gym,
-    "code": _build_code,
-    "custom": _build_custom,
-}
 
 
 def _shorten(text: str, limit: int = 80) -> str:

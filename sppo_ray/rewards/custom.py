@@ -1,10 +1,9 @@
-"""A reward function of the user's own, by import path: `def f(response, ground_truth, extra) -> float`.
+"""Load a user's reward function by import path: `def f(response, ground_truth, extra) -> float`.
 
-The module is looked for in the working directory and on the PYTHONPATH, and is not to lead out of there: an import path in a
-recipe is otherwise a way to call any code of the machine on text that the policy wrote (`timeit:timeit` runs it).
-
-A function `answer(response: str) -> str | None` beside it in its module says what a response answers, for maj@k; without
-one the last box or answer tag does.
+The module must lie in the working directory or on the PYTHONPATH. Otherwise a recipe could call any
+code of the machine on text that the policy wrote (`timeit:timeit` would run it). A function
+`answer(response: str) -> str | None` in the same module returns the answer for maj@k; the default
+is the last box or answer tag.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from sppo_ray.rewards.extract import final_answer
 
 
 def load_custom_verifier(path: str, packages: Sequence[str] = ()) -> VerifierFunction:
-    """The function at "package.module:function" as a verifier; `packages` are the installed ones that it may come from.
-
-    Raises UserError when the path is malformed, leads outside, does not import or names nothing callable; the verifier raises it
-    when the function returns something that is no number.
+    """Load the function at "package.module:function" as a verifier; it may come from the installed
+    `packages`. Raises UserError when the path is malformed, leads outside, does not import or names
+    nothing callable; the verifier raises UserError when the function does not return a number.
     """
     function = _import(path, packages)
 
@@ -34,7 +32,8 @@ def load_custom_verifier(path: str, packages: Sequence[str] = ()) -> VerifierFun
         reward = function(response, ground_truth, dict(extra))
         if not isinstance(reward, Real):
             raise UserError(
-                f"reward.function.function {path} returned {type(reward).__name__} where a number in its declared range is due: "
+                f"reward.function.function {path} returned {type(reward).__name__} where a number in its "
+                "declared range is due: "
                 "return a float"
             )
         return float(reward), _reason(float(reward))
@@ -43,10 +42,9 @@ def load_custom_verifier(path: str, packages: Sequence[str] = ()) -> VerifierFun
 
 
 def load_custom_answer(path: str) -> AnswerFunction:
-    """`answer` of the module of the function at "package.module:function", or the last box or answer tag.
-
-    `path` has passed `load_custom_verifier`. The answer function raises UserError when the user's returns something that
-    is neither text nor None.
+    """Load `answer` from the module of "package.module:function"; the default is the last box or
+    answer tag. `path` has passed `load_custom_verifier`. The returned function raises UserError
+    when the user's function returns neither text nor None.
     """
     function = getattr(importlib.import_module(path.partition(":")[0]), "answer", None)
     if not callable(function):
@@ -56,7 +54,8 @@ def load_custom_answer(path: str) -> AnswerFunction:
         found = function(response)
         if not isinstance(found, str | None):
             raise UserError(
-                f"reward.function.function {path}: answer() beside it returned {type(found).__name__} where the text of an "
+                f"reward.function.function {path}: answer() beside it returned {type(found).__name__} where "
+                "the text of an "
                 "answer, or None, is due: return str(...), or rename that function if it is something else"
             )
         return found
@@ -74,7 +73,8 @@ def _import(path: str, packages: Sequence[str]) -> Any:
         module = importlib.import_module(module_name)
     except Exception as error:  # boundary: the module is the user's, and importing it may raise anything
         raise UserError(
-            f"{setting}: module {module_name} cannot be imported ({type(error).__name__}: {error}): it must be on the "
+            f"{setting}: module {module_name} cannot be imported ({type(error).__name__}: {error}): it must "
+            "be on the "
             "Python path of every node (install it, or submit it with the job's working directory)"
         ) from None
     function = getattr(module, attribute, None)
@@ -85,26 +85,36 @@ def _import(path: str, packages: Sequence[str]) -> Any:
 
 
 def _require_confined(setting: str, module_name: str, packages: Sequence[str]) -> None:
-    """Before anything is imported. What is not found is left to the import, which says so."""
+    """Check the module's location before anything is imported. A missing module is reported by the
+    import.
+    """
     top = module_name.partition(".")[0]
     if top == "sppo_ray":
         return
     if top in sys.stdlib_module_names:
-        raise UserError(f"{setting}: {top} is of Python's standard library: write a function of your own round what it does")
-    root = next((Path(entry or ".").resolve() for entry in sys.path if PathFinder.find_spec(top, [entry or "."])), None)
+        raise UserError(
+            f"{setting}: {top} is of Python's standard library: write a function of your own round what it "
+            "does"
+        )
+    root = next(
+        (Path(entry or ".").resolve() for entry in sys.path if PathFinder.find_spec(top, [entry or "."])),
+        None,
+    )
     if root is None:
         return
     if root.name in ("site-packages", "dist-packages"):
         if top in packages:
             return
         raise UserError(
-            f"{setting}: {top} is an installed package: name it in reward.function.packages ([{top}]) if it is to judge"
+            f"{setting}: {top} is an installed package: name it in reward.function.packages ([{top}]) if it "
+            "is to judge"
         )
     leaf = root.joinpath(*module_name.split("."))
     for place in (leaf.with_suffix(".py"), leaf, root / top):
         if place.exists() and not place.resolve().is_relative_to(root):
             raise UserError(
-                f"{setting}: {place} is a link that leads to {place.resolve()}, outside the import path: copy the "
+                f"{setting}: {place} is a link that leads to {place.resolve()}, outside the import path: "
+                "copy the "
                 f"module to {root}, or put its own directory on the PYTHONPATH"
             )
 

@@ -1,54 +1,142 @@
-"""Finding the final answer in a response: the last one decides, and only that one."""
+"""Find the final answer in a response: only the last one counts."""
 
 from __future__ import annotations
 
 import re
 
-_BOX_OPENS = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
+_BOX = r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s{0,3}"
+_BOX_OPENS = re.compile(_BOX)
+_UNBRACED = re.compile(r"[-+]?(?:\\[a-zA-Z]+(?:\{[^{}]{0,200}\}){0,3}|[0-9][0-9.,/]*|[A-Za-z])")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text, not structure
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n`]*$", re.MULTILINE)
 _PYTHON = frozenset(["python", "python3", "py", "py3"])
-_MARK_OF_ANSWER = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|<answer>|```", re.IGNORECASE)
+_MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_THINKING = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+"""Tags that reasoning models put around their thinking."""
+_BETWEEN_BOXES = re.compile(
+    r"(?:\\[()\[\],;:! ]|\\q?quad|\\text\{ ?(?:and|or) ?\}|and|or|[A-Za-z]\s*=|[\s$,;:.&])*", re.IGNORECASE
+)
+_MAX_BETWEEN_BOXES = 40
+_MAX_NESTED_BOXES = 4
+_NOTHING_BUT_BOXES = re.compile(rf"(?:{_BOX}|[{{}}\s])*")
+_NAME_OF_BOX = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*=\s*\$*\s*$")
+_STATED = re.compile(r"(?:answer|result)\b[^\n.:]{0,40}?(?:\bis\b|:|=)\s*\**\s*([^\n]+)", re.IGNORECASE)
+_MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_NUMBER = re.compile(r"(?<![\w.])-?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?")
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last \boxed{...} (or \fbox, \framebox), stripped; None when there is none or it is empty.
+    r"""Return the content of the last \boxed{...} (or \fbox, \framebox), stripped; None when
+    missing or empty.
 
-    The box that OPENS last decides: earlier boxes never count, whatever they hold, and a last box that is never
-    closed (a truncated response) is no answer. Thinking does not count (`without_thinking`). Linear in the length of the text.
+    The box that OPENS last counts. Earlier boxes never count, and a last box that is never closed
+    (a truncated response) is no answer. Thinking does not count (`without_thinking`). Linear in the
+    length of the text.
     """
     text = without_thinking(text)
-    start = max((match.end() for match in _BOX_OPENS.finditer(text)), default=None)
-    if start is None:
+    ends = [opened.end() for opened in _BOX_OPENS.finditer(text)]
+    content = _outermost(text, ends) if ends else None
+    return content[0] or None if content else None
+
+
+def _outermost(text: str, ends: list[int]) -> tuple[str, int] | None:
+    """Return the content of the box around the last one, if it holds more than that; else of the
+    last one.
+    """
+    last = _content_of_box(text, ends[-1])
+    if last is None:
         return None
-    depth = 1
+    for end in ends[-_MAX_NESTED_BOXES:-1]:
+        around = _content_of_box(text, end)
+        if around is not None and ends[-1] < around[1]:
+            return last if _NOTHING_BUT_BOXES.fullmatch(around[0].replace(last[0], "", 1)) else around
+    return last
+
+
+def last_boxes(text: str, number: int, *, alternatives: bool = True) -> list[str]:
+    """Return the contents of exactly `number` consecutive boxes that end the response, else [].
+
+    They are separated by commas, "and", "or" (`alternatives`), or a name and an equals sign, which
+    is kept. One more box in the same row is too many.
+    """
+    text = without_thinking(text)
+    opened = [match.span() for match in _BOX_OPENS.finditer(text)][-number - 1 :]
+    boxes = [(start, *(_content_of_box(text, end) or (None, 0))) for start, end in opened]
+    row: list[str] = []
+    begins = None
+    for start, content, end in reversed(boxes):
+        apart = begins is not None and (
+            begins - end > _MAX_BETWEEN_BOXES or not _BETWEEN_BOXES.fullmatch(text, end, begins)
+        )
+        between = text[end:begins] if begins is not None else ""
+        if not content or apart or (not alternatives and re.search(r"\bor\b", between)):
+            break
+        name = _NAME_OF_BOX.search(text, max(0, start - 12), start)
+        row.append(content if name is None else f"{name[1]}={content}")
+        begins = start
+    return row[::-1] if len(row) == number else []
+
+
+def _content_of_box(text: str, start: int) -> tuple[str, int] | None:
+    """Return a box's content and its end; `start` is after its name. Without braces the content is
+    a number, a letter or a command.
+    """
+    if text[start : start + 1] != "{":
+        unbraced = _UNBRACED.match(text, start)
+        return (unbraced.group().rstrip(".,"), unbraced.end()) if unbraced else None
+    depth = 0
     for token in _BRACE_OR_ESCAPE.finditer(text, start):
-        if token.group() == "{":
-            depth += 1
-        elif token.group() == "}":
-            depth -= 1
+        depth += {"{": 1, "}": -1}.get(token.group(), 0)
         if depth == 0:
-            return text[start : token.start()].strip() or None
+            return text[start + 1 : token.start()].strip(), token.end()
     return None
 
 
 def last_tagged(text: str) -> str | None:
-    """Content of the last <answer>...</answer>, stripped; None when there is none or it is empty."""
+    """Return the content of the last <answer>...</answer>, stripped; None when missing or empty."""
     found = _ANSWER_TAG.findall(without_thinking(text))
     return (found[-1].strip() or None) if found else None
 
 
+def last_stated(text: str) -> str | None:
+    """Return the answer of a response without a box: the text after "the answer is", else the last
+    formula, else the last number.
+    """
+    text = without_thinking(text)
+    if "\\boxed" in text:
+        return last_boxed(text)
+    stated = _STATED.findall(text)
+    place = stated[-1] if stated else text
+    formulas = [next(part for part in parts if part) for parts in _MATHS.findall(place)]
+    if formulas:
+        return formulas[-1].strip() or None
+    if stated:
+        return stated[-1].strip().rstrip("*. ") or None
+    numbers = _NUMBER.findall(text)
+    return numbers[-1].rstrip(",") if numbers else None
+
+
 def final_answer(text: str) -> str | None:
-    """The last box, or else the last answer tag, without white space: what a verifier without a reading of its own answers."""
+    """Return the last box, else the last answer tag, without white space: the default `answer` of a
+    verifier.
+    """
     answer = last_boxed(text) or last_tagged(text)
     return None if answer is None else "".join(answer.split())
 
 
 def last_program(text: str) -> str | None:
-    """The last fenced Python block after the thinking; None when there is none, it is empty, or it is never closed.
-
-    A block without a language counts only where no block names Python; other languages never do. Linear in the text.
+    """Return the last fenced Python block after the thinking; None when missing, empty or never
+    closed. A block without a language counts only if no block names Python; other languages never
+    count. Linear in the text.
     """
     blocks: list[tuple[str, str | None]] = []
     opened: re.Match[str] | None = None
@@ -61,23 +149,38 @@ def last_program(text: str) -> str | None:
             opened = None
     if opened is not None:  # truncated inside its last block
         blocks.append((opened[1].casefold(), None))
-    python = [code for language, code in blocks if language in _PYTHON] or [code for language, code in blocks if not language]
+    python = [code for language, code in blocks if language in _PYTHON] or [
+        code for language, code in blocks if not language
+    ]
     return python[-1] if python and python[-1] and python[-1].strip() else None
 
 
 def without_thinking(text: str) -> str:
-    """What follows the last </think>; nothing when thinking was begun and never ended."""
-    before, closes, after = text.rpartition("</think>")
-    if closes:
-        return after
-    return "" if "<think>" in before + after else text
+    """Return the text after the thinking; empty when the thinking never ends."""
+    for opens, closes in _THINKING:
+        text = text.rpartition(closes)[2]
+        if opens in text:
+            return ""
+    return text
+
+
+def with_open_thinking(response: str, prompt: str) -> str:
+    """Add the prompt's opening think tag to a response that never closes it.
+
+    A chat template may end in <think>, so a response that is truncated while thinking has no tag of
+    its own.
+    """
+    for opens, closes in _THINKING:
+        if prompt.rfind(opens) > prompt.rfind(closes) and closes not in response:
+            return opens + response
+    return response
 
 
 def without_echo(response: str, prompt: str) -> str:
-    """The response without copies of a prompt that carries the mark of an answer (a box, an answer tag, a code fence).
+    """Remove copies of a prompt that contains a box, an answer tag or a code fence.
 
-    A prompt with a worked example answers itself otherwise: repeating it would be rewarded. Other prompts may be short
-    enough to occur in an honest response, and can do no harm.
+    Otherwise repeating a prompt with a worked example would be rewarded. Other prompts stay: they
+    do no harm, and a short one may occur in an honest response.
     """
     if not prompt or prompt not in response or not _MARK_OF_ANSWER.search(prompt):
         return response

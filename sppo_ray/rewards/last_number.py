@@ -1,6 +1,7 @@
-"""Reward for arithmetic answered in free text: the last number of the response decides, and only that one.
+"""Reward for arithmetic answered in free text: only the last number of the response counts.
 
-An example of a reward function of one's own: `reward.function: {type: custom, function: "sppo_ray.rewards.last_number:reward"}`.
+An example of a custom reward function: `reward.function: {type: custom, function:
+"sppo_ray.rewards.last_number:reward"}`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w])")
 
 
 def reward(response: str, ground_truth: str, extra: Mapping[str, Any]) -> float:
-    """1.0 when the last number of the response equals the ground truth in value ("7.0" is 7), else 0.0.
+    """Return 1.0 when the last number of the response equals the ground truth in value ("7.0" is
+    7), else 0.0.
 
-    Listing many numbers gains nothing: all but the last are ignored. Raises decimal.InvalidOperation for a ground
-    truth that is no number.
+    Listing many numbers gains nothing: all but the last are ignored. Raises
+    decimal.InvalidOperation for a ground truth that is not a number.
     """
     numbers = _NUMBER.findall(response)
     return float(bool(numbers) and Decimal(numbers[-1]) == Decimal(ground_truth))
 
 
 def answer(response: str) -> str | None:
-    """The last number in its shortest form ("7.0" is "7"): what maj@k votes on."""
+    """Return the last number in its shortest form ("7.0" is "7"), for maj@k."""
     numbers = _NUMBER.findall(response)
     if not numbers:
         return None

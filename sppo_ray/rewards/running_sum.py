@@ -1,4 +1,6 @@
-r"""Verifier of the running sum: the last \boxed{N} must be the ground truth's integer, leading zeros aside."""
+r"""Verifier of the running sum: the last \boxed{N} must be the ground truth's integer, ignoring
+leading zeros.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ _INTEGER = re.compile(r"(-?)0*([0-9]{1,18})")
 
 
 def verify_running_sum(response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
-    r"""1 for the exact integer in the last \boxed{}, else 0. Raises ValueError when the ground truth is no integer."""
+    r"""Return 1 for the exact integer in the last \boxed{}, else 0. Raises ValueError when the
+    ground truth is no integer.
+    """
     expected = _integer(ground_truth)
     if expected is None:
         raise ValueError(f"ground truth {ground_truth[:40]!r} of a running sum is no integer")
@@ -23,7 +27,9 @@ def verify_running_sum(response: str, ground_truth: str, extra: Mapping[str, Any
 
 
 def answer(response: str) -> str | None:
-    r"""The last \boxed{} as an integer without leading zeros ("007" is "7"), or as it stands when it is none."""
+    r"""The last \boxed{} as an integer without leading zeros ("007" is "7"), or unchanged if it is
+    not an integer.
+    """
     boxed = last_boxed(response)
     number = None if boxed is None else _integer(boxed)
     return boxed if number is None else str(number)

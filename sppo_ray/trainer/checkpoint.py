@@ -1,12 +1,14 @@
-"""Checkpoints: one directory that appears whole or not at all, with a manifest that proves it.
+"""Writes and verifies checkpoints: directories that are complete or do not exist.
 
     checkpoints/step-000050/
-        manifest.json     step, versions, counters, settings, SHA-256 and size of every other file, and its own SHA-256
-        learner/ critic/  written by the ranks themselves (DeepSpeed: weights, optimizer, scheduler, RNG)
-        records/          what the recorder adds up over several steps
+        manifest.json     step, versions, counters, settings, SHA-256 and size of every other file,
+                          and its own SHA-256
+        learner/ critic/  written by the ranks (DeepSpeed: weights, optimizer, scheduler, RNG)
+        records/          the recorder's sums over several steps
 
-Everything is written under a temporary name, flushed, hashed, and then renamed; the manifest is the last file. The
-state of the data needs no file: the prompts of step k are a pure function of (config, seed, k).
+All writers write concurrently under a temporary name. Each writer flushes and hashes its own files.
+The manifest is written last, then the directory is renamed. The position in the data needs no file,
+because the prompts of step k are a pure function of (config, seed, k).
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -25,23 +26,26 @@ from typing import Any
 
 from sppo_ray.config import RunConfig
 from sppo_ray.errors import UserError
-from sppo_ray.trainer.disk import full_disk_named
+from sppo_ray.file_digests import FileDigest, digest_file
+from sppo_ray.rollout.tasks import all_or_none
+from sppo_ray.rundir.disk import full_disk_named
+from sppo_ray.rundir.layout import MANIFEST, step_name, step_of
 
 FORMAT = 2
-_NAME = re.compile(r"step-(\d{6,})")
-_MANIFEST = "manifest.json"
+Writer = Callable[[Path], Awaitable[Mapping[str, FileDigest]]]
+"""Fills a folder and returns the digests of its files, by their path in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """What the loop itself must remember between steps."""
+    """The loop's state between steps."""
 
-    step: int  # steps done; the next one has this index
+    step: int  # finished steps; also the index of the next step
     policy_version: int
     critic_version: int
     samples: int
-    response_tokens: int  # generated, greedy baselines and dropped groups included
-    seconds: float  # of training so far, over all incarnations
+    response_tokens: int  # generated tokens, including greedy baselines and dropped groups
+    seconds: float  # of training, over all restarts
     restarts: int
     reward_errors: int
     initial_accuracy: float | None  # held-out; None = not evaluated
@@ -53,7 +57,7 @@ class TrainerState:
         return cls(0, 0, 0, 0, 0, 0.0, 0, 0, None, None, None)
 
     def restarted(self) -> TrainerState:
-        """The same state, one restart later."""
+        """Return the state with one more restart."""
         return replace(self, restarts=self.restarts + 1)
 
 
@@ -62,69 +66,82 @@ class CheckpointCorrupt(Exception):
 
 
 def checkpoint_path(root: Path, step: int) -> Path:
-    return root / f"step-{step:06d}"
+    return root / step_name(step)
 
 
 async def write_checkpoint(
     root: Path,
     state: TrainerState,
-    writers: Mapping[str, Callable[[Path], Awaitable[None]]],
+    writers: Mapping[str, Writer],
     *,
     settings: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Let each writer fill its folder, then commit the whole. Older checkpoints beyond `keep` go afterwards.
+    """Write a checkpoint, then delete the oldest ones beyond `keep`.
 
-    On any failure the half-written directory is removed and the earlier checkpoints stay as they are. Raises what a writer
-    raises, and DiskFull.
+    The writers fill their folders concurrently. After a failure the partial directory is removed
+    and earlier checkpoints are unchanged. Raises the errors of the writers, and DiskFull.
     """
     final = checkpoint_path(root, state.step)
-    # A name of its own: the ranks of a killed run may go on writing for a while after the next one has started.
+    # A unique name, because ranks of a killed run may still write after the next run has started.
     temporary = root / f".writing-{final.name}-{secrets.token_hex(4)}"
     try:
         with full_disk_named(root, f"writing {final.name}"):
             root.mkdir(parents=True, exist_ok=True)
-            for name, write in writers.items():
-                await _fill(temporary / name, name, write)
-            content = {"format": FORMAT, "settings": settings, "state": asdict(state), "files": _inventory(temporary)}
+            filling = (_fill(temporary / name, name, write) for name, write in writers.items())
+            filled = await all_or_none(*filling)
+            content = {
+                "format": FORMAT,
+                "settings": settings,
+                "state": asdict(state),
+                "files": {
+                    name: digest._asdict() for files in filled for name, digest in sorted(files.items())
+                },
+            }
             manifest = content | {"sha256": _digest_of(content)}
-            _write_durably(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
+            _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
             if final.exists():
                 shutil.rmtree(final)
             os.replace(temporary, final)
             _sync_directory(root)
-    finally:  # also when it is interrupted: a half-written checkpoint must not stay
+    finally:  # also after an interrupt
         shutil.rmtree(temporary, ignore_errors=True)
     _retain(root, keep, final)
     return final
 
 
-async def _fill(folder: Path, name: str, write: Callable[[Path], Awaitable[None]]) -> None:
+async def _fill(folder: Path, name: str, write: Writer) -> dict[str, FileDigest]:
+    """Return the digests of the files that `write` wrote, by their path in the checkpoint."""
     folder.mkdir(parents=True)
-    await write(folder)
-    if not any(path.is_file() for path in folder.rglob("*")):
+    digests = await write(folder)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    if not found or found != digests.keys():
+        missing = f"no {', '.join(sorted(digests.keys() - found))}" if found else "nothing of it"
         raise UserError(
-            f"the {name} saved its state and nothing of it is in {folder}: the run directory has to be on a file system "
-            "that all nodes share; choose another --run-dir"
+            f"the {name} saved its state and {missing} is in {folder}: the run directory has to be on a "
+            "file system that all nodes share; choose another --run-dir"
         )
+    return {f"{name}/{file}": digest for file, digest in digests.items()}
 
 
 def verify_checkpoint(path: Path) -> TrainerState:
-    """Check every file against the manifest, and the manifest against itself; return the trainer's state.
+    """Check every file against the manifest, and the manifest against its own checksum.
 
-    Raises CheckpointCorrupt naming the file, and UserError when another version of this program wrote it.
+    Returns the trainer's state. Raises CheckpointCorrupt naming the file, and UserError for another
+    checkpoint format.
     """
     manifest = _read_manifest(path)
     expected = manifest.pop("sha256", None)
     if expected is not None and expected != _digest_of(manifest):
-        raise CheckpointCorrupt(f"{path / _MANIFEST}: checksum differs from its own")
+        raise CheckpointCorrupt(f"{path / MANIFEST}: checksum differs from its own")
     if manifest["format"] != FORMAT:
         raise UserError(
-            f"{path} has checkpoint format {manifest['format']}, this version reads {FORMAT}: resume with the version that "
+            f"{path} has checkpoint format {manifest['format']}, this version reads {FORMAT}: resume with "
+            "the version that "
             "wrote it, or start a new run from its export"
         )
     if expected is None:
-        raise CheckpointCorrupt(f"{path / _MANIFEST}: not readable (its checksum is missing)")
+        raise CheckpointCorrupt(f"{path / MANIFEST}: not readable (its checksum is missing)")
     state = TrainerState(**manifest["state"])
     if checkpoint_path(path.parent, state.step) != path:
         raise CheckpointCorrupt(f"{path}: holds the state of step {state.step}")
@@ -135,20 +152,21 @@ def verify_checkpoint(path: Path) -> TrainerState:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
+        manifest = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:
-        raise CheckpointCorrupt(f"{path}: {_MANIFEST} is missing") from None
+        raise CheckpointCorrupt(f"{path}: {MANIFEST} is missing") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointCorrupt(f"{path / _MANIFEST}: not readable ({error})") from None
+        raise CheckpointCorrupt(f"{path / MANIFEST}: not readable ({error})") from None
     if not isinstance(manifest, dict) or "format" not in manifest:
-        raise CheckpointCorrupt(f"{path / _MANIFEST}: not readable (no manifest)")
+        raise CheckpointCorrupt(f"{path / MANIFEST}: not readable (no manifest)")
     return manifest
 
 
 def find_checkpoint(root: Path, on_skip: Callable[[str], None]) -> tuple[Path, TrainerState] | None:
-    """The newest checkpoint that is whole, or None when there is none at all.
+    """Return the newest complete checkpoint, or None when there is no checkpoint.
 
-    `on_skip` hears of each newer one that is not. Raises UserError when checkpoints exist but none is whole.
+    `on_skip` is called with a message for each newer, damaged one. Raises UserError when all
+    checkpoints are damaged.
     """
     candidates = _in_order(root)[::-1]
     for path in candidates:
@@ -158,41 +176,50 @@ def find_checkpoint(root: Path, on_skip: Callable[[str], None]) -> tuple[Path, T
             on_skip(f"{error}; set aside as {_set_aside(path).name}, trying the one before")
     if candidates:
         raise UserError(
-            f"{root}: none of the {len(candidates)} checkpoints is whole; restore one from a copy, or start anew in "
-            "another --run-dir"
+            f"{root}: none of the {len(candidates)} checkpoints is whole; restore one from a copy, or start "
+            "a new run in another --run-dir"
         )
     return None
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that it is neither tried again nor counted among the checkpoints to keep."""
+    """Rename a damaged checkpoint, so that it is not tried again and does not count for `keep`."""
     names = (f"damaged-{path.name}" + (f".{number}" if number else "") for number in itertools.count())
     free = next(name for name in names if not path.with_name(name).exists())
     return path.rename(path.with_name(free))
 
 
 _DECIDES_THE_RESULT = (
-    "seed", "algorithm.", "data.", "learner.", "critic.", "reward.function.", "loop.max_staleness", "loop.minibatch_order",
+    "seed", "algorithm.", "data.", "learner.", "critic.", "reward.function.", "loop.max_staleness",
+    "loop.minibatch_order",
     "rollout.max_response_tokens", "rollout.temperature", "rollout.dtype",
 )  # fmt: skip
-_ONLY_DECIDES_HOW = ("cpus_per_rank", "gpus_per_rank", "timeout_s")
+_ONLY_DECIDES_HOW = ("cpus_per_rank", "gpus_per_rank", "attention", "timeout_s")
 
 
 def resumable_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that a resumed run must share with the interrupted one, flat: {"learner.optimizer.lr": 1e-6, ...}.
+    """Return the settings that must be equal on resume, flat: {"learner.optimizer.lr": 1e-6, ...}.
 
-    What only decides how fast, where or how often (workers, cluster, logging, evaluation) may change; so may the
-    number of steps, with which a linear schedule is stretched.
+    Settings of workers, cluster, logging and evaluation may change. The number of steps may change
+    too; a linear schedule then ends at the new last step.
     """
     flat = _flatten("", config.model_dump(mode="json"))
-    return {name: value for name, value in flat if name.startswith(_DECIDES_THE_RESULT) and not name.endswith(_ONLY_DECIDES_HOW)}
+    return {
+        name: value
+        for name, value in flat
+        if name.startswith(_DECIDES_THE_RESULT) and not name.endswith(_ONLY_DECIDES_HOW)
+    }
 
 
 def differing_settings(path: Path, settings: Mapping[str, Any]) -> list[str]:
-    """How `settings` differ from those that a checkpoint was written with, e.g. "seed: 1 then, 2 now"."""
-    stored = json.loads((path / _MANIFEST).read_bytes())["settings"]
-    names = sorted(stored.keys() | settings.keys())
-    return [f"{n}: {stored.get(n)!r} then, {settings.get(n)!r} now" for n in names if stored.get(n) != settings.get(n)]
+    """Return the differences of `settings` from those of a checkpoint: "seed: 1 then, 2 now"."""
+    stored = json.loads((path / MANIFEST).read_bytes())["settings"]
+    names = sorted(n for n in stored.keys() | settings.keys() if not n.endswith(_ONLY_DECIDES_HOW))
+    return [
+        f"{n}: {stored.get(n)!r} then, {settings.get(n)!r} now"
+        for n in names
+        if stored.get(n) != settings.get(n)
+    ]
 
 
 def _flatten(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
@@ -204,16 +231,11 @@ def _flatten(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): {"sha256": _digest(p, durably=True), "bytes": p.stat().st_size} for p in files}
-
-
 def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise CheckpointCorrupt(f"{path}: file is missing")
     try:
-        size, digest = path.stat().st_size, _digest(path)
+        digest, size = digest_file(path)
     except OSError as error:
         raise CheckpointCorrupt(f"{path}: not readable ({error})") from None
     if size != expected["bytes"]:
@@ -223,15 +245,8 @@ def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON content, however it is indented."""
+    """Return the SHA-256 of JSON content, independently of its formatting."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path, *, durably: bool = False) -> str:
-    with path.open("rb") as file:
-        if durably:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_durably(path: Path, content: bytes) -> None:
@@ -250,7 +265,10 @@ def _sync_directory(path: Path) -> None:
 
 
 def _retain(root: Path, keep: int, newest: Path) -> None:
-    """Keep `newest` and the `keep` - 1 before it. A later one is of a timeline that a resumed run has left."""
+    """Keep `newest` and the `keep` - 1 checkpoints before it.
+
+    Later checkpoints belong to an earlier attempt that a resumed run has replaced.
+    """
     for path in root.glob(".writing-*"):
         shutil.rmtree(path, ignore_errors=True)
     others = [path for path in _in_order(root) if path != newest]
@@ -259,6 +277,6 @@ def _retain(root: Path, keep: int, newest: Path) -> None:
 
 
 def _in_order(root: Path) -> list[Path]:
-    """The checkpoints by step, oldest first."""
-    found = [(int(match[1]), path) for path in root.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    """Return the checkpoints by step, oldest first."""
+    found = [(step, path) for path in root.glob("step-*") if (step := step_of(path.name)) is not None]
     return [path for _, path in sorted(found)]

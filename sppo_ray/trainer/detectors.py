@@ -1,7 +1,8 @@
-"""What can be seen in a step's figures when training goes wrong: one pure judgement each, with what it means and what to do.
+"""Detectors of failing training, each a pure function of a step's metrics.
 
-A detector reads the figures of `metrics.jsonl` by their names there and compares them with absolute limits where a figure has an
-absolute meaning (a ratio is near 1, a gradient is finite), else with what was usual in this run.
+A detector reads metrics by their names in metrics.jsonl. It compares them with an absolute limit
+where one exists (a ratio is near 1, a gradient is finite), else with the medians of this run. Each
+detector has a meaning and a remedy for its message.
 """
 
 from __future__ import annotations
@@ -14,27 +15,29 @@ from typing import NamedTuple
 
 Figures = Mapping[str, float]
 
-KNOWN_AFTER = 8  # calm steps before anything is called usual
-VARYING = 0.1  # reward/std from which on rewards vary: a solve rate between 1 % and 99 %
-TOLD_APART = 0.01  # a usual spread of values below this has nothing to lose
-SATURATED = 0.02  # values so near to 0 or 1, all of them
-FAR_OFF, LEAP = 0.3, 0.1  # a constant value from the mean reward, and from that of the step before
-REWARD_GAIN = 0.05  # a policy that gets better by this much may as well get surer
+KNOWN_AFTER = 8  # normal steps needed before the medians are used
+MIN_REWARD_STD = 0.1  # minimum reward/std of varying rewards: a solve rate of 1 % to 99 %
+MIN_VALUE_STD = 0.01  # minimum value/std of a critic that distinguishes prompts
+SATURATED = 0.02  # a mean value this close to 0 or 1 is saturated
+MEAN_GAP = 0.15  # |mean value - mean reward| of a failed critic: 2.5 standard errors of 32 samples
+# The same for a critic that never distinguished prompts, and its minimum change in one step.
+LARGE_MEAN_GAP, VALUE_JUMP = 0.3, 0.1
+REWARD_GAIN = 0.05  # when the mean reward rises by this much, entropy may fall
 MISMATCH_RISE = (
     1e-3,
     100.0,
-)  # nats, and times the usual: rounding of a float32 engine is 1e-7 with a factor of 4 between steps
+)  # nats, and factor to the median; float32 rounding is 1e-7 and varies by a factor of 4
 
 
-class Odd(NamedTuple):
-    """What is odd about a step, in words, and how much it counts."""
+class Anomaly(NamedTuple):
+    """A description of an anomaly in a step, and its weight."""
 
     seen: str
     weight: int = 1
 
 
-class Usual:
-    """Medians over the latest calm steps, and the step before, calm or not ({}: there was none)."""
+class Baseline:
+    """Medians of metrics over the latest normal steps. `previous` is the previous step, or {}."""
 
     def __init__(self, rows: Sequence[Figures], previous: Figures) -> None:
         self._rows = rows
@@ -48,15 +51,19 @@ class Usual:
         return statistics.median(row[name] for row in self._rows)
 
 
-Judge = Callable[[Figures, Usual, float], Odd | None]
+Judge = Callable[[Figures, Baseline, float], Anomaly | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """`judge(figures, usual, limit)` says whether a step is odd; of the last `window` steps `needed` raise the alarm."""
+    """`judge(figures, usual, limit)` returns the anomaly of a step, or None.
+
+    Anomalies with a total weight of `needed` in the last `window` steps raise the alarm.
+    """
 
     judge: Judge
-    watches: tuple[str, ...]  # figures without which, or where they are not finite, there is nothing to judge
+    # metrics that must be present and finite, else the step is skipped
+    watches: tuple[str, ...]
     meaning: str
     remedy: str
     window: int = 6
@@ -64,7 +71,7 @@ class Detector:
     only_warns: bool = False
 
 
-def skipped_updates(figures: Figures, usual: Usual, limit: float) -> Odd | None:
+def skipped_updates(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     counts = [figures.get(f"{role}/skipped", 0.0) for role in ("policy", "critic")]
     skipped = sum(int(count) for count in counts if math.isfinite(count))
     names = [f"{role}/{name}" for role in ("policy", "critic") for name in ("loss", "grad_norm")]
@@ -72,32 +79,37 @@ def skipped_updates(figures: Figures, usual: Usual, limit: float) -> Odd | None:
     if not skipped and not nonfinite:
         return None
     what = f"{' and '.join(nonfinite)} not finite" if nonfinite else "a gradient was not finite"
-    return Odd(f"{what}, {skipped} updates of the step skipped", max(skipped, 1))
+    return Anomaly(f"{what}, {skipped} updates of the step skipped", max(skipped, 1))
 
 
-def value_collapse(figures: Figures, usual: Usual, limit: float) -> Odd | None:
+def value_collapse(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     spread, mean, reward = figures["value/std"], figures["value/mean"], figures["reward/mean"]
-    if figures["reward/std"] < VARYING or not usual.is_known:
+    if figures["reward/std"] < MIN_REWARD_STD or not usual.is_known:
         return None
     before = usual("value/std")
-    if before >= TOLD_APART and spread < limit * before:
-        return Odd(f"value/std is {spread:.2g}, usually {before:.2g}")
-    # A fresh critic is a constant too, but 0.5 (or, trained by squared error, a 0 that it leaves within the first steps), and a
-    # slow one creeps towards the mean reward; a dead one sticks to an end or is thrown about.
+    # Equal values near the mean reward are correct if the policy solves all prompts alike.
+    if before >= MIN_VALUE_STD and spread < limit * before and abs(mean - reward) > MEAN_GAP:
+        return Anomaly(f"value/std is {spread:.2g}, usually {before:.2g}")
+    # A new critic is constant too, at 0.5, or at 0 for a few steps when trained by squared error.
+    # A slow critic moves towards the mean reward. A failed critic is saturated or jumps.
     saturated = not SATURATED < mean < 1.0 - SATURATED
-    thrown = abs(mean - reward) > FAR_OFF and abs(mean - usual.previous["value/mean"]) > LEAP
-    if spread < TOLD_APART and (saturated or thrown):
-        return Odd(f"the values of all prompts are {mean:.3g} (value/std {spread:.2g}) at a mean reward of {reward:.2f}")
+    far_from_reward = abs(mean - reward) > LARGE_MEAN_GAP
+    jumped = far_from_reward and abs(mean - usual.previous["value/mean"]) > VALUE_JUMP
+    if spread < MIN_VALUE_STD and (saturated or jumped):
+        return Anomaly(
+            f"the values of all prompts are {mean:.3g} (value/std {spread:.2g}) at a mean reward of "
+            f"{reward:.2f}"
+        )
     return None
 
 
-def critic_blind(figures: Figures, usual: Usual, limit: float) -> Odd | None:
-    if figures["reward/std"] < VARYING or figures["value/std"] >= limit:
+def critic_blind(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
+    if figures["reward/std"] < MIN_REWARD_STD or figures["value/std"] >= limit:
         return None
-    return Odd(f"value/std is {figures['value/std']:.2g} around {figures['value/mean']:.2f}")
+    return Anomaly(f"value/std is {figures['value/std']:.2g} around {figures['value/mean']:.2f}")
 
 
-def entropy_collapse(figures: Figures, usual: Usual, limit: float) -> Odd | None:
+def entropy_collapse(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     if not usual.is_known:
         return None
     now, before = figures["policy/entropy"], usual("policy/entropy")
@@ -105,58 +117,68 @@ def entropy_collapse(figures: Figures, usual: Usual, limit: float) -> Odd | None
     share = limit if gain < REWARD_GAIN else limit / 10
     if now >= share * before:
         return None
-    return Odd(f"policy/entropy is {now:.2g}, usually {before:.2g}, and the mean reward changed by {gain:+.2f}")
+    return Anomaly(
+        f"policy/entropy is {now:.2g}, usually {before:.2g}, and the mean reward changed by {gain:+.2f}"
+    )
 
 
-def truncation_rise(figures: Figures, usual: Usual, limit: float) -> Odd | None:
+def truncation_rise(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     return _risen("response/truncation_rate", figures["response/truncation_rate"], usual, limit)
 
 
-def reward_error_rate(figures: Figures, usual: Usual, limit: float) -> Odd | None:
+def reward_error_rate(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     errors, scored = figures["reward/errors"], figures["samples/count"]
     if errors <= limit * (errors + scored):
         return None
-    return Odd(f"{errors:.0f} of {errors + scored:.0f} responses could not be scored")
+    return Anomaly(f"{errors:.0f} of {errors + scored:.0f} responses could not be scored")
 
 
-def clip_fraction_rise(figures: Figures, usual: Usual, limit: float) -> Odd | None:
+def clip_fraction_rise(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     if not usual.is_known:
         return None
     names = "policy/clip_fraction_low", "policy/clip_fraction_high"
     now, before = sum(figures[name] for name in names), sum(usual(name) for name in names)
-    return Odd(f"{now:.1%} of the tokens were clipped, usually {before:.1%}") if now > before + limit else None
+    return (
+        Anomaly(f"{now:.1%} of the tokens were clipped, usually {before:.1%}")
+        if now > before + limit
+        else None
+    )
 
 
-def ratio_drift(figures: Figures, usual: Usual, limit: float) -> Odd | None:
+def ratio_drift(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     mean, weight = figures["policy/ratio_mean"], figures.get("policy/importance_mean", 1.0)
     if abs(mean - 1.0) > limit:
-        return Odd(f"policy/ratio_mean is {mean:.3g}")
-    return Odd(f"policy/importance_mean is {weight:.3g}") if weight < 1.0 - limit else None
+        return Anomaly(f"policy/ratio_mean is {mean:.3g}")
+    return Anomaly(f"policy/importance_mean is {weight:.3g}") if weight < 1.0 - limit else None
 
 
-def kl(figures: Figures, usual: Usual, limit: float) -> Odd | None:
+def kl(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     now = figures["policy/approx_kl_k3"]
-    return Odd(f"policy/approx_kl_k3 is {now:.2g} nats a token") if now > limit else None
+    return Anomaly(f"policy/approx_kl_k3 is {now:.2g} nats a token") if now > limit else None
 
 
-def mismatch(figures: Figures, usual: Usual, limit: float) -> Odd | None:
+def mismatch(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     now = figures["mismatch/logprob_difference_mean"]
-    return Odd(f"mismatch/logprob_difference_mean is {now:.2g} nats") if now > limit else None
+    return Anomaly(f"mismatch/logprob_difference_mean is {now:.2g} nats") if now > limit else None
 
 
-def synchronous_mismatch(figures: Figures, usual: Usual, limit: float) -> Odd | None:
-    """Where nothing is stale, engine and learner differ by rounding alone, which does not grow by a factor of 100."""
+def synchronous_mismatch(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
+    """Detector of mismatch for synchronous runs.
+
+    Without staleness, engine and learner differ only by rounding, which does not grow by a factor
+    of 100.
+    """
     now, (floor, factor) = figures["mismatch/logprob_difference_mean"], MISMATCH_RISE
     if usual.is_known and now > max(floor, factor * usual("mismatch/logprob_difference_mean")):
         before = usual("mismatch/logprob_difference_mean")
-        return Odd(f"mismatch/logprob_difference_mean is {now:.2g} nats, usually {before:.2g}")
+        return Anomaly(f"mismatch/logprob_difference_mean is {now:.2g} nats, usually {before:.2g}")
     return mismatch(figures, usual, limit)
 
 
-def _risen(name: str, now: float, usual: Usual, limit: float) -> Odd | None:
+def _risen(name: str, now: float, usual: Baseline, limit: float) -> Anomaly | None:
     if not usual.is_known or now <= usual(name) + limit:
         return None
-    return Odd(f"{name} is {now:.2f}, usually {usual(name):.2f}")
+    return Anomaly(f"{name} is {now:.2f}, usually {usual(name):.2f}")
 
 
 _VALUES = ("value/std", "value/mean", "reward/std", "reward/mean")
@@ -166,7 +188,8 @@ DETECTORS: dict[str, Detector] = {
         skipped_updates,
         (),
         meaning="a learning rate that is too high, an overflow in bfloat16, or a damaged batch",
-        remedy="lower the learning rate of the model that is named or set its optimizer.grad_clip, and go on from a checkpoint",
+        remedy="lower the learning rate of the model that is named or set its optimizer.grad_clip, and go on "
+        "from a checkpoint",
         window=20,
         needed=None,
     ),
@@ -179,8 +202,10 @@ DETECTORS: dict[str, Detector] = {
     "critic_blind": Detector(
         critic_blind,
         _VALUES,
-        meaning="a critic that cannot read the prompts (too small, wrong tokenizer, all prompts end alike) or barely learns",
-        remedy="raise critic.optimizer.lr, take a larger critic, or use algorithm reinforce, which this run amounts to",
+        meaning="a critic that cannot read the prompts (too small, wrong tokenizer, all prompts end alike) "
+        "or barely learns",
+        remedy="raise critic.optimizer.lr, take a larger critic, or use algorithm reinforce, which this run "
+        "amounts to",
         window=20,
         needed=20,
         only_warns=True,
@@ -188,20 +213,24 @@ DETECTORS: dict[str, Detector] = {
     "entropy_collapse": Detector(
         entropy_collapse,
         ("policy/entropy", "reward/mean"),
-        meaning="a policy that gives one and the same response to everything, from which nothing more is learned",
-        remedy="lower learner.optimizer.lr, set algorithm.entropy_coefficient or algorithm.kl, raise algorithm.clip_high",
+        meaning="a policy that gives the same response to every prompt and cannot improve any more",
+        remedy="lower learner.optimizer.lr, set algorithm.entropy_coefficient or algorithm.kl, raise "
+        "algorithm.clip_high",
     ),
     "truncation_rise": Detector(
         truncation_rise,
         ("response/truncation_rate",),
         meaning="responses that no longer end: repetition, or a reward that pays for length",
-        remedy="read some samples; set algorithm.overlong, raise rollout.max_response_tokens or lower learner.optimizer.lr",
+        remedy="read some samples; set algorithm.overlong, raise rollout.max_response_tokens or lower "
+        "learner.optimizer.lr",
     ),
     "reward_error_rate": Detector(
         reward_error_rate,
         ("reward/errors", "samples/count"),
-        meaning="a verifier that hangs or crashes on what the policy writes now; these samples are missing from the updates",
-        remedy="see the reward-error events, try one with `sppo-ray score`; raise reward.deadline_s or reward.memory_mib",
+        meaning="a verifier that hangs or crashes on what the policy writes now; these samples are missing "
+        "from the updates",
+        remedy="see the reward-error events, try one with `sppo-ray score`; raise reward.deadline_s or "
+        "reward.memory_mib",
     ),
     "clip_fraction_rise": Detector(
         clip_fraction_rise,
@@ -213,7 +242,8 @@ DETECTORS: dict[str, Detector] = {
         ratio_drift,
         ("policy/ratio_mean",),
         meaning="samples that are not of the policy that the learner takes for theirs",
-        remedy="lower loop.max_staleness or learner.optimizer.lr; with mismatch too, the engine computes something else",
+        remedy="lower loop.max_staleness or learner.optimizer.lr; with mismatch too, the engine computes "
+        "something else",
     ),
     "kl": Detector(
         kl,
@@ -224,8 +254,10 @@ DETECTORS: dict[str, Detector] = {
     "mismatch": Detector(
         mismatch,
         ("mismatch/logprob_difference_mean",),
-        meaning="an engine that does not compute what the learner does: stale weights, another temperature, a broken kernel",
-        remedy="see the weight-sync events; set weight_sync.verify to true; the same dtype on both sides; a fresh engine",
+        meaning="an engine that does not compute what the learner does: stale weights, another temperature, "
+        "a broken kernel",
+        remedy="see the weight-sync events; set weight_sync.verify to true; the same dtype on both sides; a "
+        "fresh engine",
     ),
 }
-"""By the name of the setting that holds the limit."""
+"""Detectors by the name of the setting with their limit."""

@@ -1,16 +1,19 @@
-"""The training loop: ONE loop for synchronous and overlapped runs; `max_staleness` is the only difference.
+"""The training loop, for synchronous runs (`max_staleness` = 0) and overlapped runs (> 0).
 
           dispatch cohort k + s --> [fleet: generate | critic: value | verifier: score]     runs ahead by s = max_staleness steps
                                                   |
-    step k:   next minibatch with its advantages (waits for what they need) --> learner.update   critic.update beside it
+    step k:   next minibatch with its advantages (waits for what they need)
+        --> learner.update   critic.update (concurrently)
               ... minibatches_per_step times
-              weight sync: version k + 1 on every engine, verified  --> only now cohort k + 1 + s is dispatched
-              log, evaluate, checkpoint, wait at the gate (pause, checkpoint now, stop: `gate.py`)
+              weight sync: version k + 1 on every engine, verified
+                  --> only now cohort k + 1 + s is dispatched
+              log, evaluate, checkpoint, wait at the gate (pause, checkpoint now, stop: `pause.py`)
 
-Staleness is bounded by construction: cohort k is dispatched under version max(0, k - s) and trained on at version k.
-With s = 0 a step's first minibatch is trained on while its stragglers still generate, but nothing is dispatched
-before the sync, so every sample comes from the weights that the step started with.
-"""
+Staleness is at most s: cohort k is dispatched with version max(0, k - s) and trained on at version
+k. With s = 0 the first minibatch of a step is trained on while other responses are still generated.
+The next cohort is dispatched only after the sync, so all samples come from the weights at the start
+of the step.
+"""  # noqa: E501, W505 (a drawing)
 
 from __future__ import annotations
 
@@ -21,49 +24,45 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sppo_ray.config import LoopSettings, RunConfig
-from sppo_ray.data.batching import pack
 from sppo_ray.data.curriculum import choose
+from sppo_ray.data.packing import pack
+from sppo_ray.evaluation.sampler import Evaluator
+from sppo_ray.protocols import Critic, Learner, PromptSource, Reference, RewardClient
+from sppo_ray.rollout.autoscale import Autoscaler
+from sppo_ray.rollout.fleet import RolloutFleet
+from sppo_ray.rollout.pipeline import RolloutBatch, SamplePipeline
+from sppo_ray.rollout.tasks import end_tasks
+from sppo_ray.rollout.weight_sync import WeightMismatch
+from sppo_ray.rundir.status import Alert
 from sppo_ray.seeding import derive_seed
-from sppo_ray.trainer.autoscale import Autoscaler
+from sppo_ray.trainer.advantages import AdvantageEstimator, StepStats
 from sppo_ray.trainer.checkpoint import TrainerState, checkpoint_path, write_checkpoint
-from sppo_ray.trainer.estimation import AdvantageEstimator, StepTally
-from sppo_ray.trainer.evaluator import Evaluator
-from sppo_ray.trainer.first_batch import FirstBatchGate
-from sppo_ray.trainer.fleet import RolloutFleet
-from sppo_ray.trainer.gate import Gate
-from sppo_ray.trainer.guardrails import Alarm, GuardrailStop
-from sppo_ray.trainer.interfaces import Critic, Learner, Reference, Scorer
-from sppo_ray.trainer.pipeline import Cohort, SamplePipeline
+from sppo_ray.trainer.guardrails import GuardrailStop
+from sppo_ray.trainer.logprob_check import LogprobCheck
+from sppo_ray.trainer.pause import PauseGate
 from sppo_ray.trainer.recorder import Recorder
 from sppo_ray.trainer.updates import update_critic, update_metrics
-from sppo_ray.trainer.weight_sync import WeightMismatch
-from sppo_ray.types import Minibatch, Prompt, TrainingSample
-
-
-class PromptSource(Protocol):
-    def cohort(self, index: int) -> Sequence[Prompt]:
-        """The prompts at place `index` of the endless order: a pure function of the settings, the seed and the index."""
-        ...
+from sppo_ray.types import Minibatch, Prompt, TokenRows, TrainingSample
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Everything the loop drives."""
+    """The workers of the loop."""
 
     fleet: RolloutFleet
     learner: Learner
-    critic: Critic | None  # None: the algorithm has none
+    critic: Critic | None  # None: the algorithm has no critic
     reference: Reference | None  # None: no KL penalty
-    scorer: Scorer
+    reward_client: RewardClient
     pipeline: SamplePipeline
     evaluator: Evaluator
 
 
 class Trainer:
-    """Runs the loop from `state` on. All waiting is in `run`; what is asked of it between two steps goes through `gate`."""
+    """Runs the loop from `state` on. Commands between two steps come through `gate`."""
 
     def __init__(
         self,
@@ -75,26 +74,28 @@ class Trainer:
         state: TrainerState,
         checkpoints: Path,
         settings: Mapping[str, Any],
-        gate: Gate | None = None,
+        gate: PauseGate | None = None,
     ) -> None:
-        """`gate`: of a run that had trainers before this one; a new one by default."""
+        """`gate`: the gate of an earlier trainer of the run; None = a new one."""
         self._config = config
         self._workers = workers
         self._prompts = prompts
         self._recorder = recorder
         self._checkpoints = checkpoints
         self._settings = settings
-        self._estimator = AdvantageEstimator(config, workers.critic, recorder, self._redraw)
-        self._first_batch = FirstBatchGate(config, workers.learner)
-        self._cohorts: deque[Cohort] = deque()
-        self.gate = gate or Gate()
+        self._estimator = AdvantageEstimator(
+            config, critic=workers.critic, pipeline=workers.pipeline, prompts=prompts, recorder=recorder
+        )
+        self._first_batch = LogprobCheck(config, workers.learner)
+        self._cohorts: deque[RolloutBatch] = deque()
+        self.gate = gate or PauseGate()
         self._autoscaler = Autoscaler(config.rollout) if config.rollout.autoscale is not None else None
         self._saved_step = state.step if state.step else -1
         self._earlier_restarts = state.restarts - workers.fleet.restarts
         self.state = state
 
     def stop(self) -> None:
-        """Finish the step under way, write a checkpoint, return from `run`."""
+        """Make `run` finish the current step, write a checkpoint and return."""
         self.gate.stop()
 
     @property
@@ -113,7 +114,8 @@ class Trainer:
         while not self._is_over and not self.gate.is_stopping:
             await self._step()
             await self._pass_gate()
-        self.state = dataclasses.replace(self.state, restarts=self._restarts)  # those since the last step, too
+        # includes restarts since the last step
+        self.state = dataclasses.replace(self.state, restarts=self._restarts)
         await self._save()
         return self.state
 
@@ -122,32 +124,37 @@ class Trainer:
         return self._earlier_restarts + self._workers.fleet.restarts
 
     async def _pass_gate(self) -> None:
-        """Do what was asked for during the step, and wait while the run is paused. Nobody holds up a run that is over."""
+        """Apply the commands received during the step, and wait while the run is paused. A finished
+        run does not wait.
+        """
         if self.gate.wants_checkpoint:
             await self._save()
         if not self.gate.is_closed or self._is_over:
             return
         with self._recorder.pause(self.state):
             while self.gate.is_closed:
-                await self._word_from_outside()
+                await self._wait_for_command()
                 if self.gate.wants_checkpoint:
                     await self._save()
 
-    async def _word_from_outside(self) -> None:
-        """Wait until something is asked of the run. Raises GuardrailStop when nobody looks after a run that a guardrail holds."""
+    async def _wait_for_command(self) -> None:
+        """Wait for a command. Raises GuardrailStop when a pause by a guardrail lasts too long."""
         diagnosis = self.gate.held_because
         patience = self._config.guardrails.max_pause_s if diagnosis else None
         try:
             async with asyncio.timeout(patience):
                 await self.gate.changed()
         except TimeoutError:
-            raise GuardrailStop(f"{diagnosis} Nobody ended the pause within {patience:g} s.") from None
+            raise GuardrailStop(f"{diagnosis} The pause timed out after {patience:g} s.") from None
 
-    def _heed(self, alarms: Sequence[Alarm]) -> None:
-        """Do to the run what the alarms of its newest step ask for."""
+    def _apply_alerts(self, alarms: Sequence[Alert]) -> None:
+        """Pause or stop the run as the new alarms require."""
         for alarm in alarms:
             if alarm.action == "stop":
-                raise GuardrailStop(f"{alarm.message} The run stopped after step {self.state.step}, without a checkpoint of it.")
+                raise GuardrailStop(
+                    f"{alarm.message} The run stopped after step {self.state.step}, without a checkpoint of "
+                    "it."
+                )
             if alarm.action == "pause":
                 self.gate.pause(alarm.message)
                 self._recorder.live(paused=True)
@@ -156,7 +163,7 @@ class Trainer:
         started = time.perf_counter()
         await self._dispatch_ahead()
         cohort = self._cohorts.popleft()
-        tally = StepTally()
+        tally = StepStats()
         minibatches, metrics, critic_updates = await self._train_on(cohort, tally)
         before = self.state
         self.state = dataclasses.replace(
@@ -169,6 +176,7 @@ class Trainer:
             response_tokens=before.response_tokens + tally.response_tokens,
             restarts=self._restarts,
         )
+        self._recorder.trajectories(self.state.step, minibatches, learner_version=before.policy_version)
         metrics |= await self._sync_weights()
         self.state = dataclasses.replace(self.state, seconds=before.seconds + time.perf_counter() - started)
         figures = self._recorder.step(
@@ -178,7 +186,7 @@ class Trainer:
             learner_version=before.policy_version,
             fleet=self._workers.fleet.view(),
         )
-        self._heed(self._recorder.raised)
+        self._apply_alerts(self._recorder.raised)
         self._autoscale(self.state.seconds - before.seconds, figures.get("seconds/generate-wait", 0.0))
         if self._evaluation_is_due(before):
             await self._evaluate()
@@ -186,11 +194,15 @@ class Trainer:
             await self._checkpoint()
 
     def _autoscale(self, seconds: float, waited: float) -> None:
-        """Ask for a worker more or fewer if the step, of so many seconds in which so many were waited, calls for it."""
+        """Scale the fleet. The last step took `seconds`, and the learner waited for `waited` of
+        them.
+        """
         if self._autoscaler is None:
             return
         fleet = self._workers.fleet
-        wanted = self._autoscaler.after_step(seconds=seconds, waited=waited, workers=fleet.wanted, is_settled=fleet.is_settled)
+        wanted = self._autoscaler.after_step(
+            seconds=seconds, waited=waited, workers=fleet.wanted, is_settled=fleet.is_settled
+        )
         if wanted is not None:
             self._recorder.event("autoscale", fleet.scale(wanted), show=True)
 
@@ -203,20 +215,28 @@ class Trainer:
         return _is_due(self._config.eval.every, self.state.step)
 
     async def _dispatch_ahead(self) -> None:
-        """Keep the cohorts of this step and of the next max_staleness steps on their way."""
+        """Dispatch the cohorts of this step and of the next max_staleness steps, if not yet
+        done.
+        """
         last = min(self.state.step + self._config.loop.max_staleness, self._config.loop.steps - 1)
         first = self._cohorts[-1].step + 1 if self._cohorts else self.state.step
         for step in range(first, last + 1):
             prompts = await self._prompts_of(step)
-            self._cohorts.append(self._workers.pipeline.dispatch(step, prompts, self._config.data.samples_per_prompt))
+            self._cohorts.append(
+                self._workers.pipeline.dispatch(step, prompts, self._config.data.samples_per_prompt)
+            )
 
     async def _prompts_of(self, step: int) -> Sequence[Prompt]:
         rounds, curriculum = self._config.prompt_rounds, self._config.data.curriculum
         if curriculum is None or self._workers.critic is None:
             return self._prompts.cohort(step * rounds)
-        candidates = [prompt for draw in range(rounds) for prompt in self._prompts.cohort(step * rounds + draw)]
+        candidates = [
+            prompt for draw in range(rounds) for prompt in self._prompts.cohort(step * rounds + draw)
+        ]
         with self._recorder.stage("curriculum"):
-            values = await self._workers.critic.values([prompt.critic_token_ids for prompt in candidates])
+            values = await self._workers.critic.values(
+                TokenRows.of([prompt.critic_token_ids for prompt in candidates])
+            )
         chosen = choose(
             [value.value for value in values],
             self._config.data.prompts_per_step,
@@ -225,13 +245,10 @@ class Trainer:
         )
         return [candidates[index] for index in chosen]
 
-    def _redraw(self, step: int, draw: int, count: int) -> Cohort:
-        """Dynamic sampling: further prompts for a step, from its own part of the prompt stream."""
-        prompts = self._prompts.cohort(step * self._config.prompt_rounds + draw)[:count]
-        return self._workers.pipeline.dispatch(step, prompts, self._config.data.samples_per_prompt, draw=draw)
-
-    async def _train_on(self, cohort: Cohort, tally: StepTally) -> tuple[list[list[TrainingSample]], dict[str, float], int]:
-        """Returns the step's minibatches, its metrics and the number of critic updates."""
+    async def _train_on(
+        self, cohort: RolloutBatch, tally: StepStats
+    ) -> tuple[list[list[TrainingSample]], dict[str, float], int]:
+        """Train on a cohort. Returns its minibatches, metrics and the number of critic updates."""
         minibatches: list[list[TrainingSample]] = []
         metrics: dict[str, float] = {}
         policy_metrics: list[Mapping[str, float]] = []
@@ -242,32 +259,42 @@ class Trainer:
                     metrics |= await self._check_first(minibatch, packed)
                 minibatches.append(minibatch)
                 if self._workers.critic is not None:
-                    critic_updates.append(asyncio.ensure_future(update_critic(self._config, self._workers.critic, minibatch)))
+                    critic_updates.append(
+                        asyncio.ensure_future(update_critic(self._config, self._workers.critic, minibatch))
+                    )
                 if packed is not None:
                     with self._recorder.stage("update"):
                         policy_metrics.append(await self._workers.learner.update(packed))
             with self._recorder.stage("critic-wait"):
                 critic_metrics = await asyncio.gather(*critic_updates)
         finally:
-            for update in critic_updates:  # of a step that fails; nobody else waits for them
-                update.cancel()
-            await asyncio.gather(*critic_updates, return_exceptions=True)
+            await end_tasks(critic_updates)  # after a failure they are still running
         return minibatches, metrics | update_metrics(policy_metrics, critic_metrics), len(critic_metrics)
 
-    async def _check_first(self, minibatch: Sequence[TrainingSample], packed: Minibatch | None) -> Mapping[str, float]:
-        """Figures of the engines' log-probs against the learner's. Raises WeightMismatch, with the engine given up."""
+    async def _check_first(
+        self, minibatch: Sequence[TrainingSample], packed: Minibatch | None
+    ) -> Mapping[str, float]:
+        """Compare the engines' log-probs with the learner's and return the metrics. Raises
+        WeightMismatch after marking the engine as failed.
+        """
         try:
             with self._recorder.stage("first-batch"):
                 return await self._first_batch.check(minibatch, packed, version=self.state.policy_version)
         except WeightMismatch as failure:
-            self._workers.fleet.distrust(failure)
+            self._workers.fleet.mark_failed(failure)
             raise
 
-    async def _packed(self, cohort: Cohort, tally: StepTally) -> AsyncIterator[tuple[list[TrainingSample], Minibatch | None]]:
-        """Minibatches ready for the learner, with every policy's log-probs that the loss asks for; None while the critic
-        learns alone."""
+    async def _packed(
+        self, cohort: RolloutBatch, tally: StepStats
+    ) -> AsyncIterator[tuple[list[TrainingSample], Minibatch | None]]:
+        """Yield each minibatch with its packed form for the learner, including the log-probs that
+        the loss needs. The packed form is None while only the critic is trained.
+        """
         minibatches = self._estimator.minibatches(
-            cohort, policy_version=self.state.policy_version, critic_version=self.state.critic_version, tally=tally
+            cohort,
+            policy_version=self.state.policy_version,
+            critic_version=self.state.critic_version,
+            tally=tally,
         )
         if cohort.step < self._config.critic_warmup_steps:
             async for minibatch in minibatches:
@@ -277,11 +304,14 @@ class Trainer:
             async for minibatch in minibatches:
                 yield minibatch, await self._with_reference(self._pack(minibatch))
             return
-        # pi_old is the policy BEFORE the step's first update, so here the first update waits for the last sample.
-        waiting = [minibatch async for minibatch in minibatches]
-        with self._recorder.stage("old-logprobs"):
-            recomputed = [await self._workers.learner.recompute_logprobs(self._pack(minibatch)) for minibatch in waiting]
-        for minibatch, packed in zip(waiting, recomputed, strict=True):
+        # pi_old is the policy before the step's first update, so the first update must wait for the
+        # last sample. Log-probs are computed while later samples are still generated.
+        recomputed = []
+        async for minibatch in minibatches:
+            with self._recorder.stage("old-logprobs"):
+                packed = await self._workers.learner.recompute_logprobs(self._pack(minibatch))
+            recomputed.append((minibatch, packed))
+        for minibatch, packed in recomputed:
             yield minibatch, await self._with_reference(packed)
 
     def _pack(self, minibatch: Sequence[TrainingSample]) -> Minibatch:
@@ -314,12 +344,17 @@ class Trainer:
         first = self.state.initial_accuracy
         if first is None and self.state.step == 0:
             first = report.accuracy
-        best = max(report.accuracy, self.state.best_accuracy if self.state.best_accuracy is not None else report.accuracy)
-        self.state = dataclasses.replace(self.state, initial_accuracy=first, final_accuracy=report.accuracy, best_accuracy=best)
+        best = max(
+            report.accuracy,
+            self.state.best_accuracy if self.state.best_accuracy is not None else report.accuracy,
+        )
+        self.state = dataclasses.replace(
+            self.state, initial_accuracy=first, final_accuracy=report.accuracy, best_accuracy=best
+        )
         self._recorder.evaluation(self.state, report)
 
     async def _save(self) -> None:
-        """A checkpoint of the steps so far, unless they have one."""
+        """Write a checkpoint of the current step unless there is one."""
         if self._saved_step != self.state.step:
             await self._checkpoint()
         self.gate.checkpoint_written(checkpoint_path(self._checkpoints, self.state.step))
@@ -330,14 +365,18 @@ class Trainer:
             writers["critic"] = self._workers.critic.save
         with self._recorder.stage("checkpoint"):
             path = await write_checkpoint(
-                self._checkpoints, self.state, writers, settings=self._settings, keep=self._config.checkpoint.keep
+                self._checkpoints,
+                self.state,
+                writers,
+                settings=self._settings,
+                keep=self._config.checkpoint.keep,
             )
         self._saved_step = self.state.step
         self._recorder.checkpoint(path)
 
 
 def is_over(loop: LoopSettings, state: TrainerState) -> bool:
-    """Whether the settings ask for no more than what `state` has behind it."""
+    """Return whether the run has done all its steps or used its time budget."""
     return state.step >= loop.steps or (loop.budget_s is not None and state.seconds >= loop.budget_s)
 
 

@@ -1,40 +1,53 @@
-"""What training and its replay do alike with a minibatch: the critic's batch, and a step's metrics from its updates'."""
+"""Updates of the critic and the metrics of all updates, for training and replay."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from sppo_ray.config import RunConfig
-from sppo_ray.trainer.interfaces import Critic
-from sppo_ray.types import CriticBatch, TokenCriticBatch, TrainingSample
+from sppo_ray.protocols import Critic
+from sppo_ray.types import CriticBatch, TokenCriticBatch, TokenRows, TrainingSample
 
 
-async def update_critic(config: RunConfig, critic: Critic, minibatch: Sequence[TrainingSample]) -> Mapping[str, float]:
-    """One update of the prompt critic or the token critic, whichever the algorithm has."""
+async def update_critic(
+    config: RunConfig, critic: Critic, minibatch: Sequence[TrainingSample]
+) -> Mapping[str, float]:
+    """Update the algorithm's critic, prompt critic or token critic, and return its metrics."""
     if config.spec.critic == "token":
         return await critic.token_update(_token_critic_batch(minibatch))
     return await critic.update(_critic_batch(minibatch))
 
 
-def update_metrics(policy: Sequence[Mapping[str, float]], critic: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """A step's metrics from those of its updates of policy and critic."""
+def update_metrics(
+    policy: Sequence[Mapping[str, float]], critic: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
+    """Return a step's metrics from the metrics of its policy and critic updates."""
     return averages("policy", policy) | averages("critic", critic) | _first("mismatch", policy)
 
 
 def averages(group: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """A step's metrics from its minibatches': the mean, but the largest of maxima, the sum of counts, the last of totals."""
-    return {f"{group}/{name}": _over_step(name, [row[name] for row in rows]) for name in (rows[0] if rows else {})}
+    """Return a step's metrics from those of its minibatches: maximum of maxima, sum of counts, last
+    of totals, and else the mean.
+    """
+    return {
+        f"{group}/{name}": _over_step(name, [row[name] for row in rows]) for name in (rows[0] if rows else {})
+    }
 
 
 def _critic_batch(samples: Sequence[TrainingSample]) -> CriticBatch:
-    return CriticBatch(tuple(s.scored.prompt.critic_token_ids for s in samples), tuple(s.shaped_reward for s in samples))
+    return CriticBatch(
+        TokenRows.of([s.scored.prompt.critic_token_ids for s in samples]),
+        np.array([s.shaped_reward for s in samples], dtype=np.float32),
+    )
 
 
 def _token_critic_batch(samples: Sequence[TrainingSample]) -> TokenCriticBatch:
     return TokenCriticBatch(
-        tuple(s.scored.prompt.token_ids for s in samples),
-        tuple(s.scored.trajectory.response_ids for s in samples),
-        tuple(s.returns for s in samples),
+        TokenRows.of([s.scored.prompt.token_ids for s in samples]),
+        TokenRows.of([s.scored.trajectory.response_ids for s in samples]),
+        np.concatenate([np.asarray(s.returns, dtype=np.float32) for s in samples]),
     )
 
 
@@ -47,5 +60,11 @@ def _over_step(name: str, values: Sequence[float]) -> float:
 
 
 def _first(group: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The first minibatch's engine/learner log-prob difference: only there are both at the same weights (when s = 0)."""
-    return {f"{group}/{name}": rows[0][name] for name in rows[0] if name.startswith("logprob_difference")} if rows else {}
+    """Return the log-prob difference of engine and learner in the first minibatch. Both have equal
+    weights only there, and only without staleness.
+    """
+    return (
+        {f"{group}/{name}": rows[0][name] for name in rows[0] if name.startswith("logprob_difference")}
+        if rows
+        else {}
+    )

@@ -1,4 +1,6 @@
-"""A real browser for the tests of the page: Debian's Chromium through Playwright's Python package (the extra `dev`)."""
+"""A real browser for the tests of the page: Debian's Chromium through Playwright's Python package
+(the extra `dev`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A server over run directories: inside the test's process, or as the process that `sppo-ray serve` is."""
+"""A server over run directories: inside the test's process, or as the process that `sppo-ray serve`
+is.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,10 @@ def make_server(runs: Path) -> Iterator[Callable[..., TestClient]]:
             given = {"runs": runs, "refresh_s": 0.0, "ray_address": NO_RAY, "rate_per_second": 0.0} | settings
             application = create_app(ApiSettings(**given))
             client = TestClient(
-                application, base_url="http://127.0.0.1", client=("127.0.0.1", 5000), raise_server_exceptions=False
+                application,
+                base_url="http://127.0.0.1",
+                client=("127.0.0.1", 5000),
+                raise_server_exceptions=False,
             )
             return stack.enter_context(client)
 
@@ -69,7 +74,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(runs: Path, *options: str, port: int | None = None, env: dict[str, str] | None = None) -> Iterator[tuple[str, Any]]:
+def serving(
+    runs: Path, *options: str, port: int | None = None, env: dict[str, str] | None = None
+) -> Iterator[tuple[str, Any]]:
     """`sppo-ray serve` as a process of its own: (URL, process). Ended by its id."""
     port = port or free_port()
     command = [sys.executable, "-m", "sppo_ray", "serve", "--runs", str(runs), "--port", str(port), *options]

@@ -1,4 +1,4 @@
-"""The curl commands of a page of the documentation, run as they stand there by bash and curl itself."""
+"""Runs the curl commands of a documentation page with bash and curl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ STATUS = "--silent --show-error --max-time 60 --write-out '\\n%{http_code}'"
 
 
 def curls(page: str) -> list[str]:
-    """Every curl command in the code blocks of docs/`page`, a command that goes over several lines as one."""
+    """Every curl command in the code blocks of docs/`page`, a command that goes over several lines
+    as one.
+    """
     found = []
     for block in re.findall(r"```\w*\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.S):
         command = ""
@@ -42,7 +44,13 @@ def run_curl(command: str, *, url: str, token: str, folder: Path) -> tuple[int, 
     variables = {"API": url, "AUTH": f"Authorization: Bearer {token}", "SPPO_RAY_API_TOKEN": token}
     script = command.replace("curl ", f"curl {STATUS} ", 1).replace("http://127.0.0.1:8642", url)
     done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=90, check=False
+        ["bash", "-c", script],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
     )
     assert done.returncode == 0, f"{command}: {done.stderr}"
     body, _, status = done.stdout.rpartition("\n")

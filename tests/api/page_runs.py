@@ -1,4 +1,4 @@
-"""Run directories for the page's tests, written by the project's own Recorder: a policy that gets better on a fixed course."""
+"""Run directories for the page's tests, written by the real Recorder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from sppo_ray.config_loading import dump_config, load_config
+from sppo_ray.config.loading import dump_config, load_config
+from sppo_ray.display.progress import SilentProgress
+from sppo_ray.evaluation.scores import GradedResponse, evaluate
 from sppo_ray.launch.job import write_job
+from sppo_ray.rollout.views import WorkerView
+from sppo_ray.rundir.layout import RunDir
 from sppo_ray.trainer.checkpoint import TrainerState
-from sppo_ray.trainer.evaluation import GradedResponse, evaluate
-from sppo_ray.trainer.fleet_members import WorkerView
-from sppo_ray.trainer.progress import SilentProgress
 from sppo_ray.trainer.recorder import Recorder
-from sppo_ray.trainer.rundir import RunDir
-from sppo_ray.trainer.timing import StageClock
-from sppo_ray.types import Prompt, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
+from sppo_ray.types import Prompt, PromptValue, RequestId, ScoredTrajectory, TrainingSample, Trajectory
 
 SAMPLES = 24  # a step
 HELD_OUT = 64  # prompts of an evaluation, every 10 steps
@@ -33,19 +32,26 @@ TEX_RESPONSE = (
 
 
 class RecordedRun:
-    """A run that goes on as far as it is told to: `advance(n)` records n steps, `end()` closes it."""
+    """A run that records n steps on `advance(n)` and ends on `end()`."""
 
     def __init__(self, path: Path, *, seed: int, steps: int = 30, budget_s: float | None = None) -> None:
-        numbers = {"seed": seed, "loop.steps": steps, "rollout.workers": 2, "rollout.max_workers": MOST_WORKERS}
+        numbers = {
+            "seed": seed,
+            "loop.steps": steps,
+            "rollout.workers": 2,
+            "rollout.max_workers": MOST_WORKERS,
+        }
         numbers |= {} if budget_s is None else {"loop.budget_s": budget_s}
-        overrides = [*(f"--{name}={number}" for name, number in numbers.items()), "--logging.tensorboard=false"]
+        overrides = [
+            *(f"--{name}={number}" for name, number in numbers.items()),
+            "--logging.tensorboard=false",
+        ]
         self.config = load_config("quickstart", overrides)
         self.run_dir = RunDir.create(path, resume=False)
         self.run_dir.write_config(dump_config(self.config))
         write_job(self.run_dir, self.config)
-        self.recorder = Recorder(self.run_dir, self.config, SilentProgress())
         self.clock = 0.0  # seconds; a test has no time for those of a training
-        self.recorder._clock = StageClock(lambda: self.clock)
+        self.recorder = Recorder(self.run_dir, self.config, SilentProgress(), clock=lambda: self.clock)
         self.random = random.Random(seed)
         self.state = TrainerState.initial()
         self.recorder.event("started", f"all actors up after {20 + seed}.4 s")
@@ -89,13 +95,13 @@ class RecordedRun:
             response_tokens=state.response_tokens + tokens,
             seconds=state.seconds + SECONDS,
         )
-        for stage, seconds in (
-            ("generate-wait", 1.2 + 0.3 * self.random.random()),
-            ("update", 0.7),
-            ("critic-wait", 0.05),
-            ("sync", 0.1),
+        for stage, seconds, worker, label in (
+            ("generate-wait", 1.2 + 0.3 * self.random.random(), "rollout-0", "generate"),
+            ("update", 0.7, "learner", "train"),
+            ("critic-wait", 0.05, "critic", "critic"),
+            ("sync", 0.1, "learner", "sync"),
         ):
-            with self.recorder.stage(stage):
+            with self.recorder.stage(stage), self.recorder.times.span(worker, label, label):
                 self.clock += seconds
         self.clock += 0.05
         surge = math.exp(-(((state.step - 8) / 4) ** 2))
@@ -108,7 +114,11 @@ class RecordedRun:
             "critic/grad_norm": 0.3 + 0.8 * math.exp(-state.step / 10) + 0.2 * self.random.random(),
         }
         busy = [0.9 * self.clock, 0.7 * self.clock]
-        workers = [WorkerView(f"rollout-{i}", "HEALTHY", self.state.policy_version, 0, 16, 800 + i, busy[i]) for i in range(2)]
+        workers = [
+            WorkerView(f"rollout-{i}", "HEALTHY", self.state.policy_version, 0, 16, 800 + i, busy[i])
+            for i in range(2)
+        ]
+        self.recorder.trajectories(self.state.step, [samples], learner_version=version)
         self.recorder.step(self.state, [samples], metrics, learner_version=version, fleet=workers)
 
     def _sample(self, index: int, version: int, skill: float) -> TrainingSample:
@@ -119,26 +129,49 @@ class RecordedRun:
         learned = 1 - math.exp(-version / 8)
         value = min(max(learned * chance + (1 - learned) * 0.5 + self.random.gauss(0, 0.03), 0.01), 0.99)
         prompt_id = f"running-sum/{1000 * version + index}"
-        prompt = Prompt(prompt_id, "running-sum", "+".join(map(str, numbers)) + "=", (1, 2), (1, 2), str(sum(numbers)), {})
+        prompt = Prompt(
+            prompt_id, "running-sum", "+".join(map(str, numbers)) + "=", (1, 2), (1, 2), str(sum(numbers)), {}
+        )
         answer = sum(numbers) if reward else sum(numbers) - 1
         ids = tuple(range(6 * len(numbers)))
         trajectory = Trajectory(
-            f"{version}/{index}/0", prompt_id, ids, (-0.1,) * len(ids), "stop", version, version, f"rollout-{index % 2}", 0.9
+            RequestId(str(version), index, 0),
+            prompt_id,
+            ids,
+            (-0.1,) * len(ids),
+            "stop",
+            version,
+            version,
+            f"rollout-{index % 2}",
+            0.9,
         )
         logit = PromptValue(math.log(value / (1 - value)), value, 4 * version)
         reason = "correct" if reward else f"answer {answer}, expected {sum(numbers)}"
         response = f"{'+'.join(map(str, numbers))} = \\boxed{{{answer}}}"
         return TrainingSample(
-            ScoredTrajectory(prompt, trajectory, response, reward, reason, 0.001, logit), reward - value, reward
+            ScoredTrajectory(prompt, trajectory, response, reward, reason, 0.001, logit),
+            reward - value,
+            reward,
         )
 
     def _evaluate(self) -> None:
         chance = self._skill()
         graded = [
-            GradedResponse(f"held-out/{i}", "running-sum", 0, float(self.random.random() < chance), "", 36 + i % 9, False, "1")
+            GradedResponse(
+                f"held-out/{i}",
+                "running-sum",
+                0,
+                float(self.random.random() < chance),
+                "",
+                36 + i % 9,
+                False,
+                "1",
+            )
             for i in range(HELD_OUT)
         ]
-        report = evaluate(graded, k=1, step=self.state.step, policy_version=self.state.policy_version, seconds=1.5)
+        report = evaluate(
+            graded, k=1, step=self.state.step, policy_version=self.state.policy_version, seconds=1.5
+        )
         first, best = self.state.initial_accuracy, self.state.best_accuracy or 0.0
         self.state = replace(
             self.state,
@@ -152,7 +185,9 @@ class RecordedRun:
         path = self.run_dir.checkpoints / f"step-{self.state.step:06d}"
         path.mkdir(parents=True)
         files = {"learner/state.pt": {"bytes": 3 * 2**20}}
-        (path / "manifest.json").write_text(json.dumps({"step": self.state.step, "files": files}), encoding="utf-8")
+        (path / "manifest.json").write_text(
+            json.dumps({"step": self.state.step, "files": files}), encoding="utf-8"
+        )
         return path
 
 

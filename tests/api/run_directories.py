@@ -1,4 +1,4 @@
-"""Run directories made by the project's own writers, as a trainer would leave them, without a trainer."""
+"""Run directories written by the project's writers, without a trainer."""
 
 from __future__ import annotations
 
@@ -10,25 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from sppo_ray.config import RunConfig
-from sppo_ray.config_loading import dump_config, load_config
+from sppo_ray.config.loading import dump_config, load_config
+from sppo_ray.display.progress import SilentProgress
+from sppo_ray.evaluation.scores import GradedResponse, evaluate
 from sppo_ray.launch.job import write_job
+from sppo_ray.rollout.views import WorkerView
+from sppo_ray.rundir.layout import LOCK, RunDir
+from sppo_ray.rundir.summary import Summary
 from sppo_ray.trainer.checkpoint import TrainerState
-from sppo_ray.trainer.evaluation import GradedResponse, evaluate
-from sppo_ray.trainer.fleet_members import WorkerView
-from sppo_ray.trainer.progress import SilentProgress
 from sppo_ray.trainer.recorder import Recorder
-from sppo_ray.trainer.rundir import LOCK, RunDir, Summary
-from sppo_ray.types import Prompt, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
+from sppo_ray.types import Prompt, PromptValue, RequestId, ScoredTrajectory, TrainingSample, Trajectory
 
 SMALL = ["--logging.tensorboard=false", "--loop.steps=60"]
 
 
-def sample(index: int, *, reward: float, value: float | None, response: str = "12", version: int = 0) -> TrainingSample:
+def sample(
+    index: int, *, reward: float, value: float | None, response: str = "12", version: int = 0
+) -> TrainingSample:
     prompt = Prompt(f"sum/{index}", "sum", f"<s>a{index}b5=", (1, 5, 6), (9, 8), "12")
     ids = tuple(range(1, index + 2))  # as many tokens as its place, plus 1
-    trajectory = Trajectory(f"1/{index}/0", prompt.id, ids, (-0.5,) * len(ids), "stop", version, version, "rollout-0", 0.25)
+    trajectory = Trajectory(
+        RequestId("1", index, 0),
+        prompt.id,
+        ids,
+        (-0.5,) * len(ids),
+        "stop",
+        version,
+        version,
+        "rollout-0",
+        0.25,
+    )
     critic = None if value is None else PromptValue(0.0, value, 0)
-    scored = ScoredTrajectory(prompt, trajectory, response, reward, "correct" if reward else "wrong", 0.01, critic)
+    scored = ScoredTrajectory(
+        prompt, trajectory, response, reward, "correct" if reward else "wrong", 0.01, critic
+    )
     return TrainingSample(scored, reward - (value or 0.0), reward)
 
 
@@ -37,7 +52,9 @@ FOUR = [(1.0, 0.9), (0.0, 0.8), (1.0, 0.5), (0.0, 0.0)]
 
 
 class LiveRun:
-    """A run that this process writes: to the server it is RUNNING until `finish`, `fail` or `vanish`."""
+    """A run that this process writes: to the server it is RUNNING until `finish`, `fail` or
+    `vanish`.
+    """
 
     def __init__(self, root: Path, name: str = "first", *, overrides: list[str] | None = None) -> None:
         self.config: RunConfig = load_config("quickstart", [*SMALL, *(overrides or [])])
@@ -54,7 +71,10 @@ class LiveRun:
         """One step of four samples with (reward, value) of FOUR; the mean reward is 2/4."""
         number = self.state.step + 1
         rows = FOUR if rows is None else rows
-        samples = [sample(i, reward=r, value=v, response=response, version=number - 1) for i, (r, v) in enumerate(rows)]
+        samples = [
+            sample(i, reward=r, value=v, response=response, version=number - 1)
+            for i, (r, v) in enumerate(rows)
+        ]
         tokens = sum(len(s.scored.trajectory.response_ids) for s in samples)
         self.state = replace(
             self.state,
@@ -65,12 +85,15 @@ class LiveRun:
             seconds=self.state.seconds + 2.0,
         )
         fleet = [WorkerView("rollout-0", "HEALTHY", number, 0, 3, 4 * number)]
+        self.recorder.trajectories(number, [samples], learner_version=number)
         self.recorder.step(self.state, [samples], {"policy/loss": 0.25}, learner_version=number, fleet=fleet)
 
     def evaluate(self, accuracy: float) -> None:
         """Ten held-out prompts, one response each."""
         solved = round(10 * accuracy)
-        graded = [GradedResponse(f"h/{i}", "sum", 0, float(i < solved), "12", 3, False, "12") for i in range(10)]
+        graded = [
+            GradedResponse(f"h/{i}", "sum", 0, float(i < solved), "12", 3, False, "12") for i in range(10)
+        ]
         report = evaluate(graded, k=1, step=self.state.step, policy_version=self.state.policy_version)
         best = max(accuracy, self.state.best_accuracy or 0.0)
         first = self.state.initial_accuracy if self.state.initial_accuracy is not None else accuracy
@@ -120,7 +143,7 @@ class LiveRun:
 
     def answer_commands(self, outcome: str = "done", detail: str = "as asked") -> list[dict[str, Any]]:
         """What the trainer's controller does with its inbox. Returns the commands."""
-        from sppo_ray.trainer.control import Inbox
+        from sppo_ray.rundir.commands import Inbox
 
         inbox = Inbox(self.path)
         commands = inbox.receive()
@@ -143,6 +166,12 @@ def waiting_submission(root: Path, name: str, *, age_s: float = 0.0) -> Path:
     """As the server leaves a job that Ray has accepted and whose trainer has not begun."""
     path = root / name
     path.mkdir(parents=True)
-    record = {"submission_id": name, "recipe": "quickstart", "metadata": {}, "by": "alice", "created": time.time() - age_s}
+    record = {
+        "submission_id": name,
+        "recipe": "quickstart",
+        "metadata": {},
+        "by": "alice",
+        "created": time.time() - age_s,
+    }
     (path / "submission.json").write_text(json.dumps(record))
     return path

@@ -1,4 +1,4 @@
-"""The client against the OpenAPI document, and both with the command line against a real server process."""
+"""The client against the OpenAPI document, and client and command line against a real server."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sppo_ray.api.client import ApiError, Client, Event
 from sppo_ray.api.schemas import JobPatch, JobRequest
 from sppo_ray.api.settings import ApiSettings
 from sppo_ray.api.tokens import add_token
-from sppo_ray.cli import main
-from sppo_ray.cli_jobs import describe, harmless
+from sppo_ray.cli.job_text import describe, harmless
+from sppo_ray.cli.main import main
 from sppo_ray.errors import UserError
 from tests.api.conftest import NO_RAY, free_port, serving
 from tests.api.run_directories import LiveRun, finished_run
@@ -38,7 +38,7 @@ def operations(document: dict) -> Iterator[tuple[str, str, dict]]:
             yield path, method, operation
 
 
-# ---------------------------------------------------------------------------------------------------- the document
+# ------------------------------------------------------------------------------------- the document
 
 
 def test_every_operation_has_a_method_with_its_parameters(document: dict) -> None:
@@ -72,7 +72,9 @@ def test_the_document_is_complete(document: dict) -> None:
                     is_binary = content["schema"].get("format") == "binary"
                     assert "example" in content or is_binary, where
                 else:
-                    assert (media_type, "example" in content) == ("application/problem+json", True), f"{where} {status}"
+                    assert (media_type, "example" in content) == ("application/problem+json", True), (
+                        f"{where} {status}"
+                    )
         if path.startswith("/v1"):
             assert {"401", "403", "422", "429"} <= set(operation["responses"]), where
         if "{job_id}" in path:
@@ -82,7 +84,9 @@ def test_the_document_is_complete(document: dict) -> None:
 
 
 def test_the_examples_fit_their_schemas(document: dict) -> None:
-    models = {name: getattr(schemas, name) for name in document["components"]["schemas"] if hasattr(schemas, name)}
+    models = {
+        name: getattr(schemas, name) for name in document["components"]["schemas"] if hasattr(schemas, name)
+    }
     checked = 0
     for _, _, operation in operations(document):
         for response in operation["responses"].values():
@@ -97,7 +101,7 @@ def test_the_examples_fit_their_schemas(document: dict) -> None:
             models[name].model_validate(example)
 
 
-# -------------------------------------------------------------------------------------------------- a real server
+# ------------------------------------------------------------------------------------ a real server
 
 
 def test_the_client_reads_everything(live: tuple[str, Path, str]) -> None:
@@ -105,9 +109,12 @@ def test_the_client_reads_everything(live: tuple[str, Path, str]) -> None:
     finished_run(runs, "read", steps=3)
     with Client(url, token=token) as client:
         assert client.get_job("read").state == "SUCCEEDED"
-        assert "read" in [job.id for job in client.list_jobs(state=[schemas.JobState.SUCCEEDED], limit=10).jobs]
+        assert "read" in [
+            job.id for job in client.list_jobs(state=[schemas.JobState.SUCCEEDED], limit=10).jobs
+        ]
         assert [row["step"] for row in client.metrics("read", name=["reward/mean"], first=2).rows] == [2, 3]
-        assert client.metrics_arrow("read", name=["reward/mean"])[:4] == b"\xff\xff\xff\xff"  # an Arrow message
+        # an Arrow message
+        assert client.metrics_arrow("read", name=["reward/mean"])[:4] == b"\xff\xff\xff\xff"
         assert client.trajectories("read", limit=1).items[0].index == 1
         assert [entry["step"] for entry in client.evaluations("read").evaluations] == [0, 3]
         assert client.config("read").settings["seed"] == 1
@@ -163,7 +170,11 @@ def test_many_clients_follow_a_live_run_and_scaling_comes_back_to_them(live: tup
         assert [event.data["step"] for event in events if event.kind == "step"] == [1, 2, 3, 4]
         assert [event.data["eval/accuracy"] for event in events if event.kind == "evaluation"] == [0.9]
         states = [event.data for event in events if event.kind == "state"]
-        assert any(c["outcome"] == "done" and c["rollout_workers"] == 2 for state in states for c in state["commands"])
+        assert any(
+            c["outcome"] == "done" and c["rollout_workers"] == 2
+            for state in states
+            for c in state["commands"]
+        )
         assert (states[-1]["state"], events[-1].kind) == ("SUCCEEDED", "end")
 
 
@@ -197,7 +208,10 @@ def test_a_revoked_token_ends_what_is_open(runs: Path, tmp_path: Path) -> None:
     run = LiveRun(runs)
     run.step()
     seen: list[Event] = []
-    with serving(runs, "--tokens", str(tokens), "--ray-address", NO_RAY) as (url, _), Client(url, token=token) as client:
+    with (
+        serving(runs, "--tokens", str(tokens), "--ray-address", NO_RAY) as (url, _),
+        Client(url, token=token) as client,
+    ):
         with pytest.raises(ApiError, match="no valid token"):
             for event in client.event_stream("first"):
                 seen.append(event)
@@ -255,8 +269,16 @@ def test_the_command_line(live: tuple[str, Path, str], capsys, monkeypatch: pyte
     assert "rollout-0 healthy v1" in shown and "RUNNING (training" in shown
     code, shown = sppo_ray("list", "--state", "running")
     assert (code, shown.splitlines()[1].split()[:4]) == (0, ["mine", "RUNNING", "1/60", "0.500"])
-    assert sppo_ray("scale", "mine", "--rollout-workers", "3") == (0, "mine: scale asked for, the job is RUNNING\n")
-    assert sppo_ray("pause", "mine")[0] == sppo_ray("resume", "mine")[0] == sppo_ray("checkpoint", "mine")[0] == 0
+    assert sppo_ray("scale", "mine", "--rollout-workers", "3") == (
+        0,
+        "mine: scale asked for, the job is RUNNING\n",
+    )
+    assert (
+        sppo_ray("pause", "mine")[0]
+        == sppo_ray("resume", "mine")[0]
+        == sppo_ray("checkpoint", "mine")[0]
+        == 0
+    )
     assert sppo_ray("stop", "mine")[1] == "mine: stop asked for, the job is STOPPING\n"
     kinds = [(command["kind"], command["by"]) for command in run.answer_commands()]
     assert kinds == [(kind, "olga") for kind in ("scale", "pause", "resume", "checkpoint", "stop")]
@@ -265,7 +287,10 @@ def test_the_command_line(live: tuple[str, Path, str], capsys, monkeypatch: pyte
     assert (code, "step 1/60  reward 0.500" in shown) == (1, True)  # it did not succeed
     code, shown = sppo_ray("status", "mine", "--json")
     assert schemas.Job.model_validate_json(shown).state == "STOPPED"
-    assert sppo_ray("delete", "mine") == (2, "error: delete removes metrics, samples and checkpoints: say --yes\n")
+    assert sppo_ray("delete", "mine") == (
+        2,
+        "error: delete removes metrics, samples and checkpoints: say --yes\n",
+    )
     assert sppo_ray("delete", "mine", "--yes") == (0, "deleted mine\n")
     code, shown = sppo_ray("stop", "mine")
     assert (code, shown) == (2, "error: there is no job 'mine': GET /v1/jobs lists them\n")
@@ -288,15 +313,21 @@ def test_the_command_line(live: tuple[str, Path, str], capsys, monkeypatch: pyte
         (3, None, 0.0, None, "3/?"),
     ],
 )
-def test_how_far_a_job_is(step: int, steps: int | None, seconds: float, budget_s: float | None, shown: str) -> None:
+def test_how_far_a_job_is(
+    step: int, steps: int | None, seconds: float, budget_s: float | None, shown: str
+) -> None:
     progress = {"step": step, "steps": steps, "seconds": seconds, "budget_s": budget_s}
     job = schemas.Job(id="a", name="a", state=schemas.JobState.RUNNING, phase="training", **progress)
     assert f"step         {shown}\n" in describe(job) + "\n"
 
 
 def test_what_a_model_wrote_does_not_steer_a_terminal() -> None:
-    assert harmless("50%\r100%\r\n\tdone\x1b[2J\x07\x9b1m\u202e √") == "50%\n100%\n\tdone\\x1b[2J\\x07\\x9b1m\\u202e √"
-    assert harmless("note: a\nRUNNING", lines=False) == "note: a\\nRUNNING"  # no second line of ours
+    assert (
+        harmless("50%\r100%\r\n\tdone\x1b[2J\x07\x9b1m\u202e √")
+        == "50%\n100%\n\tdone\\x1b[2J\\x07\\x9b1m\\u202e √"
+    )
+    # no second line of ours
+    assert harmless("note: a\nRUNNING", lines=False) == "note: a\\nRUNNING"
 
 
 def test_a_token_is_made_and_shown_once(tmp_path: Path, capsys) -> None:

@@ -1,4 +1,6 @@
-"""The whole of it: a Ray head, the server, jobs by three doors, scaled in mid-run, the server killed, one job stopped."""
+"""The whole control plane: a Ray head, the server, submission in three ways, scaling, a killed
+server, a stopped job.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from sppo_ray.api.client import ApiError, Client, Event, wait_for
 from sppo_ray.api.schemas import Job, JobPatch, JobRequest, JobState
 from sppo_ray.api.serve_app import application
 from sppo_ray.api.tokens import add_token
-from sppo_ray.cli import main
+from sppo_ray.cli.main import main
 from sppo_ray.errors import UserError
 from tests.api.browser import WHY_NOT, chromium
 from tests.api.conftest import free_port, serving
@@ -31,7 +33,12 @@ from tests.ray_head import BIN, ray_head
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL = {"data.prompts_per_step": 32, "data.minibatch_size": 16, "data.held_out.0.size": 16, "critic.warmup_steps": 1}
+SMALL = {
+    "data.prompts_per_step": 32,
+    "data.minibatch_size": 16,
+    "data.held_out.0.size": 16,
+    "critic.warmup_steps": 1,
+}
 LONG = 5000  # steps; more than the test waits for
 WAIT_S = 300.0
 
@@ -76,14 +83,22 @@ def test_three_doors_scaling_a_killed_server_and_a_stop(
         with serving(runs, *options, port=port, env=environment) as (_, process):
             _wait_for_ray(client)
             # Door one: POST /v1/jobs. It goes on until it is stopped.
-            rest = client.submit_job(JobRequest(recipe="quickstart", overrides=SMALL | {"loop.steps": LONG}, run_name="rest"))
-            assert (rest.id, rest.submission_id, rest.state, rest.submitted_by) == ("rest", "rest", "PENDING", "olga")
+            rest = client.submit_job(
+                JobRequest(recipe="quickstart", overrides=SMALL | {"loop.steps": LONG}, run_name="rest")
+            )
+            assert (rest.id, rest.submission_id, rest.state, rest.submitted_by) == (
+                "rest",
+                "rest",
+                "PENDING",
+                "olga",
+            )
             with pytest.raises(ApiError, match="there is a run 'rest' already"):
                 client.submit_job(JobRequest(recipe="quickstart", run_name="rest"))
             watcher = threading.Thread(target=follow, daemon=True)
             watcher.start()
             wait_for(client, "rest", trains, timeout_s=WAIT_S)
-            # Up to two workers, and work only after a verified sync: the new one serves the fleet's version.
+            # Up to two workers, and work only after a verified sync: the new one serves the fleet's
+            # version.
             _look_at(page, f"http://127.0.0.1:{port}/#/jobs/rest", token)
             _scale_on(page, client, 2)
             scaled = wait_for(client, "rest", lambda job: len(healthy(job)) == 2, timeout_s=WAIT_S)
@@ -98,9 +113,12 @@ def test_three_doors_scaling_a_killed_server_and_a_stop(
             assert (again.state, again.recipe, again.step >= before) == ("RUNNING", "quickstart", True)
             _is_live_again(page, workers=2)
             client.patch_job("rest", JobPatch(rollout_workers=1))
-            wait_for(client, "rest", lambda job: len(healthy(job)) == 1 and job.step > before, timeout_s=WAIT_S)
+            wait_for(
+                client, "rest", lambda job: len(healthy(job)) == 1 and job.step > before, timeout_s=WAIT_S
+            )
             _pause_checkpoint_resume(client)
-            # Door two: the command line. Door three: Ray's own, which this server learns of by its list.
+            # Door two: the command line. Door three: Ray's own, which this server learns of by its
+            # list.
             assert main(["submit", "quickstart", "--name", "cli", *flags(2)]) == 0
             assert "submitted cli" in capsys.readouterr().out
             bare = _submit_by_ray(address, environment, runs / "bare")
@@ -139,7 +157,9 @@ def onlooker() -> Iterator[Any]:
 
 
 def _look_at(page: Any, url: str, token: str) -> None:
-    """The running job as a person finds it: asked for the token, then live curves, figures and fleet."""
+    """The running job as a person finds it: asked for the token, then live curves, figures and
+    fleet.
+    """
     if page is None:
         return
     from playwright.sync_api import expect
@@ -176,14 +196,18 @@ def _is_live_again(page: Any, *, workers: int) -> None:
 
 
 def _answers_while_the_learner_is_blocked(client: Client, run_dir: Path) -> None:
-    """The learner's process is frozen for five seconds: the server answers, and the trainer's sign of life goes on."""
+    """The learner's process is frozen for five seconds: the server answers, and the trainer's sign
+    of life goes on.
+    """
     trainer = psutil.Process(json.loads((run_dir / "job.json").read_text())["pid"])
     raylet = next(process for process in trainer.parents() if process.name() == "raylet")
-    learner = next(process for process in raylet.children() if process.cmdline()[0].startswith("ray::LearnerRank"))
-    before = client.get_job("rest")
+    learner = next(
+        process for process in raylet.children() if process.cmdline()[0].startswith("ray::LearnerRank")
+    )
     seconds = []
     learner.suspend()
     try:
+        before = client.get_job("rest")
         for _ in range(20):
             asked = time.monotonic()
             job = client.get_job("rest")
@@ -227,14 +251,29 @@ def _wait_until_listed(client: Client, job_id: str) -> None:
 def _submit_by_ray(address: str, environment: dict[str, str], run_dir: Path) -> str:
     """`ray job submit --no-wait`; returns Ray's id."""
     train = ["python", "-m", "sppo_ray", "train", "quickstart", "--run-dir", str(run_dir), *flags(2)]
-    submit = [str(BIN / "ray"), "job", "submit", "--no-wait", "--address", address, "--working-dir", ".", "--", *train]
-    done = subprocess.run(submit, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    submit = [
+        str(BIN / "ray"),
+        "job",
+        "submit",
+        "--no-wait",
+        "--address",
+        address,
+        "--working-dir",
+        ".",
+        "--",
+        *train,
+    ]
+    done = subprocess.run(
+        submit, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return next(word.strip("'") for word in done.stdout.split() if word.strip("'").startswith("raysubmit_"))
 
 
 def _check_stream(events: list[Event], ended: Job) -> None:
-    """The stream of the stopped job, over the death of the server: every step once, and how it ended."""
+    """The stream of the stopped job, over the death of the server: every step once, and how it
+    ended.
+    """
     assert [event.data["step"] for event in events if event.kind == "step"] == list(range(1, ended.step + 1))
     assert events[-1].kind == "end"
     assert events[-1].data == {"state": "STOPPED"}
@@ -246,18 +285,23 @@ def _check_stream(events: list[Event], ended: Job) -> None:
 
 @pytest.mark.timeout(600)
 def test_jobs_outlive_the_head(runs: Path) -> None:
-    """A run that the dead head's cluster took with it is LOST, is shown by a server without Ray, and needs no head to be read."""
+    """A run that the dead head's cluster took with it is LOST, is shown by a server without Ray,
+    and needs no head to be read.
+    """
     port = free_port()
     with (
         ray_head(cpus=2) as (address, environment),
         serving(runs, "--ray-address", address, port=port, env=environment) as (url, _),
         Client(url, timeout_s=120) as client,
     ):
-        client.submit_job(JobRequest(recipe="quickstart", overrides=SMALL | {"loop.steps": LONG}, run_name="orphan"))
+        client.submit_job(
+            JobRequest(recipe="quickstart", overrides=SMALL | {"loop.steps": LONG}, run_name="orphan")
+        )
         wait_for(client, "orphan", lambda job: job.phase == "starting actors", timeout_s=WAIT_S)
     with serving(runs, "--ray-address", address, port=port) as (url, _), Client(url) as client:
         assert client.readyz().status == "degraded"
-        deadline = time.monotonic() + 90  # a heartbeat is believed for 45 s when its host is another
+        # a heartbeat is believed for 45 s when its host is another
+        deadline = time.monotonic() + 90
         while client.get_job("orphan").state is not JobState.LOST and time.monotonic() < deadline:
             time.sleep(1)
         job = client.get_job("orphan")
@@ -268,13 +312,17 @@ def test_jobs_outlive_the_head(runs: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_same_server_as_a_serve_application(head: tuple[str, dict[str, str]], runs: Path, tmp_path: Path) -> None:
+def test_the_same_server_as_a_serve_application(
+    head: tuple[str, dict[str, str]], runs: Path, tmp_path: Path
+) -> None:
     """By the RayService's own Serve config, with the paths and the address of this test in it."""
     address, environment = head
     token = add_token(tmp_path / "tokens", "olga", "operator")
     finished_run(runs, "done", steps=2)
     port = free_port()
-    service = yaml.safe_load((REPOSITORY / "deploy/kubernetes/overlays/cpu-service/rayservice.yaml").read_text(encoding="utf-8"))
+    service = yaml.safe_load(
+        (REPOSITORY / "deploy/kubernetes/overlays/cpu-service/rayservice.yaml").read_text(encoding="utf-8")
+    )
     content = yaml.safe_load(service["spec"]["serveConfigV2"])
     content["http_options"] = {"host": "127.0.0.1", "port": port}
     (ours,) = content["applications"]
@@ -284,7 +332,9 @@ def test_the_same_server_as_a_serve_application(head: tuple[str, dict[str, str]]
     config.write_text(yaml.safe_dump(content))
     client_environment = environment | {"RAY_DASHBOARD_ADDRESS": address}
     deploy = [str(BIN / "serve"), "deploy", "--address", address, str(config)]
-    done = subprocess.run(deploy, env=client_environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        deploy, env=client_environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     with Client(f"http://127.0.0.1:{port}", token=token) as client:
         deadline = time.monotonic() + 480
@@ -306,8 +356,12 @@ def test_the_same_server_as_a_serve_application(head: tuple[str, dict[str, str]]
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.timeout(300)
-def test_the_documented_calls_that_need_a_head(head: tuple[str, dict[str, str]], runs: Path, tmp_path: Path) -> None:
-    """Those of test_docs.py that Ray's absence answers there. The jobs' interpreter sleeps instead of training."""
+def test_the_documented_calls_that_need_a_head(
+    head: tuple[str, dict[str, str]], runs: Path, tmp_path: Path
+) -> None:
+    """Those of test_docs.py that Ray's absence answers there. The jobs' interpreter sleeps instead
+    of training.
+    """
     address, environment = head
     token = add_token(tmp_path / "tokens", "olga", "operator")
     sleeper = tmp_path / "python"
@@ -324,7 +378,8 @@ def test_the_documented_calls_that_need_a_head(head: tuple[str, dict[str, str]],
     options = ("--ray-address", address, "--tokens", str(tmp_path / "tokens"), "--python", str(sleeper))
     with serving(runs, *options, env=environment) as (url, _), Client(url, token=token) as client:
         _wait_for_ray(client)
-        earlier = {job.id for job in client.list_jobs().jobs}  # of the tests before, on the same head
+        # of the tests before, on the same head
+        earlier = {job.id for job in client.list_jobs().jobs}
         for number, command in enumerate(submits):
             if "resume" in command:
                 LiveRun(runs, f"old-{number}").finish(status="stopped")

@@ -1,4 +1,4 @@
-"""docs/api.md and docs/operations.md: each curl command is run as it stands there, against a real server."""
+"""Runs each curl command of docs/api.md and docs/operations.md against a real server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def test_the_pages_have_commands() -> None:
     assert len(curls("operations.md")) == 1
 
 
-@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=lambda number: COMMANDS[number].partition("\n")[0][:60])
+@pytest.mark.parametrize(
+    "number", range(len(COMMANDS)), ids=lambda number: COMMANDS[number].partition("\n")[0][:60]
+)
 def test_a_documented_call_works(live: tuple[str, Path, str], tmp_path: Path, number: int) -> None:
     url, runs, token = live
     command, name = COMMANDS[number], f"case-{number}"
@@ -53,5 +55,7 @@ def test_a_documented_call_works(live: tuple[str, Path, str], tmp_path: Path, nu
     if "logs" in command:
         assert body.startswith("one\ntwo")
     if "-o metrics.arrow" in command:
-        assert pa.ipc.open_stream((tmp_path / "metrics.arrow").read_bytes()).read_all()["step"].to_pylist() == [1, 2]
+        assert pa.ipc.open_stream((tmp_path / "metrics.arrow").read_bytes()).read_all()[
+            "step"
+        ].to_pylist() == [1, 2]
     run.close()

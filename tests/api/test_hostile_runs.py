@@ -1,4 +1,6 @@
-"""Run directories by a hand that means no good, or that slipped: one hides no other, and none shows what lies outside of it."""
+"""Malicious or damaged run directories: none hides another, and none exposes files outside of
+it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from sppo_ray.api import index
-from sppo_ray.api.run_files import NO_FILE, RunFile, names_in
+from sppo_ray.rundir.files import NO_FILE, RunFile, names_in
 from tests.api.run_directories import LiveRun, finished_run
 from tests.api.test_jobs import problem
 
@@ -30,16 +32,27 @@ HUGE = "9" * 400  # no float holds it
     "files",
     [
         {"job": '{"submission_id": 5, "started": 1.0}'},
-        {"status": f'{{"phase": "training", "state": {{"step": {HUGE}, "seconds": {HUGE}}}, "eta_s": {HUGE}, "steps": {HUGE}}}'},
+        {
+            "status": f'{{"phase": "training", "state": {{"step": {HUGE}, "seconds": {HUGE}}}, "eta_s": '
+            f'{HUGE}, "steps": {HUGE}}}'
+        },
         {"status": f'{{"heartbeat": {HUGE}}}', "job": f'{{"started": {HUGE}}}'},
         {"status": DEEP},
-        {"status": "{}", "job": '{"started": "yesterday"}', "submission": '{"submission_id": "s", "created": 1.0}'},
+        {"status": '{"state": "none", "fleet": {"a": 1}, "eta_s": "soon", "alerts": {}}'},
+        {"status": '{"fleet": ["torn"], "actors": [null], "pending": 3}'},
+        {
+            "status": "{}",
+            "job": '{"started": "yesterday"}',
+            "submission": '{"submission_id": "s", "created": 1.0}',
+        },
         {"submission": '{"submission_id": {"a": 1}, "created": [], "metadata": 3}'},
         {"job": '{"entrypoint": "bash -c \'sppo-ray train \\"x\'"}'},
         {"status": '{"name": "\\ud800"}'},  # half a character: no JSON can be sent of it
     ],
 )
-def test_a_damaged_run_does_not_hide_the_others(server: TestClient, runs: Path, files: dict[str, str]) -> None:
+def test_a_damaged_run_does_not_hide_the_others(
+    server: TestClient, runs: Path, files: dict[str, str]
+) -> None:
     finished_run(runs, "good", steps=1)
     damaged(runs / "bad", **files)
     listed = server.get("/v1/jobs")
@@ -55,10 +68,10 @@ def test_what_is_no_text_is_no_submission_id(server: TestClient, runs: Path) -> 
     assert (job["id"], job["submission_id"]) == ("bad", None)
 
 
-def test_a_number_that_no_float_holds_is_left_out(server: TestClient, runs: Path) -> None:
-    damaged(runs / "bad", status=f'{{"state": {{"step": {HUGE}, "samples": 7}}}}')
+def test_a_damaged_status_counts_as_not_written(server: TestClient, runs: Path) -> None:
+    damaged(runs / "bad", status=f'{{"phase": "training", "state": {{"step": {HUGE}, "samples": 7}}}}')
     job = server.get("/v1/jobs/bad").json()
-    assert (job["step"], job["samples"]) == (0, 7)
+    assert (job["state"], job["phase"], job["step"], job["samples"]) == ("LOST", "unknown", 0, 0)
 
 
 def test_whatever_a_run_runs_into_is_logged_once_and_the_others_are_shown(
@@ -100,7 +113,7 @@ def test_a_directory_that_may_not_be_looked_into_is_no_run(
     problem(server.get("/v1/jobs/private"), 404)
 
 
-# ---------------------------------------------------------------------------------------------------------- links
+# -------------------------------------------------------------------------------------------- links
 
 
 SECRET = "the-secret-of-another"
@@ -117,15 +130,21 @@ def linked(run: Path, name: str, outside: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "output.log", "metrics.jsonl", "events.jsonl", "status.json", "config.yaml", "submitted.yaml", "job.json",
+        "output.log", "metrics.jsonl", "events.jsonl", "status.json", "config.yaml", "submitted.yaml",
+        "job.json",
         "submission.json", "run.lock", "evaluations/step-000001.json", "trajectories/step-000001.parquet",
         "control/inbox/1-a.json", "control/done/1-a.json", "checkpoints/step-000001/manifest.json",
     ],
 )  # fmt: skip
-def test_a_link_to_a_file_elsewhere_is_not_followed(server: TestClient, runs: Path, tmp_path: Path, name: str) -> None:
+def test_a_link_to_a_file_elsewhere_is_not_followed(
+    server: TestClient, runs: Path, tmp_path: Path, name: str
+) -> None:
     run = finished_run(runs, "first", steps=1)
     secret = tmp_path / "secret"
-    secret.write_text(json.dumps({"step": 1, "id": SECRET, "kind": SECRET, "phase": SECRET, "name": SECRET, SECRET: 1.0}) + "\n")
+    secret.write_text(
+        json.dumps({"step": 1, "id": SECRET, "kind": SECRET, "phase": SECRET, "name": SECRET, SECRET: 1.0})
+        + "\n"
+    )
     linked(run.path, name, secret)
     for call in (*CALLS, "/events") if name in ("metrics.jsonl", "events.jsonl") else CALLS:
         answer = server.get(f"/v1/jobs/first{call}")
@@ -139,7 +158,9 @@ def test_nor_is_a_link_to_a_folder(server: TestClient, runs: Path, tmp_path: Pat
     other.step(response=SECRET)
     other.evaluate(0.5)
     (other.path / "checkpoints" / "step-000001").mkdir(parents=True)
-    (other.path / "checkpoints" / "step-000001" / "manifest.json").write_text('{"files": {"a": {"bytes": 777777}}}')
+    (other.path / "checkpoints" / "step-000001" / "manifest.json").write_text(
+        '{"files": {"a": {"bytes": 777777}}}'
+    )
     (other.path / "control" / "done").mkdir(parents=True)
     (other.path / "control" / "done" / "1-a.json").write_text(json.dumps({"id": SECRET, "kind": "stop"}))
     linked(run.path, folder, other.path / folder)
@@ -165,7 +186,9 @@ def test_a_command_is_not_written_through_a_link(server: TestClient, runs: Path,
     run.close()
 
 
-def test_the_directory_of_runs_may_be_a_link(make_server: Callable[..., TestClient], runs: Path, tmp_path: Path) -> None:
+def test_the_directory_of_runs_may_be_a_link(
+    make_server: Callable[..., TestClient], runs: Path, tmp_path: Path
+) -> None:
     finished_run(runs, "done", steps=1)
     (tmp_path / "link").symlink_to(runs)
     server = make_server(runs=tmp_path / "link")

@@ -1,4 +1,6 @@
-"""The REST API over run directories, Ray being away: what a job says, lists, commands, deletion, problem documents."""
+"""The REST API on run directories without Ray: jobs, lists, commands, deletion, problem
+documents.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,14 @@ def test_a_running_job_in_full(server: TestClient, runs: Path) -> None:
     assert job["workers"] == [
         {"name": "rollout-0", "state": "HEALTHY", "version": 2, "restarts": 0, "in_flight": 3, "finished": 8}
     ]
-    assert (job["samples"], job["tokens"], job["seconds"]) == (8, 20, 4.0)  # 1 + 2 + 3 + 4 tokens a step
-    assert (job["algorithm"], job["submission_id"], job["ended"], job["last_error"]) == ("sppo", None, None, None)
+    # 1 + 2 + 3 + 4 tokens a step
+    assert (job["samples"], job["tokens"], job["seconds"]) == (8, 20, 4.0)
+    assert (job["algorithm"], job["submission_id"], job["ended"], job["last_error"]) == (
+        "sppo",
+        None,
+        None,
+        None,
+    )
     assert job["wanted_workers"] == 1
     run.close()
 
@@ -55,7 +63,9 @@ def test_a_budget_of_seconds_is_told_beside_what_was_spent_of_it(server: TestCli
     assert (job["step"], job["steps"], job["seconds"], job["budget_s"]) == (1, 1_000_000, 2.0, 150.0)
     assert 'sppo_ray_job_budget_s{algorithm="sppo",job="first"} 150.0' in server.get("/metrics").text
     run.close()
-    (run.path / "config.yaml").write_text("loop: {budget_s: soon, steps: many}\nrollout: {workers: [2]}\nseed: x\n")
+    (run.path / "config.yaml").write_text(
+        "loop: {budget_s: soon, steps: many}\nrollout: {workers: [2]}\nseed: x\n"
+    )
     assert server.get("/v1/jobs/first").json()["budget_s"] is None
 
 
@@ -91,14 +101,25 @@ def test_the_list_filters_and_pages(server: TestClient, runs: Path) -> None:
     assert server.get("/v1/jobs", params={"state": "RUNNING"}).json()["jobs"][0]["id"] == "live"
     seen, cursor = [], None
     for _ in range(3):
-        page = server.get("/v1/jobs", params={"limit": 2, "state": "SUCCEEDED"} | ({"cursor": cursor} if cursor else {})).json()
+        page = server.get(
+            "/v1/jobs", params={"limit": 2, "state": "SUCCEEDED"} | ({"cursor": cursor} if cursor else {})
+        ).json()
         seen += [job["id"] for job in page["jobs"]]
         cursor = page["next_cursor"]
         assert page["total"] == 5
     assert (seen, cursor) == (["e", "d", "c", "b", "a"], None)  # newest first
-    for text, names in {"LIV": ["live"], "quick": ["live", "e", "d", "c", "b", "a"], "SPPO": 6, "nobody": []}.items():
+    for text, names in {
+        "LIV": ["live"],
+        "quick": ["live", "e", "d", "c", "b", "a"],
+        "SPPO": 6,
+        "nobody": [],
+    }.items():
         found = server.get("/v1/jobs", params={"name": text}).json()
-        assert found["total"] == names if isinstance(names, int) else [job["id"] for job in found["jobs"]] == names
+        assert (
+            found["total"] == names
+            if isinstance(names, int)
+            else [job["id"] for job in found["jobs"]] == names
+        )
     assert server.get("/v1/jobs", params={"name": "a", "state": "SUCCEEDED"}).json()["total"] == 5
     both = server.get("/v1/jobs", params={"state": ["RUNNING", "SUCCEEDED"]}).json()
     assert (both["total"], both["ray"]) == (6, "down")
@@ -112,7 +133,15 @@ def test_nothing_outside_the_runs_is_shown(server: TestClient, runs: Path, tmp_p
     (runs / "link").symlink_to(tmp_path / "elsewhere" / "secret")
     (runs / "no-run").mkdir()
     assert server.get("/v1/jobs").json()["total"] == 0
-    for name in ("link", "no-run", "..", "../elsewhere/secret", "%2e%2e%2felsewhere%2fsecret", "a\0b", "x" * 5000):
+    for name in (
+        "link",
+        "no-run",
+        "..",
+        "../elsewhere/secret",
+        "%2e%2e%2felsewhere%2fsecret",
+        "a\0b",
+        "x" * 5000,
+    ):
         assert server.get(f"/v1/jobs/{name.replace(chr(0), '%00')}").status_code == 404
 
 
@@ -125,8 +154,13 @@ def test_commands_reach_the_inbox_and_their_outcome_the_job(server: TestClient, 
         ("scale", 2, "waiting", "local"),
         ("pause", None, "waiting", "local"),
     ]
-    assert [command["kind"] for command in run.answer_commands("refused", "the run is stopping already")] == ["scale", "pause"]
-    assert {c["detail"] for c in server.get("/v1/jobs/first").json()["commands"]} == {"the run is stopping already"}
+    assert [command["kind"] for command in run.answer_commands("refused", "the run is stopping already")] == [
+        "scale",
+        "pause",
+    ]
+    assert {c["detail"] for c in server.get("/v1/jobs/first").json()["commands"]} == {
+        "the run is stopping already"
+    }
     assert server.post("/v1/jobs/first/checkpoint").json()["commands"][-1]["kind"] == "checkpoint"
     assert server.patch("/v1/jobs/first", json={"paused": False}).json()["commands"][-1]["kind"] == "resume"
     assert server.post("/v1/jobs/first/stop").json()["state"] == "STOPPING"
@@ -150,9 +184,13 @@ def test_commands_that_make_no_sense(server: TestClient, runs: Path) -> None:
         "message": "4 is outside rollout.min_workers and max_workers of this job (1 to 3)",
     }
     assert (
-        problem(server.patch("/v1/jobs/bounded", json={"rollout_workers": 0}), 422)["errors"][0]["path"] == "body.rollout_workers"
+        problem(server.patch("/v1/jobs/bounded", json={"rollout_workers": 0}), 422)["errors"][0]["path"]
+        == "body.rollout_workers"
     )
-    assert problem(server.patch("/v1/jobs/bounded", json={"workers": 2}), 422)["errors"][0]["path"] == "body.workers"
+    assert (
+        problem(server.patch("/v1/jobs/bounded", json={"workers": 2}), 422)["errors"][0]["path"]
+        == "body.workers"
+    )
     bounded.close()
 
 
@@ -166,7 +204,9 @@ def test_a_job_is_deleted_with_its_files_once_it_has_ended(server: TestClient, r
     live.close()
 
 
-def test_without_ray_reading_works_and_submitting_says_when_to_try_again(server: TestClient, runs: Path) -> None:
+def test_without_ray_reading_works_and_submitting_says_when_to_try_again(
+    server: TestClient, runs: Path
+) -> None:
     finished_run(runs, "done", steps=1)
     waiting_submission(runs, "waiting")
     response = server.post("/v1/jobs", json={"recipe": "quickstart"})
@@ -175,18 +215,22 @@ def test_without_ray_reading_works_and_submitting_says_when_to_try_again(server:
     assert problem(server.post("/v1/jobs/waiting/stop"), 503, "ray-down")
     assert server.get("/v1/jobs/done").json()["state"] == "SUCCEEDED"
     assert server.get("/readyz").json()["status"] == "degraded"
-    assert sorted(path.name for path in runs.iterdir()) == ["done", "waiting"]  # what Ray did not take leaves nothing
+    # what Ray did not take leaves nothing
+    assert sorted(path.name for path in runs.iterdir()) == ["done", "waiting"]
 
 
 @pytest.mark.parametrize(
     ("body", "status", "kind", "path"),
     [
-        ({"recipe": "quickstart", "overrides": {"loop.stepz": 3}}, 422, "invalid-settings", "body.overrides.loop.stepz"),
-        ({"recipe": "quickstart", "overrides": {"loop.steps": "x"}}, 422, "invalid-settings", "body.overrides.loop.steps"),
+        ({"recipe": "quickstart", "overrides": {"loop.stepz": 3}}, 422, "invalid-settings",
+        "body.overrides.loop.stepz"),
+        ({"recipe": "quickstart", "overrides": {"loop.steps": "x"}}, 422, "invalid-settings",
+        "body.overrides.loop.steps"),
         ({"recipe": "quickstart", "run_name": "../x"}, 422, "invalid-request", "body.run_name"),
         ({"recipe": "quickstart", "steps": 3}, 422, "invalid-request", "body.steps"),
         ({"recipe": "/etc/passwd"}, 400, "path-outside", "body.recipe"),
-        ({"recipe": "quickstart", "overrides": {"learner.model": "../../etc"}}, 400, "path-outside", "learner.model"),
+        ({"recipe": "quickstart", "overrides": {"learner.model": "../../etc"}}, 400, "path-outside",
+        "learner.model"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_before_ray_is_asked(
@@ -225,7 +269,8 @@ def test_a_run_that_has_ended_is_seen_to_go_on(server: TestClient, runs: Path) -
     index = server.app.state.services.index  # type: ignore[attr-defined]
     assert asyncio.run(index.renewed("first-again")).job.state == "PENDING"  # right after a command
     (run.path / "submission.json").unlink()
-    assert {server.get("/v1/jobs/first").json()["state"] for _ in range(ENDED_EVERY + 1)} >= {"STOPPED"}  # by and by
+    # by and by
+    assert {server.get("/v1/jobs/first").json()["state"] for _ in range(ENDED_EVERY + 1)} >= {"STOPPED"}
 
 
 def test_half_written_and_foreign_files_do_no_harm(server: TestClient, runs: Path) -> None:
@@ -258,13 +303,17 @@ def test_half_written_and_foreign_files_do_no_harm(server: TestClient, runs: Pat
         ("GET", "/v1/jobs/", 404),
     ],
 )
-def test_the_frameworks_own_errors_are_problems_too(server: TestClient, method: str, path: str, status: int) -> None:
+def test_the_frameworks_own_errors_are_problems_too(
+    server: TestClient, method: str, path: str, status: int
+) -> None:
     response = server.request(method, path)
     problem(response, status)
     assert ("allow" in response.headers) == (status == 405)
 
 
-def test_a_failure_of_the_server_is_a_problem_without_details(make_server: Callable[..., TestClient], runs: Path) -> None:
+def test_a_failure_of_the_server_is_a_problem_without_details(
+    make_server: Callable[..., TestClient], runs: Path
+) -> None:
     server = make_server()
     server.app.state.services.index.runs = object()  # type: ignore[attr-defined]
     body = problem(server.get("/v1/jobs"), 500, "internal")

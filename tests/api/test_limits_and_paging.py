@@ -1,4 +1,4 @@
-"""Requests that no honest client sends, callers that take all they can get, and places in a list that moves."""
+"""Malformed and excessive requests, and pages of a list that changes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from sppo_ray.api.following import Position
 from sppo_ray.api.services import Visit
 from sppo_ray.api.settings import ApiSettings
 from sppo_ray.api.tokens import add_token
-from sppo_ray.cli import main
+from sppo_ray.cli.main import main
+from sppo_ray.rundir.tail import Position
 from tests.api.run_directories import LiveRun, finished_run
 from tests.api.test_jobs import problem
 
@@ -37,7 +37,9 @@ def test_a_host_that_is_none_is_refused_and_breaks_nothing(
     problem(server.get("/nowhere", headers=known), 404)
 
 
-@pytest.mark.parametrize("place", ["0." + "9" * 30 + "-0.0", "1." + "9" * 30 + "-0.0", "f" * 40 + ".5-0.0", "0.5-0.5"])
+@pytest.mark.parametrize(
+    "place", ["0." + "9" * 30 + "-0.0", "1." + "9" * 30 + "-0.0", "f" * 40 + ".5-0.0", "0.5-0.5"]
+)
 def test_a_place_beyond_every_file_is_the_beginning(server: TestClient, runs: Path, place: str) -> None:
     finished_run(runs, "done", steps=1)
     answer = server.get("/v1/jobs/done/events", headers={"Last-Event-ID": place})
@@ -45,12 +47,16 @@ def test_a_place_beyond_every_file_is_the_beginning(server: TestClient, runs: Pa
     assert Position.parse("0.5") is None and Position.parse("0.0") == Position()
 
 
-def test_of_deletions_at_once_one_wins_and_the_others_find_nothing(make_server: Callable[..., TestClient], runs: Path) -> None:
+def test_of_deletions_at_once_one_wins_and_the_others_find_nothing(
+    make_server: Callable[..., TestClient], runs: Path
+) -> None:
     finished_run(runs, "done", steps=1)
     application = make_server().app
 
     async def scene() -> list[int]:
-        transport = httpx.ASGITransport(app=application, client=("127.0.0.1", 5000), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(
+            app=application, client=("127.0.0.1", 5000), raise_app_exceptions=False
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             answers = await asyncio.gather(*(client.delete("/v1/jobs/done") for _ in range(4)))
         return sorted(answer.status_code for answer in answers)
@@ -58,12 +64,17 @@ def test_of_deletions_at_once_one_wins_and_the_others_find_nothing(make_server: 
     assert asyncio.run(scene()) == [204, 404, 404, 404]
 
 
-# --------------------------------------------------------------------------------------------------------- streams
+# ------------------------------------------------------------------------------------------ streams
 
 
-def test_one_caller_cannot_take_every_stream(make_server: Callable[..., TestClient], runs: Path, tmp_path: Path) -> None:
+def test_one_caller_cannot_take_every_stream(
+    make_server: Callable[..., TestClient], runs: Path, tmp_path: Path
+) -> None:
     finished_run(runs, "done", steps=1)
-    one, two = ({"Authorization": f"Bearer {add_token(tmp_path / 'tokens', name, 'viewer')}"} for name in ("one", "two"))
+    one, two = (
+        {"Authorization": f"Bearer {add_token(tmp_path / 'tokens', name, 'viewer')}"}
+        for name in ("one", "two")
+    )
     server = make_server(tokens=tmp_path / "tokens", max_streams=3, max_streams_per_caller=2)
     streams = server.app.state.services.streams  # type: ignore[attr-defined]
     with streams.one("token one"), streams.one("token one"):
@@ -87,7 +98,7 @@ def test_without_tokens_an_address_is_a_caller(make_server: Callable[..., TestCl
     assert Visit("x", lambda: True).share == "x"
 
 
-# ---------------------------------------------------------------------------------------------------------- paging
+# ------------------------------------------------------------------------------------------- paging
 
 
 def of_ray_job(runs: Path, name: str, submission_id: str, started: float) -> None:
@@ -102,7 +113,9 @@ def pages(server: TestClient, **query: object) -> list[str]:
     seen: list[str] = []
     cursor = None
     for _ in range(10):
-        page = server.get("/v1/jobs", params={"limit": 1, **query} | ({"cursor": cursor} if cursor else {})).json()
+        page = server.get(
+            "/v1/jobs", params={"limit": 1, **query} | ({"cursor": cursor} if cursor else {})
+        ).json()
         seen += [job["id"] for job in page["jobs"]]
         cursor = page["next_cursor"]
         if cursor is None:
@@ -111,7 +124,11 @@ def pages(server: TestClient, **query: object) -> list[str]:
 
 
 def test_runs_of_one_ray_job_are_told_apart_by_their_run_ids(server: TestClient, runs: Path) -> None:
-    for name, submission, started in (("aa", "raysubmit_1", 10.0), ("bb", "raysubmit_1", 10.0), ("cc", "raysubmit_2", 5.0)):
+    for name, submission, started in (
+        ("aa", "raysubmit_1", 10.0),
+        ("bb", "raysubmit_1", 10.0),
+        ("cc", "raysubmit_2", 5.0),
+    ):
         of_ray_job(runs, name, submission, started)
     assert pages(server) == ["bb", "aa", "raysubmit_2"]
     for name in ("aa", "bb"):
@@ -119,7 +136,11 @@ def test_runs_of_one_ray_job_are_told_apart_by_their_run_ids(server: TestClient,
         assert (job["id"], job["run_id"], job["submission_id"]) == (name, name, "raysubmit_1")
     assert "aa, bb" in problem(server.get("/v1/jobs/raysubmit_1"), 404, "several-runs")["detail"]
     problem(server.delete("/v1/jobs/raysubmit_1"), 404, "several-runs")
-    assert server.get("/v1/jobs/raysubmit_2").json()["run_id"] == "cc" == server.get("/v1/jobs/cc").json()["run_id"]
+    assert (
+        server.get("/v1/jobs/raysubmit_2").json()["run_id"]
+        == "cc"
+        == server.get("/v1/jobs/cc").json()["run_id"]
+    )
 
 
 def test_a_submission_id_that_is_another_runs_name_is_not_its_id(server: TestClient, runs: Path) -> None:
@@ -135,16 +156,21 @@ def test_a_cursor_outlives_its_jobs_leaving_the_list(server: TestClient, runs: P
     first = server.get("/v1/jobs", params={"limit": 1, "state": ["RUNNING", "SUCCEEDED"]}).json()
     assert first["jobs"][0]["id"] == "live"
     live.finish(status="stopped")
-    rest = server.get("/v1/jobs", params={"state": ["RUNNING", "SUCCEEDED"], "cursor": first["next_cursor"]}).json()
+    rest = server.get(
+        "/v1/jobs", params={"state": ["RUNNING", "SUCCEEDED"], "cursor": first["next_cursor"]}
+    ).json()
     assert ([job["id"] for job in rest["jobs"]], rest["next_cursor"]) == (["old"], None)
 
 
 @pytest.mark.parametrize("cursor", ["nobody", "nan,a", "inf,a", ",", "1.0", "x,y"])
 def test_what_is_no_cursor_is_told(server: TestClient, cursor: str) -> None:
-    assert "begin again" in problem(server.get("/v1/jobs", params={"cursor": cursor}), 422, "invalid-request")["detail"]
+    assert (
+        "begin again"
+        in problem(server.get("/v1/jobs", params={"cursor": cursor}), 422, "invalid-request")["detail"]
+    )
 
 
-# -------------------------------------------------------------------------------------------------------- start-up
+# ----------------------------------------------------------------------------------------- start-up
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto"])

@@ -1,8 +1,8 @@
 """The web page in a real browser, over the real server and run directories of the real Recorder.
 
-Needs Debian's chromium and Playwright's Python package (the extra `dev`); without them these tests are skipped. Screenshots
-for the documentation: SPPO_RAY_SCREENSHOTS=1 pytest tests/api/test_page.py -k screenshots, or the path of a directory of runs
-instead of 1, to show real ones.
+Needs Debian's chromium and Playwright's Python package (the extra `dev`); without them these tests
+are skipped. Screenshots for the documentation: SPPO_RAY_SCREENSHOTS=1 pytest tests/api/test_page.py
+-k screenshots, or the path of a directory of runs instead of 1, to show real ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pytest
 from sppo_ray.api.app import create_app
 from sppo_ray.api.settings import ApiSettings
 from sppo_ray.api.tokens import add_token
-from sppo_ray.trainer.metrics import read_metrics
+from sppo_ray.rundir.metrics import read_metrics
 from tests.api.browser import TIMEOUT_MS, WHY_NOT, chromium
 from tests.api.page_runs import ATTACK, MOST_WORKERS, SAMPLES, RecordedRun
 
@@ -37,12 +37,14 @@ IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 SCREENSHOTS = os.environ.get("SPPO_RAY_SCREENSHOTS")
 
 
-# ------------------------------------------------------------------------------------------------ server and browser
+# ------------------------------------------------------------------------------- server and browser
 
 
 @contextlib.contextmanager
 def serving(**settings: Any) -> Iterator[str]:
-    """The address of the real server, in a thread. Ray is away: nothing answers at the port of its job server."""
+    """The address of the real server, in a thread. Ray is away: nothing answers at the port of its
+    job server.
+    """
     import uvicorn
 
     app = create_app(ApiSettings(ray_address="http://127.0.0.1:1", refresh_s=0.2, **settings))
@@ -65,7 +67,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed, steps in (("finished", 1, 30), ("stopped", 2, 12), ("failed", 3, 3)):
         run = RecordedRun(root / name, seed=seed)
         run.advance(steps, special=True)
-        error = {"actor": "rollout-1", "message": f"out of memory {ATTACK}", "stack": "Traceback ...\nMemoryError"}
+        error = {
+            "actor": "rollout-1",
+            "message": f"out of memory {ATTACK}",
+            "stack": "Traceback ...\nMemoryError",
+        }
         run.end(name, **({"last_error": error} if name == "failed" else {}))  # type: ignore[arg-type]
     return root
 
@@ -93,18 +99,28 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
-    """Opens pages and holds each to its promises: no error, no violated policy, no request to anybody else."""
+    """Opens pages and holds each to its promises: no error, no violated policy, no request to
+    anybody else.
+    """
     contexts: list[Any] = []
     wrong: list[str] = []
 
-    def open_one(route: str = "", *, at: str = address, viewport: Any = DESKTOP, expected: str = " ", **options: Any) -> Any:
+    def open_one(
+        route: str = "", *, at: str = address, viewport: Any = DESKTOP, expected: str = " ", **options: Any
+    ) -> Any:
         context = browser.new_context(viewport=viewport, reduced_motion="reduce", **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(TIMEOUT_MS)
         page.on("pageerror", lambda error: wrong.append(f"{error}\n{error.stack}"))
-        page.on("console", lambda m: m.type in ("error", "warning") and expected not in m.text and wrong.append(m.text))
-        page.on("request", lambda request: request.url.startswith((at, "data:")) or wrong.append(f"asks {request.url}"))
+        page.on(
+            "console",
+            lambda m: m.type in ("error", "warning") and expected not in m.text and wrong.append(m.text),
+        )
+        page.on(
+            "request",
+            lambda request: request.url.startswith((at, "data:")) or wrong.append(f"asks {request.url}"),
+        )
         page.goto(f"{at}/{route}")
         return page
 
@@ -115,7 +131,9 @@ def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
 
 
 def painted(page: Any, title: str, colour: str) -> int:
-    """Pixels in that colour (a custom property of the style sheet) on the canvas of the card with this title."""
+    """Pixels in that colour (a custom property of the style sheet) on the canvas of the card with
+    this title.
+    """
     return page.evaluate(
         """([title, name]) => {
           const card = [...document.querySelectorAll(".chart")].find((c) => c.querySelector("h3").textContent === title);
@@ -127,7 +145,7 @@ def painted(page: Any, title: str, colour: str) -> int:
           for (let i = 0; i < data.length; i += 4)
             count += Math.abs(data[i] - r) + Math.abs(data[i + 1] - g) + Math.abs(data[i + 2] - b) < 24 && data[i + 3] > 200;
           return count;
-        }""",
+        }""",  # noqa: E501
         [title, colour],
     )
 
@@ -138,17 +156,25 @@ def fits(page: Any) -> bool:
 
 
 def commands(run: RecordedRun) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((run.run_dir.path / "control/inbox").glob("*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((run.run_dir.path / "control/inbox").glob("*.json"))
+    ]
 
 
-# --------------------------------------------------------------------------------------------------------- the list
+# ----------------------------------------------------------------------------------------- the list
 
 
 def test_the_list_shows_every_job_and_filters_by_state_and_name(open_page: Callable[..., Any]) -> None:
     page = open_page()
     rows = page.locator("table.jobs tbody tr")
     expect(rows).to_have_count(4)
-    for name, chip in (("finished", "✓succeeded"), ("stopped", "■stopped"), ("failed", "✕failed"), ("running", "●running")):
+    for name, chip in (
+        ("finished", "✓succeeded"),
+        ("stopped", "■stopped"),
+        ("failed", "✕failed"),
+        ("running", "●running"),
+    ):
         row = rows.filter(has=page.get_by_role("link", name=name, exact=True))
         expect(row.locator(".chip")).to_have_text(chip)
     expect(rows.filter(has_text="stopped").locator(".steps small")).to_have_text("12 / 30")
@@ -169,7 +195,9 @@ def test_an_empty_directory_says_how_to_begin(open_page: Callable[..., Any], tmp
         expect(page.get_by_text("sppo-ray submit quickstart")).to_be_visible()
 
 
-def test_an_alarm_of_a_guardrail_stands_above_the_figures(open_page: Callable[..., Any], tmp_path: Path) -> None:
+def test_an_alarm_of_a_guardrail_stands_above_the_figures(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
     run = RecordedRun(tmp_path / "sick", seed=7)
     run.advance(3)
     message = f"kl: policy/approx_kl_k3 is 0.3 nats a token, since step 1. {ATTACK}"
@@ -200,7 +228,7 @@ def test_chosen_runs_are_compared_in_one_chart(open_page: Callable[..., Any]) ->
     expect(page.locator(".comparison")).to_be_hidden()
 
 
-# --------------------------------------------------------------------------------------------------------- one job
+# ------------------------------------------------------------------------------------------ one job
 
 
 def test_a_finished_job_shows_its_curves_and_figures(open_page: Callable[..., Any], runs: Path) -> None:
@@ -209,21 +237,39 @@ def test_a_finished_job_shows_its_curves_and_figures(open_page: Callable[..., An
     expect(page.locator(".chart canvas")).to_have_count(9)
     expect(page.locator(".chart.wide .where, .chart.empty")).to_have_count(0)
     for title, colour in (
-        ("Reward and held-out accuracy", "c-green"), ("Value mean", "c-orange"), ("Brier score of the value", "c-orange"),
+        ("Reward and held-out accuracy", "c-green"), ("Value mean", "c-orange"), ("Brier score of the value",
+        "c-orange"),
         ("Clip fraction", "c-red"), ("KL to the sampling policy", "c-violet"), ("Response length", "c-teal"),
         ("Entropy", "c-gold"), ("Where a step's time goes", "c-blue"),
     ):  # fmt: skip
         assert painted(page, title, colour) > 100, title
     rows = read_metrics(runs / "finished")
     accuracy = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
-    expect(page.locator(".figures div").nth(0).locator("dd").nth(0)).to_have_text(f"{100 * accuracy[-1]:.1f}%")
-    tenths = math.floor(1000 * (accuracy[-1] - accuracy[0]) + 0.5)  # 64 prompts make ties, and JavaScript rounds them up
+    expect(page.locator(".figures div").nth(0).locator("dd").nth(0)).to_have_text(
+        f"{100 * accuracy[-1]:.1f}%"
+    )
+    # 64 prompts make ties, and JavaScript rounds them up
+    tenths = math.floor(1000 * (accuracy[-1] - accuracy[0]) + 0.5)
     expect(page.locator(".figures div").nth(0)).to_contain_text(f"+{tenths / 10} points since the start")
-    reward = page.locator(".chart").filter(has=page.get_by_role("heading", name="Value mean")).locator(".key").nth(0)
-    expect(reward).to_have_text(f"reward{[row['reward/mean'] for row in rows if 'reward/mean' in row][-1]:.3f}")
-    # The start and every tenth of 30 steps make 4 evaluations; one checkpoint, after step 25, of 3 MiB
+    reward = (
+        page.locator(".chart")
+        .filter(has=page.get_by_role("heading", name="Value mean"))
+        .locator(".key")
+        .nth(0)
+    )
+    expect(reward).to_have_text(
+        f"reward{[row['reward/mean'] for row in rows if 'reward/mean' in row][-1]:.3f}"
+    )
+    times = page.locator(".panel").filter(has_text="Worker time")
+    expect(times.get_by_role("img", name="learner: train 3")).to_be_visible()
+    expect(times.locator("li")).to_have_count(4)  # rollout, learner, critic, driver
+    expect(times.locator("p")).to_have_text("Shares of each worker's seconds, last 20 steps.")
+    # The start and every tenth of 30 steps make 4 evaluations; one checkpoint, after step 25, of 3
+    # MiB
     expect(page.get_by_role("region", name="Held-out evaluations").locator("tbody tr")).to_have_count(4)
-    expect(page.locator(".panel").filter(has_text="Checkpoints").locator("tbody tr").first).to_contain_text("3.00 MiB")
+    expect(page.locator(".panel").filter(has_text="Checkpoints").locator("tbody tr").first).to_contain_text(
+        "3.00 MiB"
+    )
     expect(page.get_by_role("group", name="Actions").get_by_role("button")).to_have_count(0)
 
 
@@ -233,7 +279,11 @@ def test_the_cursor_reads_a_step_off_every_chart(open_page: Callable[..., Any], 
     box = page.locator(".chart .u-over").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)  # the middle of 0 to 30
     expect(page.locator(".chart:not(.wide) .where")).to_have_text(["step 15"] * 8)
-    reward = next(row["reward/mean"] for row in read_metrics(runs / "finished") if row["step"] == 15 and "reward/mean" in row)
+    reward = next(
+        row["reward/mean"]
+        for row in read_metrics(runs / "finished")
+        if row["step"] == 15 and "reward/mean" in row
+    )
     expect(page.locator(".chart .key b").first).to_have_text(f"{reward:.3f}")
 
 
@@ -265,7 +315,8 @@ def test_a_running_job_goes_on_without_a_reload(open_page: Callable[..., Any], r
         expect(page.get_by_role("log")).to_contain_text("all actors up after 25.4 s")
         expect(page.locator(".fleet tbody tr")).to_have_count(2)
         run.recorder.live(
-            wanted_workers=3, pending=[{"worker": "rollout-2", "waiting_for": "0.5 CPU", "since": time.time() - 30}]
+            wanted_workers=3,
+            pending=[{"worker": "rollout-2", "waiting_for": "0.5 CPU", "since": time.time() - 30}],
         )
         run.recorder.beat()
         expect(page.locator(".pending")).to_contain_text("rollout-2 waits for 0.5 CPU for 3")
@@ -277,7 +328,9 @@ def test_a_running_job_goes_on_without_a_reload(open_page: Callable[..., Any], r
         shutil.rmtree(runs / "growing")
 
 
-def test_a_budget_of_seconds_is_shown_where_it_ends_the_run(open_page: Callable[..., Any], runs: Path) -> None:
+def test_a_budget_of_seconds_is_shown_where_it_ends_the_run(
+    open_page: Callable[..., Any], runs: Path
+) -> None:
     run = RecordedRun(runs / "budget", seed=6, steps=1_000_000, budget_s=150)
     run.advance(14)  # 14 x 2.2 s = 30.8 s, 21% of the budget
     try:
@@ -285,7 +338,9 @@ def test_a_budget_of_seconds_is_shown_where_it_ends_the_run(open_page: Callable[
         expect(page.locator(".head-progress p")).to_contain_text("14 steps · 31 s of 2 min 30 s of training")
         expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "21")
         page.goto(f"{page.url.partition('#')[0]}#/")
-        row = page.locator("table.jobs tbody tr").filter(has=page.get_by_role("link", name="budget", exact=True))
+        row = page.locator("table.jobs tbody tr").filter(
+            has=page.get_by_role("link", name="budget", exact=True)
+        )
         expect(row.locator(".steps small")).to_contain_text("14 steps, 31 s / 2 min 30 s")
         page.close()
     finally:
@@ -297,7 +352,9 @@ def newest_reward(run: RecordedRun) -> str:
     return f"{[row['reward/mean'] for row in read_metrics(run.run_dir.path) if 'reward/mean' in row][-1]:.3f}"
 
 
-def test_actions_ask_first_and_show_the_servers_refusal(open_page: Callable[..., Any], running: RecordedRun) -> None:
+def test_actions_ask_first_and_show_the_servers_refusal(
+    open_page: Callable[..., Any], running: RecordedRun
+) -> None:
     page = open_page("#/jobs/running", expected="422")
     dialog = page.get_by_role("dialog")
     page.get_by_role("button", name="Stop").click()
@@ -309,7 +366,9 @@ def test_actions_ask_first_and_show_the_servers_refusal(open_page: Callable[...,
     page.get_by_role("button", name="Scale").click()
     dialog.get_by_label("Rollout workers", exact=True).fill(str(MOST_WORKERS + 5))
     dialog.get_by_role("button", name="Scale").click()
-    expect(dialog.get_by_role("alert")).to_contain_text("9 is outside rollout.min_workers and max_workers of this job (1 to 4)")
+    expect(dialog.get_by_role("alert")).to_contain_text(
+        "9 is outside rollout.min_workers and max_workers of this job (1 to 4)"
+    )
     dialog.get_by_label("Rollout workers", exact=True).fill("3")
     dialog.get_by_role("button", name="Scale").click()
     expect(dialog).to_have_count(0)
@@ -324,7 +383,7 @@ def test_actions_ask_first_and_show_the_servers_refusal(open_page: Callable[...,
     expect(page.locator(".panel").filter(has_text="Commands").locator("li")).to_have_count(3)
 
 
-# ---------------------------------------------------------------------------------------------------------- samples
+# ------------------------------------------------------------------------------------------ samples
 
 
 def test_what_a_model_wrote_stays_text_and_maths_is_drawn(open_page: Callable[..., Any]) -> None:
@@ -357,7 +416,8 @@ def test_samples_are_sorted_paged_and_walked_by_step(open_page: Callable[..., An
     page.get_by_role("button", name="Show more").click()
     expect(cards).to_have_count(SAMPLES)
     page.get_by_label("Sort by").select_option("length")
-    expect(cards.first.locator(".sample-foot")).to_contain_text("48 tokens")  # 8 numbers of 6 tokens
+    # 8 numbers of 6 tokens
+    expect(cards.first.locator(".sample-foot")).to_contain_text("48 tokens")
     page.get_by_role("button", name="Step before").click()
     expect(page.get_by_role("spinbutton", name="Step")).to_have_value("11")
     assert "step=11" in page.url and "sort=length" in page.url
@@ -373,10 +433,12 @@ def test_config_is_shown_and_a_missing_log_explains_itself(open_page: Callable[.
     expect(page.get_by_text("No log", exact=True)).to_be_visible()
 
 
-# ------------------------------------------------------------------------------------------ tokens, errors, devices
+# -------------------------------------------------------------------------- tokens, errors, devices
 
 
-def test_a_token_is_asked_for_and_kept_in_the_tab(open_page: Callable[..., Any], runs: Path, tmp_path: Path) -> None:
+def test_a_token_is_asked_for_and_kept_in_the_tab(
+    open_page: Callable[..., Any], runs: Path, tmp_path: Path
+) -> None:
     viewer = add_token(tmp_path / "tokens", "reader", "viewer")
     with serving(runs=runs, tokens=tmp_path / "tokens") as url:
         page = open_page(at=url, expected="status of 40")
@@ -447,27 +509,44 @@ def test_the_keyboard_alone_is_enough(open_page: Callable[..., Any]) -> None:
 def test_figures_and_formulas_are_read_as_people_do(open_page: Callable[..., Any]) -> None:
     page = open_page()
     expect(page.locator("table.jobs")).to_be_visible()
-    durations = page.evaluate("import('./ui/format.js').then((m) => [0.057, 9.96, 200, 7500, 270000].map(m.duration))")
-    assert durations == ["57 ms", "10.0 s", "3 min 20 s", "2 h 05 min", "3 d 3 h"]  # 270000 s = 75 h
-    numbers = page.evaluate("import('./ui/format.js').then((m) => [0, 0.12345, 12.34, 1e-5, 15360, null].map(m.number))")
+    durations = page.evaluate(
+        "import('./ui/format.js').then((m) => [0.057, 9.96, 200, 7500, 270000].map(m.duration))"
+    )
+    # 270000 s = 75 h
+    assert durations == ["57 ms", "10.0 s", "3 min 20 s", "2 h 05 min", "3 d 3 h"]
+    numbers = page.evaluate(
+        "import('./ui/format.js').then((m) => [0, 0.12345, 12.34, 1e-5, 15360, null].map(m.number))"
+    )
     assert numbers == ["0", "0.123", "12.3", "1.0e−5", "15.4K", "–"]
-    values = [[0, 2.5e-5], [7.5e-5, 2.5e-5], [5e-5, 2.5e-5], [0.5, 0.1], [2e4, 5e3]]  # a value, and how far ticks are apart
+    # a value, and how far ticks are apart
+    values = [[0, 2.5e-5], [7.5e-5, 2.5e-5], [5e-5, 2.5e-5], [0.5, 0.1], [2e4, 5e3]]
     ticks = page.evaluate(
-        "(all) => import('./ui/charts.js').then((m) => all.map(([value, step]) => m.tick(value, step)))", values
+        "(all) => import('./ui/charts.js').then((m) => all.map(([value, step]) => m.tick(value, step)))",
+        values,
     )
     assert ticks == ["0", "7.5e−5", "5e−5", "0.5", "20K"]
-    texts = ["$5 and $6", "$x$ costs $5", "\\boxed{\\frac{1}{2}}", "a $$b$$ \\(c\\)", "\\begin{align}x\\end{align}", "$ not $"]
+    texts = [
+        "$5 and $6",
+        "$x$ costs $5",
+        "\\boxed{\\frac{1}{2}}",
+        "a $$b$$ \\(c\\)",
+        "\\begin{align}x\\end{align}",
+        "$ not $",
+    ]
     read = (
-        "(texts) => import('./ui/maths.js').then((m) => texts.map((text) => m.pieces(text).flatMap((piece) => piece.tex ?? [])))"
+        "(texts) => import('./ui/maths.js').then((m) => texts.map((text) => m.pieces(text).flatMap((piece) "
+        "=> piece.tex ?? [])))"
     )
     formulas = page.evaluate(read, texts)
     assert formulas == [[], ["x"], ["\\boxed{\\frac{1}{2}}"], ["b", "c"], ["\\begin{align}x\\end{align}"], []]
 
 
-# ------------------------------------------------------------------------------------------------------ screenshots
+# -------------------------------------------------------------------------------------- screenshots
 
 
-@pytest.mark.skipif(not SCREENSHOTS, reason="set SPPO_RAY_SCREENSHOTS to renew the pictures of the documentation")
+@pytest.mark.skipif(
+    not SCREENSHOTS, reason="set SPPO_RAY_SCREENSHOTS to renew the pictures of the documentation"
+)
 def test_screenshots(open_page: Callable[..., Any], address: str) -> None:
     with contextlib.ExitStack() as stack:
         real = Path(SCREENSHOTS or "")

@@ -1,4 +1,4 @@
-"""What Ray's job server answers, and what becomes of the list of jobs when the answer is odd."""
+"""Answers of Ray's job server, and the list of jobs when an answer is malformed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ class FakeClient:
 
 def details(submission_id: str, entrypoint: str = "python -m sppo_ray train quickstart") -> SimpleNamespace:
     return SimpleNamespace(
-        submission_id=submission_id, status="RUNNING", entrypoint=entrypoint, message=None, start_time=1000, end_time=None,
+        submission_id=submission_id, status="RUNNING", entrypoint=entrypoint, message=None, start_time=1000,
+        end_time=None,
         metadata=None,
     )  # fmt: skip
 
 
 def odd() -> Any:
-    return pydantic.TypeAdapter(int).validate_python("none of Ray's")  # as Ray's client does with what it gets
+    # as Ray's client does with what it gets
+    return pydantic.TypeAdapter(int).validate_python("none of Ray's")
 
 
 @pytest.mark.parametrize("failure", [odd, lambda: 3, lambda: [SimpleNamespace()], lambda: 1 // 0])
@@ -44,7 +46,9 @@ def test_an_odd_answer_is_ray_being_away_and_the_poller_goes_on(
 ) -> None:
     monkeypatch.setattr(ray_jobs, "POLL_S", 0.01)
     monkeypatch.setattr(ray_jobs, "AWAY_POLL_S", 0.01)
-    client = FakeClient(lambda: [details("a")], failure, lambda: [details("a"), details("b"), details("c", "python x.py")])
+    client = FakeClient(
+        lambda: [details("a")], failure, lambda: [details("a"), details("b"), details("c", "python x.py")]
+    )
     monkeypatch.setattr(ray_jobs, "_connect", lambda address: client)
 
     async def scene() -> list[list[str] | None]:
@@ -77,7 +81,9 @@ def test_an_odd_answer_to_a_command_is_a_503(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_command_line_that_no_shell_reads_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     torn = "bash -c 'sppo-ray train \"x'"
-    monkeypatch.setattr(ray_jobs, "_connect", lambda address: FakeClient(lambda: [details("a"), details("b", torn)]))
+    monkeypatch.setattr(
+        ray_jobs, "_connect", lambda address: FakeClient(lambda: [details("a"), details("b", torn)])
+    )
 
     async def scene() -> list[str]:
         ray = RayJobs("http://127.0.0.1:8265")

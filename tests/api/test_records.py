@@ -1,4 +1,6 @@
-"""What a run recorded, over REST: metrics, samples, evaluations, settings, logs, and events of a run that has ended."""
+"""A run's records over REST: metrics, samples, evaluations, settings, logs, and events of an ended
+run.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
-from sppo_ray.api import following
 from sppo_ray.api.client import Event, lines_of, parse_events
-from sppo_ray.api.run_files import RunFile
+from sppo_ray.rundir import tail
+from sppo_ray.rundir.files import RunFile
 from tests.api.run_directories import LiveRun, finished_run, waiting_submission
 from tests.api.test_jobs import problem
 
@@ -28,20 +30,29 @@ def events_of(response) -> list[Event]:
 def test_metrics_by_name_and_range(server: TestClient, runs: Path) -> None:
     finished_run(runs, "done", steps=5)
     everything = server.get("/v1/jobs/done/metrics").json()
-    assert [row["step"] for row in everything["rows"]] == [0, 1, 2, 3, 4, 5, 5]  # an evaluation first and last
+    # an evaluation first and last
+    assert [row["step"] for row in everything["rows"]] == [0, 1, 2, 3, 4, 5, 5]
     assert {"reward/mean", "policy/loss", "eval/accuracy", "value/pearson"} <= set(everything["names"])
     some = server.get("/v1/jobs/done/metrics", params={"name": "reward/mean", "from": 2, "to": 3}).json()
     assert some["names"] == ["reward/mean"]
-    assert [(row["step"], row["reward/mean"], len(row)) for row in some["rows"]] == [(2, 0.5, 3), (3, 0.5, 3)]  # + step, time
+    # + step, time
+    assert [(row["step"], row["reward/mean"], len(row)) for row in some["rows"]] == [(2, 0.5, 3), (3, 0.5, 3)]
     held_out = server.get("/v1/jobs/done/metrics", params={"name": "eval/acc*"}).json()
     assert [row["eval/accuracy"] for row in held_out["rows"]] == [0.4, 0.7]
-    assert server.get("/v1/jobs/done/metrics", params={"name": "nothing"}).json() == {"names": [], "rows": [], "next_from": None}
+    assert server.get("/v1/jobs/done/metrics", params={"name": "nothing"}).json() == {
+        "names": [],
+        "rows": [],
+        "next_from": None,
+    }
 
 
 @pytest.mark.parametrize("text", ["1.0", "+1", " 1", "-1", "1e3", "\u0661", "", "null", "9" * 30])
 def test_a_step_is_written_in_digits(server: TestClient, runs: Path, text: str) -> None:
     finished_run(runs, "done", steps=1)
-    assert problem(server.get("/v1/jobs/done/metrics", params={"from": text}), 422)["errors"][0]["path"] == "query.from"
+    assert (
+        problem(server.get("/v1/jobs/done/metrics", params={"from": text}), 422)["errors"][0]["path"]
+        == "query.from"
+    )
 
 
 def test_metrics_in_portions_lose_and_repeat_nothing(server: TestClient, runs: Path) -> None:
@@ -63,7 +74,9 @@ def test_metrics_as_arrow_are_the_same_numbers(server: TestClient, runs: Path) -
     answer = server.get("/v1/jobs/done/metrics").json()
     assert table.column_names == ["step", "time", *answer["names"]]
     rows = [{name: value for name, value in row.items() if value is not None} for row in table.to_pylist()]
-    assert rows == [{name: value for name, value in row.items() if value is not None} for row in answer["rows"]]
+    assert rows == [
+        {name: value for name, value in row.items() if value is not None} for row in answer["rows"]
+    ]
 
 
 def test_samples_sorted_by_surprise_and_paged(server: TestClient, runs: Path) -> None:
@@ -77,8 +90,18 @@ def test_samples_sorted_by_surprise_and_paged(server: TestClient, runs: Path) ->
     rest = server.get("/v1/jobs/first/trajectories", params={"limit": 3, "cursor": "3"}).json()
     assert ([item["index"] for item in rest["items"]], rest["next_cursor"]) == ([3], None)
     first = page["items"][0]
-    assert (first["prompt"], first["response"], first["reward"], first["reason"]) == ("<s>a1b5=", "12", 0.0, "wrong")
-    assert (first["value"], first["advantage"], first["tokens"], first["ground_truth"]) == (0.8, -0.8, 2, "12")
+    assert (first["prompt"], first["response"], first["reward"], first["reason"]) == (
+        "<s>a1b5=",
+        "12",
+        0.0,
+        "wrong",
+    )
+    assert (first["value"], first["advantage"], first["tokens"], first["ground_truth"]) == (
+        0.8,
+        -0.8,
+        2,
+        "12",
+    )
     orders = {
         ("length", "asc"): [0, 1, 2, 3],  # 1 to 4 tokens
         ("reward", "desc"): [0, 2, 1, 3],  # ties as in the file
@@ -99,11 +122,16 @@ def test_samples_without_a_critic_come_last_and_missing_steps_are_404(server: Te
     page = server.get("/v1/jobs/first/trajectories", params={"step": 1}).json()
     assert [(item["index"], item["surprise"]) for item in page["items"]] == [(1, 0.5), (0, None)]
     assert (page["first_step"], page["last_step"]) == (1, 2)
-    assert "recorded are 1 to 2" in problem(server.get("/v1/jobs/first/trajectories", params={"step": 9}), 404)["detail"]
+    assert (
+        "recorded are 1 to 2"
+        in problem(server.get("/v1/jobs/first/trajectories", params={"step": 9}), 404)["detail"]
+    )
     problem(server.get("/v1/jobs/first/trajectories", params={"cursor": "-1"}), 422)
     assert server.get("/v1/jobs/first/trajectories", params={"cursor": "999"}).json()["items"] == []
     (run.path / "trajectories" / "step-000003.parquet").write_bytes(b"no parquet")
-    assert str(runs) not in problem(server.get("/v1/jobs/first/trajectories", params={"step": 3}), 404)["detail"]
+    assert (
+        str(runs) not in problem(server.get("/v1/jobs/first/trajectories", params={"step": 3}), 404)["detail"]
+    )
     run.close()
 
 
@@ -115,12 +143,16 @@ def test_evaluations_in_full(server: TestClient, runs: Path) -> None:
 
 def test_settings_without_their_secrets(server: TestClient, runs: Path) -> None:
     run = finished_run(runs, "done", steps=1)
-    text = run.run_dir.config.read_text() + "hub:\n  api_key: abcdefgh12345\n  note: 'token hf_abcdefghijklmnopqr'\n"
+    text = (
+        run.run_dir.config.read_text()
+        + "hub:\n  api_key: abcdefgh12345\n  note: 'token hf_abcdefghijklmnopqr'\n"
+    )
     run.run_dir.config.write_text(text)
     answer = server.get("/v1/jobs/done/config").json()
     assert answer["settings"]["loop"]["steps"] == 60
     assert answer["settings"]["hub"] == {"api_key": "[redacted]", "note": "token [redacted]"}
-    assert answer["settings"]["learner"]["max_tokens_per_microbatch"] == 2048  # has "token" in its name and is no secret
+    # has "token" in its name and is no secret
+    assert answer["settings"]["learner"]["max_tokens_per_microbatch"] == 2048
     assert "abcdefgh12345" not in answer["yaml"]
     waiting_submission(runs, "waiting")
     problem(server.get("/v1/jobs/waiting/config"), 404, "no-config")
@@ -146,14 +178,25 @@ def test_the_log_from_its_end_and_without_secrets(server: TestClient, runs: Path
 def test_events_of_a_run_that_has_ended(server: TestClient, runs: Path) -> None:
     finished_run(runs, "done", steps=3)
     events = events_of(server.get("/v1/jobs/done/events"))
-    assert [event.kind for event in events] == ["state", "evaluation", "step", "step", "step", "evaluation", "event", "end"]
+    assert [event.kind for event in events] == [
+        "state",
+        "evaluation",
+        "step",
+        "step",
+        "step",
+        "evaluation",
+        "event",
+        "end",
+    ]
     assert [event.data["step"] for event in events if event.kind == "step"] == [1, 2, 3]
     assert events[-1].data == {"state": "SUCCEEDED"}
     # Taken up again anywhere, it goes on with the next one.
     for place, event in enumerate(events[1:-1], start=1):
         rest = server.get("/v1/jobs/done/events", headers={"Last-Event-ID": event.id})
         if place < len(events) - 2:
-            assert [e.id for e in events_of(rest) if e.kind not in ("state", "end")] == [e.id for e in events[place + 1 : -1]]
+            assert [e.id for e in events_of(rest) if e.kind not in ("state", "end")] == [
+                e.id for e in events[place + 1 : -1]
+            ]
         else:
             assert rest.status_code == 204  # nothing is left: an EventSource does not come back
     garbage = events_of(server.get("/v1/jobs/done/events", headers={"Last-Event-ID": b"zz.-1-\xe9"}))
@@ -163,11 +206,11 @@ def test_events_of_a_run_that_has_ended(server: TestClient, runs: Path) -> None:
 def test_events_after_the_run_was_taken_up_at_an_earlier_step(server: TestClient, runs: Path) -> None:
     run = finished_run(runs, "done", steps=3)
     seen = events_of(server.get("/v1/jobs/done/events"))
-    from sppo_ray.trainer.metrics import MetricsWriter
+    from sppo_ray.rundir.metrics import MetricsWriter
 
-    with MetricsWriter(run.path, tensorboard=False) as writer:
+    with MetricsWriter(run.path) as writer:
         assert writer.truncate_after(1) == 3  # steps 2, 3 and the evaluation of step 3
-        writer.write(2, {"reward/mean": 0.75})
+        writer.write(2, {"reward/mean": 0.75, "seconds/step": 1.0})
     again = events_of(server.get("/v1/jobs/done/events", headers={"Last-Event-ID": seen[-1].id}))
     assert [event.kind for event in again] == ["state", "reset", "evaluation", "step", "step", "end"]
     assert again[-2].data["reward/mean"] == 0.75
@@ -188,30 +231,30 @@ def test_too_many_streams_are_turned_away(make_server: Callable[..., TestClient]
 def test_lines_come_in_bounded_pieces_and_a_torn_one_waits(tmp_path: Path) -> None:
     path, file = tmp_path / "x", RunFile(tmp_path, "x")
     path.write_bytes(b"a\nbb\n" + b"c" * 300_000 + b"\nhalf")
-    piece = following.read_lines(file, following.Position(), size=4)
+    piece = tail.read_lines(file, tail.Position(), size=4)
     assert [line for _, line in piece.lines] == [b"a"]  # 4 bytes hold one whole line
     place = piece.lines[-1][0]
     assert place.offset == 2
     sizes = []
     while piece.lines:
-        piece = following.read_lines(file, place, size=4)
+        piece = tail.read_lines(file, place, size=4)
         sizes += [len(line) for _, line in piece.lines]
         place = piece.lines[-1][0] if piece.lines else place
     assert sizes == [2, 300_000]
     with path.open("ab") as more:
         more.write(b" now whole\n")
-    assert [line for _, line in following.read_lines(file, place).lines] == [b"half now whole"]
-    assert following.Position.parse(str(place)) == place
+    assert [line for _, line in tail.read_lines(file, place).lines] == [b"half now whole"]
+    assert tail.Position.parse(str(place)) == place
 
 
 def test_a_tail_begins_at_a_line(tmp_path: Path) -> None:
     path, file = tmp_path / "x", RunFile(tmp_path, "x")
     path.write_bytes(b"1\n22\n333\n")
-    starts = [following.tail_position(file, lines).offset for lines in (0, 1, 2, 3, 99)]
+    starts = [tail.tail_position(file, lines).offset for lines in (0, 1, 2, 3, 99)]
     assert starts == [9, 5, 2, 0, 0]
     path.write_bytes(b"1\n22\n333")
-    assert [following.tail_position(file, lines).offset for lines in (1, 2)] == [5, 2]
-    assert following.tail_position(RunFile(tmp_path, "none"), 5) == following.Position()
+    assert [tail.tail_position(file, lines).offset for lines in (1, 2)] == [5, 2]
+    assert tail.tail_position(RunFile(tmp_path, "none"), 5) == tail.Position()
 
 
 def test_events_stay_json_whatever_is_blacked_out_in_them(server: TestClient, runs: Path) -> None:
@@ -222,18 +265,22 @@ def test_events_stay_json_whatever_is_blacked_out_in_them(server: TestClient, ru
     with (run.path / "events.jsonl").open("a") as file:
         file.write("no JSON\n" + '{"a":' * 900 + "1" + "}" * 900 + "\n[]\n")
     with (run.path / "metrics.jsonl").open("a") as file:
-        file.write('torn {\n{"step": 1, "reward/mean": NaN, "a\u2028": 1}\n')
+        file.write('torn {\n{"step": 1, "seconds/step": NaN, "a\u2028": 1}\n')
     run.finish()
     response = server.get("/v1/jobs/first/events")
     assert response.content.isascii()
     events = list(parse_events(iter(response.text.splitlines())))
-    told = [event.data["message"] for event in events if event.kind == "event" and event.data["kind"] == "note"]
+    told = [
+        event.data["message"] for event in events if event.kind == "event" and event.data["kind"] == "note"
+    ]
     assert told == [
         'bad config "api_key=[redacted]" given',
         'password="[redacted]"',
         "one\u2028two\x85three \U0001f600 [redacted]",
     ]
-    assert [event.data for event in events if event.kind == "step"] == [{"step": 1, "reward/mean": None, "a\u2028": 1}]
+    assert [event.data for event in events if event.kind == "step"] == [
+        {"step": 1, "seconds/step": None, "a\u2028": 1}
+    ]
     assert events[0].data["name"] == "a\u2028b" and events[-1].kind == "end"
 
 
@@ -241,7 +288,9 @@ def test_the_client_cuts_a_stream_into_lines_as_servers_send_them() -> None:
     assert list(lines_of(iter(["a\u2028b\x85", "c\r\nd", "\n\n"]))) == ["a\u2028b\x85c", "d", ""]
 
 
-def test_a_long_answer_does_not_hold_up_the_others(make_server: Callable[..., TestClient], runs: Path) -> None:
+def test_a_long_answer_does_not_hold_up_the_others(
+    make_server: Callable[..., TestClient], runs: Path
+) -> None:
     """3,000 rows of 90 metrics, 1,000 lines of log: meanwhile the event loop goes on."""
     run = finished_run(runs, "done", steps=1)
     row = {f"metric/{i}": i / 7 for i in range(90)}
@@ -249,13 +298,12 @@ def test_a_long_answer_does_not_hold_up_the_others(make_server: Callable[..., Te
     (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (run.path / "output.log").write_text("step 1 reward 0.5, and what else there is to say\n" * 1000)
     application = make_server(refresh_s=60.0).app
-    gaps: list[float] = []
+    turns: list[float] = []
 
     async def beat() -> None:
         while True:
-            began = time.perf_counter()
             await asyncio.sleep(0.001)
-            gaps.append(time.perf_counter() - began)
+            turns.append(time.perf_counter())
 
     async def scene() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=application, client=("127.0.0.1", 5000))
@@ -268,4 +316,5 @@ def test_a_long_answer_does_not_hold_up_the_others(make_server: Callable[..., Te
 
     metrics, log = asyncio.run(scene())
     assert len(metrics.json()["rows"]) == 3000 and len(log.text.splitlines()) == 1000
-    assert max(gaps) < 0.25, f"the longest silence was {max(gaps):.2f} s"  # it was a second and more in one piece
+    # An answer that is made in one piece on the event loop leaves it two or three turns.
+    assert len(turns) > 20, f"the event loop had {len(turns)} turns while the answers were made"

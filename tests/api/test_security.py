@@ -1,4 +1,4 @@
-"""Who gets in, how much they may send, and what never gets out."""
+"""Authentication, limits of requests, and data that must never be exposed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-# --------------------------------------------------------------------------------------------------------- tokens
+# ------------------------------------------------------------------------------------------- tokens
 
 
 def test_roles(make_server: Callable[..., TestClient], runs: Path, token_file: Path) -> None:
@@ -60,7 +60,9 @@ def test_roles(make_server: Callable[..., TestClient], runs: Path, token_file: P
     run.close()
 
 
-def test_only_health_the_page_and_the_document_need_no_token(make_server: Callable[..., TestClient], token_file: Path) -> None:
+def test_only_health_the_page_and_the_document_need_no_token(
+    make_server: Callable[..., TestClient], token_file: Path
+) -> None:
     add_token(token_file, "eve", "viewer")
     server = make_server(tokens=token_file)
     for path in ("/healthz", "/readyz", "/openapi.json"):
@@ -82,7 +84,9 @@ def test_a_removed_token_ends_and_a_new_one_begins_without_a_restart(
     server = make_server(tokens=token_file)
     assert server.get("/v1/jobs", headers=bearer(old)).status_code == 200
     new = add_token(token_file, "new", "viewer")
-    token_file.write_text("".join(line for line in token_file.read_text().splitlines(True) if not line.startswith("old ")))
+    token_file.write_text(
+        "".join(line for line in token_file.read_text().splitlines(True) if not line.startswith("old "))
+    )
     problem(server.get("/v1/jobs", headers=bearer(old)), 401)
     assert server.get("/v1/jobs", headers=bearer(new)).status_code == 200
     token_file.write_text("new viewer not-a-hash\n")  # damaged: nobody gets in
@@ -136,7 +140,8 @@ def test_without_tokens_foreign_hosts_addresses_and_origins_are_refused(
     problem(server.get("/v1/jobs", headers={"Host": "evil.example"}), 403)  # DNS rebinding
     for host in ("localhost:8642", "127.0.0.1", "[::1]:8642"):
         assert server.get("/v1/jobs", headers={"Host": host}).status_code == 200
-    problem(server.post("/v1/jobs/first/stop", headers={"Origin": "https://evil.example"}), 403)  # CSRF
+    # CSRF
+    problem(server.post("/v1/jobs/first/stop", headers={"Origin": "https://evil.example"}), 403)
     assert server.post("/v1/jobs/first/stop", headers={"Origin": "http://127.0.0.1"}).status_code == 202
     far = TestClient(server.app, base_url="http://127.0.0.1", client=("192.0.2.7", 5000))
     problem(far.get("/v1/jobs"), 403)
@@ -145,13 +150,19 @@ def test_without_tokens_foreign_hosts_addresses_and_origins_are_refused(
 
 def test_loopback() -> None:
     assert all(map(is_loopback, ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"]))
-    assert not any(map(is_loopback, ["0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "", "127.0.0.1.evil.example"]))
+    assert not any(
+        map(
+            is_loopback, ["0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "", "127.0.0.1.evil.example"]
+        )
+    )
 
 
-# --------------------------------------------------------------------------------------------------------- limits
+# ------------------------------------------------------------------------------------------- limits
 
 
-def test_bodies_are_limited_whether_they_say_their_length_or_not(make_server: Callable[..., TestClient]) -> None:
+def test_bodies_are_limited_whether_they_say_their_length_or_not(
+    make_server: Callable[..., TestClient],
+) -> None:
     server = make_server(max_body_bytes=1000)
     body = b'{"recipe": "' + b"x" * 2000 + b'"}'
     problem(server.post("/v1/jobs", content=body, headers={"content-type": "application/json"}), 413)
@@ -162,7 +173,9 @@ def test_bodies_are_limited_whether_they_say_their_length_or_not(make_server: Ca
     problem(server.post("/v1/jobs", content=chunks(), headers={"content-type": "application/json"}), 413)
 
 
-def test_a_caller_is_slowed_down_and_another_is_not(make_server: Callable[..., TestClient], token_file: Path) -> None:
+def test_a_caller_is_slowed_down_and_another_is_not(
+    make_server: Callable[..., TestClient], token_file: Path
+) -> None:
     one, two = add_token(token_file, "one", "viewer"), add_token(token_file, "two", "viewer")
     server = make_server(tokens=token_file, rate_per_second=1.0)  # a burst of three
     assert [server.get("/v1/jobs", headers=bearer(one)).status_code for _ in range(4)] == [200, 200, 200, 429]
@@ -172,13 +185,19 @@ def test_a_caller_is_slowed_down_and_another_is_not(make_server: Callable[..., T
     assert server.get("/v1/jobs", headers=bearer(two)).status_code == 200
     assert server.get("/healthz", headers=bearer(one)).status_code == 200
     # Guesses share one bucket, whatever they guess.
-    assert [server.get("/v1/jobs", headers=bearer(f"guess{i}")).status_code for i in range(4)] == [401, 401, 401, 429]
+    assert [server.get("/v1/jobs", headers=bearer(f"guess{i}")).status_code for i in range(4)] == [
+        401,
+        401,
+        401,
+        429,
+    ]
 
 
 def test_the_bucket_fills_again_and_memory_is_bounded() -> None:
     clock = [0.0]
     limiter = RateLimiter(2.0, now=lambda: clock[0])
-    assert [limiter.wait_s("a") for _ in range(7)] == [0.0] * 6 + [0.5]  # 3 s of 2 a second, then half a second for one
+    # 3 s of 2 a second, then half a second for one
+    assert [limiter.wait_s("a") for _ in range(7)] == [0.0] * 6 + [0.5]
     clock[0] = 0.5
     assert [limiter.wait_s("a") for _ in range(2)] == [0.0, 0.5]
     for index in range(MAX_CALLERS + 50):
@@ -187,7 +206,7 @@ def test_the_bucket_fills_again_and_memory_is_bounded() -> None:
     assert RateLimiter(0.0).wait_s("a") == 0.0
 
 
-# ------------------------------------------------------------------------------------------------- what gets out
+# ------------------------------------------------------------------------------------ what gets out
 
 
 def test_every_answer_has_safe_headers(server: TestClient) -> None:
@@ -217,7 +236,9 @@ def test_cors_is_off_unless_an_origin_is_named(make_server: Callable[..., TestCl
     ask = {"Origin": "https://a.example", "Access-Control-Request-Method": "GET"}
     assert "access-control-allow-origin" not in make_server().options("/v1/jobs", headers=ask).headers
     named = make_server(cors_origins=("https://a.example",))
-    assert named.options("/v1/jobs", headers=ask).headers["access-control-allow-origin"] == "https://a.example"
+    assert (
+        named.options("/v1/jobs", headers=ask).headers["access-control-allow-origin"] == "https://a.example"
+    )
     other = named.options("/v1/jobs", headers=ask | {"Origin": "https://b.example"})
     assert "access-control-allow-origin" not in other.headers
 
@@ -231,8 +252,11 @@ def test_model_output_stays_text(server: TestClient, runs: Path) -> None:
     page = server.get("/v1/jobs/first/trajectories")
     assert page.headers["content-type"] == "application/json"
     assert page.json()["items"][0]["response"] == evil
-    kinds = [line for line in server.get("/v1/jobs/first/events").text.splitlines() if line.startswith("event: ")]
-    assert kinds == ["event: state", "event: step", "event: event", "event: event", "event: end"]  # none is smuggled in
+    kinds = [
+        line for line in server.get("/v1/jobs/first/events").text.splitlines() if line.startswith("event: ")
+    ]
+    # none is smuggled in
+    assert kinds == ["event: state", "event: step", "event: event", "event: event", "event: end"]
     assert server.get("/v1/jobs/%3Cscript%3E").headers["content-type"] == "application/problem+json"
 
 
@@ -241,11 +265,20 @@ def test_secrets_are_blacked_out(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "x correct-horse-battery; Authorization: Bearer abcdefgh.ijk; hf_ABCDEFGHIJKLMNOP; "
     text += "https://u:pw@host/x; WANDB_API_KEY=0123456789"
     assert redact(text) == (
-        "x [redacted]; Authorization: Bearer [redacted]; [redacted]; https://[redacted]@host/x; WANDB_API_KEY=[redacted]"
+        "x [redacted]; Authorization: Bearer [redacted]; [redacted]; https://[redacted]@host/x; "
+        "WANDB_API_KEY=[redacted]"
     )
-    innocent = "step 3  reward 0.5  1234 tokens/s; eos_token_id=2; max_tokens: 2048; password reset; token 7 of 9"
+    innocent = (
+        "step 3  reward 0.5  1234 tokens/s; eos_token_id=2; max_tokens: 2048; password reset; token 7 of 9"
+    )
     assert redact(innocent) == innocent
-    tree = {"password": "abc", "hub_token": "abcdefgh", "tokens": 5, "list": [{"api_key": "k"}], "prompt_key": "prompt"}
+    tree = {
+        "password": "abc",
+        "hub_token": "abcdefgh",
+        "tokens": 5,
+        "list": [{"api_key": "k"}],
+        "prompt_key": "prompt",
+    }
     assert redact_tree(tree) == {
         "password": "[redacted]",
         "hub_token": "[redacted]",
@@ -256,7 +289,11 @@ def test_secrets_are_blacked_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_secrets_of_the_server_appear_nowhere(
-    make_server: Callable[..., TestClient], runs: Path, token_file: Path, monkeypatch: pytest.MonkeyPatch, caplog
+    make_server: Callable[..., TestClient],
+    runs: Path,
+    token_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog,
 ) -> None:
     secret = "a-secret-of-the-environment"
     monkeypatch.setenv("HF_TOKEN", secret)
@@ -265,14 +302,26 @@ def test_secrets_of_the_server_appear_nowhere(
     (run.path / "output.log").write_text(f"using {secret}\n{token}\n")
     server = make_server(tokens=token_file)
     job = "/v1/jobs/done"
-    for path in ("/v1/jobs", job, f"{job}/logs", f"{job}/config", f"{job}/events", "/metrics", "/openapi.json"):
+    for path in (
+        "/v1/jobs",
+        job,
+        f"{job}/logs",
+        f"{job}/config",
+        f"{job}/events",
+        "/metrics",
+        "/openapi.json",
+    ):
         text = server.get(path, headers=bearer(token)).text
         assert secret not in text and token not in text and os.environ["RAY_AUTH_TOKEN"] not in text
     assert token not in caplog.text
 
 
-def test_the_comparison_does_not_depend_on_the_token(token_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every known hash is compared in constant time, whichever matches: no early way out that a clock could see."""
+def test_the_comparison_does_not_depend_on_the_token(
+    token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every known hash is compared in constant time, whichever matches: no early way out that a
+    clock could see.
+    """
     known = [add_token(token_file, f"n{i}", "viewer") for i in range(50)]
     store = TokenStore(token_file)
     compare = mock.Mock(wraps=hmac.compare_digest)

@@ -1,4 +1,4 @@
-"""A job's state from what the run directory, this host and Ray say: one table."""
+"""A job's state from run directory, host and Ray, as one table."""
 
 from __future__ import annotations
 
@@ -6,22 +6,47 @@ from pathlib import Path
 
 import pytest
 
-from sppo_ray.api.jobs import FORGOTTEN_S, HEARTBEAT_LOST_S, RayJob, Surroundings, is_training, job_of, job_of_ray, recipe_of
-from sppo_ray.api.records import RunRecord
+from sppo_ray.api.jobs import FORGOTTEN_S, JobContext, RayJob, is_training, job_of, job_of_ray, recipe_of
 from sppo_ray.api.schemas import JobState
+from sppo_ray.rundir.commands import CommandRecord
+from sppo_ray.rundir.heartbeat import LOST_S
+from sppo_ray.rundir.job import JobRecord, SubmissionRecord
+from sppo_ray.rundir.record import RunRecord
+from sppo_ray.rundir.status import RunStatus
 
 NOW = 1_000_000.0
 
 
 def ray_job(status: str, submission_id: str = "s1") -> RayJob:
-    return RayJob(submission_id, status, "python -m sppo_ray train quickstart", f"job is {status}", NOW - 50, NOW - 5, {})
+    return RayJob(
+        submission_id,
+        status,
+        "python -m sppo_ray train quickstart",
+        f"job is {status}",
+        NOW - 50,
+        NOW - 5,
+        {},
+    )
 
 
 def record(
-    phase: str | None, *, beat_age: float = 1.0, submission: dict | None = None, job: dict | None = None, **more
+    phase: str | None,
+    *,
+    beat_age: float = 1.0,
+    submission: dict | None = None,
+    job: dict | None = None,
+    **more,
 ) -> RunRecord:
     status = {} if phase is None else {"phase": phase, "heartbeat": NOW - beat_age, **more.pop("status", {})}
-    return RunRecord(Path("/runs/first"), (), status=status, job=job or {}, submission=submission or {}, **more)
+    return RunRecord(
+        Path("/runs/first"),
+        (),
+        status=RunStatus.model_validate(status),
+        job=JobRecord.model_validate(job or {}),
+        submission=SubmissionRecord.model_validate(submission or {}),
+        commands=tuple(CommandRecord.model_validate(command) for command in more.pop("commands", ())),
+        **more,
+    )
 
 
 STOP = {"id": "a", "kind": "stop", "time": NOW - 1}
@@ -46,8 +71,8 @@ BEGUN = {"submission_id": "s1", "started": NOW - 5}
         (record("training", job=BEGUN), {"s1": ray_job("SUCCEEDED")}, None, "LOST"),
         (record("training", beat_age=500), None, True, "RUNNING"),
         (record("training", beat_age=1), None, False, "LOST"),
-        (record("training", beat_age=HEARTBEAT_LOST_S - 1), None, None, "RUNNING"),
-        (record("training", beat_age=HEARTBEAT_LOST_S + 1), None, None, "LOST"),
+        (record("training", beat_age=LOST_S - 1), None, None, "RUNNING"),
+        (record("training", beat_age=LOST_S + 1), None, None, "LOST"),
         # The head restarted and knows nothing: the heartbeat decides.
         (record("training", job=BEGUN, beat_age=500), {}, None, "LOST"),
         (record("training", job=BEGUN, beat_age=1), {}, None, "RUNNING"),
@@ -66,20 +91,27 @@ BEGUN = {"submission_id": "s1", "started": NOW - 5}
         (record(None, submission={**SUBMITTED, "error": "refused"}), {}, None, "FAILED"),
         # Continued: the old end no longer counts.
         (
-            record("stopped", job={**BEGUN, "submission_id": "s0"}, submission={**SUBMITTED, "created": NOW - 1}),
+            record(
+                "stopped", job={**BEGUN, "submission_id": "s0"}, submission={**SUBMITTED, "created": NOW - 1}
+            ),
             None,
             None,
             "PENDING",
         ),
-        (record("training", job={**BEGUN, "submission_id": "s1"}, submission=SUBMITTED), None, True, "RUNNING"),
+        (
+            record("training", job={**BEGUN, "submission_id": "s1"}, submission=SUBMITTED),
+            None,
+            True,
+            "RUNNING",
+        ),
     ],
 )
 def test_state(found: RunRecord, ray: dict | None, process_alive: bool | None, state: str) -> None:
-    assert job_of(found, Surroundings(NOW, ray, process_alive)).state == state
+    assert job_of(found, JobContext(NOW, ray, process_alive)).state == state
 
 
 def test_the_id_is_rays_of_the_newest_start() -> None:
-    around = Surroundings(NOW, None, True)
+    around = JobContext(NOW, None, True)
     assert job_of(record("training"), around).id == "first"
     assert job_of(record("training", job=BEGUN), around).id == "s1"
     newer = {"submission_id": "s2", "created": NOW - 1}
@@ -87,32 +119,15 @@ def test_the_id_is_rays_of_the_newest_start() -> None:
     assert job_of(record("training", job=BEGUN, submission={**newer, "created": NOW - 9}), around).id == "s1"
 
 
-def test_what_a_damaged_status_says_is_left_out() -> None:
-    odd = {
-        "state": "none",
-        "fleet": {"a": 1},
-        "pending": 3,
-        "eta_s": "soon",
-        "steps": None,
-        "name": 4,
-        "last_error": ["x"],
-        "alerts": {},
-    }
-    job = job_of(record("training", status=odd), Surroundings(NOW, None, True))
-    assert (job.state, job.step, job.workers, job.eta_s, job.name, job.last_error) == (
-        JobState.RUNNING,
-        0,
-        [],
-        None,
-        "first",
-        None,
-    )
-    assert job.alerts == []
-
-
 def test_alerts_are_told_without_secrets() -> None:
-    alert = {"detector": "kl", "step": 12, "since": 10, "action": "pause", "message": "kl is 0.3; HF_TOKEN=hf_abcdefghijklmnop"}
-    job = job_of(record("paused", status={"paused": True, "alerts": [alert, "odd"]}), Surroundings(NOW, None, True))
+    alert = {
+        "detector": "kl",
+        "step": 12,
+        "since": 10,
+        "action": "pause",
+        "message": "kl is 0.3; HF_TOKEN=hf_abcdefghijklmnop",
+    }
+    job = job_of(record("paused", status={"paused": True, "alerts": [alert]}), JobContext(NOW, None, True))
     assert job.state is JobState.PAUSED and len(job.alerts) == 1
     told = job.alerts[0]
     assert (told.detector, told.step, told.since, told.action) == ("kl", 12, 10, "pause")
@@ -121,14 +136,20 @@ def test_alerts_are_told_without_secrets() -> None:
 
 def test_every_process_of_a_job_and_how_often_it_was_made_anew() -> None:
     rows = [
-        {"name": "learner-0", "incarnation": 3, "pid": 17, "node_ip": "10.0.0.5", "node_id": "n", "since": NOW},
+        {
+            "name": "learner-0",
+            "incarnation": 3,
+            "pid": 17,
+            "node_ip": "10.0.0.5",
+            "node_id": "n",
+            "since": NOW,
+        },
         {"name": "reward", "incarnation": 1, "pid": None, "node_ip": None, "node_id": None, "since": NOW},
-        "torn",
     ]
-    job = job_of(record("training", status={"actors": rows}), Surroundings(NOW, None, True))
+    job = job_of(record("training", status={"actors": rows}), JobContext(NOW, None, True))
     told = [(actor.name, actor.restarts, actor.pid, actor.node_ip) for actor in job.actors]
     assert told == [("learner-0", 2, 17, "10.0.0.5"), ("reward", 0, None, None)]
-    assert job_of(record("finished", status={"actors": rows}), Surroundings(NOW, None, None)).actors == []
+    assert job_of(record("finished", status={"actors": rows}), JobContext(NOW, None, None)).actors == []
 
 
 def test_the_last_error_names_actor_and_stack() -> None:
@@ -137,7 +158,7 @@ def test_the_last_error_names_actor_and_stack() -> None:
         "message": "WorkerFailure: rollout-1 died",
         "stack": "Traceback ... HF_TOKEN=hf_abcdefghijklmnop",
     }
-    job = job_of(record("failed", status={"last_error": error}), Surroundings(NOW, None, None))
+    job = job_of(record("failed", status={"last_error": error}), JobContext(NOW, None, None))
     assert job.last_error is not None
     assert (job.last_error.actor, job.last_error.message) == ("rollout-1", "WorkerFailure: rollout-1 died")
     assert "hf_abc" not in (job.last_error.stack or "")
@@ -149,7 +170,10 @@ def test_the_last_error_names_actor_and_stack() -> None:
         ("python -m sppo_ray train quickstart --run-dir x", "quickstart"),
         ("sppo-ray train --seed=1 paper-7b", "paper-7b"),
         ("/opt/venv/bin/sppo-ray train my.yaml", "my.yaml"),
-        ("exec bash -c 'exec python -m sppo_ray train /runs/a/submitted.yaml > >(tee x) 2>&1'", "submitted.yaml"),
+        (
+            "exec bash -c 'exec python -m sppo_ray train /runs/a/submitted.yaml > >(tee x) 2>&1'",
+            "submitted.yaml",
+        ),
         (["/x/sppo_ray/__main__.py", "train", "quickstart"], "quickstart"),
         ("python train.py", None),
         ("python -m sppo_ray eval m", None),

@@ -3,7 +3,8 @@
     python -m tests.chaos                            all cells that are not done yet
     python -m tests.chaos --cells "rollout/*"        some of them (by name; --list shows the names)
     python -m tests.chaos --again                    from the beginning
-    python -m tests.chaos --report benchmarks/results/chaos    write what is known as chaos.json and chaos.md
+    python -m tests.chaos --report benchmarks/results/chaos    write what is known as chaos.json and
+                                                               chaos.md
 
 Ctrl-C ends the run under way and leaves nothing behind; the finished cells are kept in --work.
 """
@@ -36,7 +37,8 @@ def main() -> int:
     if options.again:
         shutil.rmtree(options.work, ignore_errors=True)
     ledger = Ledger(options.work / "cells.json")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the run under way is ended on the way out
+    # as Ctrl-C: the run under way is ended on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         _run([cell for cell in cells if cell.name not in ledger.good], ledger, options)
     except KeyboardInterrupt:
@@ -67,12 +69,18 @@ def _run(cells: list[Cell], ledger: Ledger, options: argparse.Namespace) -> None
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cells", default="*", help="names, with * and ?, separated by commas")
     parser.add_argument("--list", action="store_true", help="print the names and end")
-    parser.add_argument("--work", type=Path, default=Path("runs/chaos"), help="runs, and what is known of the cells")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/chaos"), help="runs, and what is known of the cells"
+    )
     parser.add_argument("--again", action="store_true", help="forget finished cells and the undisturbed runs")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further cell after so long")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no further cell after so long"
+    )
     parser.add_argument("--report", type=Path, help="write PATH.json and PATH.md")
     return parser.parse_args()
 

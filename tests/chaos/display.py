@@ -1,4 +1,6 @@
-"""What the harness shows: a line a finished cell, and a bar with what is going on; plain lines where there is no terminal."""
+"""What the harness shows: a line a finished cell, and a bar with what is going on; plain lines
+where there is no terminal.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from tests.chaos.outcomes import CellOutcome
 
@@ -26,13 +35,17 @@ class Display:
         )
         self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._progress.add_task("", total=total)
-        self._console.print(f"{'cell':44} {'heal s':>7} {'lost':>5} {'repeated':>9} {'wrong version':>14}  healed by")
+        self._console.print(
+            f"{'cell':44} {'heal s':>7} {'lost':>5} {'repeated':>9} {'wrong version':>14}  healed by"
+        )
 
     def __enter__(self) -> Self:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def say(self, text: str) -> None:

@@ -1,7 +1,8 @@
-"""A training run that kills itself with SIGKILL at one point of one step: `python -m tests.chaos.kill_at POINT STEP train ...`.
+"""A training run that kills itself with SIGKILL at one point of one step: `python -m
+tests.chaos.kill_at POINT STEP train ...`.
 
-Everything runs as it does for a user; one method of the driver is wrapped, and dies when it is called for the n-th time in
-the step. STEP is the number that the step will have in metrics.jsonl.
+Everything runs as it does for a user; one method of the driver is wrapped, and dies when it is
+called for the n-th time in the step. STEP is the number that the step will have in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ UNDER_WAY_S = 0.005  # how long a remote call has been going on when its caller 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The `call`-th call of a method in a step; `under_way` = not before it, but while it is going on."""
+    """The `call`-th call of a method in a step; `under_way` = not before it, but while it is going
+    on.
+    """
 
     module: str
     owner: str
@@ -31,12 +34,14 @@ class Point:
 
 
 POINTS = {
-    "generating": Point("sppo_ray.trainer.pipeline", "Cohort", "arrive", call=10),
-    "updating": Point("actors.group", "LearnerGroup", "update", call=2, under_way=True),
-    "syncing": Point("actors.group", "RayRolloutWorker", "pull_weights", under_way=True),
-    "evaluating": Point("sppo_ray.trainer.evaluator", "Grader", "_grade", call=5),
-    "stepped": Point("sppo_ray.trainer.loop", "Trainer", "_checkpoint"),  # trained, synced and logged, not yet saved
-    "checkpointing": Point("actors.group", "CriticGroup", "save", under_way=True),  # after the learner's part
+    "generating": Point("sppo_ray.rollout.pipeline", "RolloutBatch", "slot_of", call=10),
+    "updating": Point("actors.handles", "LearnerGroup", "update", call=2, under_way=True),
+    "syncing": Point("actors.handles", "RayRolloutWorker", "pull_weights", under_way=True),
+    "evaluating": Point("sppo_ray.evaluation.sampler", "Sampler", "_grade", call=2),
+    # trained, synced and logged, not yet saved
+    "stepped": Point("sppo_ray.trainer.loop", "Trainer", "_checkpoint"),
+    # after the learner's part
+    "checkpointing": Point("actors.handles", "CriticGroup", "save", under_way=True),
 }
 
 
@@ -69,7 +74,9 @@ def install(point: Point, step: int) -> None:
     setattr(
         owner,
         point.method,
-        _deadly_coroutine(method, counter) if inspect.iscoroutinefunction(method) else _deadly(method, counter),
+        _deadly_coroutine(method, counter)
+        if inspect.iscoroutinefunction(method)
+        else _deadly(method, counter),
     )
 
 
@@ -100,7 +107,7 @@ def die() -> NoReturn:
 
 
 if __name__ == "__main__":
-    from sppo_ray.cli import main
+    from sppo_ray.cli.main import main
 
     install(POINTS[sys.argv[1]], int(sys.argv[2]))
     sys.exit(main(sys.argv[3:]))

@@ -1,7 +1,9 @@
-"""Cell after cell: bring the run into the state, strike, wait until it is whole again, and read from its record what it cost.
+"""Cell after cell: bring the run into the state, strike, wait until it is whole again, and read
+from its record what it cost.
 
-One run takes many faults, one after another; a new one starts when the old one is as long as the undisturbed run that
-it is compared with. Cells that are finished are kept: a second call goes on where the first one ended.
+One run takes many faults, one after another; a new one starts when the old one is as long as the
+undisturbed run that it is compared with. Cells that are finished are kept: a second call goes on
+where the first one ended.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from tests.chaos.states import is_running, prepare, undo
 from tests.chaos.strike import Struck, strike
 
 PROMPTS, SAMPLES_PER_PROMPT = 64, 1
-COMPARED_STEPS, COMPARED_WITH_REFERENCE = 60, 20  # of the undisturbed runs: a run that is as long takes no further fault
+# of the undisturbed runs: a run that is as long takes no further fault
+COMPARED_STEPS, COMPARED_WITH_REFERENCE = 60, 20
 STATE_WITHIN_S, UP_WITHIN_S, GONE_WITHIN_S = 120.0, 300.0, 60.0
 HEALS_WITHIN_S = 360.0  # an engine that freezes while it starts has 180 s
 MOST_RESUMES = 3  # of one cell
@@ -69,7 +72,9 @@ class Kind:
 
     @property
     def name(self) -> str:
-        return ("overlapped" if self.staleness else "synchronous") + ("-reference" if self.with_reference else "")
+        return ("overlapped" if self.staleness else "synchronous") + (
+            "-reference" if self.with_reference else ""
+        )
 
     @property
     def compared_steps(self) -> int:
@@ -77,13 +82,19 @@ class Kind:
 
     @property
     def settings(self) -> list[str]:
-        return [*SETTINGS, f"--loop.max_staleness={self.staleness}", *(WITH_REFERENCE if self.with_reference else [])]
+        return [
+            *SETTINGS,
+            f"--loop.max_staleness={self.staleness}",
+            *(WITH_REFERENCE if self.with_reference else []),
+        ]
 
 
 class Matrix:
     """Runs cells of one kind after another. `say` hears what is going on."""
 
-    def __init__(self, work: Path, ledger: Ledger, say: Callable[[str], None], *, until: float = float("inf")) -> None:
+    def __init__(
+        self, work: Path, ledger: Ledger, say: Callable[[str], None], *, until: float = float("inf")
+    ) -> None:
         """After `until` (by time.monotonic) no further cell is begun."""
         self._work = work
         self._ledger = ledger
@@ -99,7 +110,8 @@ class Matrix:
         if kind.staleness == 0:
             with self._ledger.lock(kind.name):
                 self._undisturbed(kind)
-        # Those that need a run that comes up open a run each; the others fill what is left of its steps.
+        # Those that need a run that comes up open a run each; the others fill what is left of its
+        # steps.
         openers = [cell for cell in cells if cell.needs_new_run]
         others = [cell for cell in cells if not cell.needs_new_run]
         while (openers or others) and not self._is_late:
@@ -137,15 +149,25 @@ class Matrix:
         try:
             struck = self._struck(cell, run)
             self._heal(run, struck, most_resumes=run.resumes + MOST_RESUMES)
-            if cell.role != "driver" and struck.pid:  # an idle verifier is only missed when a sample waits for it
-                run.wait(f"the end of process {struck.pid}", lambda: not is_running(struck.pid), GONE_WITHIN_S)
+            # an idle verifier is only missed when a sample waits for it
+            if cell.role != "driver" and struck.pid:
+                run.wait(
+                    f"the end of process {struck.pid}", lambda: not is_running(struck.pid), GONE_WITHIN_S
+                )
         except (WaitedTooLong, RunEnded) as error:
             problem = str(error)
         seconds = time.time() - struck.at
         steps = range(max(1, min(began, struck.step) - LOOK_BACK_STEPS), run.step + 1)
-        cost = audit(run.path, steps, prompts=PROMPTS, samples_per_prompt=SAMPLES_PER_PROMPT, staleness=kind.staleness)
+        cost = audit(
+            run.path, steps, prompts=PROMPTS, samples_per_prompt=SAMPLES_PER_PROMPT, staleness=kind.staleness
+        )
         outcome = CellOutcome(
-            cell.name, round(seconds, 1), cost, resumes=run.resumes - resumes, problem=problem, run=run.path.name
+            cell.name,
+            round(seconds, 1),
+            cost,
+            resumes=run.resumes - resumes,
+            problem=problem,
+            run=run.path.name,
         )
         self._ledger.add(outcome)
         return outcome
@@ -160,7 +182,9 @@ class Matrix:
         return struck
 
     def _heal(self, run: TrainingRun, struck: Struck, *, most_resumes: int) -> None:
-        """Wait until a step that the fault hit, or a later one, is finished and all workers serve; resume a run that ended."""
+        """Wait until a step that the fault hit, or a later one, is finished and all workers serve;
+        resume a run that ended.
+        """
         while True:
             try:
                 run.wait(f"step {struck.step + 1}", lambda: _has_advanced(run, struck), HEALS_WITHIN_S)
@@ -174,14 +198,20 @@ class Matrix:
                 run.resume()
 
     def _undisturbed(self, kind: Kind) -> None:
-        """The run that the synchronous ones are compared with; made once, kept in the work folder."""
+        """The run that the synchronous ones are compared with; made once, kept in the work
+        folder.
+        """
         run = TrainingRun(self._reference(kind), kind.settings)
         if (run.path / "summary.json").exists():
             return
         self._say(f"the undisturbed run ({kind.compared_steps} steps)")
         try:
             run.start(resume=(run.path / "config.yaml").exists())
-            run.wait("the undisturbed run", lambda: run.step >= kind.compared_steps, within_s=30 * kind.compared_steps)
+            run.wait(
+                "the undisturbed run",
+                lambda: run.step >= kind.compared_steps,
+                within_s=30 * kind.compared_steps,
+            )
             faults = run.end()
         finally:
             run.close()
@@ -191,12 +221,22 @@ class Matrix:
     def _reference(self, kind: Kind) -> Path:
         return self._work / f"undisturbed-{kind.name}"
 
-    def _compared(self, kind: Kind, run: TrainingRun, done: list[CellOutcome], faults: list[str]) -> RunOutcome:
+    def _compared(
+        self, kind: Kind, run: TrainingRun, done: list[CellOutcome], faults: list[str]
+    ) -> RunOutcome:
         whole = audit(
-            run.path, range(1, run.step + 1), prompts=PROMPTS, samples_per_prompt=SAMPLES_PER_PROMPT, staleness=kind.staleness
+            run.path,
+            range(1, run.step + 1),
+            prompts=PROMPTS,
+            samples_per_prompt=SAMPLES_PER_PROMPT,
+            staleness=kind.staleness,
         )
-        compared, difference = (0, None) if kind.staleness else first_difference(run.path, self._reference(kind))
-        return RunOutcome(run.path.name, [o.name for o in done], run.step, run.resumes, whole, compared, difference, faults)
+        compared, difference = (
+            (0, None) if kind.staleness else first_difference(run.path, self._reference(kind))
+        )
+        return RunOutcome(
+            run.path.name, [o.name for o in done], run.step, run.resumes, whole, compared, difference, faults
+        )
 
 
 def _has_advanced(run: TrainingRun, struck: Struck) -> bool:

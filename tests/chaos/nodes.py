@@ -1,8 +1,11 @@
-"""Cells that take a whole host: a Ray cluster of three network namespaces, one raylet killed or one link cut under the run.
+"""Cells that take a whole host: a Ray cluster of three network namespaces, one raylet killed or one
+link cut under the run.
 
-    head: Ray's head and the trainer, no actors      worker-1, worker-2: everything else, spread over both
+    head: Ray's head and the trainer, no actors      worker-1, worker-2: everything else, spread
+                                                     over both
 
-What a lost host held moves to the other one, which has room for all of it. The host itself comes back after the cell.
+What a lost host held moves to the other one, which has room for all of it. The host itself comes
+back after the cell.
 """
 
 from __future__ import annotations
@@ -31,13 +34,17 @@ from tests.ray.network_hosts import Hosts
 
 PORT = 6379
 WORKERS = ("worker-1", "worker-2")
-CUT_OFF_AFTER = {  # Ray's own patience with a node that is silent is about a minute; here 18 seconds
+# Ray's own patience with a node that is silent is about a minute; here 18 seconds
+CUT_OFF_AFTER = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "6",
 }
-HEAD = f"ray start --head --port={PORT} --num-cpus=0 --include-dashboard=false --object-store-memory=200000000 --block"
+HEAD = (
+    f"ray start --head --port={PORT} --num-cpus=0 --include-dashboard=false --object-store-memory=200000000 "
+    "--block"
+)
 WORKER = f"ray start --address=head:{PORT} --num-cpus=8 --object-store-memory=200000000 --block"
 NODE_IS_UP = "ray status --address=head:6379"
 STATE_WITHIN_S, NODE_WITHIN_S = 120.0, 120.0
@@ -82,7 +89,10 @@ class Lab:
     def raylet(self, name: str) -> int | None:
         """Its process."""
         address = f"--node_ip_address={self.hosts.addresses[name]}"
-        return next((pid for pid, line in self.commands() if line and line[0].endswith("raylet") and address in line), None)
+        return next(
+            (pid for pid, line in self.commands() if line and line[0].endswith("raylet") and address in line),
+            None,
+        )
 
     def host_of(self, actor: str, run: TrainingRun) -> str | None:
         """Where an actor of the run lives."""
@@ -101,18 +111,24 @@ class HostedRun(TrainingRun):
 
     def _launch(self, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         inside = f"cd {shlex.quote(str(REPOSITORY))} && exec {shlex.join(command)}"
-        return self._lab.hosts.start("head", f"bash -c {shlex.quote(inside)}", log, {"RAY_ADDRESS": f"head:{PORT}"})
+        return self._lab.hosts.start(
+            "head", f"bash -c {shlex.quote(inside)}", log, {"RAY_ADDRESS": f"head:{PORT}"}
+        )
 
     @property
     def pid(self) -> int:
         """The trainer's own: what was started is `nsenter`, which only passes its exit code on."""
         mine = (
-            pid for pid, line in self._lab.commands() if "sppo_ray" in line and str(self.path) in line and "python" in line[0]
+            pid
+            for pid, line in self._lab.commands()
+            if "sppo_ray" in line and str(self.path) in line and "python" in line[0]
         )
         return next(mine, super().pid)
 
     def is_up(self, actor: Mapping[str, Any]) -> bool:
-        """Not on a host that is lost, whatever still runs there. The roster numbers processes as the hosts do."""
+        """Return whether the actor runs; never on a lost host. Process ids are those of the
+        hosts.
+        """
         if actor["node_ip"] == self.lost_address:
             return False
         outer = self._lab.hosts.processes().get(actor["pid"])
@@ -132,12 +148,16 @@ class HostedRun(TrainingRun):
 class NodeMatrix(Matrix):
     """The cells of the role "node", on one lab."""
 
-    def __init__(self, work: Path, ledger: Ledger, say: Callable[[str], None], lab: Lab, *, until: float = float("inf")) -> None:
+    def __init__(
+        self, work: Path, ledger: Ledger, say: Callable[[str], None], lab: Lab, *, until: float = float("inf")
+    ) -> None:
         super().__init__(work, ledger, say, until=until)
         self._lab = lab
 
     def _new_run(self, path: Path, kind: Kind) -> TrainingRun:
-        return HostedRun(path.with_name(f"nodes-{path.name}"), [*kind.settings, "--cluster.placement=spread"], self._lab)
+        return HostedRun(
+            path.with_name(f"nodes-{path.name}"), [*kind.settings, "--cluster.placement=spread"], self._lab
+        )
 
     def _cell(self, cell: Cell, run: TrainingRun, kind: Kind) -> CellOutcome:
         try:
@@ -159,7 +179,9 @@ class NodeMatrix(Matrix):
         return Struck(raylet, step, time.time())
 
     def _bring_back(self, cell: Cell, run: TrainingRun) -> None:
-        """The host as it was: its link, and a Ray node of its own. A raylet that was given up ends when it hears of it."""
+        """The host as it was: its link, and a Ray node of its own. A raylet that was given up ends
+        when it hears of it.
+        """
         self._say(f"{cell.name}: bringing {self._victim} back")
         self._lab.hosts.set_link(self._victim, up=True)
         deadline = time.monotonic() + NODE_WITHIN_S

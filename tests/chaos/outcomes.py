@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sppo_ray.trainer.jsonlines import write_atomically
+from sppo_ray.rundir.jsonlines import write_atomically
 from tests.chaos.record import Audit
 
 
@@ -55,7 +55,9 @@ class RunOutcome:
 
 
 class Ledger:
-    """The outcomes so far, in a JSON file that is rewritten with each of them. Several harnesses may share it."""
+    """The outcomes so far, in a JSON file that is rewritten with each of them. Several harnesses
+    may share it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,6 @@
-"""chaos.json and chaos.md: the figures of the matrix with the machine and the commit that they were taken on."""
+"""chaos.json and chaos.md: the figures of the matrix with the machine and the commit that they were
+taken on.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sppo_ray.trainer.environment import environment
-from sppo_ray.trainer.jsonlines import write_atomically
+from sppo_ray.rundir.environment import environment
+from sppo_ray.rundir.jsonlines import write_atomically
 from tests.chaos.cells import matrix
 from tests.chaos.outcomes import CellOutcome, Ledger, RunOutcome
 
@@ -19,7 +21,7 @@ again, and then killed or left frozen. *heal* is the time from the fault until e
 finished. *lost*, *repeated* and *wrong version* count samples of all steps around the fault, from the trajectory log: each
 request of a step has to be there once, sampled by versions that the staleness allows. *by*: the run healed itself, or its
 trainer had to be started again with `--resume`.
-"""
+"""  # noqa: E501
 
 
 def write_report(ledger: Ledger, path: Path) -> None:
@@ -38,7 +40,10 @@ def write_report(ledger: Ledger, path: Path) -> None:
 def _markdown(ledger: Ledger, machine: dict[str, Any]) -> str:
     good = [cell for cell in ledger.cells if cell.is_good]
     lines = ["# Faults injected into real runs", "", EXPLANATION, _summary(ledger, good), ""]
-    lines += ["| role | state | fault | heal | lost | repeated | wrong version | by |", "|---|---|---|---|---|---|---|---|"]
+    lines += [
+        "| role | state | fault | heal | lost | repeated | wrong version | by |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     lines += [_row(cell) for cell in ledger.cells]
     lines += [
         "",
@@ -46,8 +51,15 @@ def _markdown(ledger: Ledger, machine: dict[str, Any]) -> str:
         "",
         "After their last fault the runs were ended by SIGTERM. Synchronous ones are compared with an",
     ]
-    lines += ["undisturbed run of the same seed: all samples of all steps, and the digest of each version of the weights.", ""]
-    lines += ["| run | faults | steps | resumed | compared steps | difference | end |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "undisturbed run of the same seed: all samples of all steps, and the digest of each version of the "
+        "weights.",
+        "",
+    ]
+    lines += [
+        "| run | faults | steps | resumed | compared steps | difference | end |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [_run_row(run) for run in ledger.runs]
     return "\n".join([*lines, "", f"Taken on: {_machine(machine)}", ""])
 
@@ -56,7 +68,10 @@ def _summary(ledger: Ledger, good: list[CellOutcome]) -> str:
     if not good:
         return "No cell is good yet."
     heals = [cell.heal_s for cell in good]
-    cost = [sum(getattr(cell.cost, name) for cell in ledger.cells) for name in ("lost", "repeated", "wrong_version")]
+    cost = [
+        sum(getattr(cell.cost, name) for cell in ledger.cells)
+        for name in ("lost", "repeated", "wrong_version")
+    ]
     return (
         f"{len(good)} of {len(ledger.cells)} cells good, of {len(matrix())} in the matrix; "
         f"heal time median {statistics.median(heals):.1f} s, "
@@ -82,4 +97,6 @@ def _run_row(run: RunOutcome) -> str:
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in machine.items() if isinstance(value, (str, int, float)))
+    return ", ".join(
+        f"{key} {value}" for key, value in machine.items() if isinstance(value, (str, int, float))
+    )

@@ -1,4 +1,6 @@
-"""A training run as a user starts it, watched from outside: its process, its status.json, its workers' process ids."""
+"""A training run as a user starts it, watched from outside: its process, its status.json, its
+workers' process ids.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,15 @@ from typing import IO, Any, TypeVar
 
 import psutil
 
-from sppo_ray.trainer.control import Kind, send
-from sppo_ray.trainer.metrics import read_events
+from sppo_ray.rundir.commands import Kind, send
+from sppo_ray.rundir.metrics import read_events
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLASSES = {  # as Ray titles their processes
     "rollout": "RolloutWorker",
     "learner": "LearnerRank",
     "critic": "CriticRank",
-    "reward": "RewardWorker",
+    "reward": "RewardActor",
     "reference": "ReferenceRank",
 }
 POLL_S = 0.02
@@ -40,22 +42,34 @@ class WaitedTooLong(Exception):
 
 
 class TrainingRun:
-    """`start` it, and `close` it whatever happens. What it prints is in `log`."""
+    """A training process. Always call `close` after `start`. Its output is in `log`."""
 
-    def __init__(self, path: Path, overrides: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Path, overrides: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         self.path = path
         self.log = path.with_suffix(".log")
         self.resumes = 0
         self.orphans: list[str] = []  # what a killed trainer left behind for longer than it may
         self._overrides = list(overrides)
         self._environment = os.environ | dict(environment or {})
-        self._known: set[psutil.Process] = set()  # every process that was ever seen below the trainer
+        # every process that was ever seen below the trainer
+        self._known: set[psutil.Process] = set()
         self.process: subprocess.Popen[bytes] | None = None
 
-    # ------------------------------------------------------------------------------------------------ life cycle
+    # ----------------------------------------------------------------------------------- life cycle
 
     def start(self, *, resume: bool = False) -> None:
-        command = [sys.executable, "-m", "sppo_ray", "train", "quickstart", "--run-dir", str(self.path), *self._overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "sppo_ray",
+            "train",
+            "quickstart",
+            "--run-dir",
+            str(self.path),
+            *self._overrides,
+        ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.resumes += resume
         with self.log.open("ab") as log:
@@ -133,7 +147,7 @@ class TrainingRun:
         self._known.clear()
         return lines
 
-    # ------------------------------------------------------------------------------------------------- what it says
+    # --------------------------------------------------------------------------------- what it says
 
     @property
     def status(self) -> dict[str, Any]:
@@ -152,7 +166,11 @@ class TrainingRun:
     def workers_coming_up(self, role: str) -> list[int]:
         """Processes of a role that are not in the roster yet, by their titles."""
         known = {row["pid"] for row in self.status.get("actors", [])}
-        return [process.pid for process in self.refresh() if CLASSES[role] in _title(process) and process.pid not in known]
+        return [
+            process.pid
+            for process in self.refresh()
+            if CLASSES[role] in _title(process) and process.pid not in known
+        ]
 
     def events(self, since: float) -> Iterator[dict[str, Any]]:
         """Events after a time (seconds since 1970)."""
@@ -171,15 +189,19 @@ class TrainingRun:
             if time.monotonic() > deadline:
                 status = self.status
                 raise WaitedTooLong(
-                    f"{what} did not come within {within_s:.0f} s: phase {status.get('phase')}, {status.get('stage')}"
+                    f"{what} did not come within {within_s:.0f} s: phase {status.get('phase')}, "
+                    f"{status.get('stage')}"
                 )
             time.sleep(POLL_S)
         return found
 
     def is_whole(self, step: int, since: float = 0.0) -> bool:
-        """Whether `step` steps are finished and every worker serves, by a status written after `since`."""
+        """Whether `step` steps are finished and every worker serves, by a status written after
+        `since`.
+        """
         status = self.status
-        # A death that the trainer has not noticed yet leaves its table as it was: the processes themselves are asked.
+        # A death that the trainer has not noticed yet leaves its table as it was: the processes
+        # themselves are asked.
         return _says_whole(status, step, since) and all(self.is_up(row) for row in status.get("actors", []))
 
     def is_up(self, actor: Mapping[str, Any]) -> bool:
@@ -187,13 +209,19 @@ class TrainingRun:
         return _is_running(actor["pid"])
 
     def wait_until_whole(self, step: int, within_s: float, since: float = 0.0) -> None:
-        """Wait for `is_whole`; times are in seconds since 1970. Raises RunEnded and WaitedTooLong."""
+        """Wait for `is_whole`; times are in seconds since 1970. Raises RunEnded and
+        WaitedTooLong.
+        """
         self.wait(f"step {step} with a whole fleet", lambda: self.is_whole(step, since), within_s)
         self.refresh()
 
     def rest_until_whole(self, within_s: float, since: float) -> None:
-        """Wait with the run paused: it has shown that it goes on without the victim, whose replacement starts faster with the
-        cores to itself. Whole at whatever step: a loss that is noticed late takes it back. Raises RunEnded and WaitedTooLong."""
+        """Pause the run until all workers are up, so that the replacement starts faster.
+
+        The run has already continued without the lost worker. The step does not matter, because a
+        loss that is detected late returns the run to a checkpoint. Raises RunEnded and
+        WaitedTooLong.
+        """
         if self.is_whole(0, since):
             return
         self.send("pause")

@@ -1,11 +1,13 @@
-"""`make soak`: the quickstart under a random fault every 20 seconds for 15 minutes, and whether it learns as it does in peace.
+"""`make soak`: the quickstart under a random fault every 20 seconds for 15 minutes, and whether it
+learns as it does in peace.
 
     python -m tests.chaos.soak --minutes 15 --every 20 --seed 1
 
-Runs of the recipe follow each other, seed after seed, until the time is over; each is struck until it ends. It passes when
-the record of each is whole and its final accuracy is as near to that of an undisturbed run of the same seed and settings,
-which is made first (it does not count as time), as undisturbed runs of different seeds are to each other
-(benchmarks/results/learning-quickstart.json). How far the two are equal to the bit is said as well: the run is synchronous.
+Runs of the recipe follow each other, seed after seed, until the time is over; each is struck until
+it ends. It passes when the record of each is whole and its final accuracy is as near to that of an
+undisturbed run of the same seed and settings, which is made first (it does not count as time), as
+undisturbed runs of different seeds are to each other (benchmarks/results/learning-quickstart.json).
+How far the two are equal to the bit is said as well: the run is synchronous.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import tests.conftest  # noqa: F401 - sets the environment that every test runs under
-from sppo_ray.trainer.environment import environment
-from sppo_ray.trainer.jsonlines import write_atomically
+from sppo_ray.rundir.environment import environment
+from sppo_ray.rundir.jsonlines import write_atomically
 from tests.chaos.record import Audit, audit, first_difference
 from tests.chaos.run import REPOSITORY, RunEnded, TrainingRun
 from tests.chaos.states import scoring_child
@@ -57,7 +59,7 @@ SETTINGS = [
 
 @dataclass(frozen=True, slots=True)
 class SoakedRun:
-    """One run of the recipe under fire."""
+    """One run of the recipe with faults."""
 
     seed: int
     seconds: float
@@ -72,7 +74,12 @@ class SoakedRun:
 
     @property
     def is_good(self) -> bool:
-        return self.cost.is_clean and self.cost.steps == STEPS and not self.end and self._difference <= self.spread
+        return (
+            self.cost.is_clean
+            and self.cost.steps == STEPS
+            and not self.end
+            and self._difference <= self.spread
+        )
 
     @property
     def _difference(self) -> float:
@@ -81,7 +88,8 @@ class SoakedRun:
     def __str__(self) -> str:
         cost = self.cost
         return (
-            f"seed {self.seed}: {sum(self.faults.values())} faults in {self.seconds:.0f} s, {self.resumes} resumes; "
+            f"seed {self.seed}: {sum(self.faults.values())} faults in {self.seconds:.0f} s, {self.resumes} "
+            "resumes; "
             f"lost {cost.lost}, repeated {cost.repeated}, wrong version {cost.wrong_version}; "
             f"accuracy {self.accuracy:.4f}, undisturbed {self.undisturbed:.4f} (spread {self.spread:.4f}): "
             f"{'equal to the bit' if self.difference is None else 'first difference: ' + self.difference}; "
@@ -90,7 +98,9 @@ class SoakedRun:
 
 
 class Marksman:
-    """Strikes a random process of a random role every so often; the same ones for the same seed, as far as they are up."""
+    """Strikes a random process of a random role every so often; the same ones for the same seed, as
+    far as they are up.
+    """
 
     def __init__(self, draw: random.Random, every_s: float) -> None:
         self._draw = draw
@@ -111,14 +121,17 @@ class Marksman:
         run.refresh()
         name = self._draw.choice(sorted(pids))
         fault = signal.SIGSTOP if self._draw.random() < FREEZES else signal.SIGKILL
-        with suppress(ProcessLookupError):  # struck before, and its replacement is not in the roster yet
+        # struck before, and its replacement is not in the roster yet
+        with suppress(ProcessLookupError):
             os.kill(pids[name], fault)
             self.faults[f"{name} {fault.name}"] += 1
             return f"{name} {fault.name} in step {run.step}"
         return None
 
 
-def soak_run(path: Path, seed: int, marksman: Marksman, undisturbed: Path, say: Callable[[str], None]) -> SoakedRun:
+def soak_run(
+    path: Path, seed: int, marksman: Marksman, undisturbed: Path, say: Callable[[str], None]
+) -> SoakedRun:
     """One run from its start to its end, struck all the way."""
     run = TrainingRun(path, [*SETTINGS, f"--seed={seed}"])
     began = time.monotonic()
@@ -145,7 +158,9 @@ def soak_run(path: Path, seed: int, marksman: Marksman, undisturbed: Path, say: 
     )
 
 
-def _to_the_end(run: TrainingRun, look: Callable[[TrainingRun], str | None], say: Callable[[str], None]) -> None:
+def _to_the_end(
+    run: TrainingRun, look: Callable[[TrainingRun], str | None], say: Callable[[str], None]
+) -> None:
     """Until it has finished. Raises WaitedTooLong when it takes no step any more."""
     while True:
         step = run.step
@@ -160,7 +175,9 @@ def _to_the_end(run: TrainingRun, look: Callable[[TrainingRun], str | None], say
             run.resume()
 
 
-def _advanced(run: TrainingRun, step: int, look: Callable[[TrainingRun], str | None], say: Callable[[str], None]) -> bool:
+def _advanced(
+    run: TrainingRun, step: int, look: Callable[[TrainingRun], str | None], say: Callable[[str], None]
+) -> bool:
     if struck := look(run):
         say(struck)
     time.sleep(0.2)
@@ -168,7 +185,9 @@ def _advanced(run: TrainingRun, step: int, look: Callable[[TrainingRun], str | N
 
 
 def undisturbed_run(work: Path, seed: int) -> Path:
-    """The run without faults: as many workers, the same settings. Made once, kept in the work folder."""
+    """The run without faults: as many workers, the same settings. Made once, kept in the work
+    folder.
+    """
     run = TrainingRun(work / f"undisturbed-{seed}", [*SETTINGS, f"--seed={seed}"])
     if not (run.path / "summary.json").exists():
         try:
@@ -203,7 +222,13 @@ def main() -> int:
         undisturbed = undisturbed_run(options.work, seed)
         path = options.work / f"seed-{seed}-{time.strftime('%H%M%S')}"
         results.append(
-            soak_run(path, seed, Marksman(draw, options.every), undisturbed, lambda text: print(_stamped(text), flush=True))
+            soak_run(
+                path,
+                seed,
+                Marksman(draw, options.every),
+                undisturbed,
+                lambda text: print(_stamped(text), flush=True),
+            )
         )
         print(results[-1], flush=True)
         if options.report is not None:
@@ -212,7 +237,12 @@ def main() -> int:
 
 
 def _write(options: argparse.Namespace, results: list[SoakedRun]) -> None:
-    settings: dict[str, Any] = {"minutes": options.minutes, "every_s": options.every, "seed": options.seed, "overrides": SETTINGS}
+    settings: dict[str, Any] = {
+        "minutes": options.minutes,
+        "every_s": options.every,
+        "seed": options.seed,
+        "overrides": SETTINGS,
+    }
     content = {
         "environment": environment(),
         **settings,
@@ -227,12 +257,16 @@ def _stamped(text: str) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--every", type=float, default=20.0, help="seconds between two faults")
     parser.add_argument("--seed", type=int, default=1, help="of the faults")
     parser.add_argument("--work", type=Path, default=Path("runs/soak"))
-    parser.add_argument("--report", type=Path, help="write the figures here, e.g. benchmarks/results/soak.json")
+    parser.add_argument(
+        "--report", type=Path, help="write the figures here, e.g. benchmarks/results/soak.json"
+    )
     return parser.parse_args()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from sppo_ray.rewards.pool.process import WORKER
 from tests.chaos.cells import Cell, Role
 from tests.chaos.run import TrainingRun
 
@@ -21,8 +22,12 @@ STAGES = {  # state -> the loop's stages, as recorder.stage names them
     "evaluating": ("evaluate",),
     "checkpointing": ("checkpoint",),
 }
-OWN_STAGES = {("critic", "updating"): ("update", "critic-wait"), ("reference", "updating"): ("reference", "update")}
-HELD_UP_BY = {  # whose freezing keeps the run in the state; the others' states are gone while one looks again
+OWN_STAGES = {
+    ("critic", "updating"): ("update", "critic-wait"),
+    ("reference", "updating"): ("reference", "update"),
+}
+# whose freezing keeps the run in the state; the others' states are gone while one looks again
+HELD_UP_BY = {
     "generating": ("rollout", "reward", "verifier"),
     "updating": ("learner", "critic", "reference"),
     "syncing": ("rollout", "learner"),
@@ -60,7 +65,9 @@ def _lose_the_learner(run: TrainingRun) -> None:
 
 
 def _drain(run: TrainingRun) -> None:
-    """The newest of three engines, frozen while it has work: it would drain in less than a second."""
+    """The newest of three engines, frozen while it has work: it would drain in less than a
+    second.
+    """
     if run.status["wanted_workers"] < 3:
         run.send("scale", rollout_workers=3)
     run.wait("a third engine", lambda: _healthy(run.status) == 3, within_s=180)
@@ -77,7 +84,11 @@ def _drain(run: TrainingRun) -> None:
 def _busy_newest(run: TrainingRun) -> int | None:
     status = run.status
     newest = max(status["fleet"], key=lambda row: int(row["name"].rpartition("-")[2]))
-    return run.pid_of(newest["name"], status) if newest["in_flight"] and status.get("stage") == "generate-wait" else None
+    return (
+        run.pid_of(newest["name"], status)
+        if newest["in_flight"] and status.get("stage") == "generate-wait"
+        else None
+    )
 
 
 def _healthy(status: Mapping[str, Any]) -> int:
@@ -85,12 +96,18 @@ def _healthy(status: Mapping[str, Any]) -> int:
 
 
 def undo(cell: Cell, run: TrainingRun) -> None:
-    """Let the run go on after the fault. An idle engine is to be missed without being asked for anything: in the pause."""
+    """Let the run go on after the fault. An idle engine is to be missed without being asked for
+    anything: in the pause.
+    """
     if not run.is_alive or cell.state not in ("paused", "idle"):
         return
     try:
         if cell.state == "idle":
-            run.wait("the loss of the idle engine", lambda: _healthy(run.status) < run.status["wanted_workers"], within_s=60)
+            run.wait(
+                "the loss of the idle engine",
+                lambda: _healthy(run.status) < run.status["wanted_workers"],
+                within_s=60,
+            )
             run.wait("its return", lambda: _healthy(run.status) == run.status["wanted_workers"], within_s=180)
     finally:
         run.send("resume")
@@ -134,7 +151,9 @@ def _engine(cell: Cell, run: TrainingRun, status: Mapping[str, Any]) -> int | No
     if cell.state == "starting":
         names = [row["name"] for row in rows if row["state"] == "RESTARTING"]
         coming = run.workers_coming_up("rollout") if names else []
-        return coming[-1] if coming else next((pid for name in names if (pid := run.pid_of(name, status))), None)
+        return (
+            coming[-1] if coming else next((pid for name in names if (pid := run.pid_of(name, status))), None)
+        )
     if cell.state == "draining":
         names = [row["name"] for row in rows if row["state"] == "DRAINING" and row["in_flight"]]
     elif cell.state == "generating":
@@ -163,6 +182,10 @@ def scoring_child(reward: int | None) -> int | None:
         return None
     with suppress(psutil.NoSuchProcess):
         below = psutil.Process(reward).children(recursive=True)
-        leaves = [process for process in below if "rewards.worker" in " ".join(process.cmdline()) and not process.children()]
+        leaves = [
+            process
+            for process in below
+            if WORKER in process.cmdline() and not process.children()
+        ]
         return leaves[0].pid if leaves else None
     return None

@@ -1,10 +1,12 @@
-"""The fault itself: freeze the victim on sight, look whether it is in the state still, and only then let the fault stand.
+"""The fault itself: freeze the victim on sight, look whether it is in the state still, and only
+then let the fault stand.
 
     watch --state seen--> SIGSTOP --look again--> as wanted: SIGKILL, or leave it frozen
                                        '--------> too late: SIGCONT, watch on
 
-A state of a tenth of a second would be over before a kill on sight arrives; a frozen victim cannot leave it. Where the run
-does not wait for the victim, there is nothing to look at again: it is struck on sight.
+A state of a tenth of a second would be over before a kill on sight arrives; a frozen victim cannot
+leave it. Where the run does not wait for the victim, there is nothing to look at again: it is
+struck on sight.
 """
 
 from __future__ import annotations
@@ -33,11 +35,15 @@ class Struck:
     at: float  # seconds since 1970
 
 
-def strike(cell: Cell, run: TrainingRun, *, within_s: float, find: Callable[[Cell, TrainingRun], int | None] = victim) -> Struck:
+def strike(
+    cell: Cell, run: TrainingRun, *, within_s: float, find: Callable[[Cell, TrainingRun], int | None] = victim
+) -> Struck:
     """Inject the fault as soon as the cell's state is there. Raises WaitedTooLong and RunEnded."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        pid = run.wait(f"the state of {cell.name}", lambda: find(cell, run), max(0.1, deadline - time.monotonic()))
+        pid = run.wait(
+            f"the state of {cell.name}", lambda: find(cell, run), max(0.1, deadline - time.monotonic())
+        )
         if cell.role == "driver":
             return _strike_driver(cell, run)
         if not is_held_up(cell) or _is_caught(cell, run, pid, find):
@@ -47,7 +53,9 @@ def strike(cell: Cell, run: TrainingRun, *, within_s: float, find: Callable[[Cel
     raise WaitedTooLong(f"{cell.name}: its state passed too quickly, {within_s:.0f} s long")
 
 
-def _is_caught(cell: Cell, run: TrainingRun, pid: int, find: Callable[[Cell, TrainingRun], int | None]) -> bool:
+def _is_caught(
+    cell: Cell, run: TrainingRun, pid: int, find: Callable[[Cell, TrainingRun], int | None]
+) -> bool:
     try:
         os.kill(pid, signal.SIGSTOP)
     except ProcessLookupError:

@@ -1,4 +1,6 @@
-"""Real engines and rank processes that several files share: each costs seconds to start."""
+"""Real engines and rank processes that several test files share, because each takes seconds to
+start.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def qwen(engines: dict[str, Engine]) -> Engine:
 
 @pytest.fixture(scope="session")
 def hosts(ray_cluster: Any) -> Iterator[dict[int, list[Any]]]:
-    """Processes for a group of 1 and for groups of 2; a process stays in the process group that it joined."""
+    """Processes for a group of 1 and for groups of 2; a process stays in the process group that it
+    joined.
+    """
     host_class = ray_cluster.remote(RankHost)
     made = {count: [host_class.options(num_cpus=0.1).remote() for _ in range(count)] for count in (1, 2)}
     yield made

@@ -1,4 +1,6 @@
-"""Tiny random models for real vLLM engines, their exact log-probs by Transformers, and an engine that can be damaged."""
+"""Small random models for real vLLM engines, their exact log-probs, and an engine with injectable
+faults.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 from actors.rollout import RolloutWorker, rollout_env
 from sppo_ray.config import RolloutSettings
-from sppo_ray.trainer.interfaces import PublishedWeights, WeightManifest, WeightReceipt
-from sppo_ray.trainer.weight_digest import flat_digest
-from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
+from sppo_ray.protocols import PublishedWeights, WeightManifest, WeightReceipt
+from sppo_ray.rollout.weight_digest import flat_digest
+from sppo_ray.types import RequestId, RolloutRequest, SamplingSettings, Trajectory, TrajectoryBlock
 
 VOCABULARY = 96
 STOP = 2
@@ -49,17 +51,23 @@ def tied_qwen() -> PreTrainedModel:
 
 
 def _sharpened(kind: Any, config: Any) -> PreTrainedModel:
-    """Weights four times as large as initialised, and biases that are not 0: predictions that depend on the context."""
+    """Weights four times as large as initialised, and biases that are not 0: predictions that
+    depend on the context.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = kind(config).eval()
         for parameter in model.parameters():
-            parameter.data.mul_(4.0) if parameter.dim() > 1 else parameter.data.add_(0.1 * torch.randn_like(parameter))
+            parameter.data.mul_(4.0) if parameter.dim() > 1 else parameter.data.add_(
+                0.1 * torch.randn_like(parameter)
+            )
     return model
 
 
 def perturbed(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """A copy whose every parameter moved by 0.3 of its own spread: a policy that plainly differs."""
+    """A copy whose every parameter moved by 0.3 of its own spread: a policy that plainly
+    differs.
+    """
     other = type(model)(model.config).eval()
     other.load_state_dict(model.state_dict())
     generator = torch.Generator().manual_seed(seed)
@@ -91,19 +99,27 @@ def publish(model: PreTrainedModel, version: int) -> PublishedWeights:
         chunks.append(chunk)
         position += chunk.nbytes
     buffer = np.concatenate(chunks)
-    manifest = WeightManifest(version, tuple(names), tuple(shapes), tuple(offsets), "float32", position, flat_digest(buffer))
+    manifest = WeightManifest(
+        version, tuple(names), tuple(shapes), tuple(offsets), "float32", position, flat_digest(buffer)
+    )
     return PublishedWeights(manifest, buffer, PROBE, tuple(exact_logprobs(model, PROBE)))
 
 
 def pull(actor: Any, published: PublishedWeights) -> WeightReceipt:
     """Ship the version through Ray's object store, as in a run."""
-    return ray.get(actor.pull_weights.remote(published.manifest, ray.put(published.handle), published.probe_ids), timeout=120)
+    return ray.get(
+        actor.pull_weights.remote(published.manifest, ray.put(published.handle), published.probe_ids),
+        timeout=120,
+    )
 
 
 def requests(count: int, *, length: int = 12, tag: str = "r") -> list[RolloutRequest]:
-    """Random prompts; request i is the same whatever `count` is."""
+    """Return random prompts. Request i does not depend on `count`."""
     prompts = [tuple(random.Random(i).choices(range(3, VOCABULARY), k=length)) for i in range(count)]
-    return [RolloutRequest(f"{tag}/{i}", f"prompt/{i}", prompt, seed=1000 + i) for i, prompt in enumerate(prompts)]
+    return [
+        RolloutRequest(RequestId(tag, i, 0), f"prompt/{i}", prompt, seed=1000 + i)
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def stream(
@@ -118,7 +134,12 @@ def stream(
     arriving = actor.generate.options(num_returns="streaming").remote(
         list(batch), SamplingSettings(temperature, max_tokens, stop)
     )
-    return (ray.get(reference, timeout=120) for reference in arriving)
+    prompt_ids = {str(request.request_id): request.prompt_id for request in batch}
+    return (
+        trajectory
+        for reference in arriving
+        for trajectory in ray.get(reference, timeout=120).trajectories(prompt_ids)
+    )
 
 
 def generate(actor: Any, batch: Sequence[RolloutRequest], **sampling: Any) -> list[Trajectory]:
@@ -132,10 +153,12 @@ def wait_until(actor: Any, vital: str, least: int) -> None:
 
 
 class DamagedWorker(RolloutWorker):
-    """The real worker, with faults that can be switched on: what a check must catch has to be able to happen."""
+    """The real worker, with faults that can be switched on: what a check must catch has to be able
+    to happen.
+    """
 
-    async def first_of(self, batch: Sequence[RolloutRequest], sampling: SamplingSettings) -> Trajectory:
-        """Take one trajectory and lose interest in the others."""
+    async def first_of(self, batch: Sequence[RolloutRequest], sampling: SamplingSettings) -> TrajectoryBlock:
+        """Take one block and cancel the stream."""
         async with aclosing(self.generate(batch, sampling)) as arriving:
             return await anext(arriving)
 
@@ -144,7 +167,7 @@ class DamagedWorker(RolloutWorker):
 
     async def repair(self) -> None:
         def undo(engine: Any) -> None:
-            import actors.vllm_weight_transfer as transfer
+            import actors.weights.flat as transfer
 
             model = engine.model_executor.driver_worker.worker.model_runner.model
             model.__dict__.pop("load_weights", None)
@@ -161,7 +184,9 @@ _ORIGINAL: dict[str, Any] = {}
 def _skip_a_layer(engine: Any) -> None:
     model = engine.model_executor.driver_worker.worker.model_runner.model
     load = type(model).load_weights
-    model.load_weights = lambda weights: load(model, ((n, w) for n, w in weights if "layers.1.mlp.down_proj" not in n))
+    model.load_weights = lambda weights: load(
+        model, ((n, w) for n, w in weights if "layers.1.mlp.down_proj" not in n)
+    )
 
 
 def _keep_prefix_cache(engine: Any) -> None:
@@ -169,16 +194,20 @@ def _keep_prefix_cache(engine: Any) -> None:
 
 
 def _leave_head_packed(engine: Any) -> None:
-    import actors.vllm_weight_transfer as transfer
+    import actors.weights.flat as transfer
 
     _ORIGINAL["pack"] = transfer._pack_tied_heads
     transfer._pack_tied_heads = lambda model: None
 
 
 def _stay_behind(engine: Any) -> None:
-    """The engine says yes to every update and loads none; its proof is that of the version before."""
+    """The engine says yes to every update and loads none; its proof is that of the version
+    before.
+    """
     ask, updates = engine.collective_rpc, ("start_weight_update", "update_weights", "finish_weight_update")
-    engine.collective_rpc = lambda method, *args, **kwargs: None if method in updates else ask(method, *args, **kwargs)
+    engine.collective_rpc = lambda method, *args, **kwargs: (
+        None if method in updates else ask(method, *args, **kwargs)
+    )
 
 
 _FAULTS = {
@@ -194,5 +223,13 @@ def start_engine(name: str, directory: Path, *, context: int = CONTEXT) -> Any:
     return (
         ray.remote(DamagedWorker)
         .options(num_cpus=0.1, runtime_env={"env_vars": rollout_env(SETTINGS, "cpu")})
-        .remote(name, SETTINGS, model_path=str(directory), max_model_len=context, stop_token_ids=(), seed=0, device="cpu")
+        .remote(
+            name,
+            SETTINGS,
+            model_path=str(directory),
+            max_model_len=context,
+            stop_token_ids=(),
+            seed=0,
+            device="cpu",
+        )
     )

@@ -1,10 +1,12 @@
-"""Hosts on one machine: network namespaces on a bridge, each with its own address, name, Ray directory and shared memory.
+"""Hosts on one machine: network namespaces on a bridge, each with its own address, name, Ray
+directory and shared memory.
 
     lab (private mounts, processes and network; whatever runs in it dies with it)
      +-- bridge 10.77.0.1 --- head 10.77.0.2 --- worker-1 10.77.0.3 --- ...      shared: /srv/sppo-ray, as in the image
 
-Nothing leaves the lab: the bridge is in a network namespace that has no other link. Linux; root, or user namespaces.
-"""
+Nothing leaves the lab: the bridge is in a network namespace that has no other link. Linux; root, or
+user namespaces.
+"""  # noqa: E501, W505 (a drawing)
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def why_not() -> str | None:
 
 
 class Hosts:
-    """`names` become hosts that reach each other by name. Close it, and every process on them is gone."""
+    """`names` become hosts that reach each other by name. Close it, and every process on them is
+    gone.
+    """
 
     def __init__(self, names: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         self.addresses = {name: f"10.77.0.{number}" for number, name in enumerate(names, start=2)}
@@ -42,7 +46,8 @@ class Hosts:
         (folder / "shared").mkdir(parents=True)
         entries = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self.addresses.items())]
         (folder / "hosts").write_text("\n".join(entries) + "\n")
-        # A name server that refuses at once: gRPC asks one before it reads /etc/hosts, and would wait for an answer.
+        # A name server that refuses at once: gRPC asks one before it reads /etc/hosts, and would
+        # wait for an answer.
         (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         self._lab = subprocess.Popen(
             [*_UNSHARE, "bash", "-c", self._building()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -64,8 +69,10 @@ class Hosts:
         lines = [
             "set -e",
             "mount -t tmpfs tmpfs /run",  # `ip netns` keeps its names there
-            f"mkdir -p /tmp/ray; mount -t tmpfs tmpfs /srv; mkdir -p {SHARED}; mount --bind {shared} {SHARED}",
-            "ip link set lo up; ip link add lan type bridge; ip addr add 10.77.0.1/24 dev lan; ip link set lan up",
+            f"mkdir -p /tmp/ray; mount -t tmpfs tmpfs /srv; mkdir -p {SHARED}; mount --bind {shared} "
+            f"{SHARED}",
+            "ip link set lo up; ip link add lan type bridge; ip addr add 10.77.0.1/24 dev lan; ip link set "
+            "lan up",
         ]
         for name, address in self.addresses.items():
             inside = f"ip -n {name}"
@@ -74,7 +81,7 @@ class Hosts:
                 f"ip netns add {name}; ip link add to-{name[:10]} type veth peer name eth0 netns {name}",
                 f"ip link set to-{name[:10]} master lan up; {inside} link set lo up",
                 f"{inside} addr add {address}/24 dev eth0; {inside} link set eth0 up",
-                # Ray finds a host's own address by its route to the outside; there is nobody to answer on it.
+                # Ray finds the host's address by its default route, which leads nowhere here.
                 f"{inside} route add default via 10.77.0.1",
             ]
         return "\n".join([*lines, "echo built", "exec sleep infinity"])
@@ -85,8 +92,26 @@ class Hosts:
             f" && mount --bind {shlex.quote(str(self._folder / 'resolv.conf'))} /etc/resolv.conf"
             f" && mount --bind /run/{name}/ray /tmp/ray && mount --bind /run/{name}/shm /dev/shm"
         )
-        entering = ["nsenter", f"--target={self._init}", *(["--user"] if _AS_ROOT else []), "--net", "--mount", "--pid"]
-        return [*entering, "ip", "netns", "exec", name, "unshare", "--uts", "bash", "-c", f"{setting} && exec {command}"]
+        entering = [
+            "nsenter",
+            f"--target={self._init}",
+            *(["--user"] if _AS_ROOT else []),
+            "--net",
+            "--mount",
+            "--pid",
+        ]
+        return [
+            *entering,
+            "ip",
+            "netns",
+            "exec",
+            name,
+            "unshare",
+            "--uts",
+            "bash",
+            "-c",
+            f"{setting} && exec {command}",
+        ]
 
     def start(
         self, name: str, command: str, log: IO[Any], environment: Mapping[str, str] | None = None
@@ -96,16 +121,26 @@ class Hosts:
         return subprocess.Popen(self._command(name, command), env=env, stdout=log, stderr=subprocess.STDOUT)
 
     def run(self, name: str, command: str, timeout_s: float = 60.0) -> str:
-        """What a shell command on a host prints. Raises CalledProcessError with its output when it fails."""
+        """What a shell command on a host prints. Raises CalledProcessError with its output when it
+        fails.
+        """
         done = subprocess.run(
-            self._command(name, command), env=self._environment, capture_output=True, text=True, timeout=timeout_s
+            self._command(name, command),
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
         )
         if done.returncode:
-            raise AssertionError(f"{name}: {command}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+            raise AssertionError(
+                f"{name}: {command}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     def wait_for(self, name: str, command: str, timeout_s: float, *, alive: subprocess.Popen[bytes]) -> str:
-        """Repeat `command` on a host until it succeeds, and return what it prints then; gives up when `alive` has ended."""
+        """Repeat `command` on a host until it succeeds, and return what it prints then; gives up
+        when `alive` has ended.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -116,7 +151,9 @@ class Hosts:
                 time.sleep(0.5)
 
     def set_link(self, name: str, *, up: bool) -> None:
-        """Plug a host's cable in, or pull it: pulled, what is sent to it gets no answer and no error."""
+        """Plug a host's cable in, or pull it: pulled, what is sent to it gets no answer and no
+        error.
+        """
         command = ["ip", "link", "set", f"to-{name[:10]}", "up" if up else "down"]
         entering = ["nsenter", f"--target={self._init}", *(["--user"] if _AS_ROOT else []), "--net"]
         subprocess.run([*entering, *command], check=True, capture_output=True, timeout=30)
@@ -134,5 +171,6 @@ class Hosts:
 
     def close(self) -> None:
         """End the lab and everything that runs in it."""
-        self._lab.kill()  # --kill-child: process 1 of the lab dies with it, and all others with process 1
+        # --kill-child: process 1 of the lab dies with it, and all others with process 1
+        self._lab.kill()
         self._lab.wait(timeout=30)

@@ -1,4 +1,4 @@
-"""Processes for the ranks of one group after another, so that a test does not pay for starting them."""
+"""Reusable processes for the ranks of groups, so tests do not wait for their start."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from sppo_ray.types import Minibatch
+from sppo_ray.types import Minibatch, TokenRows
 
 
 class RankHost:
-    """A process for one rank after another. It has the verbs that the adapters of `actors.group` call."""
+    """A process for one rank after another. It has the verbs that the adapters of `actors.handles`
+    call.
+    """
 
     def start(self, rank_class: type, *positions: Any, **arguments: Any) -> None:
         self.rank = rank_class(*positions, **arguments)
@@ -43,7 +45,10 @@ class Group:
 
     def __init__(self, ray: Any, hosts: Sequence[Any], rank_class: type, arguments: dict[str, Any]) -> None:
         self.ray, self.hosts = ray, hosts
-        ray.get([host.start.remote(rank_class, rank, len(hosts), **arguments) for rank, host in enumerate(hosts)], timeout=120)
+        ray.get(
+            [host.start.remote(rank_class, rank, len(hosts), **arguments) for rank, host in enumerate(hosts)],
+            timeout=120,
+        )
         self.all("setup", *ray.get(hosts[0].call.remote("address"), timeout=60))
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
@@ -54,11 +59,18 @@ class Group:
         return self.each(method, [arguments] * len(self.hosts))
 
     def update_policy(self, batch: Minibatch) -> list[dict[str, float]]:
-        return self.each("update", [(shard, batch.num_global_tokens, batch.num_global_samples) for shard in batch.ranks])
+        return self.each(
+            "update", [(shard, batch.num_global_tokens, batch.num_global_samples) for shard in batch.ranks]
+        )
 
-    def update_critic(self, prompts: Sequence[tuple[int, ...]], rewards: Sequence[float]) -> list[dict[str, float]]:
-        count = len(self.hosts)
-        return self.each("update", [(prompts[rank::count], rewards[rank::count], len(prompts)) for rank in range(count)])
+    def update_critic(
+        self, prompts: Sequence[tuple[int, ...]], rewards: Sequence[float]
+    ) -> list[dict[str, float]]:
+        count, wanted = len(self.hosts), np.array(rewards, dtype=np.float32)
+        shards = [
+            (TokenRows.of(prompts[rank::count]), wanted[rank::count], len(prompts)) for rank in range(count)
+        ]
+        return self.each("update", shards)
 
     def weights(self) -> np.ndarray:
         return self.all("flat_weights", 1)[0][1].view(np.float32)

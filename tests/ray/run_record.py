@@ -1,4 +1,4 @@
-"""What two runs must share when one of them was killed and resumed: everything but what the clock decides."""
+"""The parts of a run that must be equal after a kill and resume: everything except times."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sppo_ray.data.trajectory_log import read_step, steps
-from sppo_ray.trainer.metrics import depends_on_the_clock, read_metrics
-from sppo_ray.trainer.weight_log import read_weights
+from sppo_ray.rundir.metrics import depends_on_the_clock, read_metrics
+from sppo_ray.rundir.trajectories import read_step, steps
+from sppo_ray.rundir.weights_log import read_weights
 
 CLOCK_COLUMNS = ("seconds", "reward_seconds")
 CLOCK_FIELDS = ("seconds", "train_seconds")
@@ -27,21 +27,33 @@ def exported_weights(run_dir: Path) -> dict[str, str]:
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     """metrics.jsonl line by line."""
-    return [{name: value for name, value in row.items() if not depends_on_the_clock(name)} for row in read_metrics(run_dir)]
+    return [
+        {name: value for name, value in row.items() if not depends_on_the_clock(name)}
+        for row in read_metrics(run_dir)
+    ]
 
 
 def trajectories(run_dir: Path) -> dict[int, list[dict[str, Any]]]:
-    return {step: read_step(run_dir, step).drop_columns(list(CLOCK_COLUMNS)).to_pylist() for step in steps(run_dir)}
+    return {
+        step: read_step(run_dir, step).drop_columns(list(CLOCK_COLUMNS)).to_pylist()
+        for step in steps(run_dir)
+    }
 
 
 def evaluations(run_dir: Path) -> dict[str, dict[str, Any]]:
-    found = {path.name: json.loads(path.read_text()) for path in sorted((run_dir / "evaluations").glob("*.json"))}
-    return {name: {field: value for field, value in one.items() if field not in CLOCK_FIELDS} for name, one in found.items()}
+    found = {
+        path.name: json.loads(path.read_text()) for path in sorted((run_dir / "evaluations").glob("*.json"))
+    }
+    return {
+        name: {field: value for field, value in one.items() if field not in CLOCK_FIELDS}
+        for name, one in found.items()
+    }
 
 
 def checkpoints(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """Of each checkpoint the trainer's counters, the settings, and a hash of every file: weights, both optimizers, schedule
-    positions, random states, sums."""
+    """Of each checkpoint the trainer's counters, the settings, and a hash of every file: weights,
+    both optimizers, schedule positions, random states, sums.
+    """
     return {path.name: _checkpoint(path) for path in sorted((run_dir / "checkpoints").glob("step-*"))}
 
 
@@ -65,7 +77,9 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _content_hash(path: Path) -> str:
-    """Of a file of torch.save its contents: how often pickle refers back to an equal string depends on who made the string."""
+    """Of a file of torch.save its contents: how often pickle refers back to an equal string depends
+    on who made the string.
+    """
     digest = hashlib.sha256()
     if path.suffix == ".pt":
         _feed(digest, torch.load(path, map_location="cpu", weights_only=False))

@@ -1,7 +1,7 @@
-"""Every kind of algorithm through the real actors, from the command line: few prompts, few steps, all its optional parts on.
+"""Each kind of algorithm with real actors, from the command line, with all its optional parts.
 
-What is asserted is what would be silently wrong otherwise: the recorded advantages, worked out again from what was recorded
-beside them; which actors a run has; and pi_old, pi_ref and the engine agreeing where they must.
+The tests recompute the recorded advantages from the recorded rewards and values. They check the
+actors of the run, and that the log-probs of pi_old, pi_ref and the engine agree where required.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sppo_ray.data.trajectory_log import read_step
-from sppo_ray.trainer.metrics import read_metrics
+from sppo_ray.rundir.metrics import read_metrics
+from sppo_ray.rundir.trajectories import read_step
 from tests.ray.test_train import train
 
 STEPS = 3
@@ -34,7 +34,8 @@ def last(run_dir: Path) -> dict[str, float]:
 @pytest.mark.slow
 def test_ppo_with_a_token_critic_a_reference_and_an_entropy_bonus(tmp_path: Path) -> None:
     run_dir = trained(
-        tmp_path, "--algorithm.type=ppo", "--algorithm.critic_loss=bce", "--algorithm.lam=0.9", "--algorithm.whiten=false",
+        tmp_path, "--algorithm.type=ppo", "--algorithm.critic_loss=bce", "--algorithm.lam=0.9",
+        "--algorithm.whiten=false",
         "--algorithm.kl.coefficient=0.05", "--algorithm.entropy_coefficient=0.001",
     )  # fmt: skip
     first, final = read_step(run_dir, 1).to_pylist(), read_step(run_dir, STEPS).to_pylist()
@@ -59,12 +60,16 @@ def test_ppo_with_a_token_critic_a_reference_and_an_entropy_bonus(tmp_path: Path
 def test_grpo_with_dynamic_sampling_a_sequence_ratio_and_staleness(tmp_path: Path) -> None:
     run_dir = trained(
         tmp_path, "--algorithm.type=grpo", "--data.prompts_per_step=4", "--data.samples_per_prompt=8",
-        "--algorithm.dynamic_sampling.max_rounds=3", "--algorithm.ratio=sequence", "--algorithm.loss_aggregation=sequence-mean",
+        "--algorithm.dynamic_sampling.max_rounds=3", "--algorithm.ratio=sequence",
+        "--algorithm.loss_aggregation=sequence-mean",
         "--loop.max_staleness=1",
     )  # fmt: skip
     for step in range(1, STEPS + 1):
         rows = read_step(run_dir, step).to_pylist()
-        groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["request_id"].rpartition("/")[0])]
+        groups = [
+            list(group)
+            for _, group in itertools.groupby(rows, key=lambda row: row["request_id"].rpartition("/")[0])
+        ]
         assert all(len(group) == 8 and len({row["prompt_id"] for row in group}) == 1 for group in groups)
         for group in groups:
             rewards = [row["reward"] for row in group]
@@ -74,18 +79,26 @@ def test_grpo_with_dynamic_sampling_a_sequence_ratio_and_staleness(tmp_path: Pat
         assert all(row["value"] is None for row in rows)
     summary = json.loads((run_dir / "summary.json").read_text())
     # No critic was placed. More was generated than trained on, whenever a group was dropped.
-    assert set(summary["peak_memory"]) == {"rollout-0", "learner-0", "reward"} and summary["critic_version"] == 0
+    assert (
+        set(summary["peak_memory"]) == {"rollout-0", "learner-0", "reward"} and summary["critic_version"] == 0
+    )
     drawn = [row for row in read_metrics(run_dir) if "groups/draws" in row]
     trained_tokens = sum(row["response/tokens"] for row in drawn)
     dropped = any(row["groups/dropped_rate"] > 0 for row in drawn)
     assert (summary["response_tokens"] > trained_tokens) == dropped
-    # A sequence's ratio is a geometric mean over its tokens: it stays nearer to 1 than the tokens' own.
+    # A sequence's ratio is a geometric mean over its tokens: it stays nearer to 1 than the tokens'
+    # own.
     assert 0.9 < last(run_dir)["policy/ratio_max"] < 1.2
 
 
 @pytest.mark.slow
 def test_remax_with_recomputed_log_probs_and_a_truncated_correction(tmp_path: Path) -> None:
-    run_dir = trained(tmp_path, "--algorithm.type=remax", "--algorithm.old_logprobs=learner", "--algorithm.importance_cap=2.0")
+    run_dir = trained(
+        tmp_path,
+        "--algorithm.type=remax",
+        "--algorithm.old_logprobs=learner",
+        "--algorithm.importance_cap=2.0",
+    )
     rows = [row for step in range(1, STEPS + 1) for row in read_step(run_dir, step).to_pylist()]
     assert all(row["advantage"] == row["reward"] - row["baseline_reward"] for row in rows)
     greedy: dict[str, set[float]] = {}
@@ -103,12 +116,16 @@ def test_remax_with_recomputed_log_probs_and_a_truncated_correction(tmp_path: Pa
 @pytest.mark.slow
 def test_a_curriculum_trains_on_prompts_whose_outcome_is_open(tmp_path: Path) -> None:
     run_dir = trained(
-        tmp_path, "--data.curriculum.candidates=4", "--algorithm.overlong.buffer_tokens=60", "--algorithm.overlong.penalty=0.5"
+        tmp_path,
+        "--data.curriculum.candidates=4",
+        "--algorithm.overlong.buffer_tokens=60",
+        "--algorithm.overlong.penalty=0.5",
     )
     rows = [row for step in range(1, STEPS + 1) for row in read_step(run_dir, step).to_pylist()]
     assert len(rows) == STEPS * 32 and {row["critic_version"] for row in rows} == {0, 2, 4}
     for row in rows:
-        # Limit 80, buffer 60: from 20 tokens on a response costs (length - 20) / 60 of the penalty; never below 0.
+        # Limit 80, buffer 60: from 20 tokens on a response costs (length - 20) / 60 of the penalty;
+        # never below 0.
         punished = row["reward"] - 0.5 * min(1.0, max(0.0, (len(row["response_ids"]) - 20) / 60))
         assert row["shaped_reward"] == pytest.approx(max(0.0, punished))
         assert row["advantage"] == pytest.approx(row["shaped_reward"] - row["value"])

@@ -1,4 +1,4 @@
-"""A critic's life after its run: measured by `sppo-ray calibrate`, mapped, and the start of another run. All real."""
+"""An exported critic with real processes: `sppo-ray calibrate`, its map, and a warm start."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from sppo_ray.data.trajectory_log import read_step
+from sppo_ray.evaluation.calibration import HELD_OUT, SEEN
 from sppo_ray.models.exported_critic import ExportedCritic
-from sppo_ray.trainer.calibration import HELD_OUT, SEEN
-from sppo_ray.trainer.metrics import read_metrics
+from sppo_ray.rundir.metrics import read_metrics
+from sppo_ray.rundir.trajectories import read_step
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,7 +32,9 @@ SMALL = [
 
 def sppo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sppo_ray", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ)
+    return subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ
+    )
 
 
 def finished(*arguments: str) -> str:
@@ -77,14 +79,32 @@ def test_calibrate_measures_seen_and_held_out_prompts(run_dir: Path) -> None:
         assert sum(row["count"] for row in measured["bins"]) == 20 and len(measured["bins"]) == 5
         low, high = measured["intervals"]["brier"]
         assert low <= measured["figures"]["brier"] <= high
-        # avg@3 of 20 prompts: a multiple of 1 / 60, and the base of the quickstart solves some and fails some
+        # avg@3 of 20 prompts: a multiple of 1 / 60, and the base of the quickstart solves some and
+        # fails some
         assert round(measured["solve_rate"] * 60, 6) == round(measured["solve_rate"] * 60) not in (0, 60)
     assert (run_dir / "calibration" / "reliability.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_terminated_calibration_writes_nothing(run_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sppo_ray", "calibrate", str(run_dir), "-k", "500"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert any("responses graded" in line for line in process.stderr)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (143, "terminated: nothing was written")
+    assert not list(tmp_path.iterdir())
+
+
 def test_prompts_that_the_run_trained_on_do_not_pass_for_held_out(run_dir: Path) -> None:
-    done = sppo_ray("calibrate", str(run_dir), "--data", "running-sum:size=2000,max_operands=8", "--prompts", "2000")
-    assert done.returncode == 2 and "--data: the run trained on" in done.stderr and "--seen" in done.stderr, done.stderr
+    done = sppo_ray(
+        "calibrate", str(run_dir), "--data", "running-sum:size=2000,max_operands=8", "--prompts", "2000"
+    )
+    assert done.returncode == 2 and "--data: the run trained on" in done.stderr and "--seen" in done.stderr, (
+        done.stderr
+    )
     assert "of these 2000 prompts, e.g. running-sum" in done.stderr
 
 
@@ -98,12 +118,16 @@ def test_the_map_of_a_run_gives_the_exported_critics_values(run_dir: Path, tmp_p
 
 
 def test_a_warm_started_critic_begins_with_the_exported_values(run_dir: Path, tmp_path: Path) -> None:
-    """The actor's values at the first dispatch, before any update, against plain forwards of the export."""
+    """The actor's values at the first dispatch, before any update, against plain forwards of the
+    export.
+    """
     warm = tmp_path / "warm"
     more = ["--critic.warmup_steps=0", "--eval.at_start=false", f"--critic.model={run_dir}"]
     finished("train", "quickstart", "--run-dir", str(warm), "--loop.steps=1", *SMALL, *more)
     rows = critic_inputs(warm, 1)
-    expected = ExportedCritic(run_dir / "export" / "critic").values([tuple(row["critic_prompt_ids"]) for row in rows])
+    expected = ExportedCritic(run_dir / "export" / "critic").values(
+        [tuple(row["critic_prompt_ids"]) for row in rows]
+    )
     assert [row["value"] for row in rows] == pytest.approx([value.value for value in expected], abs=1e-5)
     assert len({row["value"] for row in rows}) > 5  # and it has learned to tell prompts apart
 
@@ -115,7 +139,11 @@ def test_a_warm_started_critic_begins_with_the_exported_values(run_dir: Path, tm
         ("--critic.model=/nowhere/critic", "/nowhere/critic"),
     ],
 )
-def test_a_warm_start_that_does_not_fit_is_refused(run_dir: Path, tmp_path: Path, change: str, message: str) -> None:
+def test_a_warm_start_that_does_not_fit_is_refused(
+    run_dir: Path, tmp_path: Path, change: str, message: str
+) -> None:
     model = f"--critic.model={run_dir}/export/critic"
-    done = sppo_ray("train", "quickstart", "--run-dir", str(tmp_path / "warm"), "--loop.steps=2", *SMALL, model, change)
+    done = sppo_ray(
+        "train", "quickstart", "--run-dir", str(tmp_path / "warm"), "--loop.steps=2", *SMALL, model, change
+    )
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr, done.stderr

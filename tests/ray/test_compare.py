@@ -1,4 +1,6 @@
-"""A comparison as a user starts it: two arms on the quickstart for a few seconds each, real Ray, vLLM and DeepSpeed."""
+"""A comparison of two arms of the quickstart for a few seconds each, with real Ray, vLLM and
+DeepSpeed.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,21 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(its folder, what it printed)"""
     out = tmp_path_factory.mktemp("compare") / "out"
     arms = ["--arms", "sppo,reinforce", "--baseline", "reinforce", "--targets", "0.01,0.99"]
-    command = [sys.executable, "-m", "sppo_ray", "compare", "quickstart", *arms, "--seeds", "1", "--budget", str(BUDGET_S)]
-    done = subprocess.run([*command, "--out", str(out), *SMALL], cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
+    command = [
+        sys.executable,
+        "-m",
+        "sppo_ray",
+        "compare",
+        "quickstart",
+        *arms,
+        "--seeds",
+        "1",
+        "--budget",
+        str(BUDGET_S),
+    ]
+    done = subprocess.run(
+        [*command, "--out", str(out), *SMALL], cwd=REPOSITORY, capture_output=True, text=True, timeout=280
+    )
     logs = "".join(f"\n{path.name}\n{path.read_text()}" for path in out.glob("logs/*"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     return out, done.stdout
@@ -47,13 +62,24 @@ def test_the_figures_are_those_of_the_run_directories(comparison: tuple[Path, st
         evaluations = [json.loads(file.read_text()) for file in sorted((path / "evaluations").glob("*.json"))]
         assert summary["algorithm"] == arm["name"] and summary["status"] == "finished"
         assert summary["seconds"] >= BUDGET_S
-        assert (run["steps"], run["samples"], run["tokens"]) == (summary["steps"], summary["samples"], summary["response_tokens"])
-        assert [point["accuracy"] for point in run["curve"]] == [e["overall"]["accuracy"] for e in evaluations]
+        assert (run["steps"], run["samples"], run["tokens"]) == (
+            summary["steps"],
+            summary["samples"],
+            summary["response_tokens"],
+        )
+        assert [point["accuracy"] for point in run["curve"]] == [
+            e["overall"]["accuracy"] for e in evaluations
+        ]
         assert run["initial_accuracy"] == summary["initial_accuracy"]
         assert run["last_accuracy"] == summary["final_accuracy"]
         # The whole run's tokens were spent when the last evaluation was made.
         assert run["curve"][-1]["tokens"] == summary["response_tokens"]
-        assert run["curve"][0] == {"seconds": 0.0, "samples": 0, "tokens": 0, "accuracy": summary["initial_accuracy"]}
+        assert run["curve"][0] == {
+            "seconds": 0.0,
+            "samples": 0,
+            "tokens": 0,
+            "accuracy": summary["initial_accuracy"],
+        }
         assert len(run["curve"]) >= 3
 
 
@@ -62,9 +88,11 @@ def test_time_and_memory_are_accounted_for(comparison: tuple[Path, str]) -> None
     sppo, reinforce = report["arms"]
     assert sppo["peak_memory"].keys() >= {"rollout", "learner", "critic"}
     assert "critic" not in reinforce["peak_memory"]
-    assert all(size > 50 * 2**20 for size in sppo["peak_memory"].values())  # a Python process with torch
+    # a Python process with torch
+    assert all(size > 50 * 2**20 for size in sppo["peak_memory"].values())
     for arm in report["arms"]:
-        # The stages hold the first weight sync too, which is before the clock of the training starts.
+        # The stages hold the first weight sync too, which is before the clock of the training
+        # starts.
         assert 0.9 * arm["seconds"]["mean"] < sum(arm["stages"].values()) < arm["seconds"]["mean"] + 15
 
 
@@ -78,12 +106,19 @@ def test_targets(comparison: tuple[Path, str]) -> None:
 
 def test_what_differs_is_in_the_settings_and_the_report(comparison: tuple[Path, str]) -> None:
     out, printed = comparison
-    settings = [yaml.safe_load((out / "runs" / f"{arm}-seed1" / "config.yaml").read_text()) for arm in ("sppo", "reinforce")]
+    settings = [
+        yaml.safe_load((out / "runs" / f"{arm}-seed1" / "config.yaml").read_text())
+        for arm in ("sppo", "reinforce")
+    ]
     changed = {key for key in settings[0] if settings[0][key] != settings[1][key]}
     assert changed == {"algorithm"}
     text = (out / "report.md").read_text()
     assert "`algorithm.type=reinforce`" in text and "accuracy-tokens.png" in text
-    assert (out / "accuracy-time.png").exists() and (out / "memory.png").exists() and (out / "stages.png").exists()
+    assert (
+        (out / "accuracy-time.png").exists()
+        and (out / "memory.png").exists()
+        and (out / "stages.png").exists()
+    )
     assert "sppo, seed 1: accuracy" in printed and "| **reinforce** | 1 of 1 |" in printed
 
 

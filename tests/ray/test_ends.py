@@ -1,4 +1,6 @@
-"""Nothing is left of a run, however it ends: no process (and so no port), no shared memory; twice asked, it ends at once."""
+"""A run leaves no process and no shared memory, however it ends. A second signal ends it at
+once.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sppo_ray.trainer.metrics import read_events, read_metrics
+from sppo_ray.rundir.metrics import read_events, read_metrics
 from tests.ray.test_train import REPOSITORY, TIMEOUT_S, actor, command, wait_for_event, wait_for_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -20,7 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 2000
 TINY = ["--eval.at_start=false", "--eval.every=0", "--checkpoint.every=1", "--data.held_out.0.size=16"]
 SHARED_MEMORY = Path("/dev/shm")
-OURS = ("psm_", "plasma", "ray", "sppo", "torch_", "vllm", "tmp")  # other programs' semaphores come and go
+# other programs' semaphores come and go
+OURS = ("psm_", "plasma", "ray", "sppo", "torch_", "vllm", "tmp")
 
 
 class Run:
@@ -70,7 +73,9 @@ def shared_memory() -> set[str]:
 
 
 def test_nothing_is_left_of_a_run_that_is_stopped_forced_or_killed(tmp_path: Path) -> None:
-    """One run directory, four ends, three resumptions: SIGINT, SIGTERM twice, SIGKILL beside a frozen critic, SIGTERM."""
+    """One run directory, four ends, three resumptions: SIGINT, SIGTERM twice, SIGKILL beside a
+    frozen critic, SIGTERM.
+    """
     run = Run(tmp_path / "run")
     run.reach(2)
     run.process.send_signal(signal.SIGINT)

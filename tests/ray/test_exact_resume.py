@@ -1,7 +1,9 @@
-"""A run that is killed and resumed is the run that was not: weights, optimizers, random states, prompts, metrics, by hash.
+"""A killed and resumed run equals an uninterrupted run: weights, optimizers, random states,
+prompts, metrics.
 
-ONE uninterrupted run of eight steps with a checkpoint after each is what all others are held against. Real Ray, vLLM and
-DeepSpeed; the driver dies by SIGKILL at a point of its own choosing (`tests/chaos/kill_at.py`).
+The reference is one uninterrupted run of eight steps with a checkpoint after each. Ray, vLLM and
+DeepSpeed are real. The driver kills itself with SIGKILL at a given point
+(`tests/chaos/kill_at.py`).
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sppo_ray.data.trajectory_log import read_step
+from sppo_ray.rundir.metrics import read_events, read_metrics
+from sppo_ray.rundir.trajectories import read_step
 from sppo_ray.trainer.checkpoint import verify_checkpoint
-from sppo_ray.trainer.metrics import read_events, read_metrics
 from tests.ray import run_record
 from tests.ray.test_train import REPOSITORY
 
@@ -40,18 +42,22 @@ TINY = [
     "--eval.every=3",
     "--logging.progress=plain",
 ]
-CHAINS = (
-    {"generating": 2, "updating": 3, "syncing": 4},
-    {"stepped": 5, "evaluating": 6, "checkpointing": 7},
-)
-"""Where a run dies and in which step, one after the other; it is evaluated after steps 3, 6 and 8."""
+CHAINS = ({"generating": 2, "updating": 3, "syncing": 4}, {"stepped": 5, "evaluating": 6, "checkpointing": 7})
+"""Where a run dies and in which step, one after the other; it is evaluated after steps 3, 6 and 8.
+"""
 
 
-def run(run_dir: Path, *more: str, kill_at: tuple[str, int] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    run_dir: Path, *more: str, kill_at: tuple[str, int] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`sppo-ray train` to its end."""
-    program = ["-m", "sppo_ray"] if kill_at is None else ["-m", "tests.chaos.kill_at", kill_at[0], str(kill_at[1])]
+    program = (
+        ["-m", "sppo_ray"] if kill_at is None else ["-m", "tests.chaos.kill_at", kill_at[0], str(kill_at[1])]
+    )
     command = [sys.executable, *program, "train", "quickstart", "--run-dir", str(run_dir), *TINY, *more]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     family: set[psutil.Process] = set()
     while process.poll() is None:
         try:
@@ -83,7 +89,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Callable[[int], Path]:
-    """copy(k): the uninterrupted run with its checkpoints up to step k; what it recorded later is for the resume to drop."""
+    """copy(k): the uninterrupted run with its checkpoints up to step k; what it recorded later is
+    for the resume to drop.
+    """
 
     def make(step: int) -> Path:
         run_dir = tmp_path / "run"
@@ -100,8 +108,9 @@ def copy(whole: Path, tmp_path: Path) -> Callable[[int], Path]:
 def test_killed_at_any_point_and_resumed_it_is_the_uninterrupted_run(
     whole: Path, copy: Callable[[int], Path], chain: dict[str, int]
 ) -> None:
-    """Killed, resumed and killed again at the next point, and again; then resumed to the end. After each death the checkpoints so
-    far are the uninterrupted run's, in the end everything is."""
+    """Killed, resumed and killed again at the next point, and again; then resumed to the end. After
+    each death the checkpoints so far are the uninterrupted run's, in the end everything is.
+    """
     run_dir = copy(min(chain.values()) - 2)
     expected = run_record.checkpoints(whole)
     for point, step in chain.items():
@@ -109,12 +118,18 @@ def test_killed_at_any_point_and_resumed_it_is_the_uninterrupted_run(
         # The step before left its checkpoint, the one that it died in did not.
         newest = max(path.name for path in (run_dir / "checkpoints").glob("step-*"))
         assert newest == f"step-{step - 1:06d}", point
-        assert run_record.checkpoints(run_dir) == {name: expected[name] for name in expected if name <= newest}, point
+        assert run_record.checkpoints(run_dir) == {
+            name: expected[name] for name in expected if name <= newest
+        }, point
     finish(run_dir, "--resume")
     assert_equal_records(whole, run_dir)
-    starts = [event["message"] for event in read_events(run_dir)[events_of(whole) :] if event["kind"] == "restored"]
+    starts = [
+        event["message"] for event in read_events(run_dir)[events_of(whole) :] if event["kind"] == "restored"
+    ]
     assert starts == [
-        f"from step-{step:06d}" for step in (min(chain.values()) - 2, *(step - 1 for step in chain.values())) if step
+        f"from step-{step:06d}"
+        for step in (min(chain.values()) - 2, *(step - 1 for step in chain.values()))
+        if step
     ]
     assert not list((run_dir / "checkpoints").glob(".writing-*"))
 
@@ -129,14 +144,19 @@ def assert_equal_records(whole: Path, run_dir: Path) -> None:
         assert actual[part] == expected[part], part
 
 
-def test_overlapped_no_prompt_is_lost_or_repeated_and_no_sample_is_too_old(whole: Path, tmp_path: Path) -> None:
-    """Staleness 1: when it dies, the prompts of the next step are on their way, or generated already."""
+def test_overlapped_no_prompt_is_lost_or_repeated_and_no_sample_is_too_old(
+    whole: Path, tmp_path: Path
+) -> None:
+    """Staleness 1: when it dies, the prompts of the next step are on their way, or generated
+    already.
+    """
     run_dir, overlapped = tmp_path / "run", "--loop.max_staleness=1"
     killed(run_dir, "updating", 3, overlapped)
     killed(run_dir, "checkpointing", 5, overlapped, "--resume")
     finish(run_dir, overlapped, "--resume")
     assert prompts(run_dir) == prompts(whole)
-    # A cohort goes out one version early, but for the first and those that a restart dispatched again: of steps 3 and 5.
+    # A cohort goes out one version early, but for the first and those that a restart dispatched
+    # again: of steps 3 and 5.
     oldest = {row["step"]: row["staleness/max"] for row in read_metrics(run_dir) if "staleness/max" in row}
     assert sorted(oldest) == list(range(1, STEPS + 1)) and max(oldest.values()) == 1
     assert [oldest[step] for step in (1, 3, 5)] == [0, 0, 0]
@@ -145,10 +165,14 @@ def test_overlapped_no_prompt_is_lost_or_repeated_and_no_sample_is_too_old(whole
 
 def prompts(run_dir: Path) -> dict[int, list[str]]:
     """The prompts that each step trained on, in their order."""
-    return {step: read_step(run_dir, step, ["prompt_id"])["prompt_id"].to_pylist() for step in range(1, STEPS + 1)}
+    return {
+        step: read_step(run_dir, step, ["prompt_id"])["prompt_id"].to_pylist() for step in range(1, STEPS + 1)
+    }
 
 
-def test_damage_of_every_kind_is_named_and_healed_from_the_checkpoint_before(whole: Path, copy: Callable[[int], Path]) -> None:
+def test_damage_of_every_kind_is_named_and_healed_from_the_checkpoint_before(
+    whole: Path, copy: Callable[[int], Path]
+) -> None:
     run_dir = copy(STEPS)
     checkpoints = run_dir / "checkpoints"
     flip_a_bit(checkpoints / f"step-{STEPS:06d}" / "learner" / "state" / "mp_rank_00_model_states.pt")
@@ -157,7 +181,10 @@ def test_damage_of_every_kind_is_named_and_healed_from_the_checkpoint_before(who
     for name in ("status.json", f"trajectories/step-{STEPS:06d}.parquet", "metrics.jsonl", "events.jsonl"):
         tear(run_dir / name)
     printed = finish(run_dir, "--resume")
-    assert f"checksum differs from the manifest's; set aside as damaged-step-{STEPS:06d}, trying the one before" in printed
+    assert (
+        f"checksum differs from the manifest's; set aside as damaged-step-{STEPS:06d}, trying the one before"
+        in printed
+    )
     assert f"set aside as damaged-step-{STEPS - 1:06d}" in printed and f"from step-{STEPS - 2:06d}" in printed
     assert_equal_records(whole, run_dir)
     assert not list(checkpoints.glob(".writing-*"))
@@ -175,8 +202,12 @@ def tear(path: Path) -> None:
     path.write_bytes(content[:-20])
 
 
-def test_a_full_disk_stops_the_run_with_the_remedy_and_costs_no_checkpoint(whole: Path, tmp_path: Path) -> None:
-    """A file system of 13 MiB takes three or four of the run's checkpoints of 3.1 MiB; the ranks' own writes hit its end."""
+def test_a_full_disk_stops_the_run_with_the_remedy_and_costs_no_checkpoint(
+    whole: Path, tmp_path: Path
+) -> None:
+    """A file system of 13 MiB takes three or four of the run's checkpoints of 3.1 MiB; the ranks'
+    own writes hit its end.
+    """
     with small_disk(tmp_path / "disk", mebibytes=13) as disk:
         run_dir = disk / "run"
         stopped = run(run_dir)

@@ -1,4 +1,4 @@
-"""A run under fire, in little: what `make chaos` does to every role in every state (tests/chaos), on one run of a minute."""
+"""A run of a minute with faults; `make chaos` (tests/chaos) covers every role in every state."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sppo_ray.data.trajectory_log import read_step
-from sppo_ray.trainer.metrics import read_metrics
+from sppo_ray.rundir.metrics import read_metrics
+from sppo_ray.rundir.trajectories import read_step
 from tests.chaos.cells import Cell
 from tests.chaos.record import audit
 from tests.chaos.run import TrainingRun
@@ -48,9 +48,11 @@ def run(tmp_path: Path) -> Iterator[TrainingRun]:
 
 
 @pytest.mark.timeout(600)
-def test_under_fire_nothing_is_lost_and_the_end_is_clean(run: TrainingRun) -> None:
-    """2 engines, 2 learner ranks, staleness 1. An engine is killed while it generates, then the critic, then an engine is frozen;
-    each time the run heals itself. Then SIGTERM: checkpoint, exit 143, no orphan."""
+def test_with_faults_nothing_is_lost_and_the_end_is_clean(run: TrainingRun) -> None:
+    """2 engines, 2 learner ranks, staleness 1. An engine is killed while it generates, then the
+    critic, then an engine is frozen; each time the run heals itself. Then SIGTERM: checkpoint, exit
+    143, no orphan.
+    """
     run.wait_until_whole(3, within_s=280)
     for role, fault in (("rollout", "SIGKILL"), ("critic", "SIGKILL"), ("rollout", "SIGSTOP")):
         struck = strike(Cell(role, "generating", fault, staleness=1), run, within_s=60)

@@ -1,4 +1,6 @@
-"""The gate on the first batch with a real engine and a real learner: it sees what neither digest nor probe can."""
+"""The check of the first batch with a real engine and learner detects faults that digest and probe
+miss.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ import ray
 
 from actors.learner import LearnerRank
 from sppo_ray.config import LearnerSettings, RunConfig, SPPOSettings
-from sppo_ray.config_loading import load_config
-from sppo_ray.trainer.first_batch import FirstBatchGate
-from sppo_ray.trainer.interfaces import PublishedWeights
-from sppo_ray.trainer.weight_sync import ProbeTolerance, WeightMismatch, verify_receipt
+from sppo_ray.config.loading import load_config
+from sppo_ray.protocols import PublishedWeights
+from sppo_ray.rollout.weight_sync import ProbeTolerance, WeightMismatch, verify_receipt
+from sppo_ray.trainer.logprob_check import LogprobCheck
 from sppo_ray.types import Minibatch, Prompt, ScoredTrajectory, TrainingSample
 from tests.ray.conftest import Engine
 from tests.ray.engine_models import generate, perturbed, publish, pull, requests
@@ -33,7 +35,10 @@ class InThisProcess:
     async def recompute_logprobs(self, minibatch: Minibatch) -> Minibatch:
         (shard,) = minibatch.ranks
         rows = self.rank.logprobs(shard)
-        return replace(minibatch, ranks=(tuple(replace(m, old_logprobs=tuple(r)) for m, r in zip(shard, rows, strict=True)),))
+        return replace(
+            minibatch,
+            ranks=(tuple(replace(m, old_logprobs=r) for m, r in zip(shard, rows, strict=True)),),
+        )
 
     def publish(self, version: int) -> PublishedWeights:
         manifest, flat, (token_ids, logprobs) = self.rank.flat_weights(version)
@@ -71,7 +76,10 @@ def config() -> RunConfig:
 def first_batch(engine: Engine) -> list[TrainingSample]:
     """Eight responses to prompts of 100 tokens, three KV blocks of 32 and some."""
     batch = requests(8, length=100)
-    found = {trajectory.request_id: trajectory for trajectory in generate(engine.actor, batch, temperature=TEMPERATURE)}
+    found = {
+        trajectory.request_id: trajectory
+        for trajectory in generate(engine.actor, batch, temperature=TEMPERATURE)
+    }
     samples = []
     for request in batch:
         prompt = Prompt(request.prompt_id, "test", "", request.token_ids, request.token_ids, "")
@@ -83,14 +91,16 @@ def first_batch(engine: Engine) -> list[TrainingSample]:
 def test_an_engine_that_goes_on_from_old_kv_blocks_is_named_before_anything_is_trained_on(
     qwen: Engine, learner: InThisProcess, config: RunConfig
 ) -> None:
-    gate = FirstBatchGate(config, learner)  # type: ignore[arg-type]  # all that it asks of a learner
+    gate = LogprobCheck(config, learner)  # type: ignore[arg-type]  # all that it asks of a learner
     pull(qwen.actor, publish(qwen.initial, 79))
     first_batch(qwen)  # the prompts' blocks are those of version 79 now
     ray.get(qwen.actor.damage.remote("keep prefix cache"))
     published = learner.publish(80)
     receipt = pull(qwen.actor, published)
     assert verify_receipt(published, receipt, ProbeTolerance.for_dtype("float32")) < 2e-5
-    with pytest.raises(WeightMismatch, match="rollout-qwen: log-probs of the first .* sampled at policy version 80") as caught:
+    with pytest.raises(
+        WeightMismatch, match="rollout-qwen: log-probs of the first .* sampled at policy version 80"
+    ) as caught:
         asyncio.run(gate.check(first_batch(qwen), None, version=80))
     assert caught.value.worker == "rollout-qwen"
 
@@ -99,6 +109,10 @@ def test_an_engine_that_goes_on_from_old_kv_blocks_is_named_before_anything_is_t
     figures = asyncio.run(gate.check(samples := first_batch(qwen), None, version=81))
     # float32 and temperature 0.7: rounding alone, hundreds of times below the limit of 1e-3 / 0.7
     assert figures["mismatch/first_batch_difference"] < 5e-6
-    assert figures["mismatch/first_batch_tokens"] == sum(len(s.scored.trajectory.response_ids) for s in samples) > 50
+    assert (
+        figures["mismatch/first_batch_tokens"]
+        == sum(len(s.scored.trajectory.response_ids) for s in samples)
+        > 50
+    )
     # One version later the same samples are stale: there is nothing to compare them with.
     assert asyncio.run(gate.check(samples, None, version=82)) == {}

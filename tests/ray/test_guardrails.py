@@ -1,4 +1,6 @@
-"""A real run that goes wrong: a blown-up critic is found out, the run waits, and its user sees why over REST."""
+"""A real run with a diverging critic: the guardrail pauses it, and the REST API shows the
+diagnosis.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from starlette.testclient import TestClient
 
 from sppo_ray.api.app import create_app
 from sppo_ray.api.settings import ApiSettings
-from sppo_ray.trainer.control import send
-from sppo_ray.trainer.metrics import read_metrics
+from sppo_ray.rundir.commands import send
+from sppo_ray.rundir.metrics import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -48,23 +50,32 @@ def test_a_critic_that_is_blown_up_pauses_the_run_with_the_diagnosis(tmp_path: P
     run = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output, env=os.environ | SECRETS)
     try:
         deadline = time.monotonic() + TIMEOUT_S
-        while status_of(run_dir).get("phase") != "paused" and run.poll() is None and time.monotonic() < deadline:
+        while (
+            status_of(run_dir).get("phase") != "paused" and run.poll() is None and time.monotonic() < deadline
+        ):
             time.sleep(0.2)
         assert status_of(run_dir).get("phase") == "paused", (tmp_path / "output").read_text()
         server = create_app(ApiSettings(runs=run_dir.parent, ray_address="http://127.0.0.1:1", refresh_s=0))
         with TestClient(server, base_url="http://127.0.0.1", client=("127.0.0.1", 5000)) as api:
             job = api.get("/v1/jobs/sick").json()
-            # The critic's weights overflow within the first steps; each of its two updates a step is skipped from then on.
+            # The critic's weights overflow within the first steps; each of its two updates a step
+            # is skipped from then on.
             assert job["state"] == "PAUSED" and job["step"] <= 20
             (alert,) = job["alerts"]
-            assert (alert["detector"], alert["action"], alert["step"]) == ("skipped_updates", "pause", job["step"])
+            assert (alert["detector"], alert["action"], alert["step"]) == (
+                "skipped_updates",
+                "pause",
+                job["step"],
+            )
             assert "critic/grad_norm not finite, 2 updates of the step skipped" in alert["message"]
             assert read_metrics(run_dir)[-1]["guardrail/skipped_updates"] == 1.0
             assert "guardrail (pause): skipped updates: critic/grad_norm" in (tmp_path / "output").read_text()
             # Its user looks, and lets it go on: the same alarm does not hold it again.
             assert api.patch("/v1/jobs/sick", json={"paused": False}).status_code == 202
             later = job
-            while (later["step"] < job["step"] + 2 or later["state"] != "RUNNING") and time.monotonic() < deadline:
+            while (
+                later["step"] < job["step"] + 2 or later["state"] != "RUNNING"
+            ) and time.monotonic() < deadline:
                 time.sleep(0.1)
                 later = api.get("/v1/jobs/sick").json()
             assert (later["state"], later["alerts"]) == ("RUNNING", [alert])

@@ -1,4 +1,4 @@
-"""The same command through `ray job submit` against a running head, as on a cluster, and steered through its run directory."""
+"""Training with `ray job submit` on a running head, controlled through its run directory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from sppo_ray.rundir.commands import outcome_of, send
 from sppo_ray.trainer.checkpoint import verify_checkpoint
-from sppo_ray.trainer.control import outcome_of, send
 from tests.ray_head import BIN, ray_head
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -43,7 +43,12 @@ class Job:
         train = ["python", "-m", "sppo_ray", "train", "quickstart", "--run-dir", str(run_dir), *SMALL]
         submit = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", ".", "--", *train]
         self.client = subprocess.Popen(
-            submit, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            submit,
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     @property
@@ -71,13 +76,15 @@ class Job:
 
 
 @pytest.mark.timeout(600)
-def test_a_submitted_job_trains_and_stops_resumably_while_it_is_paused(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+def test_a_submitted_job_trains_and_stops_resumably_while_it_is_paused(
+    head: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
     job = Job(head, tmp_path / "run")
     job.wait(lambda: job.status.get("state", {}).get("step", 0) >= 1, "step 1")
-    assert job.do("pause") == ("done", "pauses after the step under way")
+    assert job.do("pause") == ("done", "pauses after the current step")
     job.wait(lambda: job.status["phase"] == "paused", "the pause")
     step = job.status["state"]["step"]
-    assert job.do("stop") == ("done", "stops after the step under way, with a checkpoint")
+    assert job.do("stop") == ("done", "stops after the current step, with a checkpoint")
     printed = job.end()
     assert job.client.returncode == 0 and "succeeded" in printed
     # The log of a job is no terminal: one plain line a step.

@@ -1,6 +1,8 @@
-"""A Ray cluster of three hosts, started by docker/compose.yaml's own commands, and the RayJob's own entrypoint on it.
+"""A Ray cluster of three hosts, started by the commands of docker/compose.yaml, with the RayJob's
+entrypoint.
 
-The hosts are network namespaces on this machine: what crosses between two actors here crosses a network. `make test-cluster`.
+The hosts are network namespaces on this machine, so actors communicate over a network.
+`make test-cluster`.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PYTHON = shlex.quote(sys.executable)
 RUN_DIR = "quickstart"
 SMALL = (
-    "--data.prompts_per_step=32 --data.minibatch_size=16 --data.held_out.0.size=16 --loop.steps=2 --critic.warmup_steps=1"
+    "--data.prompts_per_step=32 --data.minibatch_size=16 --data.held_out.0.size=16 --loop.steps=2 "
+    "--critic.warmup_steps=1"
     " --eval.every=0 --learner.ranks=2"
 )
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-# Run on the head by Ray's own client, as the KubeRay operator does in HTTPMode: the entrypoint is a string for a shell.
+# Run on the head by Ray's own client, as the KubeRay operator does in HTTPMode: the entrypoint is a
+# string for a shell.
 SUBMIT = """
 import sys
 from ray.job_submission import JobSubmissionClient
@@ -52,7 +56,9 @@ def compose_command(service: str) -> str:
 
 
 def job_entrypoint() -> str:
-    job = yaml.safe_load((REPOSITORY / "deploy/kubernetes/overlays/cpu-job/rayjob.yaml").read_text(encoding="utf-8"))
+    job = yaml.safe_load(
+        (REPOSITORY / "deploy/kubernetes/overlays/cpu-job/rayjob.yaml").read_text(encoding="utf-8")
+    )
     return job["spec"]["entrypoint"]
 
 
@@ -75,13 +81,16 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     hosts = Hosts(list(logs), folder / "lab", environment)
     (hosts.shared / "runs").mkdir()
     try:
-        for name, log in logs.items():  # one after the other, as `condition: service_healthy` has it
+        # one after the other, as `condition: service_healthy` has it
+        for name, log in logs.items():
             with log.open("wb") as output:
                 node = hosts.start(name, compose_command("head" if name == "head" else "worker"), output)
             hosts.wait_for(name, health_check(), 180, alive=node)
         yield hosts
     except AssertionError as error:
-        raise AssertionError(f"{error}\n" + "\n".join(f"--- {n}\n{_end_of(log)}" for n, log in logs.items())) from None
+        raise AssertionError(
+            f"{error}\n" + "\n".join(f"--- {n}\n{_end_of(log)}" for n, log in logs.items())
+        ) from None
     finally:
         hosts.close()
 
@@ -98,7 +107,9 @@ def health_check() -> str:
 
 
 def test_rollout_workers_on_two_hosts_train(hosts: Hosts) -> None:
-    submit = f"{PYTHON} -c {shlex.quote(SUBMIT)} http://head:8265 {shlex.quote(f'{job_entrypoint()} {SMALL}')}"
+    submit = (
+        f"{PYTHON} -c {shlex.quote(SUBMIT)} http://head:8265 {shlex.quote(f'{job_entrypoint()} {SMALL}')}"
+    )
     assert hosts.run("worker-2", submit) == "quickstart\n"  # from another host, over the network
     hosts.run("worker-2", "ray job logs --follow --address http://head:8265 quickstart", timeout_s=600)
     run = hosts.shared / "runs" / RUN_DIR
@@ -107,8 +118,13 @@ def test_rollout_workers_on_two_hosts_train(hosts: Hosts) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["samples"]) == ("finished", 2, 64)
 
-    actors: list[list[Any]] = json.loads(hosts.run("head", f"{PYTHON} -c {shlex.quote(NODES_OF_ACTORS)}").splitlines()[-1])
-    places = {kind: sorted(address for name, _, address in actors if name == kind) for kind in {a[0] for a in actors}}
+    actors: list[list[Any]] = json.loads(
+        hosts.run("head", f"{PYTHON} -c {shlex.quote(NODES_OF_ACTORS)}").splitlines()[-1]
+    )
+    places = {
+        kind: sorted(address for name, _, address in actors if name == kind)
+        for kind in {a[0] for a in actors}
+    }
     workers = [hosts.addresses["worker-1"], hosts.addresses["worker-2"]]
     assert places["RolloutWorker"] == workers, "one engine on each worker"
     assert len({node for name, node, _ in actors if name == "RolloutWorker"}) == 2
@@ -121,8 +137,13 @@ def test_nodes_expose_the_metrics_that_the_dashboard_shows(hosts: Hosts) -> None
     shown = (REPOSITORY / "deploy/monitoring/grafana-dashboard.json").read_text(encoding="utf-8")
     wanted = {name for name in re.findall(r"\bray_\w+", shown) if "gpu" not in name and "gram" not in name}
     seen: set[str] = set()
-    deadline = time.monotonic() + 60  # a node reports its first figures some seconds after it joined
+    # a node reports its first figures some seconds after it joined
+    deadline = time.monotonic() + 60
     while not wanted <= seen and time.monotonic() < deadline:
-        seen = set(re.findall(r"^# TYPE (\S+)", hosts.run("head", "wget -q -T 10 -O - http://worker-1:8080/metrics"), re.M))
+        seen = set(
+            re.findall(
+                r"^# TYPE (\S+)", hosts.run("head", "wget -q -T 10 -O - http://worker-1:8080/metrics"), re.M
+            )
+        )
         time.sleep(1)
     assert wanted and wanted <= seen

@@ -1,6 +1,7 @@
-"""The distributed path against the single-file reference, and two ranks against one, on the same trajectories.
+"""The distributed path against the single-file reference, and two ranks against one, on equal
+trajectories.
 
-The ranks are LearnerRank and CriticRank on real DeepSpeed, in Ray processes that serve one test after another.
+The ranks are LearnerRank and CriticRank on real DeepSpeed, in Ray processes shared by the tests.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from sppo_ray.algorithms.grpo import GRPOSettings
 from sppo_ray.algorithms.ppo import PPOSettings
 from sppo_ray.algorithms.sppo import advantages
 from sppo_ray.config import CriticSettings, LearnerSettings, OptimizerSettings, SPPOSettings
-from sppo_ray.data.batching import pack
-from sppo_ray.types import Minibatch, TrainingSample
+from sppo_ray.data.packing import pack
+from sppo_ray.types import Minibatch, TokenRows, TrainingSample
 from tests.ray.rank_groups import Group
 from tests.reference_algorithms import Options, Rows
 from tests.reference_algorithms import loss as training_loss
@@ -47,20 +48,36 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learner_arguments(model: Path, stage: int = 0) -> dict[str, Any]:
-    settings = LearnerSettings(model=str(model), optimizer=OPTIMIZER, zero_stage=stage, max_tokens_per_microbatch=128)
-    common = {"model_path": str(model), "total_updates": 10, "seed": 1, "sync_dtype": "float32", "max_response_tokens": 20}
+    settings = LearnerSettings(
+        model=str(model), optimizer=OPTIMIZER, zero_stage=stage, max_tokens_per_microbatch=128
+    )
+    common = {
+        "model_path": str(model),
+        "total_updates": 10,
+        "seed": 1,
+        "sync_dtype": "float32",
+        "max_response_tokens": 20,
+    }
     return {"settings": settings, "algorithm": SPPOSettings(), "temperature": TEMPERATURE} | common
 
 
 def critic_arguments(model: Path, stage: int = 0) -> dict[str, Any]:
-    settings = CriticSettings(model=str(model), optimizer=OPTIMIZER, zero_stage=stage, max_tokens_per_microbatch=40)
+    settings = CriticSettings(
+        model=str(model), optimizer=OPTIMIZER, zero_stage=stage, max_tokens_per_microbatch=40
+    )
     return {"settings": settings, "model_path": str(model), "total_updates": 10, "seed": 1}
 
 
 def reference_samples(samples: Sequence[TrainingSample]) -> list[Sample]:
     rows = [sample.scored for sample in samples]
     return [
-        Sample(row.prompt.token_ids, row.trajectory.response_ids, row.trajectory.response_logprobs, row.reward, row.value.value)
+        Sample(
+            row.prompt.token_ids,
+            row.trajectory.response_ids,
+            row.trajectory.response_logprobs,
+            row.reward,
+            row.value.value,
+        )
         for row in rows
     ]
 
@@ -80,18 +97,22 @@ def flat(parameters: Any) -> np.ndarray:
 def test_advantages_are_the_references() -> None:
     samples = random_samples(20, seed=0)
     expected = [sample.advantage for sample in reference_samples(samples)]
-    rewarded = [RewardedSample(s.scored.group, s.scored.reward, 1, value=s.scored.value.value) for s in samples]
+    rewarded = [
+        RewardedSample(s.scored.group, s.scored.reward, 1, value=s.scored.value.value) for s in samples
+    ]
     assert advantages(rewarded, SPPOSettings()) == expected
 
 
 @SHAPES
-def test_the_policy_goes_where_the_references_does(ray_cluster: Any, hosts: Any, llama: Path, ranks: int, stage: int) -> None:
+def test_the_policy_goes_where_the_references_does(
+    ray_cluster: Any, hosts: Any, llama: Path, ranks: int, stage: int
+) -> None:
     group = Group(ray_cluster, hosts[ranks], LearnerRank, learner_arguments(llama, stage))
     reference = AutoModelForCausalLM.from_pretrained(llama)
     start, optimizer = flat(reference.parameters()), torch.optim.AdamW(reference.parameters(), **ADAM)
     for seed in range(UPDATES):
         samples = random_samples(11, seed)
-        batch = pack(samples, ranks, 128)
+        batch = pack(samples, ranks, 48)
         assert len(batch.ranks[0]) > 1
         rows = group.update_policy(batch)
         assert all({**row, "seconds": 0} == {**rows[0], "seconds": 0} for row in rows)
@@ -99,7 +120,8 @@ def test_the_policy_goes_where_the_references_does(ray_cluster: Any, hosts: Any,
         assert rows[0]["loss"] == pytest.approx(expected, rel=1e-5, abs=1e-7)
     ours, theirs = group.weights(), flat(reference.parameters())
     assert relative_difference(ours, theirs) <= 1e-5
-    assert relative_difference(ours - start, theirs - start) <= 1e-3  # of the way that they went, too
+    # of the way that they went, too
+    assert relative_difference(ours - start, theirs - start) <= 1e-3
     group.all("close")
 
 
@@ -114,9 +136,11 @@ def test_the_critic_goes_where_the_references_does(
         prompts, rewards = prompts_and_rewards(random_samples(11, seed))
         rows = group.update_critic(prompts, rewards)
         assert all({**row, "seconds": 0} == {**rows[0], "seconds": 0} for row in rows)
-        assert rows[0]["loss"] == pytest.approx(update_critic(reference, optimizer, prompts, rewards), rel=1e-5)
+        assert rows[0]["loss"] == pytest.approx(
+            update_critic(reference, optimizer, prompts, rewards), rel=1e-5
+        )
     prompts, _ = prompts_and_rewards(random_samples(7, seed=9))
-    values = group.each("values", [(prompts[rank::ranks],) for rank in range(ranks)])
+    values = group.each("values", [(TokenRows.of(prompts[rank::ranks]),) for rank in range(ranks)])
     with torch.no_grad():
         expected = reference(prompts).tolist()
     assert [values[i % ranks][i // ranks] for i in range(7)] == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -129,7 +153,9 @@ def test_the_critic_goes_where_the_references_does(
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_ranks_skip_save_resume_and_export_as_one(ray_cluster: Any, hosts: Any, tmp_path: Path, stage: int) -> None:
+def test_two_ranks_skip_save_resume_and_export_as_one(
+    ray_cluster: Any, hosts: Any, tmp_path: Path, stage: int
+) -> None:
     model = save_qwen(tmp_path / "qwen")
     group = Group(ray_cluster, hosts[2], LearnerRank, learner_arguments(model, stage))
     group.update_policy(pack(random_samples(9, seed=0), 2, 128))
@@ -137,7 +163,7 @@ def test_two_ranks_skip_save_resume_and_export_as_one(ray_cluster: Any, hosts: A
 
     batch = pack(random_samples(9, seed=1), 2, 128)
     micro = batch.ranks[1][0]
-    bad = replace(micro, advantages=tuple((math.nan,) * len(row) for row in micro.advantages))
+    bad = replace(micro, advantages=np.full_like(micro.advantages, np.nan))
     rows = group.update_policy(replace(batch, ranks=(batch.ranks[0], (bad, *batch.ranks[1][1:]))))
     assert [row["skipped"] for row in rows] == [1.0, 1.0]  # one rank's bad gradient holds up both
     np.testing.assert_array_equal(group.weights(), before)
@@ -169,13 +195,15 @@ def test_a_rank_without_samples_takes_part(ray_cluster: Any, hosts: Any, llama: 
     assert relative_difference(learner.weights(), flat(reference.parameters())) <= 1e-5
     learner.all("close")
     critic = Group(ray_cluster, hosts[2], CriticRank, critic_arguments(llama, stage=3))
-    assert critic.each("values", [([(5, 6), (7,)],), ([],)]) == [[0.0, 0.0], []]
+    values = critic.each("values", [(TokenRows.of([(5, 6), (7,)]),), (TokenRows.of([]),)])
+    assert [row.tolist() for row in values] == [[0.0, 0.0], []]
     assert critic.update_critic([(5, 6)], [1.0])[1]["loss"] == pytest.approx(math.log(2.0))
     critic.all("close")
 
 
-# Everything that a loss can be made of: per-token advantages with a KL penalty and an entropy bonus, as PPO's; and
-# sequence-level ratios, a constant divisor and truncated importance, as a group method's.
+# Everything that a loss can be made of: per-token advantages with a KL penalty and an entropy
+# bonus, as PPO's; and sequence-level ratios, a constant divisor and truncated importance, as a
+# group method's.
 TERMS = {
     "ppo": (
         PPOSettings(kl=KLSettings(coefficient=0.1, estimator="k3"), entropy_coefficient=0.02),
@@ -207,22 +235,33 @@ def samples_of_an_algorithm(name: str) -> list[TrainingSample]:
     """Per-token advantages for ppo, one a response for grpo."""
     draw = random.Random(5)
 
-    def advantage(length: int) -> float | tuple[float, ...]:
-        return tuple(draw.gauss(0.0, 1.0) for _ in range(length)) if name == "ppo" else draw.gauss(0.0, 1.0)
+    def advantage(length: int) -> float | np.ndarray:
+        tokens = [draw.gauss(0.0, 1.0) for _ in range(length if name == "ppo" else 1)]
+        return np.array(tokens) if name == "ppo" else tokens[0]
 
-    return [replace(s, advantage=advantage(len(s.scored.trajectory.response_ids))) for s in random_samples(9, seed=4)]
+    return [
+        replace(s, advantage=advantage(len(s.scored.trajectory.response_ids)))
+        for s in random_samples(9, seed=4)
+    ]
 
 
-def nearby(rows: tuple[tuple[float, ...], ...], by: float) -> tuple[tuple[float, ...], ...]:
-    """Log-probs of another policy: deterministic, so that they are the same however the samples are sharded."""
-    return tuple(tuple(value + by * math.sin(100.0 * value) for value in row) for row in rows)
+def nearby(logprobs: Sequence[float], by: float) -> np.ndarray:
+    """Log-probs of another policy: deterministic, so that they are the same however the samples are
+    sharded.
+    """
+    values = np.asarray(logprobs, dtype=np.float32).astype(np.float64)
+    return (values + by * np.sin(100.0 * values)).astype(np.float32)
 
 
 def with_other_policies(batch: Minibatch) -> Minibatch:
     """pi_old and the reference a little away from the engine's log-probs."""
     shards = tuple(
         tuple(
-            replace(m, old_logprobs=nearby(m.rollout_logprobs, 0.1), reference_logprobs=nearby(m.rollout_logprobs, 0.3))
+            replace(
+                m,
+                old_logprobs=nearby(m.rollout_logprobs, 0.1),
+                reference_logprobs=nearby(m.rollout_logprobs, 0.3),
+            )
             for m in shard
         )
         for shard in batch.ranks
@@ -236,12 +275,15 @@ def plain_loss(model: Any, samples: Sequence[TrainingSample], options: Options) 
 
     scored = [sample.scored for sample in samples]
     engine = tuple(row.trajectory.response_logprobs for row in scored)
-    pairs = [logprobs_and_entropies(model, s.prompt.token_ids, s.trajectory.response_ids, TEMPERATURE) for s in scored]
+    pairs = [
+        logprobs_and_entropies(model, s.prompt.token_ids, s.trajectory.response_ids, TEMPERATURE)
+        for s in scored
+    ]
     rows = Rows(
         logprobs_BT=padded([logprobs for logprobs, _ in pairs]),
-        old_BT=padded(nearby(engine, 0.1)),
+        old_BT=padded([nearby(row, 0.1) for row in engine]),
         rollout_BT=padded(engine),
-        reference_BT=padded(nearby(engine, 0.3)),
+        reference_BT=padded([nearby(row, 0.3) for row in engine]),
         entropies_BT=padded([entropies for _, entropies in pairs]),
         advantages_BT=padded([sample.token_advantages for sample in samples]),
         lengths_B=[len(row) for row in engine],
@@ -254,7 +296,9 @@ def test_every_term_of_the_loss_is_the_references(
     ray_cluster: Any, hosts: Any, llama: Path, name: str, ranks: int, stage: int
 ) -> None:
     algorithm, options = TERMS[name]
-    group = Group(ray_cluster, hosts[ranks], LearnerRank, learner_arguments(llama, stage) | {"algorithm": algorithm})
+    group = Group(
+        ray_cluster, hosts[ranks], LearnerRank, learner_arguments(llama, stage) | {"algorithm": algorithm}
+    )
     reference = AutoModelForCausalLM.from_pretrained(llama)
     start, optimizer = flat(reference.parameters()), torch.optim.AdamW(reference.parameters(), **ADAM)
     samples = samples_of_an_algorithm(name)

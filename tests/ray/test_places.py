@@ -1,4 +1,4 @@
-"""Places of rollout workers on a real Ray cluster: what is reserved, what is waited for, what is given back."""
+"""Places of rollout workers on a real Ray cluster: reserving, waiting, releasing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-from sppo_ray.launch.places import RolloutPlaces
-from sppo_ray.resources import Bundle
+from sppo_ray.launch.placement_pool import RayPlacementPool
+from sppo_ray.planning.resources import Bundle
 
-WORKER = 3.0  # CPUs; the cluster has 8: two in the run's group, one beside it needs 3, and 2 are left
+# CPUs; the cluster has 8: two in the run's group, one beside it needs 3, and 2 are left
+WORKER = 3.0
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def places(ray_cluster: Any) -> Any:
     bundles = [Bundle("learner-0", 0.5, 0.0), Bundle("rollout-0", WORKER, 0.0), Bundle("reward", 0.25, 0.0)]
     group = placement_group([bundle.as_ray() for bundle in bundles])
     ray_cluster.get(group.ready(), timeout=60)
-    places = RolloutPlaces(group, bundles)
+    places = RayPlacementPool(group, bundles)
     yield places
     places.close()
     remove_placement_group(group)
@@ -38,15 +39,15 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_the_worker_of_the_start_lives_in_the_runs_group(places: RolloutPlaces) -> None:
-    place, bundle = places.of("rollout-0")
-    assert (place.index, bundle.cpus, places.needs) == (1, WORKER, "3 CPU")
+def test_the_worker_of_the_start_lives_in_the_runs_group(places: RayPlacementPool) -> None:
+    place = places.of("rollout-0")
+    assert (place.index, place.bundle.cpus, places.needs) == (1, WORKER, "3 CPU")
 
 
-def test_an_added_worker_has_a_group_of_its_own_that_goes_back(places: RolloutPlaces) -> None:
+def test_an_added_worker_has_a_group_of_its_own_that_goes_back(places: RayPlacementPool) -> None:
     async def scenario() -> None:
         await asyncio.wait_for(places.reserve("rollout-1"), 60)  # 8 - 3.75 = 4.25 CPUs are free
-        assert places.of("rollout-1")[0].group is not places.of("rollout-0")[0].group
+        assert places.of("rollout-1").group is not places.of("rollout-0").group
         assert groups() == ["CREATED", "CREATED"]
         places.release("rollout-1")
         places.release("rollout-1")  # holds none any more: no error
@@ -55,7 +56,9 @@ def test_an_added_worker_has_a_group_of_its_own_that_goes_back(places: RolloutPl
     asyncio.run(scenario())
 
 
-def test_without_room_it_waits_and_takes_the_bundle_that_a_drained_worker_left(places: RolloutPlaces) -> None:
+def test_without_room_it_waits_and_takes_the_bundle_that_a_drained_worker_left(
+    places: RayPlacementPool,
+) -> None:
     async def scenario() -> None:
         await asyncio.wait_for(places.reserve("rollout-1"), 60)
         waiting = asyncio.ensure_future(places.reserve("rollout-2"))  # 1.25 CPUs are free
@@ -64,13 +67,14 @@ def test_without_room_it_waits_and_takes_the_bundle_that_a_drained_worker_left(p
         assert not waiting.done()
         places.release("rollout-0")
         await asyncio.wait_for(waiting, 60)
-        assert places.of("rollout-2")[0].index == 1
-        await until(lambda: groups() == ["CREATED", "CREATED"])  # the group that it waited for is gone
+        assert places.of("rollout-2").index == 1
+        # the group that it waited for is gone
+        await until(lambda: groups() == ["CREATED", "CREATED"])
 
     asyncio.run(scenario())
 
 
-def test_giving_up_the_wait_leaves_nothing_behind(places: RolloutPlaces) -> None:
+def test_giving_up_the_wait_leaves_nothing_behind(places: RayPlacementPool) -> None:
     async def scenario() -> None:
         await asyncio.wait_for(places.reserve("rollout-1"), 60)
         waiting = asyncio.ensure_future(places.reserve("rollout-2"))

@@ -1,4 +1,4 @@
-"""Replays of real runs by the command line: real learner and critic ranks on Ray, and no engine."""
+"""Replays of real runs from the command line, with real learner and critic ranks and no engine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sppo_ray.data.trajectory_log import read_step
-from sppo_ray.trainer.metrics import read_metrics
+from sppo_ray.rundir.metrics import read_metrics
+from sppo_ray.rundir.trajectories import read_step
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -38,7 +38,9 @@ TIMEOUT_S = 400
 
 def sppo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sppo_ray", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ)
+    return subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ
+    )
 
 
 def train(run_dir: Path, steps: int, *more: str) -> None:
@@ -77,7 +79,9 @@ def copy(recorded: Path, tmp_path: Path) -> Path:
 def test_a_step_matches_bit_for_bit(recorded: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in recorded.rglob("*")}
     report = replay(recorded, 3, "--exact")
-    assert report["matches"] and report["bit_for_bit"] and report["start"] == {"from": "step-000002", "step": 2}
+    assert (
+        report["matches"] and report["bit_for_bit"] and report["start"] == {"from": "step-000002", "step": 2}
+    )
     found = quantities(report)
     row = next(row for row in read_metrics(recorded) if row["step"] == 3 and "policy/version" in row)
     for name in ("policy/loss", "policy/grad_norm", "critic/loss", "critic/grad_norm"):
@@ -96,7 +100,9 @@ def test_a_changed_reward_and_a_changed_log_prob_are_named(copy: Path) -> None:
     rows = table.to_pylist()
     rows[5]["reward"] = 1.0 - rows[5]["reward"]
     rows[11]["response_logprobs"][2] -= 0.05
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), copy / "trajectories" / "step-000003.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=table.schema), copy / "trajectories" / "step-000003.parquet"
+    )
     report = replay(copy, 3, code=1)
     found = quantities(report)
     assert found["starting weights"]["verdict"] == "equal"
@@ -104,7 +110,9 @@ def test_a_changed_reward_and_a_changed_log_prob_are_named(copy: Path) -> None:
     assert (found["log-probs"]["where"], found["log-probs"]["differing"]) == (f"{name}, token 2", 1)
     assert found["log-probs"]["largest_difference"] == pytest.approx(0.05, abs=1e-3)
     assert found["shaped rewards"]["where"] == found["advantages"]["where"] == rows[5]["request_id"]
-    assert found["shaped rewards"]["rederived"] == rows[5]["reward"] == 1.0 - found["shaped rewards"]["recorded"]
+    assert (
+        found["shaped rewards"]["rederived"] == rows[5]["reward"] == 1.0 - found["shaped rewards"]["recorded"]
+    )
     # The learner's ratios start from the log-probs, so the update is another one too.
     assert found["weights after the step"]["verdict"] != "equal"
     assert differing(report)[:3] == ["log-probs", "shaped rewards", "advantages"]
@@ -118,10 +126,12 @@ def test_a_changed_weight_in_the_checkpoint_is_named(copy: Path) -> None:
     name = next(name for name in state["module"] if name.endswith("mlp.down_proj.weight"))
     state["module"][name].view(-1)[7] += 0.01
     torch.save(state, file)
-    # A bit that flips on the disk fails the manifest's checksum: that checkpoint is passed over, and nothing differs.
+    # A bit that flips on the disk fails the manifest's checksum: that checkpoint is passed over,
+    # and nothing differs.
     report = replay(copy, 3)
     assert report["start"]["from"] == "step-000001" and report["bit_for_bit"]
-    # One that was changed on purpose, checksums and all, is not the version that the engines proved.
+    # One that was changed on purpose, checksums and all, is not the version that the engines
+    # proved.
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     entry = manifest["files"][str(file.relative_to(checkpoint))]
     entry |= {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
@@ -168,6 +178,9 @@ def test_every_kind_of_run_matches_bit_for_bit(tmp_path: Path, settings: list[st
     found = quantities(report)
     assert found["log-probs"]["largest_difference"] < 1e-4
     if "--loop.max_staleness=1" in settings:
-        assert report["start"]["step"] == 2  # before the sync under which step 4's prompts were dispatched and valued
+        # before the sync under which step 4's prompts were dispatched and valued
+        assert report["start"]["step"] == 2
     if "--algorithm.type=ppo" in settings:
-        assert found["token values"]["count"] == found["returns"]["count"] == found["advantages"]["count"] > 100
+        assert (
+            found["token values"]["count"] == found["returns"]["count"] == found["advantages"]["count"] > 100
+        )

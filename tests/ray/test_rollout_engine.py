@@ -1,4 +1,6 @@
-"""Generation on a real vLLM engine in a real Ray actor: exact log-probs, seeds, streaming, refusals, death."""
+"""Generation with a real vLLM engine in a Ray actor: exact log-probs, seeds, streaming, errors,
+death.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from actors.group import RayRolloutWorker
+from actors.handles import RayRolloutWorker
 from sppo_ray.errors import UserError
-from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
+from sppo_ray.types import RequestId, RolloutRequest, SamplingSettings, Trajectory
 from tests.ray.conftest import Engine
 from tests.ray.engine_models import (
     CONTEXT,
     STOP,
+    VOCABULARY,
     exact_logprobs,
     generate,
     largest_difference,
@@ -42,15 +46,24 @@ def initial_weights(llama: Engine) -> None:
     pull(llama.actor, publish(llama.initial, 1))
 
 
+def context_of(request: RolloutRequest, trajectory: Trajectory) -> list[int]:
+    return [*request.token_ids.tolist(), *trajectory.response_ids.tolist()]
+
+
 def assert_exact(llama: Engine, request: RolloutRequest, trajectory: Trajectory, temperature: float) -> None:
-    exact = exact_logprobs(llama.initial, request.token_ids + trajectory.response_ids, temperature)[len(request.token_ids) - 1 :]
+    exact = exact_logprobs(llama.initial, context_of(request, trajectory), temperature)[
+        len(request.token_ids) - 1 :
+    ]
     assert largest_difference(trajectory.response_logprobs, exact) <= MAX_DIFFERENCE
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_the_distribution_that_was_sampled(llama: Engine, temperature: float) -> None:
     batch = requests(16)
-    by_id = {trajectory.request_id: trajectory for trajectory in generate(llama.actor, batch, temperature=temperature)}
+    by_id = {
+        trajectory.request_id: trajectory
+        for trajectory in generate(llama.actor, batch, temperature=temperature)
+    }
     for request in batch:
         assert_exact(llama, request, by_id[request.request_id], temperature)
 
@@ -59,9 +72,9 @@ def test_greedy_takes_the_most_likely_token(llama: Engine) -> None:
     (request,) = requests(1)
     (trajectory,) = generate(llama.actor, [request], temperature=0.0, max_tokens=8)
     (again,) = generate(llama.actor, [request], temperature=0.0, max_tokens=8)
-    assert trajectory.response_ids == again.response_ids
+    assert trajectory.response_ids.tolist() == again.response_ids.tolist()
     with torch.no_grad():
-        logits = llama.initial(torch.tensor([request.token_ids + trajectory.response_ids])).logits[0]
+        logits = llama.initial(torch.tensor([context_of(request, trajectory)])).logits[0]
     assert logits[len(request.token_ids) - 1 : -1].argmax(-1).tolist() == list(trajectory.response_ids)
     assert_exact(llama, request, trajectory, 1.0)
 
@@ -69,7 +82,7 @@ def test_greedy_takes_the_most_likely_token(llama: Engine) -> None:
 def test_a_trajectory_is_complete(llama: Engine) -> None:
     batch = requests(48)
     by_id = {trajectory.request_id: trajectory for trajectory in generate(llama.actor, batch)}
-    assert sorted(by_id) == sorted(request.request_id for request in batch)
+    assert set(by_id) == {request.request_id for request in batch}
     reasons = set()
     for request in batch:
         trajectory = by_id[request.request_id]
@@ -84,29 +97,35 @@ def test_a_trajectory_is_complete(llama: Engine) -> None:
     assert reasons == {"stop", "length"}
 
 
-def test_a_seed_decides_a_sample_whatever_else_is_in_the_batch(llama: Engine) -> None:
+def test_a_sample_depends_only_on_its_seed(llama: Engine) -> None:
     batch = requests(40)
-    together = {t.request_id: t.response_ids for t in generate(llama.actor, batch)}
+    together = {t.request_id: t.response_ids.tolist() for t in generate(llama.actor, batch)}
     shuffled = random.Random(0).sample(batch, len(batch))
     parts = [shuffled[:1], shuffled[1:8], shuffled[8:]]
-    apart = {t.request_id: t.response_ids for part in parts for t in generate(llama.actor, part)}
+    apart = {t.request_id: t.response_ids.tolist() for part in parts for t in generate(llama.actor, part)}
     assert apart == together
     reseeded = [RolloutRequest(r.request_id, r.prompt_id, r.token_ids, r.seed + 1) for r in batch]
-    assert {t.request_id: t.response_ids for t in generate(llama.actor, reseeded)} != together
+    assert {t.request_id: t.response_ids.tolist() for t in generate(llama.actor, reseeded)} != together
 
 
 def test_more_prompt_tokens_than_one_step_takes(llama: Engine) -> None:
-    """128 x 100 prompt tokens exceed the 8192 of a step: seeded prompts must wait their turn, not be cut."""
+    """128 x 100 prompt tokens exceed the 8192 of a step: seeded prompts must wait their turn, not
+    be cut.
+    """
     batch = requests(128, length=100)
-    together = {t.request_id: t.response_ids for t in generate(llama.actor, batch, max_tokens=4)}
+    together = {t.request_id: t.response_ids.tolist() for t in generate(llama.actor, batch, max_tokens=4)}
     assert len(together) == 128
     (alone,) = generate(llama.actor, batch[-1:], max_tokens=4)
-    assert alone.response_ids == together[alone.request_id]
+    assert alone.response_ids.tolist() == together[alone.request_id]
 
 
 def test_short_responses_come_out_before_long_ones(llama: Engine) -> None:
-    """All are admitted before one step and decode in step: they arrive in the order of their lengths."""
-    arrivals = [(len(t.response_ids), time.monotonic()) for t in stream(llama.actor, requests(32), max_tokens=400)]
+    """All are admitted before one step and decode in step: they arrive in the order of their
+    lengths.
+    """
+    arrivals = [
+        (len(t.response_ids), time.monotonic()) for t in stream(llama.actor, requests(32), max_tokens=400)
+    ]
     lengths = [length for length, _ in arrivals]
     assert lengths == sorted(lengths) and lengths[-1] > 4 * lengths[0]
     assert arrivals[-1][1] - arrivals[0][1] > 0.05
@@ -116,17 +135,18 @@ def test_a_dropped_request_ends_its_stream_and_frees_the_engine(llama: Engine) -
     batch = requests(4, tag="dropped")
     arriving = stream(llama.actor, batch, max_tokens=480, stop=())
     wait_until(llama.actor, "in_flight", 4)
-    dropped = ray.get(llama.actor.abort.remote([request.request_id for request in batch[:3]]))
+    dropped = ray.get(llama.actor.abort.remote([str(request.request_id) for request in batch[:3]]))
     assert len(list(arriving)) == 4 - dropped
     vitals = ray.get(llama.actor.ping.remote())
     assert vitals["in_flight"] == 0 and vitals["alive"]
 
 
-def test_a_caller_that_loses_interest_takes_only_its_own_requests_along(llama: Engine) -> None:
+def test_a_cancelled_call_drops_only_its_own_requests(llama: Engine) -> None:
     others = stream(llama.actor, requests(2, tag="other"), max_tokens=60, stop=())
-    left = [replace(request, request_id=f"left/{i}") for i, request in enumerate(requests(4))]
+    left = [replace(request, request_id=RequestId("left", i, 0)) for i, request in enumerate(requests(4))]
     sampling = SamplingSettings(temperature=1.0, max_tokens=480, stop_token_ids=(STOP,))
-    assert ray.get(llama.actor.first_of.remote(left, sampling)).request_id.startswith("left/")
+    first = ray.get(llama.actor.first_of.remote(left, sampling))
+    assert all(name.startswith("left/") for name in first.request_ids)
     assert len(list(others)) == 2
     vitals = ray.get(llama.actor.ping.remote())
     assert vitals["in_flight"] == 0 and vitals["alive"]
@@ -135,7 +155,8 @@ def test_a_caller_that_loses_interest_takes_only_its_own_requests_along(llama: E
 def test_tokens_are_counted_while_they_are_generated(llama: Engine) -> None:
     before = ray.get(llama.actor.ping.remote())["tokens_generated"]
     arriving = stream(llama.actor, requests(8, tag="counted"), max_tokens=480, stop=())
-    wait_until(llama.actor, "tokens_generated", before + 1)  # nothing of 480 tokens has finished by then
+    # nothing of 480 tokens has finished by then
+    wait_until(llama.actor, "tokens_generated", before + 1)
     assert ray.get(llama.actor.ping.remote())["seconds_since_progress"] < 5
     made = sum(len(trajectory.response_ids) for trajectory in arriving)
     assert ray.get(llama.actor.ping.remote())["tokens_generated"] == before + made
@@ -143,7 +164,9 @@ def test_tokens_are_counted_while_they_are_generated(llama: Engine) -> None:
 
 def test_a_request_that_can_never_be_served_is_refused_with_its_prompt(llama: Engine) -> None:
     long = RolloutRequest("long", "prompt/long", (5,) * (CONTEXT - 10), seed=1)
-    with pytest.raises(UserError, match=r"rollout-llama: prompt prompt/long has 502 tokens; with max_tokens 11 .* 512"):
+    with pytest.raises(
+        UserError, match=r"rollout-llama: prompt prompt/long has 502 tokens; with max_tokens 11 .* 512"
+    ):
         generate(llama.actor, [*requests(2), long], max_tokens=11)
     unknown = RolloutRequest("unknown", "prompt/unknown", (5, 9999), seed=1)
     with pytest.raises(UserError, match="prompt/unknown has token 9999, the policy knows 0 to 95"):
@@ -162,7 +185,9 @@ def test_bad_starts_are_explained_and_a_killed_engine_is_seen(ray_cluster: objec
     doomed = start_engine("rollout-doomed", model)
     with pytest.raises(UserError, match="rollout-missing: .*/nothing is no model directory"):
         ray.get(missing.ready.remote(), timeout=240)
-    with pytest.raises(UserError, match="rollout-long: the model in .* does not support a context of 513 tokens"):
+    with pytest.raises(
+        UserError, match="rollout-long: the model in .* does not support a context of 513 tokens"
+    ):
         ray.get(too_long.ready.remote(), timeout=240)
     pid = ray.get(doomed.ready.remote(), timeout=240)["pid"]
     arriving = stream(doomed, requests(8), max_tokens=480, stop=())
@@ -179,3 +204,24 @@ def test_it_tells_its_memory(llama: Engine) -> None:
     ((name, peak),) = asyncio.run(worker.memory()).items()
     assert name == "rollout-0"
     assert 200 * 2**20 < peak < 64 * 2**30  # a process with torch and vLLM in it
+
+
+def test_tokens_follow_the_distribution(llama: Engine) -> None:
+    """The first token of one prompt under 3,000 seeds, and the second: chi-square against the exact
+    probabilities.
+    """
+    (request,) = requests(1)
+    batch = [replace(request, request_id=RequestId("draw", i, 0), seed=i) for i in range(3000)]
+    drawn = np.array([t.response_ids for t in generate(llama.actor, batch, max_tokens=2, stop=())])
+    prompt = request.token_ids.tolist()
+    first = np.bincount(drawn[:, 0], minlength=VOCABULARY)
+    with torch.no_grad():
+        contexts = torch.tensor([[*prompt, token] for token in range(VOCABULARY)])
+        logits = llama.initial(contexts).logits.softmax(-1).numpy()
+    expected_first = logits[0, len(prompt) - 1] * len(drawn)
+    expected_second = (first[:, None] * logits[:, -1]).sum(0)
+    for position, expected in enumerate((expected_first, expected_second)):
+        counts, large = np.bincount(drawn[:, position], minlength=VOCABULARY), expected >= 5
+        statistic = ((counts - expected)[large] ** 2 / expected[large]).sum()
+        # the mean of a chi-square is its degrees of freedom, its deviation sqrt(2 * degrees)
+        assert large.sum() >= 20 and statistic < large.sum() + 5 * (2 * large.sum()) ** 0.5

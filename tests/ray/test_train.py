@@ -1,6 +1,7 @@
-"""The main job end to end, as a user runs it: the command line, real Ray, vLLM, DeepSpeed and verifier processes.
+"""Training end to end from the command line, with real Ray, vLLM, DeepSpeed and verifier processes.
 
-The quickstart with few prompts a step, so that a run takes seconds; what it learns is the benchmark's matter.
+It is the quickstart with few prompts per step, so a run takes seconds. Benchmarks measure what it
+learns.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from sppo_ray.data.trajectory_log import read_step
-from sppo_ray.trainer.metrics import read_events, read_metrics
+from sppo_ray.rundir.metrics import read_events, read_metrics
+from sppo_ray.rundir.trace import read_trace
+from sppo_ray.rundir.trajectories import read_step
 from tests.ray import run_record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -53,7 +55,9 @@ def command(run_dir: Path, steps: int, *more: str, program: Sequence[str] = ("sp
 
 
 def train(run_dir: Path, steps: int, *more: str) -> str:
-    done = subprocess.run(command(run_dir, steps, *more), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S)
+    done = subprocess.run(
+        command(run_dir, steps, *more), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -85,7 +89,9 @@ def actor(run_dir: Path, name: str) -> dict[str, Any]:
 
 
 def wait_for_training(run_dir: Path, step: int) -> None:
-    """Until the run trains with so many steps done, by its status: its metrics may be those that a restart is about to drop."""
+    """Wait until status.json says that the run trains after `step` steps. metrics.jsonl may have
+    steps that a restart will drop.
+    """
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         status = json.loads((run_dir / "status.json").read_text())
@@ -108,7 +114,7 @@ def wait_for_event(run_dir: Path, kind: str, process: subprocess.Popen[str]) -> 
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five uninterrupted synchronous steps."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    printed = train(run_dir, 5, "--seed", "3")
+    printed = train(run_dir, 5, "--seed", "3", "--trace")
     assert "finished after step 5" in printed
     return run_dir
 
@@ -116,10 +122,21 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_everything_that_it_promises(whole_run: Path) -> None:
     summary = json.loads((whole_run / "summary.json").read_text())
     # 5 steps of 32 samples; the critic learned in each (2 minibatches a step).
-    assert (summary["algorithm"], summary["seed"], summary["steps"], summary["samples"]) == ("sppo", 3, 5, 160)
+    assert (summary["algorithm"], summary["seed"], summary["steps"], summary["samples"]) == (
+        "sppo",
+        3,
+        5,
+        160,
+    )
     assert (summary["policy_version"], summary["critic_version"], summary["restarts"]) == (5, 10, 0)
     assert 0 < summary["initial_accuracy"] < 1 and 0 < summary["final_accuracy"] < 1
-    for name in ("config.yaml", "environment.json", "curve.png", "events.jsonl", "evaluations/step-000003.json"):
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "curve.png",
+        "events.jsonl",
+        "evaluations/step-000003.json",
+    ):
         assert (whole_run / name).stat().st_size > 0
     rows = {row["step"]: row for row in read_metrics(whole_run) if "reward/mean" in row}
     assert sorted(rows) == [1, 2, 3, 4, 5]
@@ -127,6 +144,25 @@ def test_a_run_leaves_everything_that_it_promises(whole_run: Path) -> None:
     # float32: the engine's log-probs are the learner's up to rounding, at every step.
     assert all(rows[step]["mismatch/logprob_difference_max"] < 1e-4 for step in (2, 3, 4, 5))
     assert all(row["sync/probe_difference_max"] < 1e-4 for row in rows.values())
+
+
+def test_the_time_of_every_worker_is_told(whole_run: Path) -> None:
+    for row in read_metrics(whole_run):
+        if "seconds/step" not in row:
+            continue
+        for role in ("rollout", "learner", "critic", "reward", "driver"):
+            shares = [value for name, value in row.items() if name.startswith(f"time/{role}/")]
+            assert sum(shares) == pytest.approx(1.0, abs=0.01), (row["step"], role)
+        assert row["time/learner/train"] > 0 and row["time/rollout/sync"] > 0
+    events = read_trace(whole_run)
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    calls = {(names[event["pid"]], event["name"]) for event in events if event["ph"] == "X"}
+    assert {
+        ("driver", "generate-wait"), ("driver", "evaluate"), ("driver", "checkpoint"),
+        ("rollout", "generate"), ("rollout", "pull_weights"), ("learner", "update"),
+        ("learner", "publish"), ("critic", "values"), ("critic", "update"), ("reward", "score"),
+    } <= calls  # fmt: skip
+    assert json.loads((whole_run / "summary.json").read_text())["advice"]
 
 
 def test_the_trajectory_log_agrees_with_itself(whole_run: Path) -> None:
@@ -168,22 +204,36 @@ def test_the_export_loads_in_plain_transformers(whole_run: Path) -> None:
 
 
 def test_the_export_evaluated_greedily_says_what_transformers_says(whole_run: Path, tmp_path: Path) -> None:
-    """`sppo-ray eval` of the run's own export: token for token what Transformers generates from it, in float32."""
+    """`sppo-ray eval` of the run's own export: token for token what Transformers generates from it,
+    in float32.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     export, out = whole_run / "export" / "policy", tmp_path / "out"
-    held_out = ["--data", "running-sum:size=24,seed=1000000", "--temperature", "0", "--max-response-tokens", "80"]
+    held_out = [
+        "--data",
+        "running-sum:size=24,seed=1000000",
+        "--temperature",
+        "0",
+        "--max-response-tokens",
+        "80",
+    ]
     program = [sys.executable, "-m", "sppo_ray", "eval", str(export), *held_out, "--out", str(out)]
     done = subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
-    report, rows = json.loads((out / "report.json").read_text()), pq.read_table(out / "responses.parquet").to_pylist()
+    report, rows = (
+        json.loads((out / "report.json").read_text()),
+        pq.read_table(out / "responses.parquet").to_pylist(),
+    )
     model = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(export)
     for row in rows:
         prompt = tokenizer(row["prompt_text"], add_special_tokens=False, return_tensors="pt")
         assert prompt["input_ids"][0].tolist() == row["prompt_ids"]
-        generated = model.generate(**prompt, do_sample=False, max_new_tokens=80, pad_token_id=tokenizer.eos_token_id)
+        generated = model.generate(
+            **prompt, do_sample=False, max_new_tokens=80, pad_token_id=tokenizer.eos_token_id
+        )
         assert generated[0, len(row["prompt_ids"]) :].tolist() == row["response_ids"]
     assert len(rows) == 24 and report["k"] == 1
     assert [row["reward"] for row in rows] == [is_right(row) for row in rows]
@@ -193,15 +243,19 @@ def test_the_export_evaluated_greedily_says_what_transformers_says(whole_run: Pa
 def test_a_resume_with_other_settings_is_refused_before_anything_is_touched(whole_run: Path) -> None:
     before = (whole_run / "config.yaml").read_text()
     more = ["--seed", "3", "--resume", "--learner.optimizer.lr=0.1"]
-    done = subprocess.run(command(whole_run, 5, *more), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S)
+    done = subprocess.run(
+        command(whole_run, 5, *more), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
     assert done.returncode == 2
     assert "learner.optimizer.lr: 0.0005 then, 0.1 now" in done.stderr
     assert (whole_run / "config.yaml").read_text() == before
 
 
 def test_killed_and_resumed_it_is_the_uninterrupted_run(whole_run: Path, tmp_path: Path) -> None:
-    """SIGKILL in the midst of step 4's checkpoint, then --resume from step 2: equal weights, optimizers, random states, samples,
-    metrics and evaluations, by hash. The other points of a step: test_exact_resume.py."""
+    """SIGKILL in the midst of step 4's checkpoint, then --resume from step 2: equal weights,
+    optimizers, random states, samples, metrics and evaluations, by hash. The other points of a
+    step: test_exact_resume.py.
+    """
     run_dir = tmp_path / "run"
     dying = command(run_dir, 5, "--seed", "3", program=["tests.chaos.kill_at", "checkpointing", "4"])
     died = subprocess.run(dying, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S)
@@ -217,17 +271,27 @@ def test_killed_and_resumed_it_is_the_uninterrupted_run(whole_run: Path, tmp_pat
 
 def test_the_resume_of_a_finished_run_says_so_and_changes_nothing(whole_run: Path) -> None:
     before = (whole_run / "summary.json").read_text()
-    assert f"{whole_run} finished after step 5: there is nothing left to do" in train(whole_run, 5, "--seed", "3", "--resume")
+    assert f"{whole_run} finished after step 5: there is nothing left to do" in train(
+        whole_run, 5, "--seed", "3", "--resume"
+    )
     assert (whole_run / "summary.json").read_text() == before
 
 
-def test_a_killed_critic_and_a_frozen_learner_leave_no_trace_in_the_result(whole_run: Path, tmp_path: Path) -> None:
-    """SIGKILL of the critic after step 3, SIGSTOP of the learner after step 4: the run goes back to its checkpoints by itself
-    and ends as the undisturbed run did: weights, optimizers, random states, samples, metrics and evaluations, by hash."""
+def test_a_killed_critic_and_a_frozen_learner_leave_no_trace_in_the_result(
+    whole_run: Path, tmp_path: Path
+) -> None:
+    """SIGKILL of the critic after step 3, SIGSTOP of the learner after step 4: the run goes back to
+    its checkpoints by itself and ends as the undisturbed run did: weights, optimizers, random
+    states, samples, metrics and evaluations, by hash.
+    """
     run_dir = tmp_path / "run"
     more = ["--recovery.probe_timeout_s=10", "--recovery.probe_every_s=1"]
     process = subprocess.Popen(
-        command(run_dir, 5, "--seed", "3", *more), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(run_dir, 5, "--seed", "3", *more),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_step(run_dir, 3, process)
     killed, engine = actor(run_dir, "critic-0"), actor(run_dir, "rollout-0")
@@ -238,16 +302,23 @@ def test_a_killed_critic_and_a_frozen_learner_leave_no_trace_in_the_result(whole
     os.kill(frozen["pid"], signal.SIGSTOP)
     out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, out + err
+    assert "was never retrieved" not in out + err and "Traceback" not in out + err
     left = [process for process in psutil.process_iter() if process.pid in (killed["pid"], frozen["pid"])]
     assert all(process.status() == psutil.STATUS_ZOMBIE for process in left)
-    assert (killed["incarnation"], frozen["incarnation"], actor(run_dir, "learner-0")["incarnation"]) == (1, 2, 3)
+    assert (killed["incarnation"], frozen["incarnation"], actor(run_dir, "learner-0")["incarnation"]) == (
+        1,
+        2,
+        3,
+    )
     assert actor(run_dir, "rollout-0") == engine, "the engine was kept"
 
     told = [(event["kind"], event["message"]) for event in read_events(run_dir)]
     lost = {kind: message for kind, message in told if kind.endswith("-lost")}
     assert lost.keys() == {"critic-lost", "learner-lost"}
     assert "critic-0: died" in lost["critic-lost"] and "learner-0: answered no probe" in lost["learner-lost"]
-    assert "goes back from step 3 to the checkpoint of step 2: restart 1 of 3" in dict(told[::-1])["recovering"]
+    assert (
+        "goes back from step 3 to the checkpoint of step 2: restart 1 of 3" in dict(told[::-1])["recovering"]
+    )
     assert json.loads((run_dir / "summary.json").read_text())["restarts"] == 2
     expected, actual = run_record.record(whole_run), run_record.record(run_dir)
     for part in expected:
@@ -264,7 +335,11 @@ def test_a_killed_critic_and_a_frozen_learner_leave_no_trace_in_the_result(whole
 )
 def test_what_cannot_run_is_one_message_and_no_half_run(tmp_path: Path, override: str, message: str) -> None:
     done = subprocess.run(
-        command(tmp_path / "run", 2, override), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S
+        command(tmp_path / "run", 2, override),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
@@ -273,7 +348,12 @@ def test_what_cannot_run_is_one_message_and_no_half_run(tmp_path: Path, override
 
 def test_a_run_is_not_overwritten(whole_run: Path) -> None:
     done = subprocess.run(
-        command(whole_run, 5), cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ
+        command(whole_run, 5),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=os.environ,
     )
     assert done.returncode == 2 and "--resume" in done.stderr
 

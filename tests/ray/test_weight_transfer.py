@@ -1,4 +1,6 @@
-"""Weight transfer into a real engine: after a pull it computes with the new weights and nothing else, and damage shows."""
+"""Weight transfer into a real engine: it computes with the new weights only, and damage is
+detected.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from actors.flat_layout import WeightsRefused
-from actors.group import RayRolloutWorker
+from actors.handles import RayRolloutWorker
+from actors.weights.layout import WeightsRefused
 from sppo_ray.config import RolloutSettings
-from sppo_ray.trainer.fleet import RolloutFleet
-from sppo_ray.trainer.interfaces import PublishedWeights
-from sppo_ray.trainer.weight_sync import ProbeTolerance, WeightMismatch, verify_receipt
+from sppo_ray.protocols import PublishedWeights
+from sppo_ray.rollout.fleet import RolloutFleet
+from sppo_ray.rollout.weight_sync import ProbeTolerance, WeightMismatch, verify_receipt
 from sppo_ray.types import RolloutRequest
 from tests.ray.conftest import Engine
 from tests.ray.engine_models import (
@@ -36,7 +38,9 @@ TOLERANCE = ProbeTolerance.for_dtype("float32")
 
 @pytest.fixture(params=["llama", "qwen"])
 def engine(request: pytest.FixtureRequest, engines: dict[str, Engine]) -> Engine:
-    """An untied head, and a tied one with biases: on a CPU they take different ways into the engine."""
+    """An untied head, and a tied one with biases: on a CPU they take different ways into the
+    engine.
+    """
     return engines[request.param]
 
 
@@ -50,8 +54,12 @@ def damage(engine: Engine, fault: str) -> None:
     ray.get(engine.actor.damage.remote(fault))
 
 
-def response_difference(model: object, request: RolloutRequest, response: tuple[int, ...], logprobs: tuple[float, ...]) -> float:
-    return largest_difference(logprobs, exact_logprobs(model, request.token_ids + response)[len(request.token_ids) - 1 :])
+def response_difference(
+    model: object, request: RolloutRequest, response: tuple[int, ...], logprobs: tuple[float, ...]
+) -> float:
+    return largest_difference(
+        logprobs, exact_logprobs(model, [*request.token_ids, *response])[len(request.token_ids) - 1 :]
+    )
 
 
 def test_after_a_pull_the_engine_computes_with_the_new_weights(engine: Engine) -> None:
@@ -62,14 +70,21 @@ def test_after_a_pull_the_engine_computes_with_the_new_weights(engine: Engine) -
 
     after = pull(engine.actor, new)
     assert largest_difference(after.probe_logprobs, new.probe_logprobs) <= MAX_DIFFERENCE
-    assert (after.version, after.digest, after.num_loaded) == (2, new.manifest.digest, len(new.manifest.names))
+    assert (after.version, after.digest, after.num_loaded) == (
+        2,
+        new.manifest.digest,
+        len(new.manifest.names),
+    )
     assert verify_receipt(new, after, TOLERANCE) <= MAX_DIFFERENCE
     assert ray.get(engine.actor.ping.remote())["version"] == 2
 
     (request,) = requests(1)
     (trajectory,) = generate(engine.actor, [request])
     policy = perturbed(engine.initial, 1)
-    assert response_difference(policy, request, trajectory.response_ids, trajectory.response_logprobs) <= MAX_DIFFERENCE
+    assert (
+        response_difference(policy, request, trajectory.response_ids, trajectory.response_logprobs)
+        <= MAX_DIFFERENCE
+    )
     assert trajectory.policy_version == 2
 
 
@@ -80,7 +95,9 @@ def test_many_versions_in_a_row(engine: Engine) -> None:
 
 
 def test_a_prompt_does_not_go_on_from_kv_blocks_of_old_weights(qwen: Engine, fault: None) -> None:
-    """The prompt's 100 tokens fill three blocks of 32; without the reset the second prompt reuses them."""
+    """The prompt's 100 tokens fill three blocks of 32; without the reset the second prompt reuses
+    them.
+    """
     (request,) = requests(1, length=100)
     new = perturbed(qwen.initial, 8)
 
@@ -98,7 +115,9 @@ def test_a_prompt_does_not_go_on_from_kv_blocks_of_old_weights(qwen: Engine, fau
 
 
 def test_a_pull_in_mid_generation_switches_at_one_token(engine: Engine) -> None:
-    """Tokens before the switch carry the old weights' log-probs, those after it the new weights' on the whole context."""
+    """Tokens before the switch carry the old weights' log-probs, those after it the new weights' on
+    the whole context.
+    """
     old, new = engine.initial, perturbed(engine.initial, 11)
     pull(engine.actor, publish(old, 10))
     batch = requests(8, tag="switch")
@@ -112,10 +131,14 @@ def test_a_pull_in_mid_generation_switches_at_one_token(engine: Engine) -> None:
     for trajectory in arriving:
         assert trajectory.policy_version == 10
         request = by_id[trajectory.request_id]
-        context, start = request.token_ids + trajectory.response_ids, len(request.token_ids) - 1
+        context, start = [*request.token_ids, *trajectory.response_ids], len(request.token_ids) - 1
         under_old, under_new = exact_logprobs(old, context)[start:], exact_logprobs(new, context)[start:]
-        is_old = [abs(a - b) <= MAX_DIFFERENCE for a, b in zip(trajectory.response_logprobs, under_old, strict=True)]
-        is_new = [abs(a - b) <= MAX_DIFFERENCE for a, b in zip(trajectory.response_logprobs, under_new, strict=True)]
+        is_old = [
+            abs(a - b) <= MAX_DIFFERENCE for a, b in zip(trajectory.response_logprobs, under_old, strict=True)
+        ]
+        is_new = [
+            abs(a - b) <= MAX_DIFFERENCE for a, b in zip(trajectory.response_logprobs, under_new, strict=True)
+        ]
         if trajectory.policy_version_end == 10:
             assert all(is_old)
             continue
@@ -125,7 +148,7 @@ def test_a_pull_in_mid_generation_switches_at_one_token(engine: Engine) -> None:
     assert crossed >= 4
 
 
-def test_the_tied_head_is_packed_anew(qwen: Engine, fault: None) -> None:
+def test_the_tied_head_is_repacked(qwen: Engine, fault: None) -> None:
     """Without it digest and count are right and the model is wrong: only the probe tells."""
     pull(qwen.actor, publish(qwen.initial, 20))
     damage(qwen, "leave head packed")
@@ -180,7 +203,10 @@ class OneEngineFleet:
         settings = RolloutSettings(workers=1, max_restarts=0)
         tell = self.events.append
         self.fleet = RolloutFleet(
-            self._spawn, settings=settings, tolerance=TOLERANCE, on_event=lambda kind, message: tell((kind, message))
+            self._spawn,
+            settings=settings,
+            tolerance=TOLERANCE,
+            on_event=lambda kind, message: tell((kind, message)),
         )
         self._engine = engine
 
@@ -193,7 +219,8 @@ class OneEngineFleet:
         for published in versions:
             await self.fleet.sync(published)
             await asyncio.sleep(0)
-        await asyncio.sleep(0.1)  # the loss is booked at once, its member is retired in the background
+        # the loss is booked at once, its member is retired in the background
+        await asyncio.sleep(0.1)
         self.states = [worker.state for worker in self.fleet.view()]
         await self.fleet.close()
 
@@ -214,7 +241,7 @@ def test_good_versions_pass_the_fleet(engine: Engine) -> None:
         ("leave head packed", "log-probs of the probe differ .* does not compute with the published weights"),
     ],
 )
-def test_every_fault_costs_the_engine_its_trust_in_the_sync_that_brings_it(
+def test_every_fault_is_detected_in_the_sync_that_causes_it(
     qwen: Engine, fault: None, injected: str, said: str
 ) -> None:
     good, bad = publish(qwen.initial, 70), publish(perturbed(qwen.initial, 71), 71)
@@ -240,15 +267,24 @@ def changed(published: PublishedWeights, **fields: object) -> PublishedWeights:
 def without(published: PublishedWeights, index: int) -> PublishedWeights:
     manifest = published.manifest
     kept = [i for i in range(len(manifest.names)) if i != index]
-    return changed(published, **{f: tuple(getattr(manifest, f)[i] for i in kept) for f in ("names", "shapes", "offsets")})
+    return changed(
+        published, **{f: tuple(getattr(manifest, f)[i] for i in kept) for f in ("names", "shapes", "offsets")}
+    )
 
 
 def test_an_update_that_does_not_fit_is_refused_and_changes_nothing(engine: Engine) -> None:
     served = publish(engine.initial, 50)
     pull(engine.actor, served)
     good = publish(perturbed(engine.initial, 51), 51)
-    names, shapes, offsets, end = good.manifest.names, good.manifest.shapes, good.manifest.offsets, good.manifest.num_bytes
-    one_more = changed(good, names=(*names, "made.up"), shapes=(*shapes, (1,)), offsets=(*offsets, end), num_bytes=end + 4)
+    names, shapes, offsets, end = (
+        good.manifest.names,
+        good.manifest.shapes,
+        good.manifest.offsets,
+        good.manifest.num_bytes,
+    )
+    one_more = changed(
+        good, names=(*names, "made.up"), shapes=(*shapes, (1,)), offsets=(*offsets, end), num_bytes=end + 4
+    )
     refused = {
         rf"1 of the model's {len(names)} parameters are missing: {names[3]}": without(good, 3),
         "1 names are no parameter of the model: made.up": one_more,
@@ -263,5 +299,8 @@ def test_an_update_that_does_not_fit_is_refused_and_changes_nothing(engine: Engi
     assert ray.get(engine.actor.ping.remote())["version"] == 50
     (request,) = requests(1)
     (trajectory,) = generate(engine.actor, [request])
-    assert response_difference(engine.initial, request, trajectory.response_ids, trajectory.response_logprobs) <= MAX_DIFFERENCE
+    assert (
+        response_difference(engine.initial, request, trajectory.response_ids, trajectory.response_logprobs)
+        <= MAX_DIFFERENCE
+    )
     assert verify_receipt(good, pull(engine.actor, good), TOLERANCE) <= MAX_DIFFERENCE

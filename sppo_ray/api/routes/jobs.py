@@ -1,4 +1,4 @@
-"""/v1/jobs: submit, list, look at, delete."""
+"""/v1/jobs: submit, list, show, delete."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from sppo_ray.api import submission
-from sppo_ray.api.documents import JOB_EXAMPLE, answer, problems
 from sppo_ray.api.index import Entry
+from sppo_ray.api.openapi import JOB_EXAMPLE, answer, problems
 from sppo_ray.api.problems import ApiProblem, unknown_job
 from sppo_ray.api.ray_jobs import RayJobs
 from sppo_ray.api.schemas import Job, JobList, JobRequest, JobState
@@ -22,7 +22,7 @@ from sppo_ray.api.services import DIGITS, JobId, Operator, Ours, Viewer
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 JSON = "application/json"
-EXIT_TRIES = 20  # seconds that a process may take to end after its run has
+EXIT_TRIES = 20  # seconds for a process to end after its run
 LIST_EXAMPLE = {"jobs": [JOB_EXAMPLE], "next_cursor": None, "total": 1, "ray": "up"}
 
 
@@ -32,19 +32,31 @@ async def list_jobs(
     caller: Viewer,
     state: Annotated[list[JobState] | None, Query(description="Only these; may be repeated")] = None,
     name: Annotated[
-        str | None, Query(max_length=100, description="Only those with this in their id, name, recipe or algorithm, in any case")
+        str | None,
+        Query(
+            max_length=100,
+            description="Only those with this in their id, name, recipe or algorithm, in any case",
+        ),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="Jobs at most"), DIGITS] = 50,
     cursor: Annotated[str | None, Query(max_length=500, description="next_cursor of the page before")] = None,
 ) -> Response:
-    """Jobs by every door, newest first."""
-    entries = [entry for entry in await ours.index.jobs() if (not state or entry.job.state in state) and _is_called(entry, name)]
+    """All jobs, however submitted, newest first."""
+    entries = [
+        entry
+        for entry in await ours.index.jobs()
+        if (not state or entry.job.state in state) and _is_called(entry, name)
+    ]
     start = _after(entries, cursor) if cursor else 0
     page = entries[start : start + limit]
     following = cursor_of(page[-1]) if start + limit < len(entries) else None
     head = JobList(jobs=[], next_cursor=following, total=len(entries), ray="up" if ours.ray.is_up else "down")
     # The jobs' JSON is kept with them: a page of 500 costs no serialisation.
-    body = head.model_dump_json().encode().replace(b'"jobs":[]', b'"jobs":[' + b",".join(entry.body for entry in page) + b"]", 1)
+    body = (
+        head.model_dump_json()
+        .encode()
+        .replace(b'"jobs":[]', b'"jobs":[' + b",".join(entry.body for entry in page) + b"]", 1)
+    )
     return Response(body, media_type=JSON)
 
 
@@ -52,15 +64,21 @@ async def list_jobs(
     "",
     status_code=201,
     response_model=Job,
-    responses={201: {"headers": {"Location": {"schema": {"type": "string"}}}, **answer(201, "Submitted", JOB_EXAMPLE)[201]}}
-    | problems(400, 404, 409, 413, 503),
+    responses={
+        201: {
+            "headers": {"Location": {"schema": {"type": "string"}}},
+            **answer(201, "Submitted", JOB_EXAMPLE)[201],
+        }
+    }
+    | problems(400, 404, 408, 409, 413, 503),
 )
 async def submit_job(request: JobRequest, ours: Ours, caller: Operator) -> Response:
-    """Submit a training job. Its settings are checked here: a mistake is a 422 and costs no cluster time."""
+    """Submit a training job. Its settings are checked first: a mistake is a 422 and uses no cluster
+    time.
+    """
     if request.resume and request.run_name:
         await _require_ended(ours, request.run_name)
-    if not request.resume:  # a mistake is told also while Ray is away
-        await asyncio.to_thread(submission.checked_config, request, ours.settings)
+    await asyncio.to_thread(submission.check, request, ours.settings)
     await _require_ray(ours)
     job = await asyncio.to_thread(submission.prepare, request, ours.settings, by=caller.name)
     try:
@@ -69,18 +87,22 @@ async def submit_job(request: JobRequest, ours: Ours, caller: Operator) -> Respo
         await asyncio.to_thread(submission.mark_failed, job, f"Ray did not take the job: {problem.detail}")
         raise
     entry = await ours.index.renewed(job.submission_id)
-    return Response(entry.body, status_code=201, media_type=JSON, headers={"Location": f"/v1/jobs/{entry.job.id}"})
+    return Response(
+        entry.body, status_code=201, media_type=JSON, headers={"Location": f"/v1/jobs/{entry.job.id}"}
+    )
 
 
 @router.get("/{job_id}", response_model=Job, responses=answer(200, "The job", JOB_EXAMPLE) | problems(404))
 async def get_job(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
-    """The job as it stands. Answered from memory, also while its learner is busy or Ray is away."""
+    """Show a job. Answered from memory, also while its learner is busy or Ray does not answer."""
     return Response((await ours.index.get(job_id)).body, media_type=JSON)
 
 
 @router.delete("/{job_id}", status_code=204, response_class=Response, responses=problems(404, 409))
 async def delete_job(job_id: JobId, ours: Ours, caller: Operator) -> Response:
-    """Delete a job that has ended, with its run directory: metrics, samples, checkpoints, everything."""
+    """Delete an ended job with its whole run directory: metrics, samples, checkpoints,
+    everything.
+    """
     entry = await ours.index.renewed(job_id)
     if not entry.job.state.is_final:
         raise ApiProblem(409, f"job {job_id!r} is {entry.job.state}: stop it first", kind="not-ended")
@@ -89,21 +111,25 @@ async def delete_job(job_id: JobId, ours: Ours, caller: Operator) -> Response:
     if entry.record is not None:
         try:
             await asyncio.to_thread(_remove, entry.record.path)
-        except FileNotFoundError:  # somebody else was first
+        except FileNotFoundError:  # another request was first
             raise unknown_job(job_id) from None
     await ours.index.refresh()
     return Response(status_code=204)
 
 
 def _remove(run_dir: Path) -> None:
-    """Out of the list in one step, then off the disk: a deletion that is cut short leaves no half of a run to be seen."""
+    """Rename the directory first, then delete it, so that an interrupted deletion leaves no partial
+    run in the list.
+    """
     doomed = run_dir.with_name(f".deleting-{run_dir.name}-{os.urandom(4).hex()}")
     os.rename(run_dir, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 async def _forget(ray: RayJobs, submission_id: str) -> None:
-    """Delete Ray's record too, if it has one. Raises ApiProblem (409) while the process is still on its way out."""
+    """Delete Ray's record too, if any. Raises ApiProblem (409) while the process is still
+    ending.
+    """
     for _ in range(EXIT_TRIES):
         known = (ray.jobs or {}).get(submission_id)
         if known is None:
@@ -113,7 +139,9 @@ async def _forget(ray: RayJobs, submission_id: str) -> None:
         await asyncio.sleep(1)
         await ray.refresh()
     else:
-        raise ApiProblem(409, f"job {submission_id!r} has ended but its process has not: try again", kind="not-ended")
+        raise ApiProblem(
+            409, f"job {submission_id!r} has ended but its process has not: try again", kind="not-ended"
+        )
     try:
         await ray.delete(submission_id)
     except ApiProblem as problem:
@@ -122,7 +150,7 @@ async def _forget(ray: RayJobs, submission_id: str) -> None:
 
 
 async def _require_ray(ours: Ours) -> None:
-    """Before anything is written: without Ray there is nothing to submit to."""
+    """Check before anything is written that Ray answers."""
     if not ours.ray.is_up:
         await ours.ray.refresh()
     ours.ray.require_up()
@@ -131,7 +159,11 @@ async def _require_ray(ours: Ours) -> None:
 async def _require_ended(ours: Ours, run_name: str) -> None:
     job = (await ours.index.renewed(run_name)).job
     if not job.state.is_final:
-        raise ApiProblem(409, f"run {run_name!r} is {job.state}: only a run that has ended can be continued", kind="not-ended")
+        raise ApiProblem(
+            409,
+            f"run {run_name!r} is {job.state}: only a run that has ended can be continued",
+            kind="not-ended",
+        )
     if job.state is JobState.SUCCEEDED:
         raise ApiProblem(409, f"run {run_name!r} is finished: there is nothing to continue", kind="ended")
 
@@ -143,13 +175,15 @@ def _is_called(entry: Entry, name: str | None) -> bool:
 
 
 def cursor_of(entry: Entry) -> str:
-    """Names a place in the order of the list, so that it stays good when its job leaves the list."""
+    """Return a cursor: a place in the order, which stays valid when its job leaves the list."""
     created, job_id = entry.place
     return f"{created!r},{job_id}"
 
 
 def _after(entries: Sequence[Entry], cursor: str) -> int:
-    """Index of the first job behind the place. Raises ApiProblem (422) for what is no cursor."""
+    """Return the index of the first job after the cursor. Raises ApiProblem (422) for an invalid
+    cursor.
+    """
     created, comma, job_id = cursor.partition(",")
     try:
         behind = (float(created), job_id)

@@ -1,10 +1,11 @@
-// The first tab: curves and stage times, and beside them the fleet, staleness, events, checkpoints and commands.
+// The first tab: curves and stage times, and beside them the fleet, worker time, staleness, events, checkpoints and commands.
 import { Curves } from "./curves.js";
 import { button, fillOnChange, h, notice } from "./dom.js";
 import { bytes, clock, duration, moment, number, percent, whole } from "./format.js";
 import { AXES } from "./rows.js";
 import { StageTimes } from "./stages.js";
 import { healthChip } from "./state.js";
+import { timesOf, workerTimes } from "./times.js";
 
 const MOST_SHOWN = 100; // events
 
@@ -25,6 +26,7 @@ export class Overview {
 
 const PANELS = [
   { title: "Fleet", on: ["job", "rows"], of: ({ job, rows }) => ({ workers: job.workers, pending: job.pending, version: job.policy_version, busy: busyOf(job, rows) }), draw: fleet },
+  { title: "Worker time", on: ["rows"], of: ({ rows }) => timesOf(rows), draw: workerTimes },
   { title: "Staleness", on: ["job"], of: ({ job }) => job.staleness ?? {}, draw: staleness },
   { title: "Held-out evaluations", on: ["rows"], of: ({ rows }) => evaluationsOf(rows), draw: evaluations },
   { title: "Events", on: ["events"], of: ({ events }) => events.slice(0, MOST_SHOWN), draw: events },

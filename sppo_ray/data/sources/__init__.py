@@ -1,4 +1,4 @@
-"""Where prompts come from: one reader per `DataSource` type of the configuration, chosen by a literal dict."""
+"""Reads prompts. Each `DataSource` type of the configuration has one reader."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _OPEN: dict[str, Callable[..., Source]] = {
 
 
 def open_sources(settings: Sequence[DataSource], origin: str = "data.train") -> list[Source]:
-    """Open each source and check what can be checked without a tokenizer.
+    """Open each source and do all checks that need no tokenizer.
 
-    The names of the returned sources are unique: a second source of the same name is called `name#2`, so that no two
-    examples share an id. `origin` is the setting that errors are reported under.
-    Raises UserError naming the file, the row and the field; also when two entries are the same.
+    A second source with the same name is called `name#2`, so example ids are unique. Errors name
+    the setting `origin`. Raises UserError naming the file, the row and the field, and for equal
+    entries.
     """
     sources: list[Source] = []
     uses: dict[str, int] = {}
@@ -35,7 +35,9 @@ def open_sources(settings: Sequence[DataSource], origin: str = "data.train") -> 
         where = f"{origin}[{index}]"
         first = settings.index(source)
         if first != index:
-            raise UserError(f"{where} repeats {origin}[{first}], every prompt of it would come twice: remove one of them")
+            raise UserError(
+                f"{where} repeats {origin}[{first}], every prompt of it would come twice: remove one of them"
+            )
         base = source.name or Path(source.path).stem
         uses[base] = uses.get(base, 0) + 1
         name = base if uses[base] == 1 else f"{base}#{uses[base]}"

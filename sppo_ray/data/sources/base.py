@@ -1,4 +1,4 @@
-"""What a source of examples is, and several of them as one."""
+"""Defines sources of examples and their concatenation."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from sppo_ray.types import Example
 
 
 class Source(Protocol):
-    """A finite table of examples, read by row: the same row gives the same example on every run."""
+    """A finite table of examples. A row gives the same example on every run."""
 
     name: str  # unique in a list of sources; example ids are "<name>/<row>"
-    procedural: bool  # made on demand (checked as they are drawn) rather than read from a file (checked when opened)
+    # made on demand (checked as they are drawn) rather than read from a file (checked when opened)
+    procedural: bool
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int) -> Example: ...
 
     def examples(self, rows: Sequence[int]) -> list[Example]:
-        """The examples of `rows`, in that order. Cheaper than one `source[row]` after another."""
+        """Return the examples of `rows`, in that order. Faster than several `source[row]`."""
         ...
 
 
 class Concatenation:
-    """Sources one after the other as one."""
+    """Concatenates sources."""
 
     def __init__(self, name: str, parts: Sequence[Source]) -> None:
         self.name = name
@@ -41,7 +42,7 @@ class Concatenation:
         return self.examples([row])[0]
 
     def examples(self, rows: Sequence[int]) -> list[Example]:
-        """Raises IndexError for a row outside [0, len)."""
+        """Return the examples of `rows`. Raises IndexError for a row outside [0, len)."""
         wanted = np.asarray(rows, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"{self.name}: rows run from 0 to {len(self) - 1}")

@@ -1,4 +1,4 @@
-"""Sources on disk: Parquet in the field's format, JSON lines, and Hugging Face datasets."""
+"""Opens sources on disk: Parquet, JSON lines, and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sppo_ray.config import HFDiskData, JsonlData, ParquetData
+from sppo_ray.data.parquet_limits import read_bounded
 from sppo_ray.data.sources.base import Concatenation
 from sppo_ray.data.sources.jsonl import read_jsonl
 from sppo_ray.data.sources.table import Fields, TableSource, checked_table, require_fields
@@ -19,18 +20,27 @@ from sppo_ray.errors import UserError
 
 
 def open_parquet(settings: ParquetData, name: str, where: str) -> Concatenation:
-    """Columns prompt, reward_model.ground_truth, and where present data_source and extra_info; others are not read."""
+    """Open Parquet files. Reads the columns prompt and reward_model.ground_truth, and data_source
+    and extra_info if present.
+    """
     return _open_files(_matching_files(settings.path, ".parquet", where), _read_parquet, name, settings.name)
 
 
 def open_jsonl(settings: JsonlData, name: str, where: str) -> Concatenation:
-    """A line: {prompt_key: string | messages, ground_truth_key: string | integer, "data_source"?, "extra_info"?}."""
+    """Open files of JSON lines: {prompt_key: string | messages, ground_truth_key: string | integer,
+    "data_source"?, "extra_info"?}.
+    """
     fields = Fields(prompt=settings.prompt_key, ground_truth=settings.ground_truth_key)
-    return _open_files(_matching_files(settings.path, ".jsonl", where), partial(read_jsonl, fields=fields), name, settings.name)
+    return _open_files(
+        _matching_files(settings.path, ".jsonl", where),
+        partial(read_jsonl, fields=fields),
+        name,
+        settings.name,
+    )
 
 
 def open_hf_disk(settings: HFDiskData, name: str, where: str) -> TableSource:
-    """A `Dataset`, or one split of a `DatasetDict`, as `save_to_disk` writes it."""
+    """Open a `Dataset`, or one split of a `DatasetDict`, that `save_to_disk` wrote."""
     path = str(Path(settings.path).expanduser())
     dataset = _load_hf(path, settings.split, where)
     fields = Fields(prompt=settings.prompt_key, ground_truth=settings.ground_truth_key)
@@ -42,7 +52,9 @@ def open_hf_disk(settings: HFDiskData, name: str, where: str) -> TableSource:
     return TableSource(checked_table(table, fields, path), name, label=settings.name)
 
 
-def _open_files(files: list[str], read: Callable[[str], pa.Table], name: str, label: str | None) -> Concatenation:
+def _open_files(
+    files: list[str], read: Callable[[str], pa.Table], name: str, label: str | None
+) -> Concatenation:
     parts: list[TableSource] = []
     rows = 0
     for file in files:
@@ -52,20 +64,27 @@ def _open_files(files: list[str], read: Callable[[str], pa.Table], name: str, la
 
 
 def _matching_files(path: str, suffix: str, where: str) -> list[str]:
-    """The files that a path, a directory or a glob stands for, sorted by name."""
+    """Return the files of a path, a directory or a glob, sorted by name."""
     given = Path(path).expanduser()
     if given.is_file():
         found = [str(given)]
     elif given.is_dir():
         found = sorted(str(file) for file in given.glob(f"*{suffix}") if file.is_file())
         if not found:
-            raise UserError(f"{where}.path: {path}: the directory has no *{suffix} file: give the directory that holds them")
+            raise UserError(
+                f"{where}.path: {path}: the directory has no *{suffix} file: give the directory that holds "
+                "them"
+            )
     elif glob.has_magic(path):
         found = sorted(file for file in glob.glob(str(given), recursive=True) if Path(file).is_file())
         if not found:
-            raise UserError(f"{where}.path: {path}: no file matches (looked from {Path.cwd()}): correct the pattern")
+            raise UserError(
+                f"{where}.path: {path}: no file matches (looked from {Path.cwd()}): correct the pattern"
+            )
     else:
-        raise UserError(f"{where}.path: {path}: no such file or directory (looked from {Path.cwd()}): correct the path")
+        raise UserError(
+            f"{where}.path: {path}: no such file or directory (looked from {Path.cwd()}): correct the path"
+        )
     for file in found:
         if Path(file).stat().st_size == 0:
             raise UserError(f"{file}: is empty: give a file with at least one prompt")
@@ -75,18 +94,29 @@ def _matching_files(path: str, suffix: str, where: str) -> list[str]:
 def _read_parquet(path: str) -> pa.Table:
     fields = Fields()
     try:
-        file = pq.ParquetFile(path)
-        require_fields(file.schema_arrow, fields, path)
-        table = file.read(columns=fields.columns_in(file.schema_arrow.names))
+        schema = pq.read_schema(path)
+        require_fields(schema, fields, path)
+        table = _read_columns(path, fields.columns_in(schema.names))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({error}): convert it, or use type jsonl or hf-disk") from None
+        raise UserError(
+            f"{path}: cannot be read as Parquet ({error}): convert it, or use type jsonl or hf-disk"
+        ) from None
     return checked_table(table, fields, path)
 
 
+def _read_columns(path: str, columns: list[str]) -> pa.Table:
+    try:
+        return read_bounded(path, columns)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def _load_hf(path: str, split: str | None, where: str) -> Any:
-    """A `datasets.Dataset`."""
+    """Load a `datasets.Dataset`."""
     if not Path(path).is_dir():
-        raise UserError(f"{where}.path: {path}: no such directory (looked from {Path.cwd()}): correct the path")
+        raise UserError(
+            f"{where}.path: {path}: no such directory (looked from {Path.cwd()}): correct the path"
+        )
     try:
         import datasets
     except ImportError:
@@ -94,7 +124,9 @@ def _load_hf(path: str, split: str | None, where: str) -> Any:
     try:
         loaded = datasets.load_from_disk(path)
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-        raise UserError(f"{path}: is no dataset written by save_to_disk ({error}): write one, or use type parquet") from None
+        raise UserError(
+            f"{path}: is no dataset written by save_to_disk ({error}): write one, or use type parquet"
+        ) from None
     if isinstance(loaded, datasets.Dataset):
         if split is not None:
             raise UserError(f"{where}.split: {path} has no splits: remove the setting")
@@ -102,5 +134,7 @@ def _load_hf(path: str, split: str | None, where: str) -> Any:
     if split is None and len(loaded) == 1:
         return next(iter(loaded.values()))
     if split not in loaded:
-        raise UserError(f"{where}.split: {path} has the splits {', '.join(loaded)}: name one of them (given: {split})")
+        raise UserError(
+            f"{where}.split: {path} has the splits {', '.join(loaded)}: name one of them (given: {split})"
+        )
     return loaded[split]

@@ -1,4 +1,4 @@
-"""JSON lines to a checked table, with the number of the line in every message."""
+"""Reads JSON lines as a checked table. Error messages contain the line number."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ import pyarrow as pa
 from sppo_ray.data.sources.table import MESSAGES, Fields, check_rows
 from sppo_ray.errors import UserError
 
-_BLOCK_ROWS = 8192  # rows held as Python objects at a time, before they become Arrow
-_SCHEMA = pa.schema([("prompt", MESSAGES), ("ground_truth", pa.string()), ("source", pa.string()), ("extra", pa.string())])
+LONGEST_LINE = 64 << 20  # bytes
+_BLOCK_ROWS = 8192  # rows held as Python objects before conversion to Arrow
+_SCHEMA = pa.schema(
+    [("prompt", MESSAGES), ("ground_truth", pa.string()), ("source", pa.string()), ("extra", pa.string())]
+)
 
 
 def read_jsonl(path: str, fields: Fields) -> pa.Table:
-    """Columns as TableSource reads them; `extra` is each row's `extra_info` as JSON. Blank lines are passed over.
+    """Read the columns of TableSource; `extra` is each row's `extra_info` as JSON.
 
-    Raises UserError naming the file, the line (from 1) and the field.
+    Blank lines are skipped. Raises UserError naming the file, the line (from 1) and the field.
     """
-    # Python's parser and not Arrow's: Arrow guesses types (dates!) and names no line when two rows disagree.
+    # Arrow's JSON parser guesses types such as dates and reports type conflicts without the line.
     batches: list[pa.RecordBatch] = []
-    line_of = array("q")  # number of the line that each row stands on
+    line_of = array("q")  # line number of each row
     block: list[dict[str, Any]] = []
     for number, text in _lines(path):
         block.append(_parse(text, fields, f"{path}: line {number}"))
@@ -38,12 +41,18 @@ def read_jsonl(path: str, fields: Fields) -> pa.Table:
 def _lines(path: str) -> Iterator[tuple[int, str]]:
     try:
         with open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
+            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(raw) > LONGEST_LINE:
+                    raise UserError(
+                        f"{path}: line {number}: is longer than {LONGEST_LINE} bytes: write one object a line"
+                    )
                 text = _decode(raw, f"{path}: line {number}")
                 if text.strip():
                     yield number, text.removeprefix("\ufeff")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): correct the path or its permissions") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}): correct the path or its permissions"
+        ) from None
 
 
 def _decode(raw: bytes, where: str) -> str:
@@ -61,7 +70,10 @@ def _parse(text: str, fields: Fields, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         raise UserError(f"{where}: not JSON ({error}): write one object a line") from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: is {_kind(row)}: write one object a line, with {fields.prompt} and {fields.ground_truth}")
+        raise UserError(
+            f"{where}: is {_kind(row)}: write one object a line, with {fields.prompt} and "
+            f"{fields.ground_truth}"
+        )
     source, extra = row.get(fields.source), row.get(fields.extra)
     if not isinstance(source, (str, type(None))):
         raise UserError(f"{where}: {fields.source} is {_kind(source)}: it must be a string")
@@ -80,7 +92,10 @@ def _value(row: dict[str, Any], field: str, where: str) -> Any:
     for part in field.split("."):
         if not isinstance(node, dict) or part not in node:
             keys = ", ".join(node) if isinstance(node, dict) else _kind(node)
-            raise UserError(f"{where}: no {field} (there are: {keys}): add it, or set the source's prompt_key / ground_truth_key")
+            raise UserError(
+                f"{where}: no {field} (there are: {keys}): add it, or set the source's prompt_key / "
+                "ground_truth_key"
+            )
         node = node[part]
     return node
 
@@ -89,10 +104,14 @@ def _messages(prompt: Any, field: str, where: str) -> list[dict[str, str]]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     sound = isinstance(prompt, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in prompt
     )
     if not sound:
-        raise UserError(f"{where}: {field} is {_kind(prompt)}: it must be a string or a list of {{role: text, content: text}}")
+        raise UserError(
+            f"{where}: {field} is {_kind(prompt)}: it must be a string or a list of {{role: text, content: "
+            f"text}}"
+        )
     return [{"role": m["role"], "content": m["content"]} for m in prompt]
 
 
@@ -101,9 +120,19 @@ def _truth(truth: Any, field: str, where: str) -> str | None:
         return truth
     if isinstance(truth, int) and not isinstance(truth, bool):
         return str(truth)
-    raise UserError(f"{where}: {field} is {_kind(truth)}: it must be a string (or an integer), as the verifier shall compare it")
+    raise UserError(
+        f"{where}: {field} is {_kind(truth)}: it must be a string (or an integer), as the verifier shall "
+        "compare it"
+    )
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
     return names.get(type(value), "null")

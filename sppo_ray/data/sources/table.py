@@ -1,4 +1,4 @@
-"""One file of examples as an Arrow table: checked as whole columns when opened, read row by row when asked."""
+"""Holds the examples of one file as an Arrow table. Whole columns are checked on opening."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Where a format keeps what. A dot steps into a struct."""
+    """The column names of a format. A dot separates a struct from its field."""
 
     prompt: str = "prompt"  # a string, or list<struct<role: string, content: string, ...>>
     ground_truth: str = "reward_model.ground_truth"  # a string or an integer
@@ -28,21 +28,24 @@ class Fields:
     extra: str = "extra_info"  # optional struct
 
     def columns_in(self, present: Sequence[str]) -> list[str]:
-        """Top-level columns out of `present` that these fields live in."""
+        """Return the columns in `present` that contain these fields."""
         heads = {field.split(".")[0] for field in (self.prompt, self.ground_truth, self.source, self.extra)}
         return [column for column in present if column in heads]
 
 
 class TableSource:
-    """A checked table. Columns: prompt, ground_truth: string, and where present source: string and extra.
+    """A checked table with the columns prompt, ground_truth: string, and optionally source: string
+    and extra.
 
-    `extra` is a struct, or a string that holds a JSON object (JSON lines: each row has its own keys).
+    `extra` is a struct, or a JSON object as a string (for JSON lines, where keys differ by row).
     """
 
     procedural = False
 
     def __init__(self, table: pa.Table, name: str, *, label: str | None, first_row: int = 0) -> None:
-        """`label` replaces each row's own data_source; `first_row` is the id number of row 0 (files before this one)."""
+        """`label` replaces the data_source of each row. `first_row` is the number of row 0 in ids;
+        it counts the rows of earlier files.
+        """
         self.name = name
         self._table = table
         self._label = label
@@ -55,7 +58,7 @@ class TableSource:
         return self.examples([row])[0]
 
     def examples(self, rows: Sequence[int]) -> list[Example]:
-        """Raises IndexError for a row outside [0, len)."""
+        """Return the examples of `rows`. Raises IndexError for a row outside [0, len)."""
         picked = self._table.take(pa.array(rows, pa.int64())).to_pylist()
         return [self._example(row, record) for row, record in zip(rows, picked, strict=True)]
 
@@ -72,24 +75,28 @@ class TableSource:
 
 
 def require_fields(schema: pa.Schema, fields: Fields, path: str) -> None:
-    """Raises UserError, with the nearest name, when the prompt or the ground truth has no column."""
+    """Raise UserError with the most similar name when the prompt or ground truth has no column."""
     for field in (fields.prompt, fields.ground_truth):
         head, *inner = field.split(".")
         names = schema.names
         if head not in names:
-            raise UserError(f"{path}: no column {head!r} ({_nearest(head, names)}): rename it, or name it in the settings")
+            raise UserError(
+                f"{path}: no column {head!r} ({_nearest(head, names)}): rename it, or name it in the settings"
+            )
         kind = schema.field(head).type
         for part in inner:
             names = [child.name for child in kind] if pa.types.is_struct(kind) else []
             if part not in names:
-                raise UserError(f"{path}: no field {field!r} ({_nearest(part, names)} in {head}, a {kind}): rename it")
+                raise UserError(
+                    f"{path}: no field {field!r} ({_nearest(part, names)} in {head}, a {kind}): rename it"
+                )
             kind = kind.field(part).type
 
 
 def checked_table(raw: pa.Table, fields: Fields, path: str) -> pa.Table:
-    """The columns of `raw` that TableSource reads, with every row checked.
+    """Check every row of `raw` and return the columns that TableSource reads.
 
-    `raw` has passed `require_fields`. Raises UserError naming file, row (from 0) and field.
+    Call `require_fields` first. Raises UserError naming file, row (from 0) and field.
     """
     columns = {"prompt": _column(raw, fields.prompt), "ground_truth": _column(raw, fields.ground_truth)}
     if fields.source in raw.column_names:
@@ -102,9 +109,10 @@ def checked_table(raw: pa.Table, fields: Fields, path: str) -> pa.Table:
 
 
 def check_rows(table: pa.Table, fields: Fields, path: str, row_name: Callable[[int], str]) -> pa.Table:
-    """`table` (columns as TableSource reads them) with its ground truths as strings, once every row is found sound.
+    """Check every row of a table with the columns of TableSource; return it with ground truths as
+    strings.
 
-    `row_name` says in messages which row of the file row i is. Raises UserError naming file, row and field.
+    `row_name(i)` names row i in messages. Raises UserError naming file, row and field.
     """
     if table.num_rows == 0:
         raise UserError(f"{path}: has no rows: give a file with at least one prompt")
@@ -132,7 +140,10 @@ def _check_prompts(column: pa.ChunkedArray, field: str, path: str, row_name: Cal
         _refuse(_blank(column), path, field, row_name, "is empty: give a prompt or remove the row")
         return
     if not _is_messages(column.type):
-        raise UserError(f"{path}: {field} is {column.type}: it must be a string or a list of {{role: string, content: string}}")
+        raise UserError(
+            f"{path}: {field} is {column.type}: it must be a string or a list of {{role: string, content: "
+            f"string}}"
+        )
     for start, chunk in _chunks(column):
         _check_messages(chunk, field, path, lambda row, start=start: row_name(start + row))
 
@@ -143,19 +154,31 @@ def _check_messages(chunk: pa.Array, field: str, path: str, row_name: Callable[[
     role, content = pc.struct_field(messages, "role"), pc.struct_field(messages, "content")
     known = pc.fill_null(pc.is_in(role, pa.array(ROLES, role.type)), False).to_numpy(zero_copy_only=False)
     wordless = pc.is_null(content).to_numpy(zero_copy_only=False)
-    _refuse_rows(parents[~known], path, f"{field}.role", row_name, f"is none of {', '.join(ROLES)}: correct it")
+    _refuse_rows(
+        parents[~known], path, f"{field}.role", row_name, f"is none of {', '.join(ROLES)}: correct it"
+    )
     _refuse_rows(parents[wordless], path, f"{field}.content", row_name, "is missing: give a string")
     filled = np.zeros(len(chunk), dtype=bool)
     filled[parents[~_blank(content)]] = True
     _refuse(~filled, path, field, row_name, "is empty: give a prompt or remove the row")
 
 
-def _checked_truths(column: pa.ChunkedArray, field: str, path: str, row_name: Callable[[int], str]) -> pa.ChunkedArray:
+def _checked_truths(
+    column: pa.ChunkedArray, field: str, path: str, row_name: Callable[[int], str]
+) -> pa.ChunkedArray:
     kind = column.type
     if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
-        raise UserError(f"{path}: {field} is {kind}: it must be a string or an integer, as the verifier shall compare it")
+        raise UserError(
+            f"{path}: {field} is {kind}: it must be a string or an integer, as the verifier shall compare it"
+        )
     column = column.cast(pa.string())
-    _refuse(_blank(column), path, field, row_name, "is missing: a verifier needs a ground truth, give one or remove the row")
+    _refuse(
+        _blank(column),
+        path,
+        field,
+        row_name,
+        "is missing: a verifier needs a ground truth, give one or remove the row",
+    )
     return column
 
 
@@ -165,7 +188,7 @@ def _check_type(kind: pa.DataType, is_wanted: Callable[[pa.DataType], bool], whe
 
 
 def _blank(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """bool[rows]: null, or nothing but white space."""
+    """Return which rows are null or only white space, [rows] bool."""
     empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
     return empty.to_numpy() if isinstance(empty, pa.ChunkedArray) else empty.to_numpy(zero_copy_only=False)
 
@@ -192,7 +215,9 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_messages(kind: pa.DataType) -> bool:
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(
+        kind.value_type
+    ):
         return False
     fields = {field.name: field.type for field in kind.value_type}
     return all(name in fields and _is_text(fields[name]) for name in ("role", "content"))

@@ -1,0 +1,95 @@
+"""The race: seconds of training to a held-out accuracy, Sequence-Level PPO here against TRL's GRPO.
+
+    python -m benchmarks.race [--seeds 3] [--accuracy 0.82] [--cores 2]
+
+Both train the quickstart's policy on its prompts, 256 samples and four updates a step, and evaluate
+every four steps one sample of each of 256 held-out prompts; evaluations do not count as time. Each
+has the best of three learning rates, by the median over the seeds. The runs take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import print_table, write_result
+from benchmarks.trl_side import Task
+from benchmarks.versus_trl import our_settings, pinned, train
+
+RATES = (2.5e-4, 5e-4, 1e-3)
+EVERY = 4
+STEPS = 60
+TARGET = 0.8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--accuracy", type=float, default=0.82)
+    parser.add_argument("--cores", type=int, default=2, choices=[1, 2])
+    options = parser.parse_args()
+    rows = []
+    for seed in range(1, options.seeds + 1):
+        for rate in RATES:
+            task = Task(
+                steps=STEPS,
+                threads=options.cores,
+                updates=4,
+                learning_rate=rate,
+                seed=seed,
+                evaluate_every=EVERY,
+                stop_at=options.accuracy,
+            )
+            for side, race in (("sppo-ray, sppo", ours), ("trl, grpo", trl)):
+                rows.append(
+                    {"side": side, "rate": rate, "seed": seed, "seconds": race(task, options.cores)}
+                )
+    best = {side: best_rate(rows, side) for side in ("sppo-ray, sppo", "trl, grpo")}
+    ratio = best["sppo-ray, sppo"][1] / best["trl, grpo"][1]
+    targets = [
+        {
+            "what": f"seconds to {options.accuracy}, sppo here / TRL's GRPO, {options.cores} core(s)",
+            "target": f"<= {TARGET}",
+            "figure": round(ratio, 3),
+            "met": ratio <= TARGET,
+        }
+    ]
+    print_table(rows)
+    summary = [{"side": side, "rate": rate, "median_s": median} for side, (rate, median) in best.items()]
+    print_table(summary)
+    print(write_result("race", rows, targets, {"best": summary}))
+
+
+def best_rate(rows: list[dict[str, Any]], side: str) -> tuple[float, float]:
+    """The learning rate with the least median of seconds, and that median."""
+    medians = {
+        rate: statistics.median(r["seconds"] for r in rows if (r["side"], r["rate"]) == (side, rate))
+        for rate in RATES
+    }
+    return min(medians.items(), key=lambda entry: entry[1])
+
+
+def ours(task: Task, cores: int) -> float:
+    """Seconds of training to the accuracy; infinite when the run did not reach it."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        train("quickstart", run, our_settings(task) | {"eval.every": EVERY}, cores)
+        found = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("step-*.json"))]
+    reached = [one["train_seconds"] for one in found if one["overall"]["accuracy"] >= task.stop_at]
+    return round(min(reached), 2) if reached else float("inf")
+
+
+def trl(task: Task, cores: int) -> float:
+    found = json.loads(pinned(task.command(), cores).splitlines()[-1])
+    reached = [int(step) for step, accuracy in found["accuracies"].items() if accuracy >= task.stop_at]
+    return round(found["ends"][min(reached) - 1], 2) if reached else float("inf")
+
+
+if __name__ == "__main__":
+    main()

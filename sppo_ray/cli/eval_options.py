@@ -1,0 +1,237 @@
+"""Turn the options of `sppo-ray eval` into settings: data and rewards by name, settings of a recipe
+or a run.
+
+    --data FILE|DIRECTORY|GLOB            Parquet in the field's format, JSON lines, or a Hugging
+                                          Face dataset, by its suffix
+    --data running-sum:size=256,seed=7    a source of the settings with its fields; procedural ones
+                                          have 256 prompts by default
+    --reward math | running-sum | reasoning-gym | last-number | PACKAGE.MODULE:FUNCTION
+
+Imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, lost_worker, repeated, runs_directory
+from sppo_ray.config import DataSource, RewardFunction, RunConfig, permissions
+from sppo_ray.config.evaluation import EvaluationConfig
+from sppo_ray.config.loading import load_config, models_in, parse_settings
+from sppo_ray.config.outside_yaml import read_yaml
+from sppo_ray.errors import UserError
+from sppo_ray.rundir.layout import RunDir
+
+DEFAULT_SIZE = 256  # prompts of a procedural source
+LAST_NUMBER = "sppo_ray.rewards.last_number:reward"
+
+_SUFFIX_TYPES = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
+_SOURCES = {model.model_fields["type"].default: model for model in models_in(DataSource)}
+_REWARDS = [model.model_fields["type"].default for model in models_in(RewardFunction)]
+
+
+@lost_worker("Nothing was written: run the evaluation again")
+def evaluate(
+    model: Annotated[
+        str, Argument(help="a Transformers checkpoint, builtin:NAME, or a run directory (its export/policy)")
+    ],
+    *,
+    data: Annotated[
+        list[str],
+        repeated(metavar="FILE...", help="files, directories, globs, or running-sum:size=256,seed=7"),
+    ],
+    recipe: Annotated[
+        str | None, Option(help="take held-out data, reward and rollout settings from a recipe")
+    ] = None,
+    samples_per_prompt: Annotated[
+        int | None,
+        Option("-k", "--samples-per-prompt", help="responses a prompt (default: 1, or as a file repeats it)"),
+    ] = None,
+    pass_k: Annotated[
+        str | None,
+        Option(help="the k of pass@k, e.g. 1,4,8 (default: 1, 2, 4, ... and the samples a prompt)"),
+    ] = None,
+    temperature: Annotated[float | None, Option(help="default 1.0, or the recipe's; 0 = greedy")] = None,
+    max_response_tokens: Annotated[
+        int | None, Option(help="default 2048, or the recipe's, or what the context leaves")
+    ] = None,
+    limit: Annotated[int | None, Option(help="use only the first N prompts of each source")] = None,
+    seed: Annotated[int | None, Option(help="default 1, or the recipe's")] = None,
+    reward: Annotated[
+        str | None,
+        Option(help=f"{', '.join(_REWARDS)}, last-number or package.module:function (default: by the data)"),
+    ] = None,
+    workers: Annotated[int | None, Option(help="rollout engines (default 1)")] = None,
+    allow_module: AllowModule,
+    allow_unconfined: AllowUnconfined,
+    out: Annotated[
+        Path | None, Option(help="new directory for report and responses (default: runs/eval-MODEL-TIME)")
+    ] = None,
+    overrides: Overrides,
+) -> int:
+    """Evaluate a checkpoint on files; settings as --section.key=value."""
+    tree = _tree(model, recipe, data, reward)
+    tree |= _given(seed=seed)
+    tree["eval"] |= _given(samples_per_prompt=samples_per_prompt, prompts=limit, temperature=temperature)
+    tree["eval"] |= _given(pass_k=None if pass_k is None else _integers(pass_k))
+    tree["rollout"] |= _given(max_response_tokens=max_response_tokens, workers=workers)
+    config = parse_settings(EvaluationConfig, tree, overrides, "eval settings")
+    granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
+    typed = typed_settings(reward, overrides)
+    if recipe is not None:
+        permissions.require_for_file(config.reward, granted, typed, recipe)
+    elif not data:
+        permissions.require_all(config.reward, granted, typed, f"run {model}")
+    name = Path(model).name.removeprefix("builtin:")
+    place = out or runs_directory() / f"eval-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    from sppo_ray.cli.evaluate import run_evaluation
+
+    return run_evaluation(config, place)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _tree(model: str, recipe: str | None, data: Sequence[str], reward: str | None) -> dict[str, Any]:
+    """Build the settings with data and reward function as typed. Raises UserError for an impossible
+    combination.
+    """
+    tree = _starting_tree(model, recipe, data)
+    if data:
+        tree["data"]["held_out"] = [data_source(text) for text in data]
+    if not tree["data"].get("held_out"):
+        raise UserError(
+            "nothing to evaluate on: name files with --data, or a recipe that has data.held_out with --recipe"
+        )
+    if reward is not None:
+        tree["reward"]["function"] = reward_function(reward)
+    elif "function" not in tree["reward"]:
+        tree["reward"]["function"] = _reward_of(tree["data"]["held_out"])
+    return tree
+
+
+def typed_settings(reward: str | None, overrides: Sequence[str]) -> list[str]:
+    """Return the settings on the command line, which permit the code that they name."""
+    return permissions.settings_in(overrides) + (["reward.function"] if reward is not None else [])
+
+
+def data_source(text: str) -> dict[str, Any]:
+    """Parse one --data value into a source of the settings."""
+    kind, _, fields = text.partition(":")
+    if kind in _SOURCES and not Path(text).exists():
+        source = {"type": kind, **_fields(fields, text)}
+        if "size" in _SOURCES[kind].model_fields:
+            source.setdefault("size", DEFAULT_SIZE)
+        return source
+    return {"type": _type_of_path(text), "path": text}
+
+
+def reward_function(text: str) -> dict[str, Any]:
+    """Parse a --reward value into `reward.function`."""
+    if text == "last-number":
+        return {"type": "custom", "function": LAST_NUMBER}
+    if ":" in text:  # typing it permits the package
+        return {"type": "custom", "function": text, "packages": [text.partition(":")[0].partition(".")[0]]}
+    if text not in _REWARDS or text == "custom":
+        known = ", ".join(name for name in _REWARDS if name != "custom")
+        raise UserError(
+            f"--reward {text}: no such reward function; there are {known}, last-number, or "
+            "package.module:function"
+        )
+    return {"type": text}
+
+
+def _starting_tree(model: str, recipe: str | None, data: Sequence[str]) -> dict[str, Any]:
+    """Return the recipe's settings; without --recipe and --data those of the run directory; else
+    the defaults.
+    """
+    run = Path(model).expanduser()
+    is_run = RunDir(run).config.is_file()
+    model = str(_exported(run)) if is_run else model
+    if recipe is not None:
+        return tree_of(load_config(recipe)) | {"model": model}
+    if not data and is_run:
+        return tree_of(load_config(str(RunDir(run).config))) | {"model": model}
+    return {"model": model, "data": {}, "eval": {}, "rollout": {}, "reward": {}}
+
+
+def _exported(run: Path) -> Path:
+    exported = RunDir(run).exported_policy
+    if not exported.is_dir():
+        raise UserError(
+            f"run directory {run} has no {exported.relative_to(run)}: let the run finish with "
+            f"checkpoint.export=true (sppo-ray train ... --resume --run-dir {run}), or name a checkpoint "
+            "directory"
+        )
+    return exported
+
+
+def tree_of(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that an evaluation shares with a run, as a tree for `parse_settings`."""
+    run = config.model_dump(mode="json")
+    data = ("held_out", "max_prompt_tokens", "overlong_prompts", "system_prompt", "prompt_suffix")
+    sampling = ("samples_per_prompt", "prompts", "temperature")
+    return {name: run[name] for name in ("seed", "device", "rollout", "reward", "cluster")} | {
+        "data": {name: run["data"][name] for name in data},
+        "eval": {name: run["eval"][name] for name in sampling},
+    }
+
+
+def _reward_of(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Choose the default verifier: the task's own for running-sum and reasoning-gym, math for
+    files.
+    """
+    kinds = {source["type"] for source in sources}
+    own = kinds & {"running-sum", "reasoning-gym"}
+    if own and len(kinds) > 1:
+        raise UserError(
+            f"--data of {' and '.join(sorted(kinds))} are judged by different reward functions: evaluate "
+            "them apart, or name one "
+            "that fits all with --reward"
+        )
+    return {"type": own.pop() if own else "math"}
+
+
+def _type_of_path(text: str) -> str:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+            return "hf-disk"
+        return "jsonl" if any(path.glob("*.jsonl")) and not any(path.glob("*.parquet")) else "parquet"
+    kind = _SUFFIX_TYPES.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(
+            f"--data {text}: neither a .parquet or .jsonl file, nor a directory of them, nor a source: write "
+            f"{_examples()}"
+        )
+    return kind
+
+
+def _fields(text: str, whole: str) -> dict[str, Any]:
+    fields = {}
+    for part in filter(None, text.split(",")):
+        key, separator, value = part.partition("=")
+        if not separator:
+            raise UserError(f"--data {whole}: {part!r} is no key=value; write e.g. {_examples()}")
+        fields[key] = read_yaml(value, f"--data {whole}")
+    return fields
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(
+            f"--pass-k {text}: write whole numbers with commas between them, e.g. --pass-k 1,4,8"
+        ) from None
+
+
+def _examples() -> str:
+    return "running-sum:size=256,seed=7 or reasoning-gym:task=chain_sum"

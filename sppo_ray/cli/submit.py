@@ -1,0 +1,58 @@
+"""`sppo-ray submit`: submit a training job to the REST API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from sppo_ray.cli.jobs import print_log
+from sppo_ray.cli.shared import Json, Overrides, Url, checked, repeated
+from sppo_ray.config.loading import load_config
+from sppo_ray.config.outside_yaml import read_yaml
+from sppo_ray.errors import UserError
+
+
+def submit(
+    recipe: Annotated[str, Argument(help="a recipe that ships, or a .yaml file of this machine")],
+    *,
+    name: Annotated[
+        str | None, Option(help="name of the run directory (default: recipe, seed and time)")
+    ] = None,
+    seed: Annotated[int | None, Option(help="overrides the recipe's seed")] = None,
+    metadata: Annotated[list[str], repeated(metavar="KEY=VALUE", help="kept with the job")],
+    follow: Annotated[bool, Option("--follow", help="print the log until the job ends")] = False,
+    url: Url = None,
+    as_json: Json = False,
+    overrides: Overrides,
+) -> int:
+    """Submit a training job; settings as --section.key=value."""
+    from sppo_ray.api.client import Client
+    from sppo_ray.api.schemas import JobRequest
+
+    given: dict[str, Any] = {
+        "overrides": dict(_override(text) for text in overrides),
+        "metadata": dict(map(_pair, metadata)),
+    }
+    given |= {"run_name": name} if name else {}
+    given |= {"seed": seed} if seed is not None else {}
+    is_file = recipe.endswith((".yaml", ".yml"))
+    # a local recipe is sent as a whole, because the server cannot read the file
+    given |= {"config": load_config(recipe).model_dump(mode="json")} if is_file else {"recipe": recipe}
+    with Client(url) as client:
+        job = client.submit_job(checked(JobRequest, given))
+        more = f"`sppo-ray status {job.id} --watch`, `sppo-ray logs {job.id} -f`"
+        print(job.model_dump_json(indent=2) if as_json else f"submitted {job.id}: {more}")
+        return print_log(client, job.id, tail=0, follow=True) if follow else 0
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, _, value = text.removeprefix("--").partition("=")
+    return key, read_yaml(value, f"--{key}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UserError(f"--metadata {text!r}: write it as KEY=VALUE")
+    return key, value

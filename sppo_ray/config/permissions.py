@@ -1,0 +1,132 @@
+"""Permissions of settings: which reward code they may run, and whether it may run unconfined.
+
+Settings cannot grant permissions to themselves. The command line grants them (`--allow-module`,
+`--allow-unconfined`, or the setting itself, typed there), or the flags of the REST server. Resume
+needs the same permissions as the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sppo_ray.config import CustomReward, RewardSettings
+from sppo_ray.errors import UserError
+
+# reward functions of this package; its other names need permission
+OWN_FUNCTIONS = ("sppo_ray.rewards.last_number:reward",)
+_FLAGS = {"module": "--allow-module", "package": "--allow-module", "unconfined": "--allow-unconfined"}
+_RUN_FILES = ("job.json", "status.json", "submission.json", "run.lock", "metrics.jsonl", "compare.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """A permission that settings ask for."""
+
+    kind: Literal["module", "package", "unconfined"]
+    name: str  # the module or package whose code it is
+    setting: str  # the setting that asks for it
+
+    @property
+    def flag(self) -> str:
+        return _FLAGS[self.kind]
+
+    def __str__(self) -> str:
+        return {
+            "module": f"code of module {self.name[:100]!r}",
+            "package": f"code of the installed package {self.name[:100]!r}",
+            "unconfined": f"network, files and environment for {self.name[:100]!r}",
+        }[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """The granted permissions: names of modules, each including its submodules."""
+
+    modules: tuple[str, ...] = ()
+    unconfined: tuple[str, ...] = ()
+
+    def allows(self, asked: Permission) -> bool:
+        if asked.kind == "unconfined":
+            return _is_within(asked.name, self.unconfined)
+        inner = asked.kind == "package" and any(
+            module.partition(".")[0] == asked.name for module in self.modules
+        )
+        return inner or _is_within(asked.name, self.modules)
+
+    @property
+    def flags(self) -> list[str]:
+        """Return the command-line flags that grant the same."""
+        return [f"--allow-module={name}" for name in self.modules] + [
+            f"--allow-unconfined={name}" for name in self.unconfined
+        ]
+
+
+def asks_for(reward: RewardSettings) -> list[Permission]:
+    """Return the permissions that these settings need; empty for code of this package."""
+    function = reward.function
+    if not isinstance(function, CustomReward):
+        return []
+    module = function.function.partition(":")[0]
+    own = function.function in OWN_FUNCTIONS
+    asked = [] if own else [Permission("module", module, "reward.function.function")]
+    asked += [Permission("package", package, "reward.function.packages") for package in function.packages]
+    if not function.model_dump().get("confined", True):
+        asked.append(Permission("unconfined", module, "reward.function.confined"))
+    return asked
+
+
+def flags_for(asked: Iterable[Permission]) -> list[str]:
+    """Return the command-line flags that grant it."""
+    return list(dict.fromkeys(f"{one.flag}={one.name}" for one in asked))
+
+
+def require_own(reward: RewardSettings, granted: Grants, typed: Sequence[str], origin: str) -> None:
+    """Check the permissions of a file that the user names. A module of the working directory is the
+    user's own; all other code needs a flag. `typed` settings, which stand on the command line, are
+    granted. Raises UserError naming the flag.
+    """
+    _require((one for one in asks_for(reward) if one.kind != "module"), granted, typed, origin)
+
+
+def require_all(reward: RewardSettings, granted: Grants, typed: Sequence[str], origin: str) -> None:
+    """Check the permissions of settings of unknown origin: of a run directory or a critic's card.
+    Raises UserError naming the flag.
+    """
+    _require(asks_for(reward), granted, typed, origin)
+
+
+def require_for_file(reward: RewardSettings, granted: Grants, typed: Sequence[str], file: str) -> None:
+    """Call `require_all` for a file of a run directory, `require_own` for any other file; a shipped
+    recipe needs nothing.
+    """
+    if Path(file).suffix in (".yaml", ".yml"):
+        folder = Path(file).resolve().parent
+        is_of_run = any((place / name).exists() for place in (folder, folder.parent) for name in _RUN_FILES)
+        (require_all if is_of_run else require_own)(reward, granted, typed, file)
+
+
+def settings_in(overrides: Iterable[str]) -> list[str]:
+    """Return the names of the settings that `--a.b=c` overrides set."""
+    return [override.removeprefix("--").partition("=")[0] for override in overrides]
+
+
+def _require(asked: Iterable[Permission], granted: Grants, typed: Sequence[str], origin: str) -> None:
+    missing = [one for one in asked if not granted.allows(one) and not _is_typed(one.setting, typed)]
+    if missing:
+        flags = " ".join(flags_for(missing))
+        raise UserError(
+            f"{origin}: {missing[0].setting} asks for {missing[0]}, and settings cannot grant that to "
+            "themselves: read that "
+            f"code, then add {flags}; or choose another reward function"
+        )
+
+
+def _is_typed(setting: str, typed: Sequence[str]) -> bool:
+    return any(setting == name or setting.startswith(f"{name}.") for name in typed)
+
+
+def _is_within(name: str, allowed: Iterable[str]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in allowed)

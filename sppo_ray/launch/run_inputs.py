@@ -1,0 +1,113 @@
+"""Gather the inputs of a run before any actor exists: checkpoints, tokenizers, prompts. All errors
+in the data are raised here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sppo_ray.config import RunConfig
+from sppo_ray.errors import UserError
+from sppo_ray.types import Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+    from sppo_ray.data.prompts import PromptStream
+    from sppo_ray.rollout.pipeline import Decode
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunInputs:
+    """Inputs of a run: checkpoints, tokenizer, prompts."""
+
+    policy_path: Path
+    critic_path: Path
+    tokenizer: PreTrainedTokenizerBase
+    prompts: PromptStream
+    held_out: Mapping[str, Sequence[Prompt]]
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        return stop_token_ids_of(self.policy_path, self.tokenizer)
+
+
+def stop_token_ids_of(policy_path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the checkpoint's eos tokens, which end a response. Raises UserError when it names
+    none.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        ids = GenerationConfig.from_pretrained(policy_path).eos_token_id
+    except OSError:  # the checkpoint ships no generation_config.json
+        ids = None
+    ids = ids if ids is not None else tokenizer.eos_token_id
+    if ids is None:
+        raise UserError(
+            f"{policy_path}: neither generation_config.json nor the tokenizer names an eos token: set "
+            "eos_token_id"
+        )
+    return tuple(ids) if isinstance(ids, (list, tuple)) else (ids,)
+
+
+def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
+    """Find or make the models and read the data. All errors in the data are raised here, before an
+    actor starts.
+    """
+    from sppo_ray.data.prompts import PromptEncoder, PromptStream, load_held_out
+    from sppo_ray.data.sources import open_sources
+    from sppo_ray.evaluation.critic_card import check_warm_start
+    from sppo_ray.models.exported_critic import check_value_head
+    from sppo_ray.models.tokenizers import load_tokenizer
+
+    policy_path, critic_path = model_paths(config, report)
+    tokenizer, critic_tokenizer = load_tokenizer(policy_path), load_tokenizer(critic_path)
+    if config.spec.critic == "token" and critic_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"critic.model {config.critic.model}: the token-level critic of {config.algorithm.type} reads "
+            "the policy's response "
+            f"tokens, and its vocabulary is another than that of learner.model {config.learner.model}: use a "
+            "critic of the same "
+            "family"
+        )
+    if config.has_critic:
+        check_value_head(critic_path, required=False)
+        check_warm_start(critic_path, config.data, critic_tokenizer.chat_template)
+    encoder = PromptEncoder(tokenizer, critic_tokenizer, config.data)
+    held_out = load_held_out(config.data, encoder, config.eval.prompts)
+    # Disjoint from ALL held-out prompts, so that eval.prompts may change on resume.
+    prompts = PromptStream(open_sources(config.data.train), encoder, config.data, config.seed)
+    return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out)
+
+
+def model_paths(config: RunConfig, report: Report) -> tuple[Path, Path]:
+    """Return the starting checkpoints of policy and critic; without a critic both are the policy's.
+    Raises UserError.
+    """
+    from sppo_ray.models.bundled import resolve_model
+    from sppo_ray.models.exported_critic import critic_directory
+
+    policy_path = resolve_model(config.learner.model, report)
+    critic_path = (
+        resolve_model(str(critic_directory(config.critic.model)), report)
+        if config.has_critic
+        else policy_path
+    )
+    return policy_path, critic_path
+
+
+def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:
+    """The texts of responses, without special tokens."""
+
+    def decode(responses: Sequence[np.ndarray]) -> list[str]:
+        # One array a call: `batch_decode` walks lists token by token, which takes as long again.
+        return [tokenizer.decode(ids, skip_special_tokens=True) for ids in responses]
+
+    return decode

@@ -1,0 +1,215 @@
+"""Starts all workers of a run, and replaces them after a loss.
+
+    start --> Workers --watch--> a loss --> reset: learner and critic end, engines drop what they do and become STALE
+       ^                                          |
+       '----------- only what is missing is made -'
+
+A checkpoint restores learner and critic, so after a loss both are new processes. Engines stay but
+lose their version. The reward actor and the reference have no state and stay while they answer.
+"""  # noqa: E501, W505 (a drawing)
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Generic, NoReturn, TypeVar
+
+from sppo_ray.config import RunConfig
+from sppo_ray.evaluation.sampler import Evaluator
+from sppo_ray.launch.actor_factory import ActorFactory, actor_factory
+from sppo_ray.launch.run_inputs import RunInputs, decoder
+from sppo_ray.planning.resources import bundles_of
+from sppo_ray.protocols import (
+    Critic,
+    Learner,
+    Reference,
+    RewardClient,
+    RoleName,
+    RoleWorker,
+    RolloutWorker,
+    WorkerFailure,
+)
+from sppo_ray.rollout.fleet import RolloutFleet
+from sppo_ray.rollout.pipeline import SamplePipeline
+from sppo_ray.rollout.tasks import all_or_none, end_tasks
+from sppo_ray.rollout.views import PendingView
+from sppo_ray.rollout.weight_sync import ProbeTolerance
+from sppo_ray.trainer.loop import Workers
+from sppo_ray.trainer.recorder import Recorder
+from sppo_ray.trainer.worker_times import timed
+from sppo_ray.types import SamplingSettings
+
+STATELESS_ANSWER_S = 10.0  # deadline for the answer of a reward actor or reference that is kept
+R = TypeVar("R", bound=RoleWorker | None)  # None: the run does not use the role
+
+
+class Role(Generic[R]):
+    """Holds the worker of one role; `make` creates it when it is missing."""
+
+    def __init__(self, name: RoleName, make: Callable[[], Awaitable[R]]) -> None:
+        self.name = name
+        self._make = make
+        self.worker: R | None = None
+
+    async def get(self) -> R:
+        """Return the worker; create it if there is none."""
+        if self.worker is None:
+            self.worker = await self._make()
+        return self.worker
+
+    async def give_up(self) -> None:
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            await worker.close()
+
+    async def is_well(self) -> bool:
+        if self.worker is None:
+            return False
+        try:
+            await asyncio.wait_for(self.worker.memory(), STATELESS_ANSWER_S)
+        except (WorkerFailure, TimeoutError):
+            return False
+        return True
+
+
+class WorkerManager:
+    """Manages all workers; use `run_workers`. `fleet` lives as long as the manager."""
+
+    def __init__(
+        self, config: RunConfig, inputs: RunInputs, recorder: Recorder, factory: ActorFactory
+    ) -> None:
+        self._config = config
+        self._inputs = inputs
+        self._factory = factory
+        self._times = recorder.times
+        self._learner: Role[Learner] = Role("learner", lambda: factory.learner(inputs.policy_path))
+        self._critic: Role[Critic | None] = Role("critic", lambda: factory.critic(inputs.critic_path))
+        self._reference: Role[Reference | None] = Role(
+            "reference", lambda: factory.reference(inputs.policy_path)
+        )
+        self._reward: Role[RewardClient] = Role("reward", factory.reward_client)
+        self._roles = (self._reward, self._learner, self._critic, self._reference)
+        self._pipeline: SamplePipeline | None = None
+        self._fleet_start: asyncio.Future[None] | None = None
+        self.fleet = RolloutFleet(
+            self._engine,
+            settings=config.rollout,
+            tolerance=ProbeTolerance.for_dtype(config.rollout.dtype, config.weight_sync.max_probe_difference)
+            if config.weight_sync.verify
+            else None,
+            on_event=lambda kind, message: recorder.event(kind, message, show=True),
+            places=factory.places,
+        )
+
+    async def start(self) -> Workers:
+        """Start all missing workers. Raises WorkerFailure and UserError; started workers stay for
+        the next try.
+        """
+        if self._fleet_start is None:
+            self._fleet_start = asyncio.ensure_future(self.fleet.start())
+        else:
+            self.fleet.replenish()
+        await all_or_none(asyncio.shield(self._fleet_start), *(role.get() for role in self._roles))
+        return self._connected(
+            await self._learner.get(),
+            await self._critic.get(),
+            await self._reference.get(),
+            await self._reward.get(),
+        )
+
+    def pending(self) -> list[PendingView]:
+        """Processes other than engines that wait for room or take long to start."""
+        return self._factory.pending()
+
+    async def watch(self) -> NoReturn:
+        """Run until cancelled. Raises WorkerFailure when a process other than an engine is lost."""
+        workers = [role.worker for role in self._roles if role.worker is not None]
+        await all_or_none(*(worker.watch(self._config.recovery) for worker in workers))
+        raise AssertionError("a watch has no end")
+
+    async def reset(self, failure: WorkerFailure) -> None:
+        """Cancel all work, and end every process whose state is unknown."""
+        await self._close_pipeline()
+        leaving: list[Role] = [self._learner, self._critic]
+        for stateless in (self._reward, self._reference):
+            if failure.role == stateless.name or not await stateless.is_well():
+                leaving.append(stateless)
+        await asyncio.gather(self.fleet.abandon(), *(role.give_up() for role in leaving))
+
+    async def close(self) -> None:
+        await self._close_pipeline()
+        if self._fleet_start is not None:
+            await end_tasks([self._fleet_start])
+        await asyncio.gather(
+            self.fleet.close(), *(role.give_up() for role in self._roles), return_exceptions=True
+        )
+
+    async def _close_pipeline(self) -> None:
+        if self._pipeline is not None:
+            await self._pipeline.close()
+            self._pipeline = None
+
+    async def _engine(self, name: str) -> RolloutWorker:
+        inputs = self._inputs
+        worker = await self._factory.rollout_worker(name, inputs.policy_path, inputs.stop_token_ids)
+        return timed(worker, name, self._times)
+
+    def _connected(
+        self,
+        learner: Learner,
+        critic: Critic | None,
+        reference: Reference | None,
+        reward_client: RewardClient,
+    ) -> Workers:
+        config, inputs, times = self._config, self._inputs, self._times
+        learner = timed(learner, "learner", times)
+        critic = critic and timed(critic, "critic", times)
+        reference = reference and timed(reference, "reference", times)
+        reward_client = timed(reward_client, "reward", times)
+        decode, stop_ids = decoder(inputs.tokenizer), inputs.stop_token_ids
+        eval_temperature = (
+            config.rollout.temperature if config.eval.temperature is None else config.eval.temperature
+        )
+        self._pipeline = SamplePipeline(
+            fleet=self.fleet,
+            critic=critic if config.spec.critic == "prompt" else None,
+            reward_client=reward_client,
+            decode=decode,
+            sampling=SamplingSettings(
+                config.rollout.temperature, config.rollout.max_response_tokens, stop_ids
+            ),
+            order=config.loop.minibatch_order,
+            seed=config.seed,
+            reward_range=config.reward.range,
+            greedy_baseline=config.spec.greedy_baseline,
+        )
+        evaluator = Evaluator(
+            inputs.held_out,
+            fleet=self.fleet,
+            critic=critic,
+            reward_client=reward_client,
+            decode=decode,
+            sampling=SamplingSettings(eval_temperature, config.rollout.max_response_tokens, stop_ids),
+            samples_per_prompt=config.eval.samples_per_prompt,
+            reward_range=config.reward.range,
+            shaped=config.shaped,
+            seed=config.seed,
+        )
+        return Workers(self.fleet, learner, critic, reference, reward_client, self._pipeline, evaluator)
+
+
+@contextlib.asynccontextmanager
+async def run_workers(
+    config: RunConfig, inputs: RunInputs, recorder: Recorder, device: str
+) -> AsyncIterator[WorkerManager]:
+    """Yield a manager with a place reserved for each worker; all workers end with the block."""
+    bundles = bundles_of(config)
+    async with actor_factory(
+        config, device, bundles, on_actors=lambda rows: recorder.live(actors=rows)
+    ) as factory:
+        manager = WorkerManager(config, inputs, recorder, factory)
+        try:
+            yield manager
+        finally:
+            await manager.close()

@@ -1,0 +1,524 @@
+"""The plan of a run on a cluster: bytes of every process, placement, seconds, and whether it fits.
+
+    make_plan(config, cluster, models)  -->  Plan
+
+All roles have devices of their own; actors share a GPU only by fractions of `gpus_per_rank` and
+`gpus_per_worker`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sppo_ray.config import ModelSettings, RunConfig
+from sppo_ray.planning.devices import CPU, GIB, Cluster, Device, Node, machine_memory, ray_cluster
+from sppo_ray.planning.memory import (
+    DTYPE_BYTES,
+    PROCESS,
+    Engine,
+    EngineMemory,
+    RankMemory,
+    Training,
+    checkpoint_bytes,
+    engine_memory,
+    head_memory,
+    kv_bytes_a_token,
+    reference_memory,
+    shared_memory_bytes,
+    training_memory,
+)
+from sppo_ray.planning.placement import Place, place
+from sppo_ray.planning.resources import Bundle, Resources, bundles_of, resolve_device
+from sppo_ray.planning.shapes import ModelShape, find_shape
+from sppo_ray.planning.time import (
+    Assumptions,
+    Generation,
+    compute_seconds,
+    forward_flops,
+    generation_seconds,
+    optimizer_seconds,
+    sync_seconds,
+    training_flops,
+)
+
+TIGHT = 0.9
+"""Above this share of the memory a plan that fits has a warning."""
+CPU_KV_CACHE = 4 * GIB
+"""vLLM's KV cache on a CPU where rollout.kv_cache_gib is null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Shapes of policy and critic; None = the algorithm has no critic."""
+
+    policy: ModelShape
+    critic: ModelShape | None
+
+
+@dataclass(frozen=True, slots=True)
+class RolePlan:
+    """Equal processes: engines or the ranks of a role."""
+
+    role: str  # rollout, learner, critic, reference
+    count: int
+    memory: RankMemory
+    peaks: tuple[int, ...] | None = None  # with and without gradient checkpointing
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why the run does not fit. `role`: whose settings help; empty = the cluster's."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    cluster: Cluster
+    roles: tuple[RolePlan, ...]
+    places: tuple[Place, ...]
+    host_bytes: tuple[int, ...]  # of each node, shared memory included
+    shared_memory: int  # /dev/shm of the node that needs most
+    disk: int  # checkpoints and export
+    logits_chunk: int  # bytes of the learner's head at its peak
+    cached_tokens: int  # of one engine's KV cache
+    stages: Mapping[str, float]  # seconds of a step
+    step_seconds: float
+    steps: int
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that an actor uses."""
+        return len({(found.node, gpu) for found in self.places for gpu in found.gpus})
+
+    @property
+    def hours(self) -> float:
+        return self.step_seconds * self.steps / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.gpus
+
+
+def models_of(
+    config: RunConfig, policy: ModelShape | None = None, critic: ModelShape | None = None
+) -> Models:
+    """Return the shapes of a run's models; given ones are not looked up. Raises UserError."""
+    policy = policy or find_shape(config.learner.model)
+    if not config.has_critic:
+        return Models(policy, None)
+    if critic is None:
+        same = config.critic.model == config.learner.model
+        critic = policy if same else find_shape(config.critic.model)
+    return Models(policy, critic)
+
+
+def make_plan(
+    config: RunConfig,
+    cluster: Cluster,
+    models: Models,
+    assumed: Assumptions | None = None,
+    *,
+    remaining: int | None = None,
+) -> Plan:
+    """Compute the plan.
+
+    Args:
+        remaining: steps to the end of the run; None = all.
+    """
+    assumed = assumed or Assumptions()
+    device = _device_of(config, cluster)
+    cluster = replace(cluster, device=device)
+    engine = _engine_memory(config, models.policy, device)
+    roles = _roles(config, models, device, engine)
+    places, left = place(bundles_of(config), cluster)
+    memories = {role.role: role.memory for role in roles}
+    host, shared = _host(config, models.policy, cluster, places, memories)
+    problems = [
+        *_placement_problems(config, cluster, left),
+        *_device_problems(config, device, places, memories, engine),
+        *_host_problems(device, cluster, host),
+    ]
+    stages = _stages(config, models, device, engine, assumed, places)
+    beside = {"generation", "update"}
+    busy = sum(seconds for name, seconds in stages.items() if name not in beside)
+    turns = max if config.loop.max_staleness else sum
+    return Plan(
+        cluster=cluster,
+        roles=roles,
+        places=places,
+        host_bytes=host,
+        shared_memory=shared,
+        disk=_disk(config, models),
+        logits_chunk=head_memory(_policy_training(config, models.policy, device)),
+        cached_tokens=engine.cached_tokens,
+        stages=stages,
+        step_seconds=turns([stages["generation"], stages["update"]]) + busy,
+        steps=config.loop.steps if remaining is None else remaining,
+        problems=tuple(problems),
+        warnings=_warnings(device, cluster, host, places, memories),
+    )
+
+
+def _device_of(config: RunConfig, cluster: Cluster) -> Device:
+    kind = resolve_device(config, [node.resources for node in cluster.nodes])
+    return CPU if kind == "cpu" and cluster.device.kind == "cuda" else cluster.device
+
+
+# ---------------------------------------------------------------------------------------- roles
+
+
+def training_of(
+    settings: ModelSettings,
+    shape: ModelShape,
+    *,
+    is_critic: bool,
+    samples: float,
+    longest: int,
+    on_cuda: bool,
+    entropy_gradient: bool = False,
+    sync_bytes: int = 0,
+) -> Training:
+    """Return the largest micro-batch of a rank and what else decides its memory. `samples`: of a
+    minibatch, on one rank; `longest`: tokens of the longest one.
+    """
+    tokens = min(settings.max_tokens_per_microbatch, math.ceil(samples) * longest)
+    # bfloat16 at stage 0 is stage 2: actors/deepspeed.py, effective_stage
+    stage = settings.zero_stage or 2 if settings.dtype == "bfloat16" else settings.zero_stage
+    return Training(
+        shape=shape,
+        parameters=shape.critic_parameters if is_critic else shape.parameters,
+        item_bytes=DTYPE_BYTES[settings.dtype],
+        stage=stage,
+        ranks=settings.ranks,
+        offload=settings.offload_optimizer,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        tokens=tokens,
+        head_rows=tokens,
+        head_width=1 if is_critic else shape.vocabulary,
+        entropy_gradient=entropy_gradient,
+        on_cuda=on_cuda,
+        sync_bytes=sync_bytes,
+    )
+
+
+def _roles(
+    config: RunConfig, models: Models, device: Device, engine: EngineMemory
+) -> tuple[RolePlan, ...]:
+    critic = config.critic
+    policy = _policy_training(config, models.policy, device)
+    roles = [RolePlan("rollout", config.rollout.workers, engine.memory), _training_role("learner", policy)]
+    if models.critic is not None:
+        values = training_of(
+            critic,
+            models.critic,
+            is_critic=True,
+            samples=config.data.minibatch_size / critic.ranks,
+            longest=config.critic_reads_at_most()[0],
+            on_cuda=device.kind == "cuda",
+        )
+        roles.append(_training_role("critic", values))
+    if config.has_reference:
+        frozen = replace(policy, item_bytes=DTYPE_BYTES[config.reference.dtype], sync_bytes=0)
+        roles.append(RolePlan("reference", config.learner.ranks, reference_memory(frozen)))
+    return tuple(roles)
+
+
+def _policy_training(config: RunConfig, shape: ModelShape, device: Device) -> Training:
+    return training_of(
+        config.learner,
+        shape,
+        is_critic=False,
+        samples=config.data.minibatch_size / config.learner.ranks,
+        longest=config.context_tokens,
+        on_cuda=device.kind == "cuda",
+        entropy_gradient=config.algorithm.entropy_coefficient > 0,
+        sync_bytes=shape.parameters * DTYPE_BYTES[config.rollout.dtype],
+    )
+
+
+def _training_role(role: str, training: Training) -> RolePlan:
+    both = (replace(training, gradient_checkpointing=recompute) for recompute in (True, False))
+    peaks = tuple(training_memory(one).peak for one in both)
+    return RolePlan(role, training.ranks, training_memory(training), peaks)
+
+
+def _engine_memory(config: RunConfig, shape: ModelShape, device: Device) -> EngineMemory:
+    rollout = config.rollout
+    kv_cache = CPU_KV_CACHE if rollout.kv_cache_gib is None else int(rollout.kv_cache_gib * GIB)
+    return engine_memory(
+        Engine(
+            shape=shape,
+            item_bytes=DTYPE_BYTES[rollout.dtype],
+            tensor_parallel=rollout.tensor_parallel_size,
+            max_sequences=rollout.max_sequences,
+            context_tokens=config.context_tokens,
+            budget=int(rollout.gpu_memory_utilization * device.memory),
+            kv_cache=kv_cache,
+            graphs=not rollout.enforce_eager,
+            on_cuda=device.kind == "cuda",
+        )
+    )
+
+
+# ------------------------------------------------------------------------- host memory and disk
+
+
+def _host(
+    config: RunConfig,
+    shape: ModelShape,
+    cluster: Cluster,
+    places: Sequence[Place],
+    memories: Mapping[str, RankMemory],
+) -> tuple[tuple[int, ...], int]:
+    """Return the host bytes of each node, and the shared memory of the node that needs most.
+
+    Every node with an engine or the learner's rank 0 holds the object store's versions. The buffer
+    of a weight sync is rank 0's.
+    """
+    version = shape.parameters * DTYPE_BYTES[config.rollout.dtype]
+    on_cuda = cluster.device.kind == "cuda"
+    host, shared = [], []
+    for number in range(len(cluster.nodes)):
+        total, here = 0, [found for found in places if found.node == number]
+        for found in here:
+            role = found.role.rpartition("-")[0] or found.role
+            if role not in memories:
+                total += PROCESS["other"] * (1 + config.reward.processes)
+                continue
+            memory = memories[role]
+            total += memory.host_peak if on_cuda else memory.peak + PROCESS["train"] * (role != "rollout")
+            sync = memory.host.get("sync buffer", 0) if on_cuda else _sync_part(memory)
+            total -= sync if role == "learner" and found.role != "learner-0" else 0
+        engines = sum(found.role.startswith("rollout-") for found in here)
+        tensor_parallel = engines if config.rollout.tensor_parallel_size > 1 else 0
+        stores = engines > 0 or any(found.role == "learner-0" for found in here)
+        shared.append(shared_memory_bytes(version, tensor_parallel) if stores else 0)
+        driver = PROCESS["train"] + 2 * PROCESS["other"] if number == 0 else PROCESS["other"]
+        host.append(total + shared[-1] + driver)  # the driver and Ray's own processes
+    return tuple(host), max(shared, default=0)
+
+
+def _sync_part(memory: RankMemory) -> int:
+    return memory.phases[memory.peak_phase].get("sync buffer", 0)
+
+
+def _disk(config: RunConfig, models: Models) -> int:
+    """Return the bytes of `checkpoint.keep` checkpoints, one that is being written, and the
+    export.
+    """
+    total, export = 0, 0
+    for settings, shape in ((config.learner, models.policy), (config.critic, models.critic)):
+        if shape is None:
+            continue
+        count = shape.parameters if shape is models.policy else shape.critic_parameters
+        item = DTYPE_BYTES[settings.dtype]
+        stage = settings.zero_stage or 2 if item == 2 else settings.zero_stage
+        total += checkpoint_bytes(count, item, stage)
+        export += count * item
+    return total * (config.checkpoint.keep + 1) + export * config.checkpoint.export
+
+
+# ------------------------------------------------------------------------------------- problems
+
+
+def _placement_problems(config: RunConfig, cluster: Cluster, left: Sequence[Bundle]) -> list[Problem]:
+    if not left:
+        return []
+    need, have = config.logical_gpus(), cluster.num_gpus
+    if need > have:
+        return [Problem("gpus", f"the run needs {need:g} GPUs, the cluster has {have}")]
+    names = ", ".join(f"{bundle.role} ({bundle.needs})" for bundle in left)
+    return [Problem("gpus", f"no node has room for {names}")]
+
+
+def _device_problems(
+    config: RunConfig,
+    device: Device,
+    places: Sequence[Place],
+    memories: Mapping[str, RankMemory],
+    engine: EngineMemory,
+) -> list[Problem]:
+    if device.kind == "cuda":
+        found = _gpu_problems(device, places, memories)
+        if device.memory and engine.memory.phases["generation"]["KV cache"] == 0:
+            text = "the engine's weights and activations leave no room for a KV cache in its share of the GPU"
+            return [*found, Problem("rollout", text)]
+    else:
+        found = []
+    if engine.cached_tokens < config.context_tokens:
+        found.append(
+            Problem(
+                "rollout",
+                f"an engine's KV cache holds {engine.cached_tokens:,} tokens, less than one longest "
+                f"response with its prompt ({config.context_tokens:,})",
+            )
+        )
+    return found
+
+
+def _gpu_problems(
+    device: Device, places: Sequence[Place], memories: Mapping[str, RankMemory]
+) -> list[Problem]:
+    found: list[Problem] = []
+    for users in gpu_users(places).values():
+        peaks = {name: memories[name.rpartition("-")[0]].peak for name in users}
+        groups = [name.rpartition("-")[0] for name in users]
+        if any(groups.count(role) > 1 for role in ("learner", "critic")):
+            found.append(
+                Problem(groups[0], f"{' and '.join(users)} share a GPU: NCCL takes one rank of a group")
+            )
+        total = sum(peaks.values())
+        if total > device.memory:
+            largest = max(peaks, key=lambda name: peaks[name])
+            role = largest.rpartition("-")[0]
+            text = (
+                f"{' + '.join(groups)} {'need' if len(users) > 1 else 'needs'} {total / GIB:.1f} GiB of a "
+                f"{device.name}'s {device.memory / GIB:.1f} GiB"
+            )
+            found.append(Problem(role, text))
+    return list({problem.text: problem for problem in found}.values())
+
+
+def gpu_users(places: Sequence[Place]) -> dict[tuple[int, int], list[str]]:
+    """Return the actors on each GPU, by (node, GPU)."""
+    users: dict[tuple[int, int], list[str]] = {}
+    for found in places:
+        for gpu in found.gpus:
+            users.setdefault((found.node, gpu), []).append(found.role)
+    return users
+
+
+def _host_problems(device: Device, cluster: Cluster, host: Sequence[int]) -> list[Problem]:
+    role = "host" if device.kind == "cuda" else "memory"
+    return [
+        Problem(role, f"node {number} needs {need / GIB:.1f} of its {node.memory / GIB:.1f} GiB of memory")
+        for number, (need, node) in enumerate(zip(host, cluster.nodes, strict=True))
+        if node.memory and need > node.memory
+    ]
+
+
+def _warnings(
+    device: Device,
+    cluster: Cluster,
+    host: Sequence[int],
+    places: Sequence[Place],
+    memories: Mapping[str, RankMemory],
+) -> tuple[str, ...]:
+    found = [
+        f"node {number} needs {need / node.memory:.0%} of its memory"
+        for number, (need, node) in enumerate(zip(host, cluster.nodes, strict=True))
+        if node.memory and TIGHT * node.memory < need <= node.memory
+    ]
+    if device.kind == "cuda":
+        for users in gpu_users(places).values():
+            roles = [name.rpartition("-")[0] for name in users]
+            total = sum(memories[role].peak for role in roles)
+            if TIGHT * device.memory < total <= device.memory and roles != ["rollout"]:
+                found.append(f"{' + '.join(roles)}: {total / device.memory:.0%} of its GPU's memory")
+    return tuple(dict.fromkeys(found))
+
+
+# --------------------------------------------------------------------------------------- seconds
+
+
+def _stages(
+    config: RunConfig,
+    models: Models,
+    device: Device,
+    engine: EngineMemory,
+    assumed: Assumptions,
+    places: Sequence[Place],
+) -> dict[str, float]:
+    """Return the seconds of a step by stage. The critic reads prompts while the engines generate,
+    and trains beside the learner, if it has devices of its own.
+    """
+    data, rollout, learner = config.data, config.rollout, config.learner
+    prompt = max(1.0, assumed.prompt_share * data.max_prompt_tokens)
+    response = max(1.0, assumed.response_share * rollout.max_response_tokens)
+    samples, item = data.samples_per_step, DTYPE_BYTES[rollout.dtype]
+    cached = max(1.0, engine.cached_tokens / (prompt + response))
+    on_cuda = device.kind == "cuda"
+    generation = Generation(
+        shape=models.policy,
+        samples=samples * config.prompt_rounds / rollout.workers,
+        prompt=prompt,
+        response=response,
+        longest=rollout.max_response_tokens,
+        concurrent=min(rollout.max_sequences, cached),
+        weight_bytes=models.policy.parameters * item // rollout.tensor_parallel_size,
+        kv_bytes=kv_bytes_a_token(models.policy, item, rollout.tensor_parallel_size),
+        devices=rollout.tensor_parallel_size if on_cuda else max(1, int(rollout.cpus_per_worker)),
+    )
+    stages = {"generation": generation_seconds(generation, device, assumed)}
+    length = prompt + response
+    if config.algorithm.old_logprobs == "learner":
+        flops = forward_flops(models.policy, samples * length, length, head=True)
+        # Only the last minibatch's are computed when nothing is generated any more.
+        seconds = _compute(flops, samples * length, learner, device, assumed, train=False)
+        stages["log-probs"] = seconds / data.minibatches_per_step
+    policy = _training_seconds(config, learner, models.policy, samples * length, length, device, assumed)
+    critic = 0.0
+    if models.critic is not None:
+        reads = length if config.spec.critic == "token" else prompt
+        critic = _training_seconds(
+            config, config.critic, models.critic, samples * reads, reads, device, assumed, is_critic=True
+        )
+    stages["update"] = max(policy, critic) if on_cuda else policy + critic
+    nodes = {found.node for found in places if found.role.startswith("rollout-")}
+    learner_node = next((found.node for found in places if found.role == "learner-0"), 0)
+    size = models.policy.parameters * item
+    stages["weight sync"] = sync_seconds(size, device, assumed, other_nodes=len(nodes - {learner_node}))
+    if config.checkpoint.every:
+        written = _disk(config, models) / (config.checkpoint.keep + 1)
+        stages["checkpoint"] = written / assumed.disk / config.checkpoint.every
+    return stages
+
+
+def _training_seconds(
+    config: RunConfig,
+    settings: ModelSettings,
+    shape: ModelShape,
+    tokens: float,
+    length: float,
+    device: Device,
+    assumed: Assumptions,
+    *,
+    is_critic: bool = False,
+) -> float:
+    flops = training_flops(
+        shape, tokens, length, head=not is_critic, recompute=settings.gradient_checkpointing
+    )
+    count = shape.critic_parameters if is_critic else shape.parameters
+    step = optimizer_seconds(count, settings.ranks, device, assumed, offload=settings.offload_optimizer)
+    seconds = _compute(flops, tokens, settings, device, assumed, train=True)
+    return seconds + config.data.minibatches_per_step * step
+
+
+def _compute(
+    flops: float, tokens: float, settings: ModelSettings, device: Device, assumed: Assumptions, *, train: bool
+) -> float:
+    cores = max(1, int(settings.cpus_per_rank))
+    return compute_seconds(flops, tokens, settings.ranks, device, assumed, cores=cores, train=train)
+
+
+def live_cluster(device: str, nodes: Sequence[Resources], *, is_local: bool) -> Cluster | None:
+    """Return the cluster of a run that is about to start; None when its memory is not known: on
+    "cuda" when Ray names no kind of GPU or several, on "cpu" when it is not this machine.
+    """
+    if device == "cuda":
+        return ray_cluster(nodes)
+    if not is_local:
+        return None
+    machine = machine_memory()
+    cpus = sum(node.cpus for node in nodes)
+    return Cluster(replace(CPU, memory=machine), (Node(cpus, 0, machine),))

@@ -1,0 +1,123 @@
+"""Compute the resources of a run, and whether they fit on a cluster. Pure: the caller passes the
+live figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sppo_ray.config import RunConfig
+from sppo_ray.config.evaluation import EvaluationConfig
+from sppo_ray.errors import UserError
+
+EPSILON = 1e-9  # tolerance for sums of fractional shares
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Logical resources of a node. `accelerator`: Ray's name of its GPUs, empty = not known."""
+
+    cpus: float
+    gpus: float
+    accelerator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The resources of one actor; one bundle of the placement group."""
+
+    role: str
+    cpus: float
+    gpus: float
+
+    @property
+    def needs(self) -> str:
+        """For people: "2 CPU, 1 GPU"."""
+        return f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
+
+    def as_ray(self) -> dict[str, float]:
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+def bundles_of(config: RunConfig) -> list[Bundle]:
+    """Return one bundle per actor, in a fixed order: rollout-*, learner-*, critic-*, reference-*,
+    reward.
+    """
+    rollout, learner, critic, reference = config.rollout, config.learner, config.critic, config.reference
+    critics = critic.ranks if config.has_critic else 0
+    references = learner.ranks if config.has_reference else 0
+    return [
+        *(
+            Bundle(f"rollout-{i}", rollout.cpus_per_worker, rollout.gpus_per_worker)
+            for i in range(rollout.workers)
+        ),
+        *(Bundle(f"learner-{i}", learner.cpus_per_rank, learner.gpus_per_rank) for i in range(learner.ranks)),
+        *(Bundle(f"critic-{i}", critic.cpus_per_rank, critic.gpus_per_rank) for i in range(critics)),
+        *(
+            Bundle(f"reference-{i}", reference.cpus_per_rank, reference.gpus_per_rank)
+            for i in range(references)
+        ),
+        Bundle("reward", config.reward.cpus, 0.0),
+    ]
+
+
+def serving_bundles_of(config: RunConfig | EvaluationConfig) -> list[Bundle]:
+    """Return the bundles for sampling and scoring without training: rollout-*, reward."""
+    rollout = config.rollout
+    workers = [
+        Bundle(f"rollout-{i}", rollout.cpus_per_worker, rollout.gpus_per_worker)
+        for i in range(rollout.workers)
+    ]
+    return [*workers, Bundle("reward", config.reward.cpus, 0.0)]
+
+
+def learning_bundles_of(config: RunConfig) -> list[Bundle]:
+    """Return the bundles for training without engines and verifier: learner-*, critic-*,
+    reference-*.
+    """
+    return [
+        bundle
+        for bundle in bundles_of(config)
+        if bundle.role != "reward" and not bundle.role.startswith("rollout-")
+    ]
+
+
+def require_feasible(
+    config: RunConfig | EvaluationConfig, nodes: Sequence[Resources], bundles: Sequence[Bundle] | None = None
+) -> None:
+    """Refuse bundles that can never be placed, before any actor exists. `bundles`: None = all of
+    the run's. Raises UserError with the sums and the remedy.
+    """
+    bundles = bundles_of(config) if bundles is None else bundles
+    wanted = ", ".join(f"{b.role} {b.cpus:g} CPU" + (f" + {b.gpus:g} GPU" if b.gpus else "") for b in bundles)
+    remedy = (
+        "lower rollout.workers, learner.ranks or critic.ranks, or the *_per_worker and *_per_rank shares, or "
+        "add nodes"
+    )
+    for name, need, have in (
+        ("CPUs", sum(b.cpus for b in bundles), sum(node.cpus for node in nodes)),
+        ("GPUs", sum(b.gpus for b in bundles), sum(node.gpus for node in nodes)),
+    ):
+        if need > have + EPSILON:
+            raise UserError(
+                f"this run needs {need:g} logical {name}, the Ray cluster has {have:g} ({wanted}): {remedy}"
+            )
+    for bundle in bundles:
+        if not any(
+            bundle.cpus <= node.cpus + EPSILON and bundle.gpus <= node.gpus + EPSILON for node in nodes
+        ):
+            largest = max(nodes, key=lambda node: (node.gpus, node.cpus))
+            raise UserError(
+                f"{bundle.role} needs {bundle.cpus:g} CPUs and {bundle.gpus:g} GPUs on one node, and no node "
+                "has them "
+                "(the largest: "
+                f"{largest.cpus:g} and {largest.gpus:g}): lower its share, or add a larger node"
+            )
+
+
+def resolve_device(config: RunConfig | EvaluationConfig, nodes: Sequence[Resources]) -> str:
+    """Return the device of config.device on this cluster: "cpu" or "cuda"."""
+    if config.device == "auto":
+        return "cuda" if config.logical_gpus() > 0 and any(node.gpus > 0 for node in nodes) else "cpu"
+    return config.device

@@ -1,0 +1,163 @@
+"""Read a row's unit tests in the formats of common data sets.
+
+{"inputs": [...], "outputs": [...]}               stdin and stdout of a script (APPS, TACO, verl's
+                                                  prime code)
+{"inputs", "outputs", "fn_name": "f"}             arguments and value of a function, or of a method
+                                                  of class Solution
+[{"input", "output", "type": "stdin_stdout"}]     the same, a test each (DeepCoder, LiveCodeBench);
+[{"input", "output", "fn_name" or "metadata": {"func_name"}}]
+{"functional": "assert f(1) == 2 ..."}            Python; also under "test", "tests", "test_code",
+                                                  "assert_case"
+["assert f(1) == 2", ...]                         MBPP's test_list
+assert f(1) == 2 ...                              Python as it is: statements, test_* functions,
+                                                  unittest, HumanEval's check
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from sppo_ray.rewards.code.sandbox.same import is_near
+
+_CODE_KEYS = ("functional", "test", "tests", "test_code", "assert_case", "test_list")
+_NAME_KEYS = ("fn_name", "func_name", "entry_point")
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptTests:
+    """Pairs (stdin, expected stdout) of a script."""
+
+    cases: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTests:
+    """Tests that call functions: `name` with each case's "args" must return one of its "expected";
+    or Python code in `source`.
+    """
+
+    name: str | None
+    cases: tuple[Mapping[str, Any], ...] | None
+    source: str | None
+
+
+def read_tests(ground_truth: str, extra: Mapping[str, Any]) -> ScriptTests | ModuleTests:
+    """Read the tests in a row's ground truth; the function's name may also be in `extra`. Raises
+    ValueError when there are none.
+    """
+    try:
+        data = json.loads(ground_truth)
+    except ValueError:
+        data = ground_truth
+    outer = next((str(extra[key]) for key in _NAME_KEYS if extra.get(key)), None)
+    tests = _read(data, outer)
+    if not (tests.cases if isinstance(tests, ScriptTests) else tests.cases or (tests.source or "").strip()):
+        raise ValueError("the ground truth holds no tests")
+    return tests
+
+
+def _read(data: Any, name: str | None) -> ScriptTests | ModuleTests:
+    if isinstance(data, str):
+        return ModuleTests(name, None, data)
+    if isinstance(data, list) and all(isinstance(one, str) for one in data):
+        return ModuleTests(name, None, "\n".join(data))
+    if isinstance(data, list) and all(
+        isinstance(one, dict) and {"input", "output"} <= one.keys() for one in data
+    ):
+        script = not data or data[0].get("type") == "stdin_stdout"
+        name = None if script else _name_in(data[0]) or name
+        return _pairs([one["input"] for one in data], [one["output"] for one in data], name)
+    if isinstance(data, dict):
+        name = _name_in(data) or name
+        if "inputs" in data and "outputs" in data:
+            return _pairs(data["inputs"], data["outputs"], name)
+        for key in _CODE_KEYS:
+            if data.get(key):
+                return _read(data[key], name)
+    raise ValueError(
+        "the ground truth is no set of tests: give inputs and outputs, input and output of each, or Python "
+        "with assert statements"
+    )
+
+
+def _name_in(row: Mapping[str, Any]) -> str | None:
+    inner = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
+    return next((str(place[key]) for place in (row, inner) for key in _NAME_KEYS if place.get(key)), None)
+
+
+def _pairs(inputs: Sequence[Any], outputs: Sequence[Any], name: str | None) -> ScriptTests | ModuleTests:
+    if len(inputs) != len(outputs):
+        raise ValueError(f"the ground truth has {len(inputs)} inputs and {len(outputs)} outputs")
+    pairs = zip(inputs, outputs, strict=True)
+    if name is None:
+        return ScriptTests(tuple((_text(given), _text(due)) for given, due in pairs))
+    # APPS puts each value into a list
+    wrapped = all(isinstance(due, list) and len(due) == 1 for due in outputs)
+    cases = ({"args": _arguments(given), "expected": _right(due, wrapped=wrapped)} for given, due in pairs)
+    return ModuleTests(name, tuple(cases), None)
+
+
+def _text(lines: Any) -> str:
+    return "\n".join(map(str, lines)) if isinstance(lines, list) else str(lines)
+
+
+def _arguments(given: Any) -> list[Any]:
+    """Parse arguments: a list, or text with one per line."""
+    return (
+        [_value(line) for line in given.splitlines() if line.strip()]
+        if isinstance(given, str)
+        else list(given)
+    )
+
+
+def _right(due: Any, *, wrapped: bool) -> list[Any]:
+    """Return all accepted values: the value, the number as text, and the single member of a wrapper
+    list.
+    """
+    value = _value(due)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    texts = [due] if isinstance(due, str) and number else []
+    return [value, *texts, *(due if wrapped else [])]
+
+
+def _value(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# ------------------------------------------------------------------------------------------- stdout
+
+_WORD = re.compile(r"[^ \t\r]+")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def same_output(written: str, due: str) -> bool:
+    """Compare by line and word. White space at the ends is ignored, and decimals may differ a
+    little (`same.is_near`); infinite and undefined numbers are compared as words.
+    """
+    mine, theirs = (
+        [_WORD.findall(line) for line in text.strip(" \t\r\n").split("\n")] for text in (written, due)
+    )
+    return len(mine) == len(theirs) and all(map(_same_line, mine, theirs))
+
+
+def _same_line(mine: Sequence[str], theirs: Sequence[str]) -> bool:
+    return len(mine) == len(theirs) and all(map(_same_word, mine, theirs))
+
+
+def _same_word(word: str, due: str) -> bool:
+    if word == due:
+        return True
+    if "." not in due or not all(len(one) <= 400 and _NUMBER.fullmatch(one) for one in (word, due)):
+        return False
+    number, expected = float(word), float(due)
+    return isfinite(expected) and is_near(number, expected, due)

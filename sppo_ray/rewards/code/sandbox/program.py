@@ -1,0 +1,51 @@
+"""The process of a program that reads stdin and writes stdout: `main(SETUP_FD)`.
+
+Started by `sppo_ray.rewards.code.sandbox.run` only.
+
+Standard library only, and little of it: see `confine`.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+
+from sppo_ray.rewards.code.sandbox import confine
+
+TYPE_CHECKING = False  # the module typing costs as much time as the rest
+if TYPE_CHECKING:
+    import ast
+    import types
+    from typing import Any
+
+CONFINED = b"C"
+MAX_DIGITS = 100_000
+"""Digits of an integer that is read or written as text: reading takes quadratic time."""
+
+
+def main(setup_fd: int) -> None:
+    code = enter(setup_fd)["code"]
+    exec(compiled(code, "program.py"), {"__name__": "__main__"})
+
+
+def compiled(code: str | ast.Module, name: str) -> types.CodeType:
+    """Compile code without this module's `from __future__ import annotations`, which would turn the
+    types of its dataclasses into texts.
+    """
+    return compile(code, name, "exec", dont_inherit=True)
+
+
+def enter(setup_fd: int) -> dict[str, Any]:
+    """Read the setup, confine this process, and report it in the setup's first byte; later no
+    program can access it.
+    """
+    setup = marshal.loads(os.pread(setup_fd, os.fstat(setup_fd).st_size, 0))
+    confine.confine(**setup["limits"])
+    os.pwrite(setup_fd, CONFINED, 0)
+    os.close(setup_fd)
+    os.close(setup["starts"])
+    sys.path += setup["limits"]["readable"]
+    sys.argv[:] = ["program.py"]
+    sys.set_int_max_str_digits(MAX_DIGITS)
+    return setup

@@ -1,0 +1,460 @@
+"""The program under test, as the tests see it: objects that stand for its objects. Standard library
+only: see `confine`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+from collections import deque
+
+from sppo_ray.rewards.code.sandbox import arrays, wire
+from sppo_ray.rewards.code.sandbox.flow import is_class
+from sppo_ray.rewards.code.sandbox.known import ERROR_MODULES
+
+TYPE_CHECKING = False  # the module typing costs as much time as the rest
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
+
+WAITING, ALONE, INVOLVED = b">", b"<", b"="
+"""First byte of the result file before the result is written. WAITING: for the program. ALONE: the
+tests run and have received no value of the program. INVOLVED: the tests use a value of the program,
+so the program is responsible for failures.
+"""
+
+
+class ProgramGone(BaseException):
+    """The program ended or broke the protocol. A BaseException, so that no `except Exception` of a
+    test swallows it.
+    """
+
+
+class NoPlainValue(BaseException):
+    """The tests need a plain value but got an object of the program: that test has failed."""
+
+
+class Unsupported(BaseException):
+    """The tests need an operation that only works in the program's process."""
+
+
+class Link:
+    """The tests' connection to the program. `broken` and `unsupported` record events since they
+    were reset, also when a test swallows the exception.
+    """
+
+    def __init__(self, connection: wire.Wire, result: int) -> None:
+        self._wire, self._result, self.calls = connection, result, 0
+        self.broken, self.unsupported = False, ""
+        self.may_be_nan, self.with_arrays = True, False
+        self.is_gone = False
+        self.answers: dict[str, set[bool]] = {}  # of the program's classes to `in`, ==, < and truth
+        self.judged = 0
+        self.reads_objects = False  # whether classes are under test
+        self._subjects: list[str] = []
+        self._proxies: dict[int, Remote] = {}
+        self.involved = False
+        # exceptions of the program's that the tests name
+        self.kinds: dict[str, type[Exception]] = {}
+
+    def await_program(self, subjects: list[str]) -> None:
+        """Wait until the program has run its definitions; its message is not read. `subjects` are
+        the functions and classes under test; calling one that is missing fails.
+        """
+        self._ask(None)
+        self._subjects = subjects
+        self._ask({"do": "find", "on": 0, "given": self._encode(subjects), "named": self._encode({})})
+
+    def subject(self, name: str) -> Remote:
+        """The function or class under test."""
+        return Remote(self, 1 + self._subjects.index(name), is_class=is_class(name))
+
+    def do(self, what: str, on: int, /, *given: Any, **named: Any) -> Any:
+        """Run one operation in the program; return its value, or raise its exception here (a
+        built-in one by name).
+        """
+        return self._decode(self._reply(what, on, given, named).get("value"))
+
+    def call(self, on: int, given: tuple[Any, ...], named: dict[str, Any], *, in_place: bool) -> Any:
+        """Call a function. With `in_place`, it may change lists, dicts and sets that it gets."""
+        self.calls += 1
+        reply = self._reply("call in place" if in_place else "call", on, given, named)
+        value = self._decode(reply.get("value"))
+        if in_place:
+            _copy_back(given, named, self._decode(reply.get("after")))
+        return value
+
+    def proxy(self, number: int, kind: type[Remote] | None = None) -> Remote:
+        """The one proxy of an object, so that `is` holds."""
+        found = self._proxies.get(number)
+        if found is None or (kind is not None and type(found) is not kind):
+            found = self._proxies[number] = (kind or Remote)(self, number)
+        return found
+
+    def instance(self, value: Any) -> Any:
+        """The value, or an object of the program as one of a class under test."""
+        return self.proxy(value._number, Instance) if type(value) is Remote else value
+
+    def following(self, on: int, number: int) -> tuple[list[Any], BaseException | None]:
+        """Return the next values of an iterator and its end: StopIteration or an exception of the
+        program.
+        """
+        reply = self._reply("next", on, (number,), {})
+        values = self._decode(reply.get("value"))
+        if type(values) is not list:
+            raise self.gone()
+        ended = reply.get("ended")
+        return values, StopIteration() if ended is True else self._exception(ended) if ended else None
+
+    def gone(self) -> ProgramGone:
+        self.broken = self.is_gone = True
+        return ProgramGone()
+
+    def refuse(self) -> NoPlainValue:
+        self.broken = True
+        return NoPlainValue()
+
+    def unfit(self, why: str) -> Unsupported:
+        self.unsupported = why
+        return Unsupported(why)
+
+    def one_sided(self, reached: int) -> bool:
+        """Whether a class of the program may have passed `reached` assertions by always giving the
+        same verdict. `in` and truth count together with other assertions; == and < do not, because
+        they judge values of the class itself.
+        """
+        alone = self.judged >= reached
+        return any(
+            len(found) == 1 and (alone or what not in ("has", "truth"))
+            for what, found in self.answers.items()
+        )
+
+    def _reply(self, what: str, on: int, given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+        reply = self._ask(
+            {"do": what, "on": on, "given": self._encode(list(given)), "named": self._encode(named)}
+        )
+        if "raised" in reply:
+            raise self._exception(reply)
+        return reply
+
+    def _ask(self, message: dict[str, Any] | None) -> dict[str, Any]:
+        os.pwrite(self._result, WAITING, 0)
+        try:
+            if message is not None:
+                self._wire.send(message)
+            return self._wire.receive()
+        except (wire.WireClosed, ValueError, RecursionError, MemoryError):
+            raise self.gone() from None
+        finally:
+            self.involved = self.involved or (message is not None and message["do"] != "find")
+            os.pwrite(self._result, INVOLVED if self.involved else ALONE, 0)
+
+    def _encode(self, value: Any) -> Any:
+        return wire.encode(value, self._number_of)
+
+    def _number_of(self, value: Any) -> int:
+        if type(value) in (Remote, Instance, RemoteIterator):
+            return value._number
+        # `f(c.count)`, where the program gave a list for `c`, and `f(c.tzinfo)`, a date
+        owner = getattr(value, "__self__", None)
+        if type(owner) not in (type(None), type(os)) and type(owner).__module__ in _PLAIN_MODULES:
+            raise self.refuse()
+        if type(value).__module__ == "datetime":
+            raise self.refuse()
+        raise self.unfit(f"the tests pass an object of type {type(value).__name__} to the program")
+
+    def _decode(self, data: Any) -> Any:
+        try:
+            return wire.decode(
+                data,
+                lambda number: self.proxy(int(number)),
+                lambda kind, number: RemoteIterator(self, int(number), is_generator=kind == "generator"),
+                self._refuse_nan,
+                arrays.make if self.with_arrays else lambda dtype, values: values,
+            )
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+            ArithmeticError,
+            MemoryError,
+        ):
+            raise self.gone() from None
+
+    def _refuse_nan(self, number: Any) -> None:
+        """Tests that do not name NaN get none: `if abs(f(2) - 4) > 1e-6: raise` takes it for
+        right.
+        """
+        if not self.may_be_nan:
+            raise self.refuse()
+
+    def _exception(self, reply: Any) -> BaseException:
+        """Return a built-in exception, or one that the tests name, by the names of the class and
+        its bases; else a RuntimeError.
+
+        Exceptions that change the tests' control flow are excluded: StopIteration ends a loop,
+        ImportError would blame the tests.
+        """
+        names = reply.get("raised") if isinstance(reply, dict) else None
+        names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        kind = next((kind for kind in map(_built_in, names) if kind is not None), RuntimeError)
+        named = next((self.kinds[name] for name in names if name in self.kinds), None)
+        if kind is RuntimeError and named is None and "BaseException" in names and "Exception" not in names:
+            return self.refuse()  # KeyboardInterrupt and the like end pytest: no test expects them
+        message = str(reply.get("message", "")) if isinstance(reply, dict) else ""
+        if named is not None:
+            kind = named if kind is Exception else type(named.__name__, (named, kind), {})
+        error = kind.__new__(kind, message)  # __init__ may need more than a message
+        self._add_attributes(error, reply.get("attributes") if isinstance(reply, dict) else None)
+        error._of_program = True  # type: ignore[attr-defined]
+        if isinstance(error, SystemExit):
+            error.code = error.args[0] if len(error.args) == 1 else error.args or None
+        return error
+
+    def _add_attributes(self, error: BaseException, data: Any) -> None:
+        attributes = self._decode(data)
+        for name, value in attributes.items() if type(attributes) is dict else ():
+            if name == "args" and type(value) is list:
+                error.args = tuple(value)
+            elif type(name) is str and name.isidentifier() and not name.startswith("_"):
+                error.__dict__.setdefault(name, value)
+
+
+def _built_in(name: str) -> type[BaseException] | None:
+    module, _, name = name.rpartition(":")
+    holder = sys.modules.get(module) if module in ERROR_MODULES else None if module else builtins
+    kind = getattr(holder, name, None)
+    if not isinstance(kind, type) or issubclass(kind, _NEVER_RAISED):
+        return None
+    return kind if issubclass(kind, (Exception, SystemExit)) else None
+
+
+_NEVER_RAISED = (StopIteration, StopAsyncIteration, ImportError, SyntaxError, BaseExceptionGroup)
+
+
+_PLAIN_MODULES = ("builtins", "collections", "datetime", "decimal", "fractions", "numpy", wire.__name__)
+"""Modules of the types that the wire carries."""
+_SOME_OBJECT = "<an object of the program>"
+
+
+class Remote:
+    """A proxy for an object of the program. It can be called, and its attributes, items and text be
+    read, but it gives no verdict. `is_class`: a class under test; calling it returns an `Instance`.
+    """
+
+    def __init__(self, link: Link, number: int, *, is_class: bool = False) -> None:
+        self.__dict__.update(_link=link, _number=number, _is_class=is_class)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._link.do("attribute", self._number, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._link.do("set", self._number, name, value)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self._made(self._link.call(self._number, args, kwargs, in_place=False))
+
+    def _in_place(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call it when the tests do not use the value: it may change its arguments."""
+        return self._made(self._link.call(self._number, args, kwargs, in_place=True))
+
+    def _made(self, value: Any) -> Any:
+        return self._link.instance(value) if self._is_class else value
+
+    def __instancecheck__(self, one: Any) -> bool:
+        return isinstance(one, Remote) and self._link.do("made by", self._number, one) is True
+
+    def __bool__(self) -> bool:
+        value = self._read("truth")
+        if value is not None and type(value) is not bool:
+            raise self._link.refuse()
+        return value is not False
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._plain("list", list))
+
+    def __len__(self) -> int:
+        return self._plain("length", int)
+
+    def __str__(self) -> str:
+        return self._plain("text", str) if self._link.reads_objects else _SOME_OBJECT
+
+    def __repr__(self) -> str:
+        return self._plain("representation", str) if self._link.reads_objects else _SOME_OBJECT
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._read("item", key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._link.do("set item", self._number, key, value)
+
+    def _read(self, what: str, *given: Any) -> Any:
+        """An object says more only in tests of classes; a function is asked for a value."""
+        if not self._link.reads_objects:
+            raise self._link.refuse()
+        return self._link.do(what, self._number, *given)
+
+    def _plain(self, what: str, kind: type) -> Any:
+        value = self._read(what)
+        if type(value) is not kind:
+            raise self._link.refuse()
+        return value
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise self._link.refuse()
+
+    def __eq__(self, other: object) -> bool:
+        if other is None:
+            return False
+        if other is self and self._link.reads_objects:
+            return True
+        if isinstance(other, Instance):
+            return other == self
+        return self._refuse()
+
+    __contains__ = __hash__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse  # type: ignore[assignment]
+
+
+class Instance(Remote):
+    """An object that the tests created from a class under test; its own methods are used. A verdict
+    (`in`, ==, <, truth) counts only in tests that need both answers.
+    """
+
+    def __next__(self) -> Any:
+        values, ended = self._link.following(self._number, 1)
+        if not values:
+            raise ended or self._link.gone()
+        return values[0]
+
+    def __delitem__(self, key: Any) -> None:
+        self._link.do("delete item", self._number, key)
+
+    def __int__(self) -> int:
+        return self._plain("int", int)
+
+    def __float__(self) -> float:
+        return self._plain("float", float)
+
+    def __contains__(self, one: Any) -> bool:
+        return self._judge("has", one)
+
+    def __bool__(self) -> bool:
+        """Without a method of its class for it, an object is true, and that is no verdict."""
+        return True if self._link.do("truth", self._number) is None else self._judge("truth")
+
+    def __enter__(self) -> Any:
+        return self._of_operation(self._link.do("enter", self._number))
+
+    def __exit__(self, *_: Any) -> None:
+        self._link.do("exit", self._number)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Remote):
+            return self._judge("equal", other)
+        return other in self._plain("contents", list)
+
+    def __lt__(self, other: object) -> bool:
+        return self._judge("less", other)
+
+    def __le__(self, other: object) -> bool:
+        return self._judge("less or equal", other)
+
+    def __gt__(self, other: object) -> bool:
+        return self._judge("greater", other)
+
+    def __ge__(self, other: object) -> bool:
+        return self._judge("greater or equal", other)
+
+    __hash__ = Remote._refuse  # type: ignore[assignment]
+
+    def _judge(self, what: str, *other: object) -> bool:
+        """Record its own verdict; the tests must get both True and False: see `Link.one_sided`."""
+        value = self._link.do(what, self._number, *other)
+        if type(value) is not bool:
+            raise self._link.refuse()
+        self._link.answers.setdefault(what, set()).add(value)
+        self._link.judged += 1
+        return value
+
+    def _of_operation(self, value: Any) -> Any:
+        return self._link.instance(value)
+
+
+def _operator(name: str) -> Any:
+    def operate(self: Instance, *other: Any) -> Any:
+        return self._of_operation(self._link.do("operator", self._number, name, *other))
+
+    return operate
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"):
+    setattr(Instance, f"__{_name}__", _operator(f"__{_name}__"))
+    setattr(Instance, f"__r{_name}__", _operator(f"__r{_name}__"))
+    setattr(Instance, f"__i{_name}__", _operator(f"__i{_name}__"))
+for _name in ("neg", "abs", "invert"):
+    setattr(Instance, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+class RemoteIterator:
+    """A generator of the program; its values are fetched in growing batches, so it may be
+    endless.
+    """
+
+    def __init__(self, link: Link, number: int, *, is_generator: bool) -> None:
+        self._link, self._number, self._batch, self._is_generator = link, number, 1, is_generator
+        self._values: list[Any] = []
+        self._ended: BaseException | None = None
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """For isinstance(g, types.GeneratorType)."""
+        return _GENERATOR if self._is_generator else RemoteIterator
+
+    def __iter__(self) -> RemoteIterator:
+        return self
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise self._link.refuse()
+
+    __bool__ = __eq__ = __hash__ = _refuse  # type: ignore[assignment]
+
+    def __contains__(self, one: Any) -> bool:
+        return one in list(self)  # an endless one holds every number
+
+    def __next__(self) -> Any:
+        if not self._values and self._ended is None:
+            values, self._ended = self._link.following(self._number, self._batch)
+            self._values = values[::-1]
+            self._batch = min(2 * self._batch, 1000)
+            if not values and self._ended is None:
+                raise self._link.gone()
+        if self._values:
+            return self._values.pop()
+        ended, self._ended = self._ended, StopIteration()
+        raise ended or StopIteration
+
+
+_GENERATOR = type(one for one in ())
+
+
+def _copy_back(given: tuple[Any, ...], named: dict[str, Any], after: Any) -> None:
+    """Copy a function's changes of its arguments back, e.g. after sorting in place."""
+    if type(after) is not list or list(map(type, after)) != [list, dict] or len(after[0]) != len(given):
+        return
+    pairs = [*zip(given, after[0], strict=True), *((one, after[1].get(name)) for name, one in named.items())]
+    for mine, theirs in pairs:
+        if type(mine) is not type(theirs):
+            continue
+        if type(mine) in (list, deque):
+            mine.clear()
+            mine.extend(theirs)
+        elif isinstance(mine, (dict, set)):
+            mine.clear()
+            mine.update(theirs)
+        elif type(mine).__name__ == "ndarray" and (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype):
+            mine[...] = theirs

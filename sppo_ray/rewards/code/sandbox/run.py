@@ -1,0 +1,271 @@
+"""Start the confined processes and read their results."""
+
+from __future__ import annotations
+
+import json
+import marshal
+import os
+import select
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any, Literal
+
+from sppo_ray.errors import UserError
+from sppo_ray.rewards.code.base import Limits, Ran, SandboxFailed, Tested
+from sppo_ray.rewards.code.sandbox.confine import (
+    LANDLOCK_REMEDY,
+    CannotConfine,
+    landlock_abi,
+    seccomp_program,
+)
+from sppo_ray.rewards.code.sandbox.program import CONFINED
+from sppo_ray.rewards.code.sandbox.remote import ALONE
+
+_ROOT = str(Path(__file__).parents[4])
+_START = """
+import sys
+sys.path.append({root!r})
+from sppo_ray.rewards.code.sandbox import {module}
+del sys.path[-1]
+{module}.main({setup})
+"""
+"""`-I -S` leave all packages out of the path, this one too."""
+_START_DEADLINE_S = 60.0  # the pool's deadline for the sample is nearer
+_DELAY_LIMIT = 4.0  # beyond that, the pool's deadline decides
+_OUT_OF_CPU = -24  # SIGXCPU: the CPU seconds are used up
+_OUTPUT_MIB = 4
+_TESTER_MEMORY_MIB = 1024
+_ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""The whole environment of a program: no keys or tokens of the run."""
+
+
+class ConfinedProcesses:
+    """Runs programs in confined processes of this machine; implements `Sandbox`."""
+
+    def check(self) -> None:
+        """Test every mechanism once. Raises UserError with the remedy when this machine lacks
+        one.
+        """
+        if sys.platform != "linux" or landlock_abi() == 0:
+            raise UserError(LANDLOCK_REMEDY)
+        try:
+            seccomp_program(os.uname().machine, os.getpid())
+            ran = self.run_script("print('ready')", "", Limits(timeout_s=30.0, memory_mib=512))
+        except (CannotConfine, SandboxFailed) as error:
+            raise UserError(str(error)) from None
+        if (ran.status, ran.stdout) != ("ok", "ready\n"):
+            raise UserError(
+                f"the code sandbox runs no Python here (it ended with {ran.status}): is the installation "
+                "readable?"
+            )
+
+    def run_script(self, code: str, stdin: str, limits: Limits) -> Ran:
+        """Run a program with `stdin`. Raises SandboxFailed."""
+        with ExitStack() as files:
+            stdout, given = (
+                files.enter_context(_memory_file()),
+                files.enter_context(_memory_file(stdin.encode(errors="replace"))),
+            )
+            setup = {"code": code, "limits": _rights(limits)}
+            with _process("program", setup, stdin=given, stdout=stdout) as process:
+                process.await_start()
+                started = time.monotonic()
+                ended = _wait(process.popen, limits.timeout_s)
+                process.kill()
+            text, seconds = _content(stdout).decode(errors="replace"), time.monotonic() - started
+        if not ended:
+            return Ran("timeout", text, seconds)
+        return Ran("ok" if process.popen.returncode == 0 else _cause(process.popen.returncode), text, seconds)
+
+    def run_tests(
+        self, code: str, tests: Mapping[str, Any], limits: Limits, *, stop_at_failure: bool
+    ) -> Tested:
+        """Test the functions of a program. Raises SandboxFailed, also when the tests hang by
+        themselves, need something unsupported, or never call the program.
+        """
+        with ExitStack() as files:
+            result = files.enter_context(_memory_file())
+            to_program, to_tester = files.enter_context(_pipe()), files.enter_context(_pipe())
+            ours = {
+                "code": code,
+                "wire": [to_program[0].fileno(), to_tester[1].fileno()],
+                "limits": _rights(limits),
+            }
+            theirs = {
+                **tests,
+                "wire": [to_tester[0].fileno(), to_program[1].fileno()],
+                "limits": _rights(Limits(limits.timeout_s, _TESTER_MEMORY_MIB)),
+                "result": result,
+                "stop_at_failure": stop_at_failure,
+            }
+            program = files.enter_context(_process("served", ours, share=ours["wire"]))
+            tester = files.enter_context(_process("tester", theirs, share=[*theirs["wire"], result]))
+            for end in (*to_program, *to_tester):
+                end.close()  # so that each side sees the other's end
+            program.await_start()
+            tester.await_start()
+            ended = _wait(tester.popen, limits.timeout_s, excuse=_DELAY_LIMIT)
+            ended = ended and tester.popen.wait() != _OUT_OF_CPU
+            content = _content(result)  # before the program's end changes it
+        return _tested(content, ended=ended)
+
+
+def _tested(content: bytes, *, ended: bool) -> Tested:
+    """Return the tester's result. If it did not finish, the program is at fault once it was called
+    (see `remote`).
+    """
+    alone = content in (b"", ALONE)
+    if not ended:
+        if not alone:
+            return Tested(0, 1, timeout=True)
+        raise SandboxFailed("the tests themselves did not end in time")
+    try:
+        report = json.loads(content)
+    except ValueError:
+        if not alone:
+            return Tested(0, 1)
+        raise SandboxFailed("the process of the tests died") from None
+    if "error" in report:
+        raise SandboxFailed(f"the tests cannot be run: {report['error'][:300]}")
+    return Tested(report["passed"], report["failed"])
+
+
+# ---------------------------------------------------------------------------------------- processes
+
+
+class _Process:
+    def __init__(self, popen: subprocess.Popen[bytes], setup: int, stderr: int, started: int) -> None:
+        self.popen, self._setup, self._stderr, self._started = popen, setup, stderr, started
+
+    def await_start(self) -> None:
+        """Wait until the process is confined: a slow start is not the program's fault. Raises
+        SandboxFailed when it never is.
+        """
+        _poll(self._started, _START_DEADLINE_S)
+        if os.pread(self._setup, 1, 0) != CONFINED:
+            self.kill()
+            last = _content(self._stderr).decode(errors="replace").strip().splitlines()[-1:]
+            raise SandboxFailed(f"the sandbox did not start: {''.join(last)[:400]}")
+
+    def kill(self) -> None:
+        """Kill the process; it cannot have children (see `confine`)."""
+        self.popen.kill()
+        self.popen.wait()
+
+
+@contextmanager
+def _process(
+    module: str,
+    setup: dict[str, Any],
+    *,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    share: Sequence[int] = (),
+) -> Iterator[_Process]:
+    """Start a confined interpreter; it is killed when the block ends."""
+    with ExitStack() as files:
+        # it closes its end when its walls stand, or when it dies
+        started, starts = files.enter_context(_pipe())
+        given = files.enter_context(_memory_file(marshal.dumps(setup | {"starts": starts.fileno()})))
+        stderr = files.enter_context(_memory_file())
+        popen = subprocess.Popen(
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                "-X",
+                "utf8",
+                "-c",
+                _START.format(root=_ROOT, module=module, setup=given),
+            ],
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.DEVNULL if stdout is None else stdout,
+            stderr=stderr,
+            env=_ENVIRONMENT,
+            cwd="/",
+            pass_fds=[given, starts.fileno(), *share],
+        )
+        process = _Process(popen, given, stderr, started.fileno())
+        try:
+            starts.close()
+            yield process
+        finally:
+            process.kill()
+
+
+def _rights(limits: Limits) -> dict[str, Any]:
+    paths = sysconfig.get_paths()
+    return {
+        "parent": os.getpid(),
+        "memory_mib": limits.memory_mib,
+        "cpu_s": int(limits.timeout_s) + 1,
+        "output_mib": _OUTPUT_MIB,
+        "readable": sorted({paths["purelib"], paths["platlib"]}),
+    }
+
+
+def _wait(popen: subprocess.Popen[bytes], timeout_s: float, *, excuse: float = 0.0) -> bool:
+    """Whether the process ended by itself in time. The time in which it waited for a processor,
+    which other programs burn, does not count, up to `excuse` times the limit.
+    """
+    handle = os.pidfd_open(popen.pid)
+    begun = time.monotonic()
+    left = timeout_s
+    try:
+        while left > 0.0 and not (ended := _poll(handle, left)):
+            delay = min(_seconds_delayed(popen.pid), excuse * timeout_s) if excuse else 0.0
+            left = begun + timeout_s + delay - time.monotonic()
+        return timeout_s > 0.0 and ended
+    finally:
+        os.close(handle)
+
+
+def _seconds_delayed(pid: int) -> float:
+    """Seconds that a process was ready to run and had no processor; 0 where the kernel does not
+    tell.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _poll(descriptor: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def _cause(exit_code: int) -> Literal["timeout", "runtime_error"]:
+    return "timeout" if exit_code == _OUT_OF_CPU else "runtime_error"
+
+
+@contextmanager
+def _memory_file(content: bytes = b"") -> Iterator[int]:
+    """Create a file without a name: it needs no cleanup, and no path leads a program to it."""
+    descriptor = os.memfd_create("sandbox")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    """Yield a pipe's read end and write end; each may be closed earlier."""
+    reading, writing = os.pipe()
+    with FileIO(reading, "rb") as reader, FileIO(writing, "wb") as writer:
+        yield reader, writer
+
+
+def _content(descriptor: int) -> bytes:
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)

@@ -1,0 +1,72 @@
+"""Compare a value with the expected value."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+
+TYPE_CHECKING = False  # the module typing costs as much time as the rest
+if TYPE_CHECKING:
+    from typing import Any
+
+_TOLERANCE = 1e-6
+
+
+def same(value: Any, expected: Any) -> bool:
+    """Whether two values are equal; a tuple, deque or range may replace a list, decimals may differ
+    by a millionth; True is not 1.
+    """
+    if isinstance(value, (list, tuple, deque, range)) and isinstance(expected, (list, tuple)):
+        return len(value) == len(expected) and all(same(*pair) for pair in zip(value, expected, strict=True))
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return len(value) == len(expected) and _same_items(value, expected)
+    if isinstance(value, bool) or isinstance(expected, bool):
+        return value is expected
+    if isinstance(value, float) or isinstance(expected, float):
+        return (
+            isinstance(value, (int, float))
+            and isinstance(expected, (int, float))
+            and same_number(value, expected)
+        )
+    return bool(value == expected)
+
+
+def _same_items(value: dict[Any, Any], expected: dict[Any, Any]) -> bool:
+    plain = {_text_key(key): one for key, one in value.items()}  # JSON knows text keys only
+    return plain.keys() == set(map(_text_key, expected)) and all(
+        same(plain[_text_key(key)], one) for key, one in expected.items()
+    )
+
+
+def _text_key(key: Any) -> str:
+    """Return a key as JSON writes it."""
+    return json.dumps(key) if key is None or isinstance(key, bool) else str(key)
+
+
+def same_number(value: float, expected: float) -> bool:
+    """Compare numbers: a decimal by `is_near`, an expected integer within a millionth; infinite and
+    undefined ones exactly.
+    """
+    if value == expected:
+        return True
+    try:
+        value = float(value)
+    except OverflowError:  # an integer beyond all decimals
+        return False
+    if value != value or expected != expected:
+        return value != value and expected != expected
+    if isinstance(expected, int):  # a large one has no decimal of its own
+        return abs(expected) <= 2**53 and abs(value - expected) <= _TOLERANCE
+    return abs(expected) < float("inf") and is_near(value, expected, repr(expected))
+
+
+def is_near(value: float, expected: float, text: str) -> bool:
+    """Whether a decimal differs by a millionth at most. Below 1, it may differ by the last digit of
+    `text` or by a millionth of itself, whichever is more: 0 is not 0.0000005. Rounding errors of
+    1e-9 do not count.
+    """
+    size = abs(expected)
+    mantissa, _, exponent = text.lower().partition("e")
+    digit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+    small = max(_TOLERANCE * size, digit, 1e-9)
+    return abs(value - expected) <= min(_TOLERANCE * max(1.0, size), small if size < 1.0 else size)

@@ -1,0 +1,213 @@
+"""The process of a program whose functions a tester calls, started by
+`sppo_ray.rewards.code.sandbox.run` only: `main(SETUP_FD)`.
+
+Standard library only: see `confine`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import operator
+import sys
+import types
+from collections import deque
+from typing import Any
+
+from sppo_ray.rewards.code.sandbox import arrays, program, wire
+from sppo_ray.rewards.code.sandbox.known import ERROR_MODULES
+
+# imports that programming sites add before a program; only names that it uses and never binds
+_USUAL_IMPORTS = {
+    "typing": "Any Callable Deque Dict Iterable Iterator List Optional Sequence Set Tuple Union",
+    "collections": "Counter OrderedDict defaultdict deque",
+    "itertools": "accumulate chain combinations count groupby permutations product",
+    "functools": "cache cmp_to_key lru_cache reduce",
+    "heapq": "heapify heappop heappush nlargest nsmallest",
+    "bisect": "bisect_left bisect_right insort",
+    "math": "ceil comb floor gcd inf isqrt sqrt",
+}
+_USUAL_MODULES = frozenset(
+    [
+        "bisect",
+        "collections",
+        "functools",
+        "heapq",
+        "itertools",
+        "json",
+        "math",
+        "operator",
+        "random",
+        "re",
+        "string",
+        "sys",
+    ]
+)
+
+
+def main(setup_fd: int) -> None:
+    setup = program.enter(setup_fd)
+    code, connection = setup["code"], wire.Wire(*setup["wire"])
+    module = sys.modules["program"] = types.ModuleType("program")  # dataclasses and pickle look it up
+    namespace: dict[str, Any] = module.__dict__
+    _import_usual(code, namespace)
+    exec(program.compiled(code, "program.py"), namespace)
+    _Server(connection, namespace).serve()
+
+
+def _import_usual(code: str, namespace: dict[str, Any]) -> None:
+    used = {
+        node.id
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    for module, names in _USUAL_IMPORTS.items():
+        for name in used.intersection(names.split()):
+            namespace[name] = getattr(importlib.import_module(module), name)
+    for module in used & _USUAL_MODULES:
+        namespace[module] = importlib.import_module(module)
+
+
+class _Server:
+    """Runs the tester's operations on objects that stay in this process."""
+
+    def __init__(self, connection: wire.Wire, namespace: dict[str, Any]) -> None:
+        self._wire, self._namespace, self._objects = connection, namespace, [None]
+        self._numbers: dict[int, int] = {}
+        self._classes: list[type] = []  # under test
+        self._wire.send({"ready": True})
+
+    def serve(self) -> None:
+        while True:
+            request = self._wire.receive()
+            try:
+                reply = self._do(**request)
+            except BaseException as error:  # boundary: the program may raise anything; the tester judges
+                reply = _raised(error) | {"attributes": self._attributes(error)}
+            self._wire.send(reply)
+
+    def _do(self, do: str, on: int, given: Any, named: Any) -> dict[str, Any]:
+        target = self._objects[on]
+        args, kwargs = (
+            wire.decode(one, self._objects.__getitem__, self._iterator, make_array=arrays.make)
+            for one in (given, named)
+        )
+        if do == "call":
+            return {"value": self._encode_whole(target(*args, **kwargs))}
+        if do == "call in place":
+            value = target(*args, **kwargs)
+            after = [self._encode(args), self._encode(kwargs)]
+            return {"value": self._encode_whole(value), "after": after if after != [given, named] else None}
+        if do == "find":
+            self._objects += [_find(self._namespace, name) for name in args]
+            self._classes = [one for one in self._objects if isinstance(one, type)]
+            return {}
+        if do == "next":
+            return self._following(target, *args)
+        return {"value": self._encode(_OPERATIONS[do](target, *args))}
+
+    def _following(self, iterator: Any, number: int) -> dict[str, Any]:
+        values: list[Any] = []
+        ended: Any = None
+        try:
+            for _ in range(number):
+                values.append(next(iterator))
+        except StopIteration:
+            ended = True
+        except Exception as error:  # boundary: the program's own; it comes after the values before it
+            ended = _raised(error)
+        return {"value": self._encode(values), "ended": ended}
+
+    def _attributes(self, error: BaseException) -> Any:
+        try:
+            return self._encode({**vars(error), "args": list(error.args)})
+        except Exception:  # boundary: the program may give it any attributes
+            return None
+
+    def _iterator(self, kind: str, number: int) -> Any:
+        return self._objects[number]
+
+    def _encode(self, value: Any) -> Any:
+        return wire.encode(value, self._keep)
+
+    def _encode_whole(self, value: Any) -> Any:
+        """A class under test may extend a list or dict: `class LRUCache(OrderedDict)`. As a plain
+        one it would lose its methods.
+        """
+        is_own = type(value) in self._classes and type(value).__module__ == "program"
+        return {"kept": self._keep(value)} if is_own and _contents(value) else self._encode(value)
+
+    def _keep(self, value: Any) -> int:
+        """The same object has one number."""
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self._objects)
+            self._objects.append(value)
+        return self._numbers[id(value)]
+
+
+def _find(namespace: dict[str, Any], name: str) -> Any:
+    """Find a function or class by name, or a method "Solution().f"; without f, the method of class
+    Solution.
+    """
+    owner, _, method = name.rpartition("().")
+    if not owner and name in namespace:
+        return namespace[name]
+
+    def of_a_new_object(*args: Any, **kwargs: Any) -> Any:
+        if (owner or "Solution") not in namespace:
+            raise NameError(f"name '{name}' is not defined")
+        return getattr(namespace[owner or "Solution"](), method)(*args, **kwargs)
+
+    return of_a_new_object
+
+
+def _has_own_truth(kind: type) -> bool:
+    return hasattr(kind, "__bool__") or hasattr(kind, "__len__")
+
+
+def _raised(error: BaseException) -> dict[str, Any]:
+    """Return the names of its class and bases, and its message."""
+    args = error.args
+    message = args[0] if len(args) == 1 and isinstance(args[0], str) else str(error)
+    names = [
+        f"{kind.__module__}:{kind.__name__}" if kind.__module__ in ERROR_MODULES else kind.__name__
+        for kind in type(error).__mro__
+    ]
+    return {"raised": names[:9], "message": str(message)[:200]}
+
+
+def _contents(value: Any) -> list[Any]:
+    """What a list, dict, set or deque holds, as a plain one."""
+    return next(([kind(value)] for kind in (list, dict, set, deque) if isinstance(value, kind)), [])
+
+
+def _operate(value: Any, name: str, *other: Any) -> Any:
+    """`operator` has all but the reflected ones."""
+    return (getattr(operator, name, None) or getattr(type(value), name))(value, *other)
+
+
+_OPERATIONS = {
+    "attribute": getattr,
+    "set": setattr,
+    "list": list,
+    "contents": _contents,
+    "length": len,
+    "int": int,
+    "float": float,
+    "delete item": lambda obj, key: obj.__delitem__(key),
+    "item": lambda obj, key: obj[key],
+    "set item": lambda obj, key, value: obj.__setitem__(key, value),
+    "text": str,
+    "representation": repr,
+    "truth": lambda obj: bool(obj) if _has_own_truth(type(obj)) else None,
+    "has": lambda obj, one: one in obj,
+    "equal": operator.eq,
+    "less": operator.lt,
+    "less or equal": operator.le,
+    "greater": operator.gt,
+    "greater or equal": operator.ge,
+    "made by": lambda kind, obj: isinstance(obj, kind),
+    "enter": lambda obj: obj.__enter__(),
+    "exit": lambda obj: obj.__exit__(None, None, None) and None,
+    "operator": _operate,
+}

@@ -1,0 +1,232 @@
+"""Find the functions and classes under test: those that the tests call and do not define.
+
+Only these are taken from the program. Other undefined names have a fixed meaning (`known`), or the
+tests are at fault: a program that supplied a tolerance, a helper or an expected value would judge
+itself.
+
+    the ground truth names a function    it is the one under test; classes may stand beside it
+    one name that the tests call         it is the one
+    several                              each, where no function judges or receives what another one
+                                         gave
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import symtable
+
+from sppo_ray.rewards.code.sandbox import known
+from sppo_ray.rewards.code.sandbox.flow import Flow, is_class
+from sppo_ray.rewards.code.sandbox.forms import TestsUnfit
+from sppo_ray.rewards.code.sandbox.known import PROGRAM_MODULES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TAKE_A_FUNCTION = frozenset(
+    {"map", "filter", "reduce", "partial", "starmap", "partialmethod", "timeit", "iter"}
+)
+_TAKE_IT_SECOND = frozenset({"raises", "assertRaises", "assertRaisesRegex", "assertWarns", "accumulate"})
+
+
+class Subject:
+    """`taken`: name in the program of each name that the tests call. `kinds`: of exceptions.
+
+    `fixed`: names of `known`, with whether they are called. `flow`: which values come from the
+    program.
+    """
+
+    def __init__(self, code: str, tree: ast.Module, entry: str | None) -> None:
+        loose = _undefined(code, entry)
+        modules, imported = _program_imports(tree)
+        members = _Members(modules)
+        members.visit(tree)
+        imported |= members.found
+        called = _used_as_functions(tree)
+        caught = _used_as_exceptions(tree) - called
+        called |= _used_as_types(tree) - caught
+        aliases = imported | {name: name for name in loose}
+        unknown = {name for name in loose if not known.is_known(name)} - {entry} - caught
+        named = {entry} if entry in loose or entry is None else set()
+        if entry is None and len(unknown) == 1 and not loose & called and not imported:
+            called |= unknown  # handed to something, and nothing else can be meant
+        wanted = (unknown & called) | (set(imported) - caught) | (named - {None})
+        if entry is not None:
+            _refuse(
+                sorted(
+                    name
+                    for name in unknown | set(imported) - caught
+                    if aliases[name] != entry and not is_class(name)
+                )
+            )
+        elif not wanted:
+            wanted = _not_fed(tree, loose & called)
+        _refuse(sorted(unknown - called))
+        _refuse(sorted(set(imported) - called - caught - {entry}))
+        self.taken = {name: aliases[name] for name in wanted}
+        own = set(imported) | {name for name in loose if not known.is_known(name)}
+        self.kinds = {name: aliases[name] for name in caught & own}
+        self.fixed = {name: name in called for name in loose - wanted - set(self.kinds)}
+        self.flow = Flow(tree, set(self.taken), entry)
+        self.flow.refuse_judges(TestsUnfit)
+        self.flow.refuse_own_methods(TestsUnfit)
+
+
+def _undefined(code: str, entry: str | None) -> set[str]:
+    """Return names that the tests use and neither they nor Python define; `entry` may hide a
+    built-in one.
+    """
+    top = symtable.symtable(code, "tests.py", "exec")
+    bound, used = (set(dir(builtins)) - {entry}) | {"__name__", "__file__"}, set()
+    for table in _tables(top):
+        for symbol in table.get_symbols():
+            outer = table is top or symbol.is_global()
+            if outer and (symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()):
+                bound.add(symbol.get_name())
+            elif outer and symbol.is_referenced():
+                used.add(symbol.get_name())
+    return used - bound
+
+
+def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    yield table
+    for inner in table.get_children():
+        yield from _tables(inner)
+
+
+def _program_imports(tree: ast.Module) -> tuple[set[str], dict[str, str]]:
+    """`import solution as s` gives {"s"}; `from solution import f as g` gives {"g": "f"}."""
+    modules: set[str] = set()
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules.update(one.asname or one.name for one in node.names if one.name in PROGRAM_MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in PROGRAM_MODULES:
+            names.update({one.asname or one.name: one.name for one in node.names if one.name != "*"})
+    return modules, names
+
+
+class _Members(ast.NodeTransformer):
+    """Turns `solution.f` into one name, "solution.f"; `found` maps it to the name in the
+    program.
+    """
+
+    def __init__(self, modules: set[str]) -> None:
+        self._modules = modules
+        self.found: dict[str, str] = {}
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        if not (
+            isinstance(node.value, ast.Name)
+            and node.value.id in self._modules
+            and isinstance(node.ctx, ast.Load)
+        ):
+            return node
+        name = f"{node.value.id}.{node.attr}"
+        self.found[name] = node.attr
+        return ast.copy_location(ast.Name(name, ast.Load()), node)
+
+
+def _used_as_functions(tree: ast.Module) -> set[str]:
+    """Return names that are called, directly or by an alias in the tests."""
+    names = {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    names |= {node.id for node in _handed_on(tree) if isinstance(node, ast.Name)}
+    names |= {
+        node.value.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and is_class(node.value.id)
+    }  # Date.today()
+    pairs = list(_aliases(tree))
+    while more := {value for target, value in pairs if target in names} - names:
+        names |= more
+    return names
+
+
+def _handed_on(tree: ast.Module) -> Iterator[ast.expr]:
+    """Return functions passed to a caller: map(f, ...), key=f, assertRaises(ValueError, f, ...)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            if name in _TAKE_A_FUNCTION and node.args:
+                yield node.args[0]
+            if name in _TAKE_IT_SECOND and len(node.args) > 1:
+                yield node.args[1]
+            if name in ("callable", "signature", "iscoroutinefunction"):
+                yield from node.args
+            yield from (given.value for given in node.keywords if given.arg in ("key", "target", "candidate"))
+        elif isinstance(node, ast.ClassDef):
+            yield from node.bases
+
+
+def _aliases(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """`g = f`, `for g in (f, h)`, and check(f) for `def check(g)`, each as (g, f)."""
+    functions = {
+        node.name: [one.arg for one in node.args.args]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            yield from _pairs(node.targets[0], [node.value])
+        elif isinstance(node, (ast.For, ast.comprehension)) and isinstance(node.iter, (ast.List, ast.Tuple)):
+            yield from _pairs(node.target, node.iter.elts)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            for name, given in zip(functions.get(node.func.id, []), node.args, strict=False):
+                if isinstance(given, ast.Name):
+                    yield name, given.id
+
+
+def _pairs(target: ast.expr, values: list[ast.expr]) -> Iterator[tuple[str, str]]:
+    for value in values:
+        if isinstance(target, ast.Name) and isinstance(value, ast.Name):
+            yield target.id, value.id
+        elif isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, (ast.Tuple, ast.List)):
+            for one, other in zip(target.elts, value.elts, strict=False):
+                yield from _pairs(one, [other])
+
+
+def _used_as_types(tree: ast.Module) -> set[str]:
+    """Names in isinstance(value, X)."""
+    return {
+        node.args[1].id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and len(node.args) > 1
+        and isinstance(node.args[1], ast.Name)
+        and (node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", ""))
+        in ("isinstance", "assertIsInstance", "issubclass")
+    }
+
+
+def _used_as_exceptions(tree: ast.Module) -> set[str]:
+    """Names in `except X`, pytest.raises(X) and assertRaises(X)."""
+    places = [node.type for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args:
+            name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            if name in _TAKE_IT_SECOND:
+                places.append(node.args[0])
+    flat = [one for place in places for one in (place.elts if isinstance(place, ast.Tuple) else [place])]
+    return {one.id for one in flat if isinstance(one, ast.Name)}
+
+
+def _not_fed(tree: ast.Module, names: set[str]) -> set[str]:
+    """Return the fixed names that receive no value of another: sqrt in `isclose(sqrt(2), 1.4)`."""
+    asked = {name for name in names if known.is_task(name)}
+    return asked - Flow(tree, asked, None).fed()
+
+
+def _refuse(names: list[str]) -> None:
+    if names:
+        raise TestsUnfit(
+            f"they use {', '.join(names)} and do not define it; only the function under test comes from the "
+            "program: "
+            "put what it stands for into the tests"
+        )

@@ -1,0 +1,217 @@
+"""Exchange plain values between a tester and the program under test, as lines of JSON. Neither side
+trusts the other's objects.
+
+None, bool, int, float, str and list are plain JSON; tuple, set, frozenset, deque, range, slice,
+dict, its kinds and views, named tuples, bytes, complex, Fraction, Decimal, dates and arrays are
+objects with their type name; NumPy scalars become numbers. Any other object, including a generator,
+stays in its process and is sent as a number. Standard library only: see `confine`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from functools import lru_cache, partial
+from typing import Any
+
+MAX_LINE_BYTES = 16 << 20
+
+
+class WireClosed(Exception):
+    """The other side has ended, or sent more than a line may hold."""
+
+
+class Wire:
+    """Messages over a pair of file descriptors."""
+
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        self._incoming, self._outgoing, self._rest = incoming, outgoing, b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Raises WireClosed, or ValueError when the message is too long."""
+        line = json.dumps(message).encode() + b"\n"
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError("a value is too large to be sent")
+        try:
+            while line:
+                line = line[os.write(self._outgoing, line) :]
+        except OSError:
+            raise WireClosed from None
+
+    def receive(self) -> dict[str, Any]:
+        """The next message. Raises WireClosed, also for what is no message."""
+        pieces, size = [self._rest], len(self._rest)
+        while b"\n" not in pieces[-1]:
+            piece = os.read(self._incoming, 1 << 16)
+            size += len(piece)
+            if not piece or size > MAX_LINE_BYTES:
+                raise WireClosed
+            pieces.append(piece)
+        line, _, self._rest = b"".join(pieces).partition(b"\n")
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            raise WireClosed from None
+        if not isinstance(message, dict):
+            raise WireClosed
+        return message
+
+
+def encode(value: Any, keep: Callable[[Any], int]) -> Any:
+    """Convert `value` to JSON; `keep` stores an object without a plain form and returns its
+    number.
+    """
+
+    def each(values: Any) -> list[Any]:
+        return [encode(one, keep) for one in values]
+
+    if value is None or isinstance(value, bool):
+        return value
+    if (name := _NAMES.get(id(value))) is not None:
+        return {"builtin": name}
+    for base in (int, float, str):
+        if isinstance(value, base):
+            return base(value) if type(value) is not base else value
+    if isinstance(value, list):
+        return each(value)
+    if isinstance(value, range):
+        return {"range": [value.start, value.stop, value.step]}
+    if isinstance(value, slice):
+        return {"slice": each([value.start, value.stop, value.step])}
+    if isinstance(value, tuple) and _is_named(value):
+        return {"named": [type(value).__name__, list(value._fields), each(value)]}
+    for name, base in _CONTAINERS.items():
+        if isinstance(value, base):
+            return {name: each(value)}
+    if type(value) in (Counter, OrderedDict):
+        return {type(value).__name__: [each(item) for item in value.items()]}
+    if type(value) is defaultdict and value.default_factory in _FACTORIES:
+        name = value.default_factory.__name__
+        return {"defaultdict": [name, [each(item) for item in value.items()]]}
+    if isinstance(value, dict):
+        return {"dict": [each(item) for item in value.items()]}
+    if isinstance(value, (bytes, bytearray)):
+        return {"bytes": value.hex()}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, (Fraction, Decimal)):
+        return {type(value).__name__.lower(): str(value)}
+    if type(value) in _VIEWS:
+        return {_VIEWS[type(value)]: each(value)}
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        plain = encode(value.tolist(), keep)
+        return {"array": [value.dtype.str, plain]} if isinstance(plain, list) else plain
+    if type(value).__module__ == "datetime" and type(value).__name__ in _DATES:
+        return {type(value).__name__: str(value)}
+    if type(value).__module__ == "datetime" and type(value).__name__ == "timedelta":
+        return {"timedelta": [value.days, value.seconds, value.microseconds]}
+    if type(value) is _GENERATOR:
+        return {"generator": keep(value)}
+    own = type(value).__module__ not in ("builtins", "itertools")
+    return {"kept" if own or not hasattr(value, "__next__") else "iterator": keep(value)}
+
+
+_CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
+_SHARED: dict[str, Any] = {
+    one.__name__: one
+    for one in (
+        *(int, float, complex, str, bytes, bool, list, tuple, set, frozenset, dict),
+        *(len, min, max, sum, abs, round, sorted, ord, chr),
+    )
+}
+"""Built-in types and functions that go by their names."""
+_NAMES = {id(one): name for name, one in _SHARED.items()}
+_FACTORIES = (int, float, str, list, dict, set, tuple, bool)
+_GENERATOR = type(one for one in ())
+_DATES = frozenset({"date", "datetime", "time"})
+_VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
+
+
+def _is_named(value: tuple[Any, ...]) -> bool:
+    fields = getattr(value, "_fields", None)
+    return isinstance(fields, tuple) and len(fields) == len(value)
+
+
+def decode(
+    data: Any,
+    find: Callable[[int], Any],
+    iterate: Callable[[str, int], Any],
+    on_nan: Callable[[Any], None] | None = None,
+    make_array: Callable[[str, Any], Any] = lambda dtype, values: values,
+) -> Any:
+    """Convert JSON back to the value; `find` returns the object of a number, `iterate` an iterator
+    or generator; `on_nan` is called for a number that is none.
+    Raises ValueError, TypeError and the like for invalid input.
+    """
+
+    def again(one: Any) -> Any:
+        return decode(one, find, iterate, on_nan, make_array)
+
+    if isinstance(data, list):
+        return [again(one) for one in data]
+    if not isinstance(data, dict):
+        if on_nan is not None and isinstance(data, float) and data != data:
+            on_nan(data)
+        return data
+    ((name, inner),) = data.items()
+    if name in _CONTAINERS:
+        return _CONTAINERS[name](again(one) for one in inner)
+    if name in ("dict", "items"):
+        pairs = {again(key): again(one) for key, one in (inner if name == "dict" else map(_pair, inner))}
+        return pairs if name == "dict" else pairs.items()
+    if name == "defaultdict":
+        kinds = {kind.__name__: kind for kind in _FACTORIES}
+        return defaultdict(kinds[inner[0]], map(again, inner[1]))
+    if name in ("Counter", "OrderedDict"):
+        pairs = dict(map(again, inner))
+        return Counter(pairs) if name == "Counter" else OrderedDict(pairs)
+    if name == "keys":
+        return dict.fromkeys(map(again, inner)).keys()
+    if name == "values":
+        return dict(enumerate(map(again, inner))).values()
+    if name in ("iterator", "generator"):
+        return iterate(name, inner)
+    if name == "slice":
+        return slice(*map(again, inner))
+    if name == "named":
+        return _named_tuple(inner[0], tuple(inner[1]))(*map(again, inner[2]))
+    if name == "array":
+        return make_array(inner[0], again(inner[1]))
+    if name == "kept":
+        return find(inner)
+    if name == "builtin":
+        return _SHARED[inner]
+    value = _PLAIN[name](inner)
+    if on_nan is not None and name in ("complex", "decimal") and value != value:
+        on_nan(value)
+    return value
+
+
+@lru_cache
+def _named_tuple(name: str, fields: tuple[str, ...]) -> type:
+    return namedtuple(name, fields)  # it refuses what is no name
+
+
+def _date(kind: str, inner: Any) -> Any:
+    import datetime  # costs time, and few tests need it
+
+    made = getattr(datetime, kind)
+    return made(*inner) if kind == "timedelta" else made.fromisoformat(inner)
+
+
+def _pair(item: Any) -> Any:
+    return item["tuple"]
+
+
+_PLAIN: dict[str, Callable[[Any], Any]] = {
+    "bytes": bytes.fromhex,
+    "range": lambda parts: range(*parts),
+    "complex": lambda parts: complex(*parts),
+    "fraction": Fraction,
+    "decimal": Decimal,
+    **{name: partial(_date, name) for name in (*_DATES, "timedelta")},
+}

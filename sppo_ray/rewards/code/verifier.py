@@ -1,0 +1,105 @@
+"""Verifier of programs: runs the last fenced Python block of the response against the row's unit
+tests, in a sandbox.
+
+`row_tests` defines the test formats, `sandbox` the isolation. A program that fails, hangs or
+exceeds its limits is wrong. Tests that cannot be run are an error, which a program cannot cause.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sppo_ray.config import CodeReward
+from sppo_ray.rewards.base import VerifierFunction
+from sppo_ray.rewards.code.base import Limits, Sandbox, SandboxFailed, Tested
+from sppo_ray.rewards.code.row_tests import ModuleTests, ScriptTests, read_tests, same_output
+from sppo_ray.rewards.extract import last_program
+
+MAX_PROGRAM_CHARS = 100_000
+
+_FEW_CASES = 20
+_MOST_OF_THE_TIME = 0.75
+
+answer = last_program
+
+
+def make_code_verifier(settings: CodeReward, sandbox: Sandbox) -> VerifierFunction:
+    """Build the code verifier. Reasons: correct, wrong, partial, no_answer, too_long, timeout,
+    runtime_error.
+
+    The verifier raises ValueError for a ground truth without tests and SandboxFailed when these
+    cannot be run.
+    """
+    limits = Limits(settings.timeout_s, settings.memory_mib)
+
+    def verify(response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
+        tests = read_tests(ground_truth, extra)
+        program = last_program(response)
+        if program is None:
+            return 0.0, "no_answer"
+        if len(program) > MAX_PROGRAM_CHARS:
+            return 0.0, "too_long"
+        if isinstance(tests, ScriptTests):
+            tested, why = _test_script(sandbox, program, tests, limits, stop_at_failure=settings.full_only)
+        else:
+            tested, why = _test_module(sandbox, program, tests, limits, stop_at_failure=settings.full_only)
+        if not tested.failed:
+            return 1.0, "correct"
+        if settings.full_only or not tested.passed:
+            return 0.0, why
+        return tested.passed / (tested.passed + tested.failed), "partial"
+
+    return verify
+
+
+def _test_script(
+    sandbox: Sandbox, program: str, tests: ScriptTests, limits: Limits, *, stop_at_failure: bool
+) -> tuple[Tested, str]:
+    """Run all cases within the time limit, which counts the program's time and all starts but the
+    first.
+    """
+    _refuse_too_many(sandbox, len(tests.cases), limits)
+    passed, why = 0, "wrong"
+    begun = None
+    for given, due in tests.cases:
+        left = limits.timeout_s - (time.monotonic() - begun if begun else 0.0)
+        if left <= 0.0:
+            why = "timeout"
+            break
+        ran = sandbox.run_script(program, given, Limits(left, limits.memory_mib))
+        begun = begun or time.monotonic() - ran.seconds
+        right = ran.status == "ok" and same_output(ran.stdout, due)
+        passed += right
+        if not right:
+            why = "wrong" if ran.status == "ok" else ran.status
+            if stop_at_failure or why == "timeout":
+                break
+    return Tested(passed, len(tests.cases) - passed), why
+
+
+def _refuse_too_many(sandbox: Sandbox, cases: int, limits: Limits) -> None:
+    """Raises SandboxFailed when an empty program would take most of the time limit. The program
+    under test has no part in it: a slow one is late, and no error.
+    """
+    if cases <= _FEW_CASES:
+        return
+    seconds = []
+    for _ in range(2):
+        begun = time.monotonic()
+        sandbox.run_script("", "", limits)
+        seconds.append(time.monotonic() - begun)
+    if min(seconds) * cases > _MOST_OF_THE_TIME * limits.timeout_s:
+        raise SandboxFailed(
+            f"{cases} cases cannot be started within {limits.timeout_s:g} s: use fewer of them"
+        )
+
+
+def _test_module(
+    sandbox: Sandbox, program: str, tests: ModuleTests, limits: Limits, *, stop_at_failure: bool
+) -> tuple[Tested, str]:
+    cases = None if tests.cases is None else [dict(case) for case in tests.cases]
+    wanted = {"name": tests.name, "cases": cases, "tests": tests.source}
+    tested = sandbox.run_tests(program, wanted, limits, stop_at_failure=stop_at_failure)
+    return tested, "timeout" if tested.timeout else "wrong"

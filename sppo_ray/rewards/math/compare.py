@@ -1,0 +1,506 @@
+"""Whether an answer means the same as the ground truth. Not symmetric: the ground truth sets the
+form.
+
+The rules are in docs/rewards.md. What no rule decides is different.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from sppo_ray.rewards.math import real_sets
+from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined, real
+from sppo_ray.rewards.math.expressions import Node, walk
+from sppo_ray.rewards.math.finished import leaves_work
+from sppo_ray.rewards.math.forms import (
+    ORDERED,
+    Clock,
+    Congruence,
+    Family,
+    Form,
+    Items,
+    Matrix,
+    Named,
+    Opaque,
+    Quantity,
+    Ratio,
+    Reals,
+    Relation,
+    Words,
+    as_region,
+    both_signs,
+)
+from sppo_ray.rewards.math.progressions import (
+    as_congruence,
+    family_parameter,
+    same_congruence,
+    same_progression,
+)
+from sppo_ray.rewards.math.quantities import Reading
+from sppo_ray.rewards.math.reader import read_answer
+from sppo_ray.rewards.math.statements import (
+    has_value,
+    is_statement_about,
+    last_side,
+    may_equal,
+    same_equation,
+    same_inequality,
+    statement,
+)
+from sppo_ray.rewards.math.syntax import is_name
+from sppo_ray.rewards.math.units import NO_TAIL, Tail
+from sppo_ray.rewards.math.values import same_value, value_of, within
+from sppo_ray.rewards.math.words import as_number
+
+RELATIVE_TOLERANCE = Fraction(1, 1_000_000)
+"""Of a decimal ground truth, which was rounded somewhere."""
+MIN_ROUNDED_DIGITS = 4
+"""A decimal truth of so many significant digits is taken for rounded: 3.1416 accepts 3.14159."""
+MIN_ROUNDED_PLACES = 3
+"""So many decimal places make a number in a tuple or an interval stand for the exact one that it
+rounds.
+"""
+MAX_ROUNDED_AWAY = Fraction(1, 100)
+"""Of a number in a tuple or an interval: 0.33 stands for 1/3, and 0.05 is no 0.054."""
+_VERDICTS = frozenset([
+    "yes", "no", "true", "false", "positive", "negative", "even", "odd", "up", "down", "always", "never",
+    "sometimes", "correct", "incorrect", "increasing", "decreasing", "increase", "decrease", "increases",
+    "decreases", "rational", "irrational",
+])  # fmt: skip
+"""Words that answer several questions in their order."""
+_ZERO = Node("num", (Fraction(0), None))
+_DEGREES = Node("/", (Node("num", (Fraction(180), None)), Node("const", ("pi",))))
+_FAILURES = (TooLarge, Undefined, KeyError, RecursionError, OverflowError, ZeroDivisionError)
+
+
+class Comparison:
+    """Compares answers with truths; `percent`: the question asks for a percentage (40 and 40% are
+    the same).
+    """
+
+    def __init__(self, *, percent: bool = False) -> None:
+        self._percent = percent
+
+    def same(self, truth: str, answer: str) -> bool:
+        """Whether a tidied answer means the same as a tidied truth, in any reading of both."""
+        return any(self._same_reading(*pair) for pair in _readings(truth, answer))
+
+    def _same_reading(self, truth: Form, answer: Form) -> bool:
+        try:
+            return self.same_form(truth, answer)
+        except _FAILURES:
+            return truth == answer
+
+    def same_form(self, truth: Form, answer: Form, *, inside: bool = False) -> bool:
+        """Whether two forms are the same.
+
+        `inside` a tuple, an interval or a matrix, a decimal may stand for the exact number that it
+        rounds. Raises TooLarge, Undefined and the like where a value cannot be worked out.
+        """
+        if isinstance(truth, Relation):
+            return self._same_relation(truth, answer)
+        if isinstance(answer, Relation):
+            return self._states(truth, answer)
+        if isinstance(truth, Congruence) or isinstance(answer, Congruence):
+            truth, answer = as_congruence(truth), as_congruence(answer)
+        if isinstance(answer, Family) or isinstance(truth, Family) or _are_periodic(truth, answer):
+            return self._same_family(truth, answer)
+        truth, answer = _alike(truth, answer)
+        if isinstance(truth, Quantity) and isinstance(answer, Quantity):
+            return self._same_quantity(truth, answer, inside=inside)
+        if isinstance(truth, Items):
+            return self._same_items(truth, answer)
+        if isinstance(truth, Named):
+            return self._same_named(truth, answer)
+        if isinstance(truth, Reals):
+            return _same_region(truth, answer)
+        if isinstance(truth, Matrix) and isinstance(answer, Items) and answer.brackets == "()":
+            column = _as_column(truth) if len(truth.rows) > 1 else None
+            return column is not None and self._in_order(column, answer.items, inside=True)
+        if isinstance(truth, Matrix) and isinstance(answer, Matrix) and truth.kind == "cases":
+            return answer.kind == "cases" and self._same_cases(truth.rows, answer.rows)
+        if isinstance(truth, Matrix) and isinstance(answer, Matrix):
+            return truth.kind == answer.kind and self._same_rows(truth.rows, answer.rows)
+        if isinstance(truth, Clock) and isinstance(answer, Clock):
+            return _same_time(truth, answer)
+        if isinstance(truth, Ratio) and isinstance(answer, Ratio):
+            return _same_ratio(truth, answer)
+        if isinstance(truth, Congruence) and isinstance(answer, Congruence):
+            return same_congruence(truth, answer)
+        return truth == answer  # words, and what cannot be read
+
+    # ----------------------------------------------------------------------------------- quantities
+
+    def _same_quantity(self, truth: Quantity, answer: Quantity, *, inside: bool) -> bool:
+        if leaves_work(truth.node, answer.node, inside=inside):
+            return False
+        if _in_radians(truth, answer):
+            answer = _in_degrees(answer, truth.tail)
+        elif _in_radians(answer, truth):
+            truth = _in_degrees(truth, answer.tail)
+        factors = self._tail_factors(truth.tail, answer.tail)
+        return any(_same_node(truth.node, _times(answer.node, factor), inside=inside) for factor in factors)
+
+    def _tail_factors(self, truth: Tail, answer: Tail) -> list[Fraction]:
+        """What the answer's number is multiplied by to stand beside the truth's; [] where their
+        words differ.
+        """
+        if truth.changing != answer.changing or not _same_words(truth.words, answer.words):
+            return []
+        scale = answer.scale / truth.scale
+        if truth.has_unit and answer.has_unit:
+            if truth.dimensions != answer.dimensions:
+                return []
+            scale *= answer.factor / truth.factor
+        elif 1 not in (answer.factor, truth.factor) or (answer.factor != 1 and not answer.has_unit):
+            scale *= answer.factor / truth.factor  # cm/m
+        elif (truth.has_unit and answer.words) or (answer.has_unit and truth.words):
+            return []  # 5 acres is not 5 boxes
+        if truth.percent == answer.percent:
+            return [scale]
+        if truth.words or answer.words or truth.has_unit or answer.has_unit:
+            return []  # 40% of them is not 0.4, and 25% is not 25 cents
+        if truth.percent:
+            return [scale, scale * 100]
+        return [scale / 100, *([scale] if self._percent else [])]
+
+    # ------------------------------------------------------------------------------------ sequences
+
+    def _same_items(self, truth: Items, answer: Form) -> bool:
+        if isinstance(answer, Reals):
+            points = all(one.low == one.high for one in answer.region)
+            region = as_region(truth) if truth.brackets in ORDERED or points else None
+            return region is not None and real_sets.same_region(region, answer.region)
+        if isinstance(answer, Named):
+            return truth.brackets not in ("{}", "or") and self._in_order(truth.items, answer.in_order)
+        if isinstance(answer, Matrix):
+            column = _as_column(answer)
+            return truth.brackets == "()" and column is not None and self._in_order(truth.items, column)
+        if not isinstance(answer, Items):
+            return len(truth.items) == 1 and truth.brackets == "{}" and self.same_form(truth.items[0], answer)
+        if truth.brackets in ORDERED or answer.brackets in ORDERED:
+            alike = truth.brackets == answer.brackets or {truth.brackets, answer.brackets} == {"()", ""}
+            return alike and self._in_order(truth.items, answer.items, inside=True)
+        # 1, 2, ..., n; yes, no, yes
+        if any(isinstance(item, Opaque) or _is_verdict(item) for item in (*truth.items, *answer.items)):
+            return self._in_order(truth.items, answer.items)
+        return self._same_members(truth.items, answer.items)
+
+    def _same_members(self, truths: Sequence[Form], answers: Sequence[Form]) -> bool:
+        """In any order; as often as in the truth, where it names one twice."""
+        if not truths or not answers:
+            return not truths and not answers
+        matches = [[self._same_member(truth, answer) for answer in answers] for truth in truths]
+        if not all(map(any, matches)) or not all(map(any, zip(*matches, strict=True))):
+            return False
+        counts = [sum(self._same_member(truth, other) for other in truths) for truth in truths]
+        return max(counts, default=0) < 2 or counts == [sum(row) for row in matches]
+
+    def _same_member(self, truth: Form, answer: Form) -> bool:
+        nested = [isinstance(form, Items) and form.brackets == "{}" for form in (truth, answer)]
+        return nested[0] == nested[1] and self.same_form(truth, answer)
+
+    def _in_order(self, truths: Sequence[Form], answers: Sequence[Form], *, inside: bool = False) -> bool:
+        return len(truths) == len(answers) and all(
+            self.same_form(truth, answer, inside=inside)
+            for truth, answer in zip(truths, answers, strict=True)
+        )
+
+    def _same_named(self, truth: Named, answer: Form) -> bool:
+        by_name = [value for _, value in truth.by_name]
+        if isinstance(answer, Named):
+            alike = sorted(truth.names) == sorted(answer.names)
+            return alike and self._in_order(by_name, [value for _, value in answer.by_name])
+        if not isinstance(answer, Items) or answer.brackets not in ("()", ""):
+            return False
+        as_given = answer.brackets == "" and self._in_order(truth.values, answer.items)
+        return as_given or self._in_order(truth.in_order, answer.items)
+
+    def _same_rows(self, truth: Sequence[Sequence[Form]], answer: Sequence[Sequence[Form]]) -> bool:
+        return len(truth) == len(answer) and all(
+            self._in_order(row, other, inside=True) for row, other in zip(truth, answer, strict=True)
+        )
+
+    def _same_cases(self, truth: Sequence[Sequence[Form]], answer: Sequence[Sequence[Form]]) -> bool:
+        """The same values under the same conditions, in any order."""
+        return len(truth) == len(answer) and all(
+            any(self._in_order(row, other) for other in answer) for row in truth
+        )
+
+    # ----------------------------------------------------------------------------------- statements
+
+    def _states(self, truth: Form, answer: Relation) -> bool:
+        """Whether an equation says that its last side is the truth: x = 6, f(2) = 6, 2 + 4 = 6.
+
+        The other sides must have that value too, as far as it can be worked out.
+        """
+        found = statement(answer)
+        if found is None:
+            return False
+        between, last = found
+        form = read_answer(last)
+        return self.same_form(truth, form) and all(self._side_is(side, form) for side in between)
+
+    def _side_is(self, side: str, value: Form) -> bool:
+        reading = read_answer(side)
+        if not has_value(reading) and (verdict := may_equal(side, value)) is not None:
+            return verdict
+        return self.same_form(reading, value) or self.same_form(value, reading)
+
+    def _same_relation(self, truth: Relation, answer: Form) -> bool:
+        if not isinstance(answer, Relation):
+            value = last_side(truth)
+            return value is not None and self.same_form(read_answer(value), answer)
+        if set(truth.signs) != {"="} or set(answer.signs) != {"="}:
+            return same_inequality(truth, answer, self._same_side)
+        if is_statement_about(truth, answer):
+            return self._states(read_answer(truth.sides[-1]), answer)
+        if len(truth.sides) == 2 and is_name(truth.sides[0]) and has_value(read_answer(truth.sides[1])):
+            return False  # x = 5 is a value: 2x = 10 is the question
+        return same_equation(truth, answer)
+
+    def _same_side(self, truth: str, answer: str) -> bool:
+        forms = read_answer(truth), read_answer(answer)
+        return all(isinstance(form, Quantity) for form in forms) and self.same_form(*forms)
+
+    # ------------------------------------------------------------------------------------- families
+
+    def _same_family(self, truth: Form, answer: Form) -> bool:
+        """Whether two families run through the same values, whatever the name of their whole
+        number.
+        """
+        form, other = _member(truth), _member(answer)
+        if isinstance(form, Relation) and isinstance(other, Relation):
+            return self._same_relation(form, other)
+        forms, others = _members(form), _members(other)
+        if len(forms) == len(others) > 1:
+            return all(
+                any(self._same_family(_like(truth, f), _like(answer, o)) for o in others) for f in forms
+            )
+        if not isinstance(form, Quantity) or not isinstance(other, Quantity):
+            return self.same_form(form, other)
+        mine, theirs = family_parameter(truth, form), family_parameter(answer, other)
+        periodic = isinstance(truth, Family) or _is_angle(form)
+        if mine is None or theirs is None or not periodic:
+            return self.same_form(form, other)
+        domains = [f.domain if isinstance(f, Family) else "" for f in (truth, answer)]
+        return same_progression(form.node, mine, other.node, theirs, (domains[0], domains[1]))
+
+
+# ----------------------------------------------------------------------------------------- readings
+
+
+def _readings(truth: str, answer: str) -> list[tuple[Form, Form]]:
+    """Pairs of readings of texts that have several.
+
+    Letters are units where only the other side has one (3 h against 3 hours), or variables on both
+    sides; 1,234 is also two numbers; 1,5 is a decimal beside a decimal.
+    """
+    first = read_answer(truth), read_answer(answer)
+    pairs = [first]
+    if _has_unit(first[0]) != _has_unit(first[1]):
+        letters = Reading(letters=True)
+        pair = read_answer(truth, letters), read_answer(answer, letters)
+        pairs += [pair] if _has_unit(pair[0]) and _has_unit(pair[1]) else []
+    if len(pairs) == 1 and _has_unit(first[0]) != _has_unit(first[1]):
+        algebra = Reading(units=False)
+        pair = read_answer(truth, algebra), read_answer(answer, algebra)
+        pairs += [pair] if not _has_unit(pair[0]) and not _has_unit(pair[1]) else []
+    if re.search(r"[0-9],[1-9][0-9]{2}(?![0-9])", f"{truth} {answer}") and ",0" not in truth + answer:
+        ungrouped = Reading(grouped=False)
+        pairs.append((read_answer(truth, ungrouped), read_answer(answer, ungrouped)))
+    if (decimal := _decimal_comma(answer, beside=truth)) is not None:
+        pairs.append((first[0], read_answer(decimal)))
+    if truth.startswith(("0,", "-0,")) and (decimal := _decimal_comma(truth, beside=answer)) is not None:
+        pairs.append((read_answer(decimal), first[1]))
+    return pairs
+
+
+def _has_unit(form: Form) -> bool:
+    return isinstance(form, Quantity) and form.tail.has_unit
+
+
+def _decimal_comma(text: str, *, beside: str) -> str | None:
+    """1,5 as 1.5, where a decimal stands beside it."""
+    number = as_number(beside)
+    comma = re.fullmatch(r"(-?[0-9]+),([0-9]+)", text)
+    if comma is None or number is None or number.denominator == 1:
+        return None
+    return f"{comma[1]}.{comma[2]}"
+
+
+def _alike(truth: Form, answer: Form) -> tuple[Form, Form]:
+    r"""Both in one kind, where a thing has two.
+
+    A sum with \pm is a list, the only member of a set is that member, a ratio of two parts is a
+    fraction, and a time of day is a ratio beside one.
+    """
+    truth, answer = (
+        Items("", tuple(both_signs(f))) if len(both_signs(f)) > 1 else f for f in (truth, answer)
+    )
+    return _as_kind_of(answer, truth), _as_kind_of(truth, answer)
+
+
+def _as_kind_of(model: Form, form: Form) -> Form:
+    if isinstance(model, Quantity) and isinstance(form, Items):
+        return form.items[0] if form.brackets == "{}" and len(form.items) == 1 else form
+    if isinstance(model, Quantity) and isinstance(form, Clock) and model.node.op == "/":
+        parts = tuple(Quantity(Node("num", (Fraction(part), None))) for part in form.time[:2])
+        return form if form.time[2] or form.half else _as_kind_of(model, Ratio(parts))
+    if isinstance(model, Quantity) and isinstance(form, Ratio) and model.node.op == "/":
+        nodes = [part.node for part in form.parts if isinstance(part, Quantity)]
+        return Quantity(Node("/", tuple(nodes))) if len(nodes) == len(form.parts) == 2 else form
+    if isinstance(model, Ratio) and isinstance(form, Clock) and len(model.parts) == 2:
+        parts = tuple(Quantity(Node("num", (Fraction(part), None))) for part in form.time[:2])
+        return form if form.time[2] or form.half else Ratio(parts)
+    return form
+
+
+# ------------------------------------------------------------------------------------------- values
+
+
+def _times(node: Node, factor: Fraction) -> Node:
+    return node if factor == 1 else Node("*", (node, Node("num", (factor, None))))
+
+
+def _same_node(truth: Node, answer: Node, *, inside: bool) -> bool:
+    """Exact against exact is compared exactly; with a decimal, to one part in a million or to its
+    digits.
+    """
+    try:
+        if same_value(truth, answer):
+            return True
+    except (TooLarge, Undefined):
+        return truth == answer
+    places, answer_places = _places(truth), _places(answer)
+    has_variables = any(part.op == "sym" for tree in (truth, answer) for part in walk(tree))
+    if has_variables or (places is None and not (inside and answer_places)):
+        return False
+    expected, given = value_of(truth), value_of(answer)
+    if places is not None and within(expected, given, RELATIVE_TOLERANCE):
+        return True
+    return _rounds_to(expected, given, places, answer_places, inside=inside)
+
+
+def _places(node: Node) -> int | None:
+    """The most decimal places of a numeral in the tree; None where all are exact."""
+    found = [part.args[1] for part in walk(node) if part.op == "num" and part.args[1] is not None]
+    return max(found, default=None)
+
+
+def _rounds_to(
+    expected: Number, given: Number, places: int | None, answer_places: int | None, *, inside: bool
+) -> bool:
+    """Whether one of two numbers is the other one after it was rounded to its decimal places."""
+    if places is not None and answer_places is not None:
+        if answer_places <= places or not isinstance(expected, Fraction):
+            return False
+        digits = len(str(abs(expected.numerator * 10**places // expected.denominator)).lstrip("0"))
+        rounded = places >= 2 if inside else places >= 1 and digits >= MIN_ROUNDED_DIGITS
+        if inside and not within(expected, given, MAX_ROUNDED_AWAY):
+            return False
+        return rounded and _is_near(expected, given, places)
+    shown = answer_places if places is None else places
+    if inside and not within(expected, given, MAX_ROUNDED_AWAY):
+        return False
+    return inside and shown is not None and shown >= MIN_ROUNDED_PLACES and _is_near(expected, given, shown)
+
+
+def _is_near(expected: Number, given: Number, places: int) -> bool:
+    bound = Fraction(1, 2 * 10**places)
+    if isinstance(expected, Fraction) and isinstance(given, Fraction):
+        return abs(given - expected) <= bound
+    return bool(abs(real(given) - real(expected)) <= real(bound))
+
+
+def _in_radians(degrees: Quantity, radians: Quantity) -> bool:
+    """Whether one angle is given in degrees and the other in radians, named or with pi."""
+    if degrees.tail.dimensions != (("degree", 1),):
+        return False
+    named = radians.tail.dimensions == (("radian", 1),)
+    return named or (radians.tail == NO_TAIL and Node("const", ("pi",)) in walk(radians.node))
+
+
+def _in_degrees(angle: Quantity, tail: Tail) -> Quantity:
+    return Quantity(Node("*", (angle.node, _DEGREES)), replace(angle.tail, dimensions=tail.dimensions))
+
+
+def _same_words(truth: frozenset[str], answer: frozenset[str]) -> bool:
+    return not truth or not answer or truth <= answer or answer <= truth
+
+
+# ------------------------------------------------------------------------------------------- others
+
+
+def _same_region(truth: Reals, answer: Form) -> bool:
+    region = None if isinstance(answer, Items) and answer.brackets == "" else as_region(answer)
+    if region is None:
+        return False
+    named = isinstance(answer, Reals) and truth.name and answer.name and truth.name != answer.name
+    return not named and real_sets.same_region(truth.region, region)
+
+
+def _same_ratio(truth: Ratio, answer: Ratio) -> bool:
+    """3:4 and 6:8 are the same ratio."""
+    mine = [part.node for part in truth.parts if isinstance(part, Quantity)]
+    theirs = [part.node for part in answer.parts if isinstance(part, Quantity)]
+    if not len(mine) == len(theirs) == len(truth.parts) == len(answer.parts):
+        return False
+    if any(part == _ZERO for part in (*mine, *theirs)):
+        return all(map(same_value, mine, theirs))
+    crossed = zip(mine[1:], theirs[1:], strict=True)
+    return all(same_value(Node("*", (mine[0], other)), Node("*", (theirs[0], one))) for one, other in crossed)
+
+
+def _is_verdict(form: Form) -> bool:
+    return isinstance(form, Words) and form.text in _VERDICTS
+
+
+def _as_column(matrix: Matrix) -> tuple[Form, ...] | None:
+    if matrix.kind or not matrix.rows:
+        return None
+    if all(len(row) == 1 for row in matrix.rows):
+        return tuple(row[0] for row in matrix.rows)
+    return tuple(matrix.rows[0]) if len(matrix.rows) == 1 else None
+
+
+def _same_time(truth: Clock, answer: Clock) -> bool:
+    if truth.half == answer.half:
+        return truth.time == answer.time
+    if truth.half and answer.half:
+        return False
+    with_half, other = (truth, answer) if truth.half else (answer, truth)
+    hours = with_half.time[0] % 12 + (12 if with_half.half == "pm" else 0)
+    return other.time == (hours, *with_half.time[1:])
+
+
+def _member(form: Form) -> Form:
+    """The form of a family for one number; x = a + bk as a + bk."""
+    form = form.form if isinstance(form, Family) else form
+    if isinstance(form, Relation) and (found := statement(form)) is not None:
+        return read_answer(found[1])
+    return form
+
+
+def _members(form: Form) -> list[Form]:
+    return list(form.items) if isinstance(form, Items) else both_signs(form)
+
+
+def _are_periodic(truth: Form, answer: Form) -> bool:
+    """Whether both are angles with a whole number that no words name: \\frac{\\pi}{4} + k\\pi."""
+    forms = (truth, answer)
+    return all(
+        isinstance(form, Quantity) and _is_angle(form) and family_parameter(form, form) is not None
+        for form in forms
+    )
+
+
+def _is_angle(form: Quantity) -> bool:
+    return Node("const", ("pi",)) in walk(form.node) or form.tail.dimensions == (("degree", 1),)
+
+
+def _like(model: Form, form: Form) -> Form:
+    return replace(model, form=form) if isinstance(model, Family) else form

@@ -1,0 +1,162 @@
+r"""Splitting an expression into tokens: numerals (0.1\overline{6} included), commands, names and
+signs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+
+
+class Unreadable(Exception):
+    """The text is no expression that this reader knows."""
+
+
+FUNCTIONS = frozenset([
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc",
+    "asin", "acos", "atan", "sinh", "cosh", "tanh", "coth", "arcsinh", "arccosh", "arctanh", "ln", "log",
+    "lg", "exp",
+])  # fmt: skip
+OF_SEVERAL = frozenset(["gcd", "lcm", "max", "min"])
+SAME_FUNCTION = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log"}
+CONSTANTS = {
+    "pi": "pi",
+    "infty": "inf",
+    "inf": "inf",
+    "infinity": "inf",
+    "oo": "inf",
+    "e": "e",
+    "i": "i",
+    "mathrm e": "e",
+}
+GREEK = frozenset([
+    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota",
+    "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi",
+    "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "ell",
+    "hbar",
+])  # fmt: skip
+MARKS = frozenset(
+    [
+        "overline",
+        "vec",
+        "hat",
+        "bar",
+        "tilde",
+        "overrightarrow",
+        "widehat",
+        "widetilde",
+        "dot",
+        "ddot",
+        "angle",
+    ]
+)
+_MAX_DIGITS = 4000
+
+_DOT = r"\\dot\s*\{?[0-9]\}?"
+_RECURRING = (
+    r"[0-9]*\.(?:[0-9]*\\(?:overline|bar)\{[0-9]+\}|[0-9]*\([0-9]+\)"
+    rf"|[0-9]*{_DOT}(?:[0-9]*{_DOT})?|[0-9]+(?:\\[lc]?dots|\.\.\.|…))"
+)
+_PLAIN = (
+    r"(?:{whole})(?:\.[0-9]+|\.(?![0-9.]))?(?:[eE][+-]?[0-9]{{1,3}}(?![0-9A-Za-z.]))?"
+    r"|\.[0-9]+(?:[eE][+-]?[0-9]{{1,3}})?"
+)
+_GROUPS = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+"
+
+
+def _pattern(whole: str) -> re.Pattern[str]:
+    parts = (
+        ("recurring", _RECURRING), ("number", _PLAIN.format(whole=whole)), ("command", r"\\[A-Za-z]+|\\."),
+        ("word", "[A-Za-z]+"), ("sign", r"\*\*|[-+*/^_!%|(){}\[\],'=]"), ("space", r"\s+"),
+    )  # fmt: skip
+    return re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in parts), re.DOTALL)
+
+
+_TOKENS = {True: _pattern(_GROUPS), False: _pattern("[0-9]+")}
+
+
+def numeral(text: str) -> tuple[Fraction, int | None]:
+    """The value of a decimal numeral and its number of decimal places (None for an integer)."""
+    if len(text) > _MAX_DIGITS:
+        raise Unreadable("a numeral of too many digits")
+    text = text.replace(",", "").rstrip(".")
+    mantissa = re.split("[eE]", text)[0]
+    return Fraction(text), len(mantissa.partition(".")[2]) if "." in mantissa else None
+
+
+def recurring(text: str) -> Fraction:
+    """The value of 0.1\\overline{6}, 0.\\dot{1}4\\dot{2}, 0.1(6) or 0.1666... Raises Unreadable
+    where nothing recurs.
+    """
+    whole, _, digits = text.partition(".")
+    marked = re.fullmatch(r"([0-9]*)(?:\\(?:overline|bar)\{([0-9]+)\}|\(([0-9]+)\))", digits)
+    if marked:
+        start, period = marked[1], marked[2] or marked[3]
+    elif "dots" in digits or digits[-1] in ".…":
+        start, period = _repeated(re.match("[0-9]*", digits).group())
+    else:
+        found = re.fullmatch(r"([0-9]*)\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?", digits)
+        start, period = found[1], found[2] + (found[3] or "") + (found[4] or "")
+    if len(whole) + len(start) + len(period) > _MAX_DIGITS:
+        raise Unreadable("a numeral of too many digits")
+    return Fraction(f"{whole or 0}.{start or 0}") + Fraction(
+        int(period), 10 ** len(start) * (10 ** len(period) - 1)
+    )
+
+
+def _repeated(digits: str) -> tuple[str, str]:
+    """The digits before the period, and the shortest period that fills at least the two last places
+    twice.
+    """
+    for length in range(1, len(digits) // 2 + 1):
+        period = digits[-length:]
+        start = digits
+        while start.endswith(period):
+            start = start[:-length]
+        if len(digits) - len(start) >= max(2 * length, 2):
+            return start, period
+    raise Unreadable("an ellipsis after digits that do not recur")
+
+
+def tokens(text: str, grouped: bool) -> Iterator[tuple[str, str]]:
+    position = 0
+    while position < len(text):
+        match = _TOKENS[grouped].match(text, position)
+        if match is None:
+            raise Unreadable(f"unknown sign {text[position]!r}")
+        position = match.end()
+        if match.lastgroup != "space":
+            yield from (
+                _words(match.group())
+                if match.lastgroup == "word"
+                else [(match.lastgroup or "", match.group())]
+            )
+
+
+def _words(run: str) -> Iterator[tuple[str, str]]:
+    """A run of letters as a known name, or as variables that are multiplied."""
+    if (
+        run in FUNCTIONS
+        or run in OF_SEVERAL
+        or run in ("sqrt", "abs", "floor", "ceil")
+        or run.casefold() in CONSTANTS
+        or run in GREEK
+    ):
+        yield "name", run
+        return
+    for name in ("sqrt", "sin", "cos", "tan", "ln", "log", "pi"):
+        if run.startswith(name) and len(run) == len(name) + 1:
+            yield from (("name", name), ("name", run[-1]))
+            return
+    if len(run) > 3:
+        raise Unreadable(f"unknown word {run!r}")
+    if len(run) > 1 and run.isupper():  # AB, a segment; IV; a word
+        yield "name", run
+        return
+    yield from (("name", letter) for letter in run)
+
+
+def raise_if(condition: bool, what: str) -> None:
+    if condition:
+        raise Unreadable(what)

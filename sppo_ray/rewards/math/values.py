@@ -1,0 +1,196 @@
+"""Comparing what expressions are worth: exactly, or to as many digits as it takes.
+
+Rational numbers are compared exactly, as fractions. Others are compared at a precision that grows
+with the digits of the numbers in them, so that 1 - 2^-60 and 1 - 2^-61 differ. Expressions with
+variables are compared at fixed points. A value that would take more than a few milliseconds
+(99999999!, 9^{9^9}) raises TooLarge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from sppo_ray.rewards.math.evaluator import (
+    MP,
+    Evaluator,
+    Number,
+    TooLarge,
+    Undefined,
+    inexact,
+    real,
+    real_or_none,
+)
+from sppo_ray.rewards.math.expressions import Node, walk
+
+MAX_DIGITS = 2500
+"""Of the precision at which two numbers are compared."""
+_DIGITS = 50
+_CONFIRMING_DIGITS = 320
+_WHOLE_OPERATIONS = ("!", "!!", "sum", "prod")
+_WHOLE_CALLS = ("floor", "ceil", "binom", "gcd", "lcm", "max", "min")
+_MIN_POINTS = 3
+"""That must agree on a constant factor."""
+
+
+def same_value(truth: Node, answer: Node) -> bool:
+    """Whether two expressions have the same value, for all values of their variables. Raises
+    TooLarge and Undefined.
+    """
+    names = sorted({part.args[0] for tree in (truth, answer) for part in walk(tree) if part.op == "sym"})
+    if not names:
+        return same_number(*_numbers(truth, answer, {})) and _stays_same(truth, answer, {})
+    return _same_function(truth, answer, names)
+
+
+def _stays_same(truth: Node, answer: Node, point: Mapping[str, Fraction]) -> bool:
+    """Whether two values that are the same to fifty digits are the same to some hundred: 1 and 1 -
+    e^{-100} are not.
+    """
+    pair, digits = _numbers(truth, answer, point, _CONFIRMING_DIGITS)
+    return same_number(pair, digits)
+
+
+def value_of(node: Node) -> Number:
+    """The value of an expression without variables. Raises TooLarge, Undefined, and KeyError for a
+    variable.
+    """
+    return _numbers(node, node, {})[0][0]
+
+
+def value_at(node: Node, point: Mapping[str, Fraction]) -> Number:
+    """The value of an expression at a point, to about fifty digits. Raises TooLarge, Undefined, and
+    KeyError for a variable.
+    """
+    return Evaluator(point, _DIGITS).value(node)
+
+
+def same_number(pair: tuple[Number, Number], digits: int) -> bool:
+    """Whether two numbers are the same: fractions exactly, others to the digits that they were
+    worked out to, but for a few.
+    """
+    one, other = pair
+    if isinstance(one, Fraction) and isinstance(other, Fraction):
+        return one == other
+    return _near(one, other, digits - 15)
+
+
+def within(truth: Number, answer: Number, tolerance: Fraction) -> bool:
+    """Whether a real answer is off by at most `tolerance` of the truth."""
+    if isinstance(truth, Fraction) and isinstance(answer, Fraction):
+        return abs(truth - answer) <= tolerance * abs(truth)
+    one, other = real(truth), real(answer)
+    return bool(abs(one - other) <= abs(one) * tolerance.numerator / tolerance.denominator)
+
+
+def proportional(one: Node, other: Node) -> int:
+    """1 or -1 when one expression is the other times a constant of this sign, else 0 (and without
+    variables). Raises TooLarge and Undefined.
+    """
+    names = sorted({part.args[0] for tree in (one, other) for part in walk(tree) if part.op == "sym"})
+    ratios: list[Number] = []
+    for point in _points(names) if names else ():
+        try:
+            (mine, theirs), _ = _numbers(one, other, point)
+        except Undefined:
+            continue
+        mine, theirs = real_or_none(mine), real_or_none(theirs)
+        if mine is None or theirs is None:
+            continue
+        if not mine or not theirs:
+            if mine or theirs:
+                return 0
+            continue
+        ratios.append(mine / theirs)
+        if not _near(ratios[-1], ratios[0], 25):
+            return 0
+    return 0 if len(ratios) < _MIN_POINTS else 1 if ratios[0] > 0 else -1
+
+
+def _same_function(truth: Node, answer: Node, names: Sequence[str]) -> bool:
+    """At points where both are real, or at all of them where they never are; at least two points
+    must decide.
+    """
+    at_real, at_others = [], []
+    imaginary = any(part == Node("const", ("i",)) for tree in (truth, answer) for part in walk(tree))
+    whole = any(map(_is_of_whole_numbers, (*walk(truth), *walk(answer))))
+    for point in _points(names, whole=whole):
+        try:
+            (one, other), digits = _numbers(truth, answer, point)
+        except Undefined:
+            continue
+        same = _near(one, other, digits - 20)
+        if imaginary or not (real_or_none(one) is None or real_or_none(other) is None):
+            if not same:
+                return False
+            at_real.append(point)
+        else:
+            at_others.append(same)
+    if at_real:
+        decided = len(at_real) >= 2 or (len(at_others) >= 1 and all(at_others))
+        return decided and _stays_same(truth, answer, at_real[0])
+    return len(at_others) >= 2 and all(at_others)
+
+
+def _is_of_whole_numbers(node: Node) -> bool:
+    """Whether an operation is meant for whole numbers: n!, (-1)^n, \\binom{n}{k}."""
+    if node.op == "^":
+        return any(part.op == "sym" for part in walk(node.args[1]))
+    return node.op in _WHOLE_OPERATIONS or (node.op == "call" and node.args[0] in _WHOLE_CALLS)
+
+
+def _points(names: Sequence[str], *, whole: bool = False) -> list[dict[str, Fraction]]:
+    """Values for the variables: around 1, larger, negative, of both signs, and whole numbers (more
+    of them, of all parities, where `whole` numbers are meant).
+    """
+    ranges = ((40, 150, 1), (110, 420, 1), (30, 260, -1), (55, 310, 0), (5, 95, 1), (7, 60, 1), (20, 90, -1))
+    points = []
+    for number, (low, high, sign) in enumerate(ranges):
+        values = {}
+        for index, name in enumerate(names):
+            step = (index * 7919 + number * 104_729 + 613) % (high - low)
+            signed = sign or (1 if (index + number) % 2 else -1)
+            values[name] = Fraction(signed * (low + step), 97)
+        points.append(values)
+    starts = (3, 8, 1, 2, 4, 6, 11, 12) if whole else (3, 8)
+    points += [{name: Fraction(index + start) for index, name in enumerate(names)} for start in starts]
+    if whole:
+        points += [{name: Fraction(start - index) for index, name in enumerate(names)} for start in (9, 14)]
+        points += [{name: Fraction(start) for name in names} for start in (5, 10)]
+        points += [
+            {name: Fraction(37 * step + 11 * index, 101) for index, name in enumerate(names)}
+            for step in range(-6, 18)
+        ]
+    return points
+
+
+# ------------------------------------------------------------------------------------------ numbers
+
+
+def _numbers(
+    one: Node, other: Node, point: Mapping[str, Fraction], digits: int = _DIGITS
+) -> tuple[tuple[Number, Number], int]:
+    """Both values, and the digits they were worked out to: enough to tell apart whatever the
+    numbers in them can make differ.
+    """
+    rough = Evaluator(point, digits)
+    pair = (rough.value(one), rough.value(other))
+    if all(isinstance(number, Fraction) for number in pair) or rough.extra_digits == 0:
+        return pair, digits
+    digits += 2 * rough.extra_digits
+    if digits > MAX_DIGITS:
+        raise TooLarge
+    fine = Evaluator(point, digits)
+    return (fine.value(one), fine.value(other)), digits
+
+
+def _near(one: Number, other: Number, digits: int) -> bool:
+    with MP.workdps(digits + 20):
+        one, other = inexact(one), inexact(other)
+        if MP.isnan(one) or MP.isnan(other):
+            return False
+        if MP.isinf(one) or MP.isinf(other):
+            return bool(one == other)
+        bound = MP.mpf(10) ** -digits
+        largest = max(abs(one), abs(other))
+        return bool(largest < bound or abs(one - other) <= bound * largest)

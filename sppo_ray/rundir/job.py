@@ -1,0 +1,65 @@
+"""The process that runs a run: job.json of the trainer, submission.json of the REST server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sppo_ray.rundir.files import NO_FILE, FileModel, Number, RunFile, Whole
+from sppo_ray.rundir.jsonlines import finite_json, write_atomically
+from sppo_ray.rundir.layout import JOB, SUBMISSION, RunDir
+
+
+class JobRecord(FileModel):
+    """Process, host and job of a run."""
+
+    run_id: str | None = None
+    submission_id: str | None = None
+    """Ray's submission id; null for a process that was not submitted to Ray."""
+    supervisor: str | None = None
+    """Id of the `--restarts` process that restarts it."""
+    ray_address: str | None = None
+    host: str | None = None
+    pid: Whole | None = None
+    entrypoint: tuple[str, ...] = ()
+    created: Number = None
+    """First start of all (Unix time)."""
+    job_started: Number = None
+    """First start of this job."""
+    started: Number = None
+    """This start."""
+
+
+class SubmissionRecord(FileModel):
+    """A job as the server submitted it to Ray; describes a run until its trainer starts."""
+
+    submission_id: str | None = None
+    recipe: str | None = None
+    overrides: dict[str, Any] = {}
+    entrypoint: str | None = None
+    metadata: dict[str, str] = {}
+    by: str | None = None
+    created: Number = None
+    error: str | None = None
+    """Why Ray refused it."""
+
+
+def read_job(run_dir: Path) -> JobRecord:
+    """Read job.json; empty when it is missing or damaged."""
+    return JobRecord.read(RunFile(run_dir, JOB)) or JobRecord()
+
+
+def write_job_record(run_dir: RunDir, record: JobRecord) -> None:
+    run_dir.write_json(JOB, record.model_dump())
+
+
+def read_submission(run_dir: Path) -> SubmissionRecord | None:
+    """Read submission.json; empty when it is missing, None when it is damaged."""
+    file = RunFile(run_dir, SUBMISSION)
+    return SubmissionRecord() if file.stamp() == NO_FILE else SubmissionRecord.read(file)
+
+
+def write_submission(run_dir: Path, record: SubmissionRecord) -> None:
+    content = finite_json(record.model_dump(exclude_unset=True))
+    write_atomically(run_dir / SUBMISSION, json.dumps(content, indent=2) + "\n")

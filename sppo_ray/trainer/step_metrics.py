@@ -1,0 +1,95 @@
+"""Computes the metrics of a step's samples: rewards, lengths, values, advantages, staleness."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from sppo_ray.evaluation.calibration import calibration
+from sppo_ray.evaluation.scores import BEST_REWARD, is_solved
+from sppo_ray.types import TrainingSample
+
+
+def summarise_samples(
+    samples: Sequence[TrainingSample], learner_version: int, best_reward: float = BEST_REWARD
+) -> dict[str, float]:
+    """Return the metrics of a step's samples. Raises ValueError for no samples.
+
+    `learner_version` is the policy version before the step's first update. The staleness of a
+    sample is learner_version minus the version that sampled its first token.
+    """
+    if not samples:
+        raise ValueError("summarise_samples needs at least one sample")
+    scored = [sample.scored for sample in samples]
+    rewards = [item.reward for item in scored]
+    return (
+        {
+            "samples/count": len(samples),
+            "reward/mean": _mean(rewards),
+            "reward/std": statistics.pstdev(rewards),
+        }
+        | _spread("reward/seconds_", [item.reward_seconds for item in scored])
+        | _accuracy(samples, best_reward)
+        | _responses(samples)
+        | _values(samples)
+        | _advantages([sample.mean_advantage for sample in samples])
+        | _staleness([learner_version - item.trajectory.policy_version for item in scored])
+    )
+
+
+def _accuracy(samples: Sequence[TrainingSample], best_reward: float) -> dict[str, float]:
+    by_source: dict[str, list[bool]] = {}
+    for sample in samples:
+        by_source.setdefault(sample.scored.prompt.source, []).append(
+            is_solved(sample.scored.reward, best_reward)
+        )
+    return {f"accuracy/{source}": _mean(solved) for source, solved in sorted(by_source.items())}
+
+
+def _responses(samples: Sequence[TrainingSample]) -> dict[str, float]:
+    trajectories = [sample.scored.trajectory for sample in samples]
+    lengths = [len(trajectory.response_ids) for trajectory in trajectories]
+    return (
+        {"response/tokens": sum(lengths)}
+        | _spread("response/length_", lengths)
+        | {"response/truncation_rate": _mean([t.finish_reason == "length" for t in trajectories])}
+        | _spread("rollout/seconds_", [t.seconds for t in trajectories])
+        | {
+            "rollout/mixed_version_rate": _mean(
+                [t.policy_version != t.policy_version_end for t in trajectories]
+            )
+        }
+    )
+
+
+def _values(samples: Sequence[TrainingSample]) -> dict[str, float]:
+    """Compare the critic's values with the shaped rewards that it learns. Empty without a
+    critic.
+    """
+    pairs = [(s.scored.value.value, s.shaped_reward) for s in samples if s.scored.value is not None]
+    if not pairs:
+        return {}
+    values, rewards = zip(*pairs, strict=True)
+    spread = {"value/mean": _mean(values), "value/std": statistics.pstdev(values)}
+    return spread | {f"value/{name}": figure for name, figure in calibration(values, rewards).items()}
+
+
+def _advantages(advantages: Sequence[float]) -> dict[str, float]:
+    return {"advantage/mean": _mean(advantages), "advantage/std": statistics.pstdev(advantages)}
+
+
+def _staleness(staleness: Sequence[int]) -> dict[str, float]:
+    counts = Counter(staleness)
+    return _spread("staleness/", staleness) | {
+        f"staleness/count_{age}": counts[age] for age in sorted(counts)
+    }
+
+
+def _spread(prefix: str, figures: Sequence[float]) -> dict[str, float]:
+    return {f"{prefix}mean": _mean(figures), f"{prefix}max": max(figures)}
+
+
+def _mean(figures: Sequence[float]) -> float:
+    return math.fsum(figures) / len(figures)

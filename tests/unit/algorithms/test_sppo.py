@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sppo_ray.algorithms import ALGORITHMS
+from sppo_ray.algorithms.base import RewardedSample
+from sppo_ray.algorithms.sppo import SPPOSettings, advantages
+
+unit = st.floats(0.0, 1.0)
+SETTINGS = SPPOSettings()
+
+
+def sampled(reward: float, value: float | None) -> RewardedSample:
+    return RewardedSample("p", reward, num_tokens=3, value=value)
+
+
+def test_advantage_is_reward_minus_value() -> None:
+    # 1 - 0.75 = 0.25;  0 - 0.75 = -0.75;  0.5 - 0.5 = 0
+    samples = [sampled(1.0, 0.75), sampled(0.0, 0.75), sampled(0.5, 0.5)]
+    assert advantages(samples, SETTINGS) == [0.25, -0.75, 0.0]
+
+
+def test_a_sample_without_a_value_is_named() -> None:
+    with pytest.raises(ValueError, match="p: Sequence-Level PPO needs the prompt critic's value"):
+        advantages([sampled(1.0, None)], SETTINGS)
+
+
+@given(st.lists(st.tuples(unit, unit), min_size=1, max_size=20))
+def test_a_sample_needs_no_other_sample(rows: list[tuple[float, float]]) -> None:
+    samples = [sampled(reward, value) for reward, value in rows]
+    together = advantages(samples, SETTINGS)
+    assert together == [advantages([sample], SETTINGS)[0] for sample in samples]
+    assert advantages(samples[::-1], SETTINGS) == together[::-1]
+    assert all(-1.0 <= advantage <= 1.0 for advantage in together)
+
+
+def test_the_table_chooses_sppo_by_its_type() -> None:
+    assert ALGORITHMS["sppo"].advantages is advantages
+
+
+def test_choosing_an_algorithm_imports_no_torch() -> None:
+    code = (
+        "import sys, sppo_ray.algorithms, sppo_ray.data.packing; assert not {'torch', 'ray'} & "
+        "set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,807 @@
+"""Forms of tests: each pays a right program and no wrong one, or is an error for both."""
+
+# ruff: noqa: E501 (a form stands on one line)
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sppo_ray.config import CodeReward
+from sppo_ray.rewards.code.base import SandboxFailed
+from sppo_ray.rewards.code.sandbox.run import ConfinedProcesses
+from sppo_ray.rewards.code.verifier import make_code_verifier
+
+VERIFY = make_code_verifier(CodeReward(timeout_s=3.0), ConfinedProcesses())
+RIGHT, WRONG = "def f(x): return 2 * x", "def f(x): return 0"
+RAISES = "def f(x): raise ValueError"
+SORTS = "def f(a):\n    a.sort()\n    return a"
+NODE = "class Node:\n    def __init__(self, value, next=None): self.value, self.next = value, next\n"
+ROW = """class Row:
+    def __init__(self, v): self.v = v
+    def __str__(self): return ' '.join(map(str, self.v))
+    def __len__(self): return len(self.v)
+    def __getitem__(self, k): return self.v[k]
+"""
+LISTS, EMPTY = "def f(n): return list(range(1, n + 1))", "def f(n): return []"
+EVEN = "assert f(0) == 0\n"  # a test that the wrong program passes, too
+
+
+def unittest_of(body: str, ending: str = "") -> str:
+    return f"import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        {body}\n{ending}"
+
+
+# tests that the right program passes and the wrong one does not: a reward each
+JUDGED: dict[str, tuple[str, str, str]] = {
+    # tests that pytest and unittest run
+    "class with object as its base": (
+        EVEN + "class TestB(object):\n    def test_a(self): assert f(2) == 4",
+        RIGHT,
+        WRONG,
+    ),
+    "class with a base": (
+        EVEN + "class Base:\n    due = 4\nclass TestB(Base):\n    def test_a(self): assert f(2) == self.due",
+        RIGHT,
+        WRONG,
+    ),
+    "inherited test": (
+        EVEN + "class Base:\n    def test_a(self): assert f(2) == 4\nclass TestB(Base): pass",
+        RIGHT,
+        WRONG,
+    ),
+    "called in dead code": (
+        EVEN + "def test_a():\n    assert f(2) == 4\ndef main():\n    test_a()",
+        RIGHT,
+        WRONG,
+    ),
+    "calls itself": (EVEN + "def test_a(n=1):\n    assert f(2) == 4\n    if n: test_a(0)", RIGHT, WRONG),
+    "addTest": (
+        "import unittest\n"
+        + EVEN
+        + "class T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(f(2), 4)\n"
+        "def suite():\n    s = unittest.TestSuite()\n    s.addTest(T('test_a'))\n    return s",
+        RIGHT,
+        WRONG,
+    ),
+    "nested class": (
+        EVEN + "class TestA:\n    class TestB:\n        def test_a(self): assert f(2) == 4",
+        RIGHT,
+        WRONG,
+    ),
+    "defined in a branch": (EVEN + "if True:\n    def test_a(): assert f(2) == 4", RIGHT, WRONG),
+    "made by a function": (
+        EVEN + "def make(x, due):\n    def run(): assert f(x) == due\n    return run\ntest_1 = make(2, 4)",
+        RIGHT,
+        WRONG,
+    ),
+    "a runner whose result is not looked at": (
+        unittest_of(
+            "self.assertEqual(f(2), 4)",
+            EVEN + "unittest.TextTestRunner().run(unittest.TestSuite([T('test_a')]))",
+        ),
+        RIGHT,
+        WRONG,
+    ),
+    "a runner of a class in a function": (
+        "import unittest\n"
+        + EVEN
+        + "def run():\n    class T(unittest.TestCase):\n        def test_a(self): self.assertEqual(f(2), 4)\n"
+        "    unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(T))\nrun()",
+        RIGHT,
+        WRONG,
+    ),
+    "a runner whose result is the exit status": (
+        unittest_of(
+            "self.assertEqual(f(2), 4)",
+            "import sys\nif __name__ == '__main__':\n    r = unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(T))\n    sys.exit(not r.wasSuccessful())",
+        ),
+        RIGHT,
+        WRONG,
+    ),
+    "test methods set up by pytest": (
+        "class TestA:\n    @classmethod\n    def setup_class(cls): cls.x = 2\n    def setup_method(self, method): self.due = 4\n"
+        "    def test_a(self): assert f(self.x) == self.due",
+        RIGHT,
+        WRONG,
+    ),
+    "parametrized method": (
+        "import pytest\nclass TestA:\n    @pytest.mark.parametrize('x, due', [(0, 0), (2, 4)])\n    def test_a(self, x, due): assert f(x) == due",
+        RIGHT,
+        WRONG,
+    ),
+    "unused imports": (
+        "import asyncio, threading\nfrom unittest.mock import patch, MagicMock\nassert f(2) == 4",
+        RIGHT,
+        WRONG,
+    ),
+    "a test whose value is asserted": (
+        EVEN + "def test_a():\n    return f(2) == 4\nassert test_a()",
+        RIGHT,
+        WRONG,
+    ),
+    "a helper named as a test": (
+        "def test_case(x, due):\n    assert f(x) == due\ntest_case(0, 0)\ntest_case(2, 4)",
+        RIGHT,
+        WRONG,
+    ),
+    # failures that the tests hide
+    **{
+        f"hidden: {what}": (
+            EVEN
+            + f"def test_x():\n    assert f(2) == 4\nbad, ok = 0, True\ntry:\n    test_x()\nexcept {what}",
+            RIGHT,
+            WRONG,
+        )
+        for what in (
+            "AssertionError as e:\n    print('failed', e)",
+            "AssertionError:\n    import logging\n    logging.error('failed')",
+            "AssertionError:\n    import traceback\n    traceback.print_exc()",
+            "Exception:\n    bad += 1",
+            "Exception:\n    ok = False",
+            "(AssertionError, ValueError):\n    ok = False",
+            "BaseException:\n    pass",
+        )
+    },
+    "hidden under the main guard": (
+        EVEN
+        + "if __name__ == '__main__':\n    try:\n        assert f(2) == 4\n    except AssertionError as e:\n        print(e)",
+        RIGHT,
+        WRONG,
+    ),
+    "hidden in a helper": (
+        EVEN
+        + "def holds(x, due):\n    try:\n        assert f(x) == due\n        return True\n    except AssertionError:\n        return False\nholds(2, 4)",
+        RIGHT,
+        WRONG,
+    ),
+    "hidden in check": (
+        "def check(candidate):\n    assert candidate(0) == 0\n    for x in (1, 2):\n        try:\n            assert candidate(x) == 2 * x\n        except Exception as e:\n            print(e)\ncheck(f)",
+        RIGHT,
+        WRONG,
+    ),
+    "hidden in a method": (
+        "import unittest\nclass T(unittest.TestCase):\n    def one(self, x): self.assertEqual(f(x), 2 * x)\n    def test_a(self):\n        self.one(0)\n        for x in (1, 2):\n            try:\n                self.one(x)\n            except AssertionError:\n                pass",
+        RIGHT,
+        WRONG,
+    ),
+    "hidden by an alias": (
+        EVEN + "AE = AssertionError\ntry:\n    assert f(2) == 4\nexcept AE:\n    pass",
+        RIGHT,
+        WRONG,
+    ),
+    "hidden, another error after an assertion": (
+        "try:\n    assert f(0) == 0\n    assert f(2)[0] == 4\nexcept Exception:\n    pass\nassert f(0) == 0",
+        "def f(x): return [4] if x else 0",
+        WRONG,
+    ),
+    "hidden, the value has no such item": (
+        EVEN + "try:\n    got = f(2)['a']\nexcept TypeError:\n    got = 4\nassert got == 4",
+        "def f(x): return {'a': 4} if x else 0",
+        WRONG,
+    ),
+    "hidden, the handler asserts something else": (
+        EVEN
+        + "try:\n    assert f(2) == 4\nexcept AssertionError as e:\n    assert isinstance(e, AssertionError)",
+        RIGHT,
+        WRONG,
+    ),
+    "runTest": (
+        "import unittest\n"
+        + EVEN
+        + "class T(unittest.TestCase):\n    def runTest(self): self.assertEqual(f(2), 4)",
+        RIGHT,
+        WRONG,
+    ),
+    "asserted at the end of the module": (
+        EVEN + "def test_a(): assert f(0) == 0\ndef teardown_module(): assert f(2) == 4",
+        RIGHT,
+        WRONG,
+    ),
+    "hidden, raise is the failure": (
+        EVEN
+        + "for x in (1, 2):\n    try:\n        if f(x) != 2 * x: raise ValueError('wrong')\n    except ValueError:\n        continue",
+        RIGHT,
+        WRONG,
+    ),
+    "hidden, the program's exception skips": (
+        "def run(x):\n    try:\n        got = f(x)\n    except ValueError:\n        return\n    assert got == 2 * x\nrun(1)\nrun(2)\nimport pytest\nwith pytest.raises(ValueError):\n    f(-1)",
+        "def f(x):\n    if x < 0: raise ValueError\n    return 2 * x",
+        RAISES,
+    ),
+    # no assertion is reached
+    "loop over the result": (
+        "r = f(3)\nassert isinstance(r, list)\nfor i, v in enumerate(r):\n    assert v == i + 1",
+        LISTS,
+        EMPTY,
+    ),
+    "loop over the keys": (
+        "r = f(3)\nassert type(r) is dict\nfor k in r:\n    assert r[k] == k",
+        "def f(n): return {1: 1}",
+        "def f(n): return {}",
+    ),
+    "loop in a test": (
+        "def test_a():\n    r = f(3)\n    assert isinstance(r, list)\n    for v in r:\n        assert v > 0",
+        LISTS,
+        EMPTY,
+    ),
+    "loop in a plain class": (
+        "class TestA:\n    def test_a(self):\n        for v in f(3):\n            assert v > 0\n    def test_b(self):\n        assert isinstance(f(3), list)",
+        LISTS,
+        EMPTY,
+    ),
+    "loop in unittest": (
+        unittest_of(
+            "r = f(3)\n        self.assertIsInstance(r, list)\n        for v in r:\n            self.assertGreater(v, 0)"
+        ),
+        LISTS,
+        EMPTY,
+    ),
+    "loop with a helper": (
+        "def positive(v):\n    assert v > 0\nr = f(3)\nassert type(r) is list\nfor v in r:\n    positive(v)",
+        LISTS,
+        EMPTY,
+    ),
+    "loop in a helper": (
+        "def positive(r):\n    assert type(r) is list\n    for v in r:\n        assert v > 0\npositive(f(3))",
+        LISTS,
+        EMPTY,
+    ),
+    "while": ("r = f(3)\nassert type(r) is list\nwhile r:\n    assert r.pop() > 0", LISTS, EMPTY),
+    "branch": ("r = f(2)\nif r:\n    assert r == 4\n" + EVEN, RIGHT, WRONG),
+    "branch in a method": (
+        "class TestA:\n    def test_a(self):\n        r = f(2)\n        assert r is not None\n        if r:\n            assert r == 4",
+        RIGHT,
+        WRONG,
+    ),
+    "early return": (
+        EVEN + "def test_a():\n    r = f(2)\n    if not r: return\n    assert r == 4",
+        RIGHT,
+        WRONG,
+    ),
+    "continue": (
+        EVEN + "for x in (1, 2):\n    r = f(x)\n    if not r: continue\n    assert r == 2 * x",
+        RIGHT,
+        WRONG,
+    ),
+    "branch, both sides": (
+        "for x in (0, 2):\n    r = f(x)\n    if r:\n        assert r == 4\n    else:\n        assert x == 0",
+        RIGHT,
+        WRONG,
+    ),
+    "helper named assert": (
+        "def assert_all(r):\n    for v in r:\n        assert v > 0\nassert type(f(3)) is list\nassert_all(f(3))",
+        LISTS,
+        EMPTY,
+    ),
+    # zip
+    "zip, a slice of what is expected": (
+        "want = [1, 2, 3, 4]\nassert type(f(3)) is list\nfor a, b in zip(f(3), want[:3]):\n    assert a == b",
+        LISTS,
+        "def f(n): return [1]",
+    ),
+    "zip, range": ("for a, b in zip(range(1, 4), f(3)):\n    assert a == b", LISTS, "def f(n): return [1]"),
+    "zip, range and a generator": (
+        "for a, b in zip(range(1, 4), f(3)):\n    assert a == b",
+        "def f(n):\n    i = 0\n    while True:\n        yield (i := i + 1)",
+        "def f(n):\n    yield 1",
+    ),
+    "zip, strict=False": (
+        "for a, b in zip(f(3), [1, 2, 3], strict=False):\n    assert a == b",
+        LISTS,
+        "def f(n): return [1]",
+    ),
+    "zip, the name comes from the program before": (
+        "want = f(1)\nassert want == [1]\nwant = [1, 2, 3]\nfor a, b in zip(f(3), want):\n    assert a == b",
+        LISTS,
+        "def f(n): return [1]",
+    ),
+    "zip, endless": (
+        "for a, b in zip([1, 2, 3], f(3)):\n    assert a == b",
+        LISTS,
+        "import itertools\ndef f(n): return itertools.count(1)",
+    ),
+    "in an endless one": ("assert 2 in f(3)", LISTS, "import itertools\ndef f(n): return itertools.count()"),
+    # numbers
+    "numpy, allclose": (
+        "import numpy as np\nassert np.allclose(f(3), [1.0])",
+        "def f(n): return [1.0]",
+        EMPTY,
+    ),
+    "numpy, equal": (
+        "import numpy as np\nassert (np.array(f(3)) == np.array([1])).all()",
+        "def f(n): return [1]",
+        EMPTY,
+    ),
+    "numpy, difference": (
+        "import numpy as np\nassert np.abs(np.array(f(3)) - np.array([1])).sum() < 1e-6",
+        "def f(n): return [1]",
+        EMPTY,
+    ),
+    "numpy, quotient": (
+        "import numpy as np\nassert (np.array(f(3)) / np.array([1]) < 1.1).all()",
+        "def f(n): return [1]",
+        EMPTY,
+    ),
+    "numpy, a function": (
+        "import numpy as np\nassert np.equal(f(3), [1]).all()",
+        "def f(n): return [1]",
+        EMPTY,
+    ),
+    "nan, raise": ("if abs(f(2) - 4) > 1e-6:\n    raise ValueError", RIGHT, "def f(x): return float('nan')"),
+    "nan, not greater": ("assert not abs(f(2) - 4) > 1e-6", RIGHT, "def f(x): return float('nan')"),
+    "nan, greatest": (
+        "assert max(abs(a - b) for a, b in zip([0.0, f(2)], [0, 4])) < 1e-6",
+        RIGHT,
+        "def f(x): return float('nan')",
+    ),
+    "nan, complex": (
+        "if abs(f(2) - 4) > 1e-6:\n    raise ValueError",
+        RIGHT,
+        "def f(x): return complex('nan')",
+    ),
+    # objects that come back, and classes
+    "handed back in a deque": (
+        "assert f(f([1, 2])) == [1, 2]",
+        "def f(x): return x[::-1]",
+        "import collections\nclass O: pass\ndef f(x): return collections.deque([O()])",
+    ),
+    "handed back in a view": (
+        "assert f(f([1, 2])) == [1, 2]",
+        "def f(x): return x[::-1]",
+        "class O: pass\ndef f(x): return {1: O()}.values()",
+    ),
+    "a method of a value": (
+        "c = C()\nassert f(c.count) == 4",
+        "class C:\n    count = 2\ndef f(x): return 2 * x",
+        "class C:\n    count = 2\n    def __getattribute__(self, n): return [] if n == 'count' else object.__getattribute__(self, n)\ndef f(x): return 0",
+    ),
+    "the attribute is a list": (
+        "c = C()\nassert f(c.v.count) == 4",
+        "class V: count = 2\nclass C:\n    v = V()\ndef f(x): return 2 * x",
+        "class C:\n    v = []\ndef f(x): return 0",
+    ),
+    "operators that return themselves": (
+        "assert abs(abs(Vector(3, 4)) - 5) < 1e-9",
+        "class Vector:\n    def __init__(self, x, y): self.x, self.y = x, y\n    def __abs__(self): return (self.x ** 2 + self.y ** 2) ** 0.5",
+        "class Vector:\n    def __init__(self, *a): pass\n    def __abs__(self): return self\n    __sub__ = lambda s, o: s\n    __lt__ = lambda s, o: True",
+    ),
+    "a method that may be missing": (
+        "if hasattr(Solution, 'solve'):\n    assert Solution().solve(2) == 4",
+        "class Solution:\n    def solve(self, x): return 2 * x",
+        "class Solution: pass",
+    ),
+    "a loop on the truth of an object": (
+        "s = Stack()\ns.push(1)\nassert len(s) == 1\nwhile s:\n    assert s.pop() == 1",
+        "class Stack:\n    def __init__(self): self.v = []\n    def push(self, x): self.v.append(x)\n    def pop(self): return self.v.pop()\n    def __len__(self): return len(self.v)",
+        "class Stack:\n    def push(self, x): pass\n    def __len__(self): return 1\n    def __bool__(self): return False",
+    ),
+    # what a function does to its arguments
+    "in place, and a value": ("a = [2, 1]\nf(a)\nassert a == [1, 2]", SORTS, "def f(a): return a"),
+    "in place, by keyword": (
+        "class TestA:\n    def test_a(self):\n        a = [2, 1]\n        f(a=a)\n        assert a == [1, 2]",
+        SORTS,
+        "def f(a): return a",
+    ),
+    "in place, a deque": (
+        "from collections import deque\nd = deque([1, 2])\nf(d)\nassert list(d) == [2, 1]",
+        "def f(d): d.rotate(1)",
+        "def f(d): d",
+    ),
+    "in place, the value is only compared with None": (
+        "def test_a():\n    d = {}\n    result = f(d)\n    assert result is None\n    assert d == {1: 2}",
+        "def f(d): d[1] = 2",
+        "def f(d): pass",
+    ),
+    "in place, the value is the new length": (
+        "def test_a():\n    a = [1, 1, 2]\n    k = f(a)\n    assert k == 2 and a[:k] == [1, 2]",
+        "def f(a):\n    a[:] = sorted(set(a))\n    return len(a)",
+        "def f(a): return len(set(a))",
+    ),
+    "in place, the value is asserted": (
+        "board = [[0, 2]]\nassert f(board)\nassert board == [[1, 2]]",
+        "def f(b):\n    b[0][0] = 1\n    return True",
+        "def f(b): return True",
+    ),
+    "the input must not change": (
+        "a = [2, 1]\nassert f(a) == [1, 2]\nassert a == [2, 1]",
+        "def f(a): return sorted(a)",
+        SORTS,
+    ),
+    "the input must not change, a name": (
+        "def test_a():\n    a = [2, 1]\n    r = f(a)\n    assert r == [1, 2]\n    assert a == [2, 1]",
+        "def f(a): return sorted(a)",
+        SORTS,
+    ),
+    "the input must not change, a copy of it": (
+        "def test_a():\n    a = [2, 1]\n    b = a[:]\n    r = f(a)\n    assert r == sorted(b)\n    assert a == b",
+        "def f(a): return sorted(a)",
+        SORTS,
+    ),
+    "the input must not change, the value is read": (
+        "def test_a():\n    a = [2, 1]\n    r = f(a)\n    assert len(r) == 2 and r[0] == 1\n    assert a == [2, 1]",
+        "def f(a): return sorted(a)",
+        SORTS,
+    ),
+    "the input must not change, unittest": (
+        unittest_of("a = [2, 1]; b = a[:]; r = f(a); self.assertEqual(r, sorted(b)); self.assertListEqual(a, b); self.assertIsNot(r, a)"),
+        "def f(a): return sorted(a)",
+        SORTS,
+    ),
+    "the input must not change, in a loop": (
+        "for a in ([2, 1], [3, 2]):\n    b = list(a)\n    r = f(a)\n    assert r is not a and r == sorted(b)\n    assert a == b, f'{a}'",
+        "def f(a): return sorted(a)",
+        SORTS,
+    ),
+    "the input must not change, two functions": (
+        "a = [2, 1]\nassert f(a) == [1, 2]\nassert a == [2, 1]\nassert g(3) == 3",
+        "def f(a): return sorted(a)\ndef g(x): return x",
+        SORTS + "\ndef g(x): return x",
+    ),
+    "the input must not change, an array": (
+        "import numpy as np\na = np.array([1, 2])\nr = f(a)\nassert np.array_equal(r, [2, 4])\nassert np.array_equal(a, [1, 2])",
+        "def f(a): return a * 2",
+        "def f(a):\n    a *= 2\n    return a",
+    ),
+    "in place, an array": (
+        "import numpy as np\na = np.array([1, 2])\nf(a)\nassert a.tolist() == [2, 4]",
+        "def f(a): a *= 2",
+        "def f(a): a * 2",
+    ),
+    "in place, the value is the length, and a loop compares": (
+        "a, due = [1, 1, 2], [1, 2]\nk = f(a)\nassert k == len(due)\nfor i in range(k):\n    assert a[i] == due[i]",
+        "def f(a):\n    a[:] = sorted(set(a))\n    return len(a)",
+        "def f(a):\n    a[:] = [3, 3]\n    return 2",
+    ),
+    # classes that extend a list or dict
+    "a class that extends OrderedDict": (
+        "c = Cache(1)\nc.put(1, 1)\nc.put(2, 2)\nassert c.get(1) == -1 and c.get(2) == 2\nassert c == {2: 2} and len(c) == 1",
+        "from collections import OrderedDict\nclass Cache(OrderedDict):\n    def __init__(self, n): self.n = n\n    def get(self, k): return self[k] if k in self else -1\n    def put(self, k, v):\n        self[k] = v\n        if len(self) > self.n: self.popitem(last=False)",
+        "class Cache(dict):\n    def __init__(self, n): self.n = n\n    def put(self, k, v): self[k] = v",
+    ),
+    "a class that extends list, and its own method": (
+        "s = Short()\nfor x in (1, 2, 3):\n    s.append(x)\nassert s == [1, 2]\nassert len(s) == 2",
+        "class Short(list):\n    def append(self, x):\n        if len(self) < 2: super().append(x)",
+        "class Short(list):\n    def __eq__(self, other): return True\n    def append(self, x): pass",
+    ),
+    # the end of the program
+    "SystemExit": (
+        "import pytest\ndef test_a():\n    assert f(1) == 1\n    with pytest.raises(SystemExit) as e:\n        f(-1)\n    assert e.value.code == 2",
+        "import sys\ndef f(x):\n    if x < 0: sys.exit(2)\n    return x",
+        "import sys\ndef f(x):\n    if x < 0: sys.exit(1)\n    return x",
+    ),
+    "no Exception": (
+        "import pytest\ndef test_a():\n    assert f(1) == 1\n    with pytest.raises(Exception):\n        f(-1)",
+        "def f(x):\n    if x < 0: raise ValueError(x)\n    return x",
+        "def f(x):\n    if x < 0: raise KeyboardInterrupt\n    return x",
+    ),
+    "the tests end themselves": (
+        "import sys\nif __name__ == '__main__':\n    assert f(2) == 4\n    sys.exit(0)",
+        RIGHT,
+        "import sys\ndef f(x): sys.exit(0)",
+    ),
+    "an exception of the program, by raises and isinstance": (
+        "import pytest\ndef test_a():\n    with pytest.raises(E) as e:\n        f(-1)\n    assert isinstance(e.value, E)",
+        "class E(Exception): pass\ndef f(x): raise E",
+        "class E(Exception): pass\ndef f(x): raise ValueError",
+    ),
+    # objects that reach the program again
+    "a slice of an object": (
+        "r = Row([1, 2, 3])\nassert r[1:] == [2, 3] and r[::-1] == [3, 2, 1]",
+        ROW,
+        ROW.replace("self.v[k]", "self.v"),
+    ),
+    "a method of a Counter, for an object": (
+        "r = Row(3)\nassert Row(r.total).total == 3",
+        "class Row:\n    def __init__(self, total): self.total = total",
+        "from collections import Counter\ndef Row(total): return Counter()",
+    ),
+    "a time zone, for an object": (
+        "r = Row(3)\nassert Row(r.tzinfo).tzinfo == 3",
+        "class Row:\n    def __init__(self, tzinfo): self.tzinfo = tzinfo",
+        "from datetime import datetime, timezone\ndef Row(x): return datetime(2026, 1, 1, tzinfo=timezone.utc)",
+    ),
+    # numbers
+    "a large integer is no decimal": (
+        json.dumps({"inputs": [[10**18 + 6]], "outputs": [5 * 10**17 + 3], "fn_name": "f"}),
+        "def f(n): return n // 2",
+        "def f(n): return n / 2",
+    ),
+    "NaN in an array of texts": (
+        "import numpy as np\nassert not np.any(np.abs(f(2) - np.array([4])) > 1e-6)",
+        "import numpy as np\ndef f(x): return np.array([2 * x])",
+        "class A:\n    class dtype: str = '<f8'\n    def tolist(self): return ['nan']\nA.__module__ = 'numpy'\ndef f(x): return A()",
+    ),
+    "NumPy compares no empty array in parts": (
+        "import numpy as np\nr = f(2)\nassert np.less_equal(r, [4]).all() and np.greater_equal(r, [4]).all()",
+        "def f(x): return [2 * x]",
+        "def f(x): return []",
+    ),
+    "an emptied input gives no expected value": (
+        "a = [2, 1]\nr = f(a)\nassert r == sorted(a)\nassert f(a) == sorted(a)",
+        "def f(a): return sorted(a)",
+        "def f(a):\n    a.clear()\n    return []",
+    ),
+    # objects of classes under test
+    "dataclass": (
+        "from solution import Point\nassert Point(1, 2) != Point(2, 1) and Point(1, 2) == Point(1, 2)\n"
+        "assert repr(Point(1, 2)) == 'Point(x=1, y=2)'",
+        "from dataclasses import dataclass\n@dataclass\nclass Point:\n    x: int\n    y: int",
+        "class Point:\n    def __init__(self, x, y): self.x, self.y = x, y",
+    ),
+    "what a method returns": (
+        "c = Row([1]).plus(Row([2]))\nassert isinstance(c, Row) and str(c) == '1 2' and len(c) == 2\n"
+        "assert list(c) == [1, 2] and c[1] == 2",
+        ROW + "    def plus(self, other): return Row(self.v + other.v)",
+        ROW + "    def plus(self, other): return self",
+    ),
+    "a class method": (
+        "c = Row.read('1 2')\nassert isinstance(c, Row) and c.v == [1, 2]",
+        ROW + "    @classmethod\n    def read(cls, text): return cls([*map(int, text.split())])",
+        ROW + "    @classmethod\n    def read(cls, text): return cls([])",
+    ),
+    "nodes of a list": (
+        "def values(node):\n    found = []\n    while node:\n        found.append(node.value)\n        node = node.next\n"
+        "    return found\nassert values(f(Node(1, Node(2)))) == [2, 1]",
+        NODE + "def f(n):\n    last = None\n    while n: n.next, last, n = last, n, n.next\n    return last",
+        NODE + "def f(n): return n",
+    ),
+    "the same object": (
+        "assert Only() is Only()\nassert Only().x == 1\nassert Only().me() is Only()",
+        "class Only:\n    x, one = 1, None\n    def __new__(cls):\n        cls.one = cls.one or object.__new__(cls)\n"
+        "        return cls.one\n    def me(self): return self",
+        "class Only:\n    x = 1\n    def me(self): return self",
+    ),
+    "del, += and numbers": (
+        "r = Row([1, 2])\nr += 5\ndel r[0]\nassert r.v == [2, 5] and int(r) == 7 and float(r) == 7.0",
+        ROW
+        + "    def __iadd__(self, x):\n        self.v.append(x)\n        return self\n    def __delitem__(self, k): del self.v[k]\n"
+        "    def __int__(self): return sum(self.v)\n    def __float__(self): return float(sum(self.v))",
+        ROW + "    def __iadd__(self, x): return self\n    def __delitem__(self, k): pass",
+    ),
+    # other values
+    "dates": (
+        "import datetime as d\nassert f(d.date(2020, 2, 28)) == d.date(2020, 2, 29)\n"
+        "assert f(d.datetime(2020, 2, 28, 1)) - d.datetime(2020, 2, 28) == d.timedelta(1, 3600)",
+        "import datetime\ndef f(x): return x + datetime.timedelta(days=1)",
+        "def f(x): return x",
+    ),
+    "kinds of dicts": (
+        "from collections import OrderedDict\nc, d, o = f('aab')\nassert c['z'] == 0 and c.most_common(1) == [('a', 2)]\n"
+        "assert d['z'] == [] and d['a'] == [0, 1]\nassert isinstance(o, OrderedDict) and list(o) == ['a', 'b']",
+        "from collections import *\ndef f(s):\n    d = defaultdict(list)\n    for i, c in enumerate(s): d[c].append(i)\n"
+        "    return Counter(s), d, OrderedDict(d)",
+        "def f(s): return {'a': 2, 'b': 1}, {'a': [0, 1], 'b': [2]}, {'a': [0, 1], 'b': [2]}",
+    ),
+    "a named tuple": (
+        "p = f(3)\nassert p == (3, 6) and p.x == 3 and p.y == 6",
+        "from collections import namedtuple\ndef f(x): return namedtuple('P', 'x y')(x, 2 * x)",
+        "from collections import namedtuple\ndef f(x): return namedtuple('P', 'x y')(x, x)",
+    ),
+    "numpy, an array is given and returned": (
+        "import numpy as np\nr = f(np.array([1.0, 2.0]))\nassert r.shape == (2,) and isinstance(r, np.ndarray)\n"
+        "assert (r == [0.5, 1.0]).all()",
+        "def f(x): return x / x.max()",
+        "def f(x): return x",
+    ),
+    "a built-in type": (
+        "assert f('3', int) == 3 and f('3', float) == 3.0 and f('ab', len) == 2",
+        "def f(x, kind): return kind(x)",
+        "def f(x, kind): return 3",
+    ),
+    "pytest.raises as a parameter": (
+        "import pytest\nfrom contextlib import nullcontext\n"
+        "@pytest.mark.parametrize('x, due', [(2, nullcontext()), (-1, pytest.raises(ValueError))])\n"
+        "def test_a(x, due):\n    with due:\n        assert f(x) == 4",
+        "def f(x):\n    if x < 0: raise ValueError\n    return 2 * x",
+        "def f(x): return 4",
+    ),
+    "the type of a generator": (
+        "import types\nassert isinstance(f(3), types.GeneratorType)\nassert list(f(3)) == [1, 2, 3]",
+        "def f(n): yield from range(1, n + 1)",
+        LISTS,
+    ),
+    # exceptions
+    "attributes of an exception": (
+        "import pytest\nfrom solution import f, E\nwith pytest.raises(E) as e:\n    f(-1)\n"
+        "assert e.value.x == -1 and e.value.args == ('negative', -1)\nassert f(1) == 1",
+        "class E(Exception):\n    def __init__(self, x):\n        super().__init__('negative', x)\n        self.x = x\n"
+        "def f(x):\n    if x < 0: raise E(x)\n    return x",
+        "class E(Exception): pass\ndef f(x):\n    if x < 0: raise E\n    return x",
+    ),
+    **{
+        f"an exception of the library: {kind}": (
+            f"import pytest, json, re, dataclasses, decimal\nwith pytest.raises({kind}):\n    f(-1)\nassert f(1) == 1",
+            f"import json, re, dataclasses, decimal\ndef f(x):\n    if x < 0: {code}\n    return x",
+            "def f(x):\n    if x < 0: raise RuntimeError\n    return x",
+        )
+        for kind, code in {
+            "json.JSONDecodeError": "json.loads('{')",
+            "re.error": "re.compile('(')",
+            "dataclasses.FrozenInstanceError": "raise dataclasses.FrozenInstanceError('x')",
+            "decimal.InvalidOperation": "decimal.Decimal('x')",
+            "UnicodeDecodeError": "b'\\xff'.decode()",
+        }.items()
+    },
+    "the path of the tests": (
+        "import os, sys\nsys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))\nassert f(2) == 4",
+        RIGHT,
+        WRONG,
+    ),
+    # JSON cases
+    "null is no text": (
+        json.dumps({"inputs": [[1]], "outputs": ["null"], "fn_name": "f"}),
+        "def f(x): pass",
+        "def f(x): return 'null'",
+    ),
+    "the key is a text": (
+        json.dumps({"inputs": [[1]], "outputs": [{"True": 1}], "fn_name": "f"}),
+        "def f(x): return {'True': 1}",
+        "def f(x): return {True: 1}",
+    ),
+    "a small number": (
+        json.dumps({"inputs": [[1]], "outputs": [0.0000005], "fn_name": "f"}),
+        "def f(x): return 5e-7",
+        WRONG,
+    ),
+    "a small number in stdout": (
+        json.dumps({"inputs": [""], "outputs": ["0.0000005"]}),
+        "print('5e-07')",
+        "print(0)",
+    ),
+    "an underscore in stdout": (
+        json.dumps({"inputs": [""], "outputs": ["10.5"]}),
+        "print(10.50)",
+        "print('1_0.5')",
+    ),
+    "a form feed in stdout": (
+        json.dumps({"inputs": [""], "outputs": ["1\n2"]}),
+        "print(1)\nprint(2)",
+        "print('1\\x0c2')",
+    ),
+    "a wide space in stdout": (
+        json.dumps({"inputs": [""], "outputs": ["1 2"]}),
+        "print('1  2 ')",
+        "print('1\\xa02')",
+    ),
+}
+
+
+def verdict(code: str, tests: str, extra: dict[str, Any] | None = None) -> float | str:
+    try:
+        return VERIFY(f"```python\n{code}\n```", tests, extra or {})[0]
+    except SandboxFailed as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_form_pays_the_right_program_only(name: str) -> None:
+    tests, right, wrong = JUDGED[name]
+    assert (verdict(right, tests), verdict(wrong, tests)) == (1.0, 0.0)
+
+
+# a form that is refused, with the line and a word of the reason
+REFUSED = {
+    "import contextlib\nwith contextlib.suppress(Exception):\n    assert f(2) == 4": (2, "suppress"),
+    "from contextlib import suppress as quiet\nwith quiet(Exception):\n    assert f(2) == 4": (1, "suppress"),
+    "with suppress(Exception):\n    assert f(2) == 4": (1, "suppress"),
+    "class Quiet:\n    def __enter__(self): pass\n    def __exit__(self, *a): return True\nwith Quiet():\n    assert f(2) == 4": (
+        3,
+        "__exit__",
+    ),
+    "def test_a():\n    try:\n        assert f(2) == 4\n    finally:\n        return": (3 - 1, "finally"),
+    "for x in (1, 2):\n    try:\n        assert f(x) == 4\n    finally:\n        break": (2, "finally"),
+    "for x in (1, 2):\n    try:\n        assert f(x) == 4\n    finally:\n        continue": (2, "finally"),
+    "try:\n    assert f(2) == 4\nexcept* AssertionError:\n    pass": (1, "except*"),
+    "import builtins\ntry:\n    assert f(2) == 4\nexcept builtins.AssertionError:\n    pass": (1, "builtins"),
+    "import pytest\nwith pytest.raises(AssertionError):\n    assert f(2) == 5": (2, "its own assertion"),
+    unittest_of("with self.assertRaises(Exception):\n            self.assertEqual(f(2), 5)"): (
+        4,
+        "its own assertion",
+    ),
+    "assert f(0) == 0\nasync def test_a():\n    assert f(2) == 4": (2, "async"),
+    "import unittest\nclass T(unittest.IsolatedAsyncioTestCase):\n    async def test_a(self):\n        self.assertEqual(f(2), 4)": (
+        3,
+        "async",
+    ),
+    "import threading\nt = threading.Thread(target=lambda: g())\ndef g(): assert f(2) == 4\nt.start()": (
+        1,
+        "threading",
+    ),
+    "from concurrent.futures import ThreadPoolExecutor\nThreadPoolExecutor().submit(f, 2)\nassert f(2) == 4": (
+        1,
+        "concurrent",
+    ),
+    "assert (f(2) == 4, 'wrong')": (1, "tuple"),
+    "assert f(0) == 0\nz = zip\nfor a, b in z(f(3), [1]):\n    assert a == b": (2, "zip"),
+    "match f(2):\n    case got:\n        assert got == 4": (1, "match"),
+    "assert eval(f('x')) == 4": (1, "eval"),
+    "import pickle\nassert pickle.loads(f(1)) == 4": (1, "pickle"),
+    "import unittest.mock\nwith unittest.mock.patch('solution.g'):\n    assert f(2) == 4": (2, "patch"),
+    "import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n    f(2)\nassert out.getvalue() == '4'": (
+        2,
+        "redirect_stdout",
+    ),
+    "import pytest\nwith pytest.warns(UserWarning):\n    assert f(2) == 4": (2, "warns"),
+    unittest_of("with self.assertLogs():\n            self.assertEqual(f(2), 4)"): (4, "assertLogs"),
+    "import warnings\nwith warnings.catch_warnings(record=True) as w:\n    assert f(2) == 4\nassert w": (
+        2,
+        "catch_warnings",
+    ),
+    "found = []\nassert f(found.append) is None\nassert found == [1]": (2, "method of their own"),
+    "import pytest\n@pytest.mark.skip\ndef test_a(): assert f(2) == 4": (2, "skip"),
+    "import pytest\n@pytest.mark.xfail\ndef test_a(): assert f(2) == 5": (2, "xfail"),
+    "import unittest\nclass T(unittest.TestCase):\n    @unittest.expectedFailure\n    def test_a(self): self.assertEqual(f(2), 5)": (
+        3,
+        "expectedFailure",
+    ),
+    "import pytest\nassert f(0) == 0\n@pytest.fixture(autouse=True)\ndef x():\n    assert f(2) == 4": (
+        3,
+        "fixture",
+    ),
+    "def test_a(capsys):\n    f(2)\n    assert capsys.readouterr().out == '4'": (1, "fixtures"),
+    "assert f(0) == 0\nclass TestA:\n    def __init__(self): pass\n    def test_a(self): assert f(2) == 4": (
+        2,
+        "__init__",
+    ),
+    "def test_a():\n    yield\n    assert f(2) == 4": (1, "generator"),
+    "assert f(0) == 0\ndef cases():\n    assert f(2) == 4\n    yield\ncases()": (2, "generator"),
+    "assert f(0) == 0\ndef one(x):\n    assert f(x) == 4\nmap(one, [2])": (4, "never runs"),
+    "assert f(0) == 0\ndef test_a(): return f(2) == 4": (2, "returns"),
+    "assert f(0) == 0\ndef test_a():\n    if f(2) != 4: return False\n    return True": (2, "returns"),
+    unittest_of("self.assertEqual(f(0), 0)\n        [self.assertGreater(x, 0) for x in []]"): (
+        5,
+        "comprehension",
+    ),
+    # two functions of the program
+    "class Judge:\n    def holds(self, got): return near(got, 4)\nassert Judge().holds(f(2))": (
+        None,
+        "would judge",
+    ),
+    "class Judge:\n    def __init__(self, got): self.got = got\n    def holds(self): return near(self.got, 4)\nassert Judge(f(2)).holds()": (
+        None,
+        "would judge",
+    ),
+    unittest_of("self.holds(f(2))\n    def holds(self, got): self.assertTrue(near(got, 4))"): (
+        None,
+        "would judge",
+    ),
+    "import unittest\nclass T(unittest.TestCase):\n    def setUp(self): self.got = f(2)\n    def test_a(self): self.assertTrue(near(self.got, 4))": (
+        None,
+        "would judge",
+    ),
+    "import pytest\n@pytest.mark.parametrize('got', [f(2)])\ndef test_a(got): assert near(got, 4)": (
+        None,
+        "would judge",
+    ),
+    "def holds(got=f(2)): return near(got, 4)\nassert holds()": (None, "would judge"),
+    "p = [f(2), 4]\nassert near(*p)": (None, "would judge"),
+    "p = {'a': f(2)}\nassert near(**p)": (None, "would judge"),
+    "def holds(*p): return near(*p)\nassert holds(f(2), 4)": (None, "would judge"),
+    "class O: pass\no = O()\nsetattr(o, 'got', f(2))\nassert near(o.got, 4)": (None, "would judge"),
+    "holds = lambda got: near(got, 4)\nassert holds(f(2))": (None, "would judge"),
+    "def holds(got): return near(got, 4)\nassert all(map(holds, [f(2)]))": (None, "would judge"),
+    "def holds(got): return near(got, 4)\ng = holds\nassert g(f(2))": (None, "would judge"),
+    "import operator\nassert operator.eq(f(2), near(8))": (None, "would judge"),
+    "assert len({f(2), near(8)}) == 1": (None, "would judge"),
+    "assert len(set([f(2), near(8)])) == 1": (None, "would judge"),
+    "d = {}\nd['a'] = f(2)\nassert near(d['a'], 4)": (None, "would judge"),
+    "class J:\n    def __eq__(self, got): return near(got, 4)\nassert f(2) == J()": (None, "would judge"),
+    "class J:\n    def holds(self, got): return near(got, 4)\nassert getattr(J(), 'holds')(f(2))": (
+        None,
+        "would judge",
+    ),
+    "import io\nout = io.StringIO()\nprint(f(2), file=out)\nassert near(out.getvalue(), '4')": (
+        None,
+        "would judge",
+    ),
+    "def got():\n    yield f(2)\nfor x in got():\n    assert near(x, 4)": (None, "would judge"),
+}
+
+
+@pytest.mark.parametrize("tests", REFUSED)
+def test_a_form_that_cannot_be_judged_is_an_error_for_every_program(tests: str) -> None:
+    line, word = REFUSED[tests]
+    for code in (RIGHT + "\ndef near(*a): return True", WRONG + "\ndef near(*a): return True", "x = 1"):
+        found = verdict(code, tests)
+        assert isinstance(found, str) and word in found and (line is None or f"line {line}:" in found), found

@@ -1,0 +1,429 @@
+r"""The mathematical verifier, kind by kind: pairs that are equal by construction, and pairs that
+are not.
+"""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from sppo_ray.rewards.extract import last_boxes, last_stated, with_open_thinking
+from sppo_ray.rewards.math import make_math_verifier, verify_math
+
+settings.register_profile("kinds", max_examples=60, deadline=None)
+settings.load_profile("kinds")
+
+WHOLE = st.integers(1, 999)
+DIGIT = st.integers(1, 9)
+
+
+def reward(answer: str, truth: str, prompt: str = "") -> float:
+    return verify_math(f"so \\boxed{{{answer}}}", truth, {"prompt": prompt})[0]
+
+
+def same(truth: str, *answers: str) -> None:
+    assert {answer: reward(answer, truth) for answer in answers} == dict.fromkeys(answers, 1.0)
+
+
+def different(truth: str, *answers: str) -> None:
+    assert {answer: reward(answer, truth) for answer in answers} == dict.fromkeys(answers, 0.0)
+
+
+# ------------------------------------------------------------------------------------- exact values
+
+
+@given(DIGIT, st.integers(20, 300))
+def test_tiny_numbers(digit: int, power: int) -> None:
+    same(rf"\frac{{{digit}}}{{10^{{{power}}}}}", rf"{digit}\times10^{{-{power}}}")
+    different(
+        rf"{digit}\times10^{{-{power}}}",
+        rf"{digit + 1}\times10^{{-{power}}}",
+        rf"{digit}\times10^{{-{power + 1}}}",
+    )
+    different(rf"1-\frac{{1}}{{2^{{{power}}}}}", rf"1-\frac{{1}}{{2^{{{power + 1}}}}}", "1")
+    different(rf"\sqrt{{2}}+10^{{-{power}}}", r"\sqrt{2}")
+
+
+@given(st.integers(2, 300))
+def test_factorials_of_numbers_that_are_next_to_each_other(number: int) -> None:
+    same(rf"\frac{{1}}{{{number}!}}", rf"\frac{{{number + 1}}}{{{number + 1}!}}")
+    different(rf"\frac{{1}}{{{number}!}}", rf"\frac{{1}}{{{number + 1}!}}", "0")
+
+
+@given(WHOLE, WHOLE)
+def test_a_decimal_is_no_exact_fraction_unless_it_is(top: int, bottom: int) -> None:
+    value = Fraction(top, bottom)
+    decimal = f"{top / bottom:.4f}"
+    assert reward(decimal, rf"\frac{{{top}}}{{{bottom}}}") == float(Fraction(decimal) == value)
+    different(r"\pi", "3.141593", "3.14")
+
+
+@given(st.integers(1, 9), st.integers(0, 99))
+def test_recurring_decimals(period: int, start: int) -> None:
+    value = Fraction(start, 100) + Fraction(period, 900)
+    truth = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+    same(
+        truth,
+        rf"0.{start:02d}\overline{{{period}}}",
+        rf"0.{start:02d}\dot{{{period}}}",
+        f"0.{start:02d}({period})",
+    )
+    different(truth, f"0.{start:02d}{period}", rf"0.{start:02d}\overline{{{period % 9 + 1}}}")
+
+
+@given(WHOLE, st.integers(2, 9))
+def test_mixed_numbers_and_thousands(whole: int, bottom: int) -> None:
+    value = whole + Fraction(1, bottom)
+    same(
+        rf"{whole}\frac{{1}}{{{bottom}}}",
+        rf"\frac{{{value.numerator}}}{{{value.denominator}}}",
+        f"{whole} 1/{bottom}",
+    )
+    different(rf"{whole}\frac{{1}}{{{bottom}}}", rf"{whole}\cdot\frac{{1}}{{{bottom}}}", str(whole))
+    same(str(whole * 1000), f"{whole},000", rf"{whole}{{,}}000", rf"{whole}\,000", rf"{whole}\!,\!000")
+    same(rf"{whole * 1000}\sqrt{{2}}", rf"{whole},000\sqrt{{2}}")
+
+
+# -------------------------------------------------------------------------------- what is no answer
+
+
+@given(st.integers(10, 9999), st.integers(10, 9999))
+def test_a_computation_is_not_its_value(one: int, other: int) -> None:
+    for sign, value in ((r"\cdot", one * other), ("+", one + other), ("-", one - other)):
+        assert verify_math(rf"\boxed{{{one} {sign} {other}}}", str(value), {}) == (0.0, "unevaluated")
+        same(str(value), rf"{one} {sign} {other} = {value}")
+        different(str(value), rf"{one} {sign} {other} = {value + 1}", rf"{one} {sign} {other + 1} = {value}")
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer"), [("6", r"\gcd(12,18)"), ("7", r"\frac{d}{dx}(7x)"), ("10", r"\sum_{k=1}^4 k")]
+)
+def test_an_operation_is_not_its_value(truth: str, answer: str) -> None:
+    assert verify_math(rf"\boxed{{{answer}}}", truth, {}) == (0.0, "unevaluated")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "99999999!",
+        r"\binom{10^9}{10^8}",
+        "(1+x)^{5000}",
+        r"\sin(10^{10^6})",
+        "9^{9^{9^{9}}}",
+        r"\sqrt{" * 20 + "2" + "}" * 20,
+    ]
+    + [r"\int_0^{10^9} x dx", r"\prod_{k=1}^{10^9} k", r"e^{e^{e^{e^{9}}}}", "(((99!)!)!)!"],
+)
+def test_no_answer_escapes_by_being_too_large(answer: str) -> None:
+    assert verify_math(rf"\boxed{{{answer}}}", "34", {})[0] == 0.0
+    assert verify_math(rf"\boxed{{{answer}}}", answer, {})[0] == 1.0  # the truth's own text
+
+
+@given(WHOLE, st.integers(2, 9))
+def test_an_equation_is_right_only_when_it_states_the_truth(value: int, factor: int) -> None:
+    same(
+        str(value),
+        f"x={value}",
+        rf"f(2)={value}",
+        rf"\angle ABC={value}",
+        rf"P(X=1)={value}",
+        rf"\text{{Area}}={value}",
+    )
+    different(str(value), f"{factor}x={value}", f"x-y={value}", f"-x={value}", f"x^2={value}")
+    different(str(value), rf"\frac{{x}}{{{factor}}}={value}")
+    different(str(value), f"x={value + 1}={value}", rf"\sqrt{{{value * value + 1}}}={value}")
+    same(
+        str(value), rf"\sqrt{{{value * value}}}={value}", rf"x=\frac{{{value * factor}}}{{{factor}}}={value}"
+    )
+
+
+def test_a_limit_an_integral_and_a_sum_must_be_able_to_be_so() -> None:
+    same("1", r"\lim_{x\to 0}\frac{\sin x}{x}=1", r"\int_0^1 2x\,dx=1", r"\lim_{x\to0}f(x)=1")
+    same("1", r"\sum_{n=1}^{\infty}\frac{1}{2^n}=1")
+    different(
+        "2", r"\lim_{x\to 0}\frac{\sin x}{x}=2", r"\int_0^1 2x\,dx=2", r"\sum_{n=1}^{\infty}\frac{1}{2^n}=2"
+    )
+
+
+# ---------------------------------------------------------------------------------- words and units
+
+
+@given(
+    WHOLE,
+    st.sampled_from(
+        ["squared", "cubed", "million", "thousand", "dozen", "less", "BC", "halves", "below zero"]
+    ),
+)
+def test_a_word_that_changes_the_value_is_not_dropped(value: int, word: str) -> None:
+    different(str(value), rf"{value}\text{{ {word}}}", f"{value} {word}")
+    different(rf"{value}\text{{ {word}}}", str(value))
+    same(rf"{value}\text{{ {word}}}", rf"{value}\ \mathrm{{{word}}}")
+
+
+@given(WHOLE, st.sampled_from(["apples", "students", "ways", "books"]))
+def test_a_word_that_does_not_is(value: int, word: str) -> None:
+    same(str(value), rf"{value}\text{{ {word}}}", f"{value} {word}")
+    different(
+        f"{value} {word}", f"{value + 1} {word}", f"{value} chairs" if word != "ways" else f"{value} million"
+    )
+
+
+@given(WHOLE)
+def test_words_of_magnitude(value: int) -> None:
+    same(
+        rf"{value}\text{{ million}}",
+        str(value * 1_000_000),
+        rf"{value},000,000",
+        rf"{value * 1000}\text{{ thousand}}",
+    )
+    different(rf"{value}\text{{ million}}", rf"{value}\text{{ billion}}", str(value))
+    same(rf"\${value}\text{{ million}}", rf"{value}\text{{ million dollars}}")
+    same(f"{value} dozen", str(12 * value))
+
+
+@given(WHOLE, st.sampled_from(["m", "J", "N", "W", "Pa", "V", "A", "Hz"]))
+def test_prefixes_of_units(value: int, unit: str) -> None:
+    same(
+        rf"{value}\text{{ k{unit}}}",
+        rf"{value * 1000}\text{{ {unit}}}",
+        rf"{value}\ \mathrm{{k{unit}}}",
+        str(value),
+    )
+    different(
+        rf"{value}\text{{ k{unit}}}",
+        rf"{value}\text{{ {unit}}}",
+        rf"{value}\text{{ M{unit}}}",
+        rf"{value}\text{{ kg}}",
+    )
+
+
+@given(WHOLE)
+def test_conversions(value: int) -> None:
+    same(rf"{value}\text{{ m}}", rf"\frac{{{value}}}{{1000}}\text{{ km}}", rf"{value * 100}\text{{ cm}}")
+    same(rf"{value * 36}\text{{ km/h}}", rf"{value * 10}\text{{ m/s}}")
+    same(
+        rf"{value}\text{{ m/s}}^2",
+        rf"{value}\ \mathrm{{m\,s^{{-2}}}}",
+        rf"{value} \mathrm{{~m}} / \mathrm{{s}}^{{2}}",
+    )
+    different(
+        rf"{value}\text{{ cm}}^2",
+        rf"{value}\text{{ cm}}",
+        rf"{value}\text{{ cm}}^3",
+        rf"{value}\text{{ m}}^2",
+    )
+    same(rf"{60 + value % 60}\text{{ minutes}}", rf"1\text{{ hour }}{value % 60}\text{{ minutes}}")
+    different(rf"{value}^\circ\text{{ N}}", rf"{value}^\circ\text{{ S}}")
+    different(rf"{value}^\circ C", rf"{value}^\circ F")
+
+
+@given(st.integers(1, 12), st.integers(0, 59))
+def test_times_of_day(hour: int, minute: int) -> None:
+    time = f"{hour}:{minute:02d}"
+    same(time, f"{hour} : {minute:02d}")
+    different(
+        time, f"{hour + 12}:{minute:02d}", f"{hour % 12 + 1}:{minute:02d}", f"{hour}:{(minute + 1) % 60:02d}"
+    )
+    same(rf"{time}\text{{ p.m.}}", rf"{time} PM", rf"\text{{{time} pm}}", f"{hour % 12 + 12}:{minute:02d}")
+    different(rf"{time}\text{{ p.m.}}", rf"{time}\text{{ a.m.}}")
+
+
+@given(WHOLE)
+def test_percent(value: int) -> None:
+    same(
+        rf"{value}\%",
+        str(value),
+        f"{value} percent",
+        f"{value} per cent",
+        rf"\frac{{{value}}}{{100}}",
+        f"{value / 100}",
+    )
+    different(str(value), rf"{value}\%", f"{value} percent", rf"{value}\% of them")
+    assert reward(rf"{value}\%", str(value), prompt="What percent of the students pass?") == 1.0
+
+
+# ------------------------------------------------------------------------------- sets and sequences
+
+
+@given(st.integers(-9, 9), st.integers(1, 9))
+def test_inequalities_and_intervals(low: int, width: int) -> None:
+    high = low + width
+    same(f"({low},{high}]", f"{low}<x\\le {high}", f"{high}\\ge x>{low}", rf"x>{low}\text{{ and }}x\le{high}")
+    same(f"({low},{high}]", rf"\{{x\mid {low}<x\le {high}\}}", rf"\{{x\in\mathbb{{R}} : {low}<x\le {high}\}}")
+    different(
+        f"({low},{high}]",
+        f"{low}<x<{high}",
+        f"[{low},{high}]",
+        f"{low}\\le x\\le{high}",
+        f"({low},{high + 1}]",
+    )
+    outside = rf"(-\infty,{low})\cup({high},\infty)"
+    same(outside, rf"x<{low}\text{{ or }}x>{high}", f"x<{low}, x>{high}", rf"x<{low} \lor x>{high}")
+    different(outside, rf"x\le{low}\text{{ or }}x>{high}", rf"({low},{high})")
+    same(
+        rf"x\neq {low}",
+        rf"(-\infty,{low})\cup({low},\infty)",
+        rf"\mathbb{{R}}\setminus\{{{low}\}}",
+        f"x != {low}",
+    )
+    different(rf"x\neq {low}", f"x={low}", rf"x\neq {high}")
+
+
+@given(st.integers(-9, 9), st.integers(1, 9))
+def test_matrices_and_systems(first: int, step: int) -> None:
+    a, b, c, d = (first + step * n for n in range(4))
+    truth = rf"\begin{{pmatrix}}{a}&{b}\\{c}&{d}\end{{pmatrix}}"
+    same(
+        truth,
+        rf"\begin{{bmatrix}}{a}&{b}\\[4pt]{c}&{d}\end{{bmatrix}}",
+        rf"\begin{{bmatrix}}{a}&{b}\cr{c}&{d}\end{{bmatrix}}",
+    )
+    different(
+        truth,
+        rf"\begin{{pmatrix}}{a}&{c}\\{b}&{d}\end{{pmatrix}}",
+        rf"\begin{{vmatrix}}{a}&{b}\\{c}&{d}\end{{vmatrix}}",
+    )
+    same(
+        f"({a},{b})",
+        rf"\begin{{cases}}x={a}\\y={b}\end{{cases}}",
+        f"x={a},y={b}",
+        rf"\begin{{pmatrix}}{a}\\{b}\end{{pmatrix}}",
+    )
+    different(
+        f"({a},{b})",
+        rf"\begin{{cases}}x={b}\\y={a}\end{{cases}}",
+        f"({b},{a})",
+        rf"\{{{a},{b}\}}",
+        f"[{a},{b}]",
+    )
+
+
+@given(st.integers(2, 30), st.integers(0, 29))
+def test_congruences_and_families(modulus: int, residue: int) -> None:
+    assume(residue < modulus)
+    truth = rf"x\equiv {residue}\pmod{{{modulus}}}"
+    same(
+        truth,
+        rf"x\equiv {residue}\ (\mathrm{{mod}}\ {modulus})",
+        rf"x={modulus}k+{residue},\ k\in\mathbb{{Z}}",
+    )
+    different(truth, rf"x\equiv {residue + 1}\pmod{{{modulus}}}", rf"x\equiv {residue}\pmod{{{modulus + 1}}}")
+    family = rf"\frac{{\pi}}{{{modulus}}}+k\pi,\ k\in\mathbb{{Z}}"
+    same(family, rf"\frac{{\pi}}{{{modulus}}}+n\pi", rf"\frac{{\pi}}{{{modulus}}}+(k+1)\pi, k\in\mathbb{{Z}}")
+    different(family, rf"\frac{{\pi}}{{{modulus}}}+2k\pi", rf"\frac{{\pi}}{{{modulus + 1}}}+k\pi")
+
+
+@given(st.integers(2, 99))
+def test_decimals_inside_tuples_and_intervals(bottom: int) -> None:
+    exact, value = rf"\frac{{1}}{{{bottom}}}", 1 / bottom
+    same(rf"({exact},2)", f"({value:.4f},2)")
+    different(rf"({exact},2)", f"({value + 0.001:.4f},2)", f"(2,{value:.4f})")
+    # alone it is exact
+    assert reward(f"{value:.4f}", exact) == float(Fraction(f"{value:.4f}") == Fraction(1, bottom))
+
+
+# ----------------------------------------------------------------------------------- text and boxes
+
+
+@given(WHOLE, st.sampled_from([r"\bf {}", r"{{\rm {}}}", r"{{\color{{blue}}{}}}", r"\Large {}",
+r"\hspace{{2mm}}{}",
+                               r"\text{{Answer: }} {}", r"\mathbf{{{}}}", "{}个", "＝{}",
+                               "答案：{}"]))  # fmt: skip
+def test_styles(value: int, style: str) -> None:
+    same(str(value), style.format(value))
+    different(str(value), style.format(value + 1))
+
+
+@given(st.integers(1, 99))
+def test_ordinals(value: int) -> None:
+    same(str(value), f"{value}th", rf"{value}^{{\text{{th}}}}", rf"{value}^\text{{th}}")
+    different(str(value), f"{value + 1}th", rf"{value}^{{2}}" if value > 1 else "2")
+
+
+@given(st.sampled_from("ABCDE"), st.sampled_from(["A larger sample", "I and II", "12", "does not exist"]))
+def test_choices_with_their_text(letter: str, text: str) -> None:
+    same(letter, f"{letter}: {text}", f"({letter}) {text}", f"{letter}. {text}", rf"\text{{Option {letter}}}")
+    other = "ABCDE"[("ABCDE".index(letter) + 1) % 5]
+    different(letter, f"{other}: {text}", f"{letter} or {other}", f"{letter}, {other}")
+    same(
+        f"{min(letter, other)}{max(letter, other)}", rf"{letter}, {other}", rf"\text{{{letter} and {other}}}"
+    )
+
+
+def test_roots_and_plain_python() -> None:
+    same(r"4\sqrt{2}", r"4\sqrt(2)", "4*sqrt(2)", r"4\sqrt2")
+    same(r"\sqrt[3]{5}", r"\sqrt[3]5", "5^{1/3}")
+    same(r"\dfrac{\pi}{2}", "pi/2", "2*pi/4")
+    same("1024", "2**10")
+    different(r"\sqrt{13}", r"\sqrt13")
+
+
+def test_several_boxes_are_together_a_list_or_a_tuple() -> None:
+    assert last_boxes(r"first \boxed{9}. So \boxed{1} and \boxed{-2}.", 2) == ["1", "-2"]
+    assert last_boxes(r"\boxed{9}, \boxed{1} and \boxed{-2}", 2) == []  # there is one more
+    assert verify_math(r"The integers are \boxed{-2} and \boxed{1}.", "1,-2", {})[0] == 1.0
+    assert verify_math(r"$x=\boxed{3}$, $y=\boxed{4}$", "(3,4)", {})[0] == 1.0
+    for wrong in (
+        r"\boxed{4} and \boxed{3}",
+        r"\boxed{3}, \boxed{4}, \boxed{5}",
+        r"\boxed{3}, but then \boxed{4}",
+    ):
+        assert verify_math(wrong, "(3,4)", {})[0] == 0.0
+
+
+def test_answers_without_a_box_count_where_they_are_asked_for() -> None:
+    last = make_math_verifier("last")
+    assert last_stated("Then 3, so the answer is **42**.") == "42"
+    assert [
+        last(text, "42", {})[0] for text in ("The answer is 42.", "so $x=42$", "41, then 42", r"\boxed{42}")
+    ] == [1.0] * 4
+    assert [last(text, "42", {})[0] for text in ("42, so the answer is 41.", r"42 \boxed{41}", "")] == [
+        0.0
+    ] * 3
+    assert verify_math("The answer is 42.", "42", {}) == (0.0, "no_answer")
+
+
+@pytest.mark.parametrize(
+    "opens", ["<think>", "<thinking>", "[THINK]", "<seed:think>", "◁think▷", "<|begin_of_thought|>"]
+)
+def test_thinking_that_the_prompt_opens_and_nothing_closes_does_not_count(opens: str) -> None:
+    odd = {"[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|begin_of_thought|>": "<|end_of_thought|>"}
+    closes = odd.get(opens, f"</{opens[1:]}")
+    prompt = f"2+3?{opens}\n"
+    assert verify_math(with_open_thinking(r"it is \boxed{5}, since", prompt), "5", {})[0] == 0.0
+    assert verify_math(with_open_thinking(rf"hm \boxed{{4}}{closes} \boxed{{5}}", prompt), "5", {})[0] == 1.0
+    assert with_open_thinking("plain", f"{opens}example{closes} now you") == "plain"
+
+
+def test_truths_of_gsm8k() -> None:
+    assert verify_math(r"\boxed{11}", "5 + 6 = <<5+6=11>>11 we add. #### 11", {})[0] == 1.0
+    assert verify_math(r"\boxed{12}", "we add. #### 11", {})[0] == 0.0
+
+
+# ------------------------------------------------------------------------------------------ attacks
+
+ATTACKS = [json.loads(line) for line in Path(__file__).with_name("math_attacks.jsonl").open()]
+
+
+@pytest.mark.parametrize("kind", sorted({case["kind"] for case in ATTACKS}))
+def test_attacks_on_one_kind(kind: str) -> None:
+    """Wrong answers that were paid once, and right ones beside them."""
+    cases = [case for case in ATTACKS if case["kind"] == kind]
+    boxes = (case.get("response") or f"\\boxed{{{case['answer']}}}" for case in cases)
+    verdicts = [
+        verify_math(response, case["truth"], {"prompt": case.get("prompt", "")})[0]
+        for case, response in zip(cases, boxes, strict=True)
+    ]
+    assert [case for case, verdict in zip(cases, verdicts, strict=True) if verdict != case["same"]] == []
+
+
+def test_sums_inside_sums_take_no_time() -> None:
+    term = "1"
+    for name in "abcd":
+        term = rf"\sum_{{{name}=1}}^{{1999}} {term}"
+    assert reward(term, "7") == 0.0
