@@ -70,6 +70,11 @@ class Link:
         """The function or class under test."""
         return Remote(self, 1 + self._subjects.index(name), is_class=is_class(name))
 
+    def exception(self, name: str) -> type[Exception]:
+        """An exception of the program's that the tests name."""
+        self.kinds[name] = type(name, (Exception,), {})
+        return self.kinds[name]
+
     def do(self, what: str, on: int, /, *given: Any, **named: Any) -> Any:
         """Run one operation in the program; return its value, or raise its exception here (a
         built-in one by name).

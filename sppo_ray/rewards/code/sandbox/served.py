@@ -47,12 +47,17 @@ _USUAL_MODULES = frozenset(
 
 def main(setup_fd: int) -> None:
     setup = program.enter(setup_fd)
-    code, connection = setup["code"], wire.Wire(*setup["wire"])
+    connection = wire.Wire(*setup["wire"])
+    _Server(connection, definitions(setup["code"])).serve()
+
+
+def definitions(code: str) -> dict[str, Any]:
+    """Run a program as the module `program` and return its names. Raises what it raises."""
     module = sys.modules["program"] = types.ModuleType("program")  # dataclasses and pickle look it up
     namespace: dict[str, Any] = module.__dict__
     _import_usual(code, namespace)
     exec(program.compiled(code, "program.py"), namespace)
-    _Server(connection, namespace).serve()
+    return namespace
 
 
 def _import_usual(code: str, namespace: dict[str, Any]) -> None:
@@ -99,7 +104,7 @@ class _Server:
             after = [self._encode(args), self._encode(kwargs)]
             return {"value": self._encode_whole(value), "after": after if after != [given, named] else None}
         if do == "find":
-            self._objects += [_find(self._namespace, name) for name in args]
+            self._objects += [find(self._namespace, name) for name in args]
             self._classes = [one for one in self._objects if isinstance(one, type)]
             return {}
         if do == "next":
@@ -145,7 +150,7 @@ class _Server:
         return self._numbers[id(value)]
 
 
-def _find(namespace: dict[str, Any], name: str) -> Any:
+def find(namespace: dict[str, Any], name: str) -> Any:
     """Find a function or class by name, or a method "Solution().f"; without f, the method of class
     Solution.
     """

@@ -77,10 +77,11 @@ class CallTests:
 class CodeTests:
     """The tests in a test file: each statement with an assertion, in order, then the defined tests
     as pytest and unittest collect them, and `check(candidate)` if the file does not call it. Raises
-    TestsUnfit and SyntaxError, independent of the program.
+    TestsUnfit and SyntaxError, independent of the program. `proxies`: functions under test are
+    proxies; else they are the program's own and the tests run as they are.
     """
 
-    def __init__(self, code: str, entry: str | None) -> None:
+    def __init__(self, code: str, entry: str | None, *, proxies: bool = True) -> None:
         self._entry, self.reached, self.empty, self.swallowed = entry, 0, 0, False
         self.entered: set[int] = set()  # loops and branches on a value of the program
         self.marked: set[int] = set()  # those that have reached an assertion
@@ -103,8 +104,9 @@ class CodeTests:
         if not rewrite.asserts(self._tree):
             raise TestsUnfit("they assert nothing: they prove nothing")
         self._numpy = "numpy" in code or "np." in code or "allclose" in code
-        rewrite.rewrite(self._tree, self._subject.flow, numpy=self._numpy)
-        if self._numpy:
+        if proxies:
+            rewrite.rewrite(self._tree, self._subject.flow, numpy=self._numpy)
+        if proxies and self._numpy:
             arrays.patch_numpy()
         if "unittest" in code or "pytest" in code or "TestCase" in code:
             _patch_frameworks(self._reach)
@@ -191,7 +193,7 @@ class CodeTests:
         for name, real in self._subject.taken.items():
             space[name] = link.subject(real)
         for name, real in self._subject.kinds.items():
-            link.kinds[real] = space[name] = type(real, (Exception,), {})
+            space[name] = link.exception(real)
 
     def _statement(self, node: ast.stmt) -> Test:
         code = program.compiled(ast.Module([node], type_ignores=[]), "tests.py")
@@ -429,8 +431,8 @@ def _run_method(kind: type, name: str, named: dict[str, Any]) -> None:
 
 
 def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool) -> dict[str, Any]:
-    """Run the tests; return passed and failed ones. After the program ends or a preparation fails,
-    all remaining tests have failed.
+    """Run the tests; return passed and failed ones, or why they cannot be decided. After the
+    program ends or a preparation fails, all remaining tests have failed.
     """
     passed = failed = 0
     unfit = ""
@@ -447,7 +449,7 @@ def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool
                 failed += sum(rest.counts for rest in steps)
                 break
     if not failed and unfit:
-        raise TestsUnfit(unfit)
+        return {"undecided": unfit}
     if not failed and not link.calls and not link.involved:
         raise TestsUnfit("they never call the program: they prove nothing")
     # a value of the program took the tests away, or its class gives one verdict to all
