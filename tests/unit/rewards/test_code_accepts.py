@@ -531,9 +531,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "numbers of all kinds": (
         "from fractions import Fraction\nfrom decimal import Decimal\nimport numpy as np\ndef f(): return "
-        "Fraction(1, 3), Decimal('0.1'), np.float64(2.5), np.arange(2), 1j, 2**70",
+        "Fraction(1, 3), Decimal('0.1'), np.float64(2.5), 1j, 2**70",
         "from fractions import Fraction\nfrom decimal import Decimal\nassert f() == (Fraction(1, 3), "
-        "Decimal('0.1'), 2.5, [0, 1], 1j, 2**70)",
+        "Decimal('0.1'), 2.5, 1j, 2**70)",
         {},
     ),
     "error message of a key": (
@@ -541,9 +541,47 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "try:\n    f({})\n    assert False\nexcept KeyError as e:\n    assert e.args[0] == 'a'",
         {},
     ),
-    "the same seed": (
-        "import random\ndef draw(s):\n    random.seed(s)\n    return random.random()",
-        "import random\nrandom.seed(5)\nassert draw(5) == random.random()",
+    "an exception's own text": (
+        """class Broke(ValueError):
+    def __init__(self, n): self.n = n
+    def __str__(self): return f'only {self.n} left'
+def f(n): raise Broke(n)""",
+        """import pytest
+def test_f():
+    with pytest.raises(ValueError, match='only 3') as e: f(3)
+    assert str(e.value) == 'only 3 left'""",
+        {},
+    ),
+    "a transaction that ends in an exception": (
+        """class Tx:
+    def __init__(self): self.n, self.why = 1, None
+    def __enter__(self):
+        self.old = self.n
+        return self
+    def __exit__(self, kind, error, trace):
+        if kind: self.n, self.why = self.old, str(error)""",
+        """from solution import Tx
+import pytest
+def test_f():
+    t = Tx()
+    with pytest.raises(ValueError):
+        with t:
+            t.n = 2
+            raise ValueError('late')
+    assert t.n == 1 and t.why == 'late'
+    with t: t.n = 3
+    assert t.n == 3""",
+        {},
+    ),
+    "a format and a deleted attribute": (
+        """class Num:
+    def __init__(self, x): self.x = x
+    def __format__(self, form): return format(self.x, form)""",
+        """from solution import Num
+n = Num(3)
+assert f'{n:>3}' == '  3'
+del n.x
+assert not hasattr(n, 'x')""",
         {},
     ),
     "type hints in the tests": (

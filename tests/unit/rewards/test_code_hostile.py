@@ -564,8 +564,8 @@ def test_programs_that_burn_the_processors_are_wrong_and_no_error() -> None:
 
 def test_a_served_program_holds_its_own_files_only() -> None:
     code = "import os\ndef f():\n    held = []\n    for n in range(128):\n        try:\n            os.fstat(n)\n            held.append(n)\n        except OSError: pass\n    return len(held)"
-    # stdin, stdout, stderr, two ends of the wire
-    assert score(code, "assert f() == 5") == (1.0, "correct")
+    # stdin, stdout, stderr; two ends of the wire, or the file of the result
+    assert score(code, "assert f() in (4, 5)") == (1.0, "correct")
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,9 @@ class Link:
             kind = named if kind is Exception else type(named.__name__, (named, kind), {})
         error = kind.__new__(kind, message)  # __init__ may need more than a message
         self._add_attributes(error, reply.get("attributes") if isinstance(reply, dict) else None)
+        text = reply.get("text") if isinstance(reply, dict) else None
+        if isinstance(text, str) and text != str(error):
+            error = _with_text(error, text)
         error._of_program = True  # type: ignore[attr-defined]
         if isinstance(error, SystemExit):
             error.code = error.args[0] if len(error.args) == 1 else error.args or None
@@ -235,6 +238,15 @@ def _built_in(name: str) -> type[BaseException] | None:
     if not isinstance(kind, type) or issubclass(kind, _NEVER_RAISED):
         return None
     return kind if issubclass(kind, (Exception, SystemExit)) else None
+
+
+def _with_text(error: BaseException, text: str) -> BaseException:
+    """The exception with the text that its own `__str__` gives."""
+    kind = type(error)
+    other = type(kind.__name__, (kind,), {"__str__": lambda _: text})
+    copy = other.__new__(other, *error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy
 
 
 _NEVER_RAISED = (StopIteration, StopAsyncIteration, ImportError, SyntaxError, BaseExceptionGroup)
@@ -339,6 +351,15 @@ class Instance(Remote):
     def __delitem__(self, key: Any) -> None:
         self._link.do("delete item", self._number, key)
 
+    def __delattr__(self, name: str) -> None:
+        self._link.do("delete", self._number, name)
+
+    def __format__(self, form: str) -> str:
+        value = self._read("format", form)
+        if type(value) is not str:
+            raise self._link.refuse()
+        return value
+
     def __int__(self) -> int:
         return self._plain("int", int)
 
@@ -355,8 +376,10 @@ class Instance(Remote):
     def __enter__(self) -> Any:
         return self._of_operation(self._link.do("enter", self._number))
 
-    def __exit__(self, *_: Any) -> None:
-        self._link.do("exit", self._number)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        """It learns of an ordinary exception but cannot hide it: an assertion might be skipped."""
+        known = kind is not None and issubclass(kind, Exception) and kind.__module__ == "builtins"
+        self._link.do("exit", self._number, *([kind.__name__, str(error)] if known else []))
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Remote):

@@ -90,8 +90,8 @@ class ConfinedProcesses:
         """Test the functions of a program. Raises SandboxFailed, also when the tests hang by
         themselves, need something unsupported, or never call the program.
 
-        A program that passes tests in Python has to pass them again as plain Python, in what is left of
-        the time: see `plain`. `cases` compare plain values only and need no second run.
+        A program that passes tests in Python has to pass them again as plain Python, in what is
+        left of the time: see `plain`. `cases` compare plain values only and need no second run.
         """
         begun = time.monotonic()
         undecided = None

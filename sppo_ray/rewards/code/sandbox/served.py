@@ -7,6 +7,7 @@ Standard library only: see `confine`.
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import operator
 import sys
@@ -173,12 +174,20 @@ def _has_own_truth(kind: type) -> bool:
 def _raised(error: BaseException) -> dict[str, Any]:
     """Return the names of its class and bases, and its message."""
     args = error.args
-    message = args[0] if len(args) == 1 and isinstance(args[0], str) else str(error)
+    text = _text(error)
+    message = args[0] if len(args) == 1 and isinstance(args[0], str) else text
     names = [
         f"{kind.__module__}:{kind.__name__}" if kind.__module__ in ERROR_MODULES else kind.__name__
         for kind in type(error).__mro__
     ]
-    return {"raised": names[:9], "message": str(message)[:200]}
+    return {"raised": names[:9], "message": str(message)[:200], "text": text[:2000]}
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # boundary: the program's own `__str__` may do anything
+        return ""
 
 
 def _contents(value: Any) -> list[Any]:
@@ -191,9 +200,16 @@ def _operate(value: Any, name: str, *other: Any) -> Any:
     return (getattr(operator, name, None) or getattr(type(value), name))(value, *other)
 
 
+def _exit(value: Any, name: str | None = None, message: str = "") -> None:
+    kind = getattr(builtins, name) if name else None
+    value.__exit__(kind, kind(message) if kind else None, None)
+
+
 _OPERATIONS = {
     "attribute": getattr,
     "set": setattr,
+    "delete": delattr,
+    "format": format,
     "list": list,
     "contents": _contents,
     "length": len,
@@ -213,6 +229,6 @@ _OPERATIONS = {
     "greater or equal": operator.ge,
     "made by": lambda kind, obj: isinstance(obj, kind),
     "enter": lambda obj: obj.__enter__(),
-    "exit": lambda obj: obj.__exit__(None, None, None) and None,
+    "exit": _exit,
     "operator": _operate,
 }
