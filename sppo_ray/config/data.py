@@ -24,8 +24,8 @@ class RunningSumData(Settings):
 
 
 class ParquetData(Settings):
-    """Parquet in the field's common format: data_source, prompt (chat messages),
-    reward_model.ground_truth, extra_info.
+    """Parquet in the field's common format: data_source, prompt (chat messages or a string),
+    reward_model.ground_truth, extra_info. Other columns are named by the keys.
     """
 
     type: Literal["parquet"] = "parquet"
@@ -33,11 +33,14 @@ class ParquetData(Settings):
     """Overrides `data_source` in metrics when given."""
     path: str
     """A file, a directory of files, or a glob."""
+    prompt_key: str = "prompt"
+    ground_truth_key: str = "reward_model.ground_truth"
+    """A dot separates a struct from its field."""
 
 
 class JsonlData(Settings):
-    """One JSON object a line: `prompt` (a string or chat messages) and `ground_truth` (keys
-    configurable).
+    """One JSON object a line, or one array of objects in a .json file: `prompt` (a string or chat
+    messages) and `ground_truth` (keys configurable).
     """
 
     type: Literal["jsonl"] = "jsonl"

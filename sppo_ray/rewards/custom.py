@@ -1,5 +1,12 @@
 """Load a user's reward function by import path: `def f(response, ground_truth, extra) -> float`.
 
+Functions written for other systems are recognised by the names of their parameters and called as
+there, one response at a time:
+
+    verl       solution_str, and any of data_source, ground_truth, extra_info
+    TRL        completions (a list of one text), and any of prompts and columns of the row, as lists
+    OpenRLHF   queries (a list of one text: prompt and response), and any of prompts, labels
+
 The module must lie in the working directory or on the PYTHONPATH. Otherwise a recipe could call any
 code of the machine on text that the policy wrote (`timeit:timeit` would run it). A function
 `answer(response: str) -> str | None` in the same module returns the answer for maj@k; the default
@@ -9,12 +16,16 @@ is the last box or answer tag.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.machinery import PathFinder
 from numbers import Real
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.base import AnswerFunction, VerifierFunction
@@ -26,10 +37,11 @@ def load_custom_verifier(path: str, packages: Sequence[str] = ()) -> VerifierFun
     `packages`. Raises UserError when the path is malformed, leads outside, does not import or names
     nothing callable; the verifier raises UserError when the function does not return a number.
     """
-    function = _import(path, packages)
+    call = _as_called_here(_import(path, packages), path)
 
     def verify(response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
-        reward = function(response, ground_truth, dict(extra))
+        reward = call(response, ground_truth, dict(extra))
+        reward = reward.item() if isinstance(reward, np.generic) else reward
         if not isinstance(reward, Real):
             raise UserError(
                 f"reward.function.function {path} returned {type(reward).__name__} where a number in its "
@@ -39,6 +51,93 @@ def load_custom_verifier(path: str, packages: Sequence[str] = ()) -> VerifierFun
         return float(reward), _reason(float(reward))
 
     return verify
+
+
+def _as_called_here(function: Callable[..., Any], path: str) -> Callable[[str, str, dict[str, Any]], Any]:
+    """Return the function with the parameters (response, ground_truth, extra). Raises UserError for
+    one that cannot be called so.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a function in C
+        return function
+    for mark, convention in _CONVENTIONS.items():
+        if mark in parameters:
+            return partial(convention, function, parameters)
+    try:
+        inspect.signature(function).bind("", "", {})
+    except TypeError:
+        raise UserError(
+            f"reward.function.function {path}: it takes ({', '.join(parameters)}), and is called with "
+            "(response, ground_truth, extra): give it these parameters; functions for verl, TRL and OpenRLHF "
+            "are known by solution_str, completions and queries"
+        ) from None
+    return function
+
+
+def _call_as_verl(
+    function: Callable[..., Any],
+    parameters: Mapping[str, Any],
+    response: str,
+    ground_truth: str,
+    extra: dict[str, Any],
+) -> Any:
+    known = {
+        "data_source": extra.get("data_source"),
+        "solution_str": response,
+        "ground_truth": ground_truth,
+        "extra_info": extra,
+    }
+    reward = function(**_taken(known, parameters))
+    return reward.get("score") if isinstance(reward, dict) else reward
+
+
+def _call_as_trl(
+    function: Callable[..., Any],
+    parameters: Mapping[str, Any],
+    response: str,
+    ground_truth: str,
+    extra: dict[str, Any],
+) -> Any:
+    columns = extra | {"ground_truth": ground_truth}
+    columns = {"solution": ground_truth, "answer": ground_truth} | columns
+    known = {name: [value] for name, value in columns.items()}
+    known |= {"prompts": [extra.get("prompt", "")], "completions": [response]}
+    return _single(function(**_taken(known, parameters)))
+
+
+def _call_as_openrlhf(
+    function: Callable[..., Any],
+    parameters: Mapping[str, Any],
+    response: str,
+    ground_truth: str,
+    extra: dict[str, Any],
+) -> Any:
+    prompt = extra.get("prompt", "")
+    known = {"queries": [prompt + response], "prompts": [prompt], "labels": [ground_truth]}
+    reward = function(**_taken(known, parameters))
+    return _single(reward.get("rewards") if isinstance(reward, dict) else reward)
+
+
+_CONVENTIONS: dict[str, Callable[..., Any]] = {
+    "solution_str": _call_as_verl,
+    "completions": _call_as_trl,
+    "queries": _call_as_openrlhf,
+}
+
+
+def _taken(known: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Return the arguments that a function has parameters for: all if it takes `**kwargs`."""
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return dict(known)
+    return {name: value for name, value in known.items() if name in parameters}
+
+
+def _single(rewards: Any) -> Any:
+    """Return the one reward of a list, array or tensor."""
+    rewards = rewards.tolist() if hasattr(rewards, "tolist") else rewards
+    is_one = isinstance(rewards, (list, tuple)) and len(rewards) == 1
+    return rewards[0] if is_one else rewards
 
 
 def load_custom_answer(path: str) -> AnswerFunction:

@@ -20,10 +20,16 @@ from sppo_ray.errors import UserError
 
 
 def open_parquet(settings: ParquetData, name: str, where: str) -> Concatenation:
-    """Open Parquet files. Reads the columns prompt and reward_model.ground_truth, and data_source
-    and extra_info if present.
+    """Open Parquet files. Reads the columns of prompt and ground truth, and data_source and
+    extra_info if present.
     """
-    return _open_files(_matching_files(settings.path, ".parquet", where), _read_parquet, name, settings.name)
+    fields = Fields(prompt=settings.prompt_key, ground_truth=settings.ground_truth_key)
+    return _open_files(
+        _matching_files(settings.path, ".parquet", where),
+        partial(_read_parquet, fields=fields),
+        name,
+        settings.name,
+    )
 
 
 def open_jsonl(settings: JsonlData, name: str, where: str) -> Concatenation:
@@ -91,8 +97,7 @@ def _matching_files(path: str, suffix: str, where: str) -> list[str]:
     return found
 
 
-def _read_parquet(path: str) -> pa.Table:
-    fields = Fields()
+def _read_parquet(path: str, fields: Fields) -> pa.Table:
     try:
         schema = pq.read_schema(path)
         require_fields(schema, fields, path)

@@ -1,10 +1,15 @@
-"""Reads JSON lines as a checked table. Error messages contain the line number."""
+"""Reads JSON lines, or one JSON array, as a checked table. Error messages contain the number of
+the line or entry.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from array import array
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +18,7 @@ from sppo_ray.data.sources.table import MESSAGES, Fields, check_rows
 from sppo_ray.errors import UserError
 
 LONGEST_LINE = 64 << 20  # bytes
+LARGEST_ARRAY = 1 << 30  # bytes; an array is read as a whole
 _BLOCK_ROWS = 8192  # rows held as Python objects before conversion to Arrow
 _SCHEMA = pa.schema(
     [("prompt", MESSAGES), ("ground_truth", pa.string()), ("source", pa.string()), ("extra", pa.string())]
@@ -22,20 +28,45 @@ _SCHEMA = pa.schema(
 def read_jsonl(path: str, fields: Fields) -> pa.Table:
     """Read the columns of TableSource; `extra` is each row's `extra_info` as JSON.
 
-    Blank lines are skipped. Raises UserError naming the file, the line (from 1) and the field.
+    Blank lines are skipped. Raises UserError naming the file, the line or entry of an array (from
+    1), and the field.
     """
+    unit, rows = ("entry", _entries(path)) if _is_array(path) else ("line", _objects(path))
     # Arrow's JSON parser guesses types such as dates and reports type conflicts without the line.
     batches: list[pa.RecordBatch] = []
     line_of = array("q")  # line number of each row
     block: list[dict[str, Any]] = []
-    for number, text in _lines(path):
-        block.append(_parse(text, fields, f"{path}: line {number}"))
+    for number, row in rows:
+        block.append(_example(row, fields, f"{path}: {unit} {number}"))
         line_of.append(number)
         if len(block) == _BLOCK_ROWS:
             batches.append(pa.RecordBatch.from_pylist(block, schema=_SCHEMA))
             block = []
     batches.append(pa.RecordBatch.from_pylist(block, schema=_SCHEMA))
-    return check_rows(pa.Table.from_batches(batches), fields, path, lambda row: f"line {line_of[row]}")
+    return check_rows(pa.Table.from_batches(batches), fields, path, lambda row: f"{unit} {line_of[row]}")
+
+
+def _is_array(path: str) -> bool:
+    """Whether a file begins with a bracket on a line of its own or before an object."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        start = file.read(4096).decode("utf-8", errors="ignore").removeprefix("\ufeff").split()
+        return "".join(start)[:2] in ("[", "[{")
+    return False
+
+
+def _entries(path: str) -> Iterator[tuple[int, Any]]:
+    size = os.path.getsize(path)
+    if size > LARGEST_ARRAY:
+        raise UserError(
+            f"{path}: is an array of {size} bytes, at most {LARGEST_ARRAY} are read: write one object a line"
+        )
+    entries = _parsed(_decode(Path(path).read_bytes(), path).removeprefix("\ufeff"), path)
+    yield from enumerate(entries, start=1)
+
+
+def _objects(path: str) -> Iterator[tuple[int, Any]]:
+    for number, text in _lines(path):
+        yield number, _parsed(text, f"{path}: line {number}")
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
@@ -62,13 +93,17 @@ def _decode(raw: bytes, where: str) -> str:
         raise UserError(f"{where}: not UTF-8 ({error.reason}): convert the file") from None
 
 
-def _parse(text: str, fields: Fields, where: str) -> dict[str, Any]:
+def _parsed(text: str, where: str) -> Any:
     try:
-        row = json.loads(text)
+        value = json.loads(text)
         if "\\u" in text:  # an escape can stand for half a character, which no UTF-8 text can hold
-            json.dumps(row, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         raise UserError(f"{where}: not JSON ({error}): write one object a line") from None
+    return value
+
+
+def _example(row: Any, fields: Fields, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(
             f"{where}: is {_kind(row)}: write one object a line, with {fields.prompt} and "

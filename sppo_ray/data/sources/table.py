@@ -75,20 +75,30 @@ class TableSource:
 
 
 def require_fields(schema: pa.Schema, fields: Fields, path: str) -> None:
-    """Raise UserError with the most similar name when the prompt or ground truth has no column."""
+    """Raise UserError with the most similar name when the prompt or ground truth has no column, and
+    for a column that occurs twice.
+    """
+    for column in fields.columns_in(schema.names):
+        if schema.names.count(column) > 1:
+            raise UserError(
+                f"{path}: the column {column!r} occurs {schema.names.count(column)} times: rename or remove "
+                "all but one"
+            )
     for field in (fields.prompt, fields.ground_truth):
         head, *inner = field.split(".")
         names = schema.names
         if head not in names:
             raise UserError(
-                f"{path}: no column {head!r} ({_nearest(head, names)}): rename it, or name it in the settings"
+                f"{path}: no column {head!r} ({_nearest(head, names)}): rename it, or name it in the "
+                "source's prompt_key and ground_truth_key"
             )
         kind = schema.field(head).type
         for part in inner:
             names = [child.name for child in kind] if pa.types.is_struct(kind) else []
             if part not in names:
                 raise UserError(
-                    f"{path}: no field {field!r} ({_nearest(part, names)} in {head}, a {kind}): rename it"
+                    f"{path}: no field {field!r} ({_nearest(part, names)} in {head}, a {kind}): rename it, "
+                    "or name it in the source's prompt_key and ground_truth_key"
                 )
             kind = kind.field(part).type
 
@@ -131,8 +141,10 @@ def _column(table: pa.Table, field: str) -> pa.ChunkedArray:
     column = table[head]
     for part in inner:
         column = pc.struct_field(column, part)
-    # pandas writes categories as dictionaries
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    # pandas writes categories as dictionaries, and not every kernel takes views
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
 
 
 def _check_prompts(column: pa.ChunkedArray, field: str, path: str, row_name: Callable[[int], str]) -> None:

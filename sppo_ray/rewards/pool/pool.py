@@ -116,7 +116,7 @@ class VerifierPool:
 
     def _job(self, request: ScoreRequest, verdict: asyncio.Future[Verdict]) -> _Job:
         function = self._settings.function
-        payload = _payload(request, _response_of(request), with_prompt=function.type == "math")
+        payload = _payload(request, _response_of(request), function.type)
         return _Job(request, payload, verdict, needs_own_process(function, request.extra))
 
     async def ready(self) -> None:
@@ -270,7 +270,7 @@ class VerifierPool:
                 job, f"{job.blamed.text}, and {failure.text} with the ground truth alone", started
             )
         elif not job.verdict.done():
-            job.payload, job.blamed, job.attempts = _payload(job.request, None), failure, 0
+            job.payload, job.blamed, job.attempts = _payload(job.request, None, ""), failure, 0
             self._offer([job])
 
     # ------------------------------------------------------------------------------ queue, verdicts
@@ -358,11 +358,15 @@ def _response_of(request: ScoreRequest) -> str:
     return with_open_thinking(without_echo(request.response, request.prompt), request.prompt)
 
 
-def _payload(request: ScoreRequest, response: str | None, *, with_prompt: bool = False) -> bytes:
-    """Build the payload. `with_prompt`: the math verifier checks whether the prompt asks for a
-    percentage.
+def _payload(request: ScoreRequest, response: str | None, verifier: str) -> bytes:
+    """Build the payload. The math verifier checks whether the prompt asks for a percentage; users'
+    functions may need prompt and data source, unless the row has fields of these names.
     """
-    extra = {**request.extra, "prompt": request.prompt} if with_prompt else request.extra
+    extra = request.extra
+    if verifier == "math":
+        extra = {**extra, "prompt": request.prompt}
+    elif verifier == "custom":
+        extra = {"data_source": request.source, "prompt": request.prompt, **extra}
     return pickle.dumps((response, request.ground_truth, extra))
 
 

@@ -120,6 +120,27 @@ class TestParquet:
             "other",
         ]
 
+    def test_other_columns_are_named(self, tmp_path: Path) -> None:
+        path = write_parquet(tmp_path / "a.parquet", [{"problem": "1+1?", "answer": "2"}])
+        assert "name it in the source's prompt_key and ground_truth_key" in refusal(ParquetData(path=path))
+        [example] = open_one(ParquetData(path=path, prompt_key="problem", ground_truth_key="answer"))
+        assert (example.messages[0]["content"], example.ground_truth) == ("1+1?", "2")
+
+    @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+    def test_every_kind_of_text(self, tmp_path: Path, kind: pa.DataType) -> None:
+        table = pa.table({"prompt": pa.array(["1+1?", "1+2?"]), "answer": pa.array(["2", "3"])})
+        table = table.cast(pa.schema([("prompt", kind), ("answer", kind)]))
+        pq.write_table(table, tmp_path / "a.parquet")
+        source = open_one(ParquetData(path=str(tmp_path / "a.parquet"), ground_truth_key="answer"))
+        assert [(e.messages[0]["content"], e.ground_truth) for e in source] == [("1+1?", "2"), ("1+2?", "3")]
+
+    @pytest.mark.parametrize("twice", ["prompt", "reward_model", "data_source", "extra_info"])
+    def test_a_column_that_occurs_twice(self, tmp_path: Path, twice: str) -> None:
+        table = pa.Table.from_pylist([field_row("1", "1")])
+        pq.write_table(table.append_column(twice, table[twice]), tmp_path / "a.parquet")
+        path = str(tmp_path / "a.parquet")
+        assert refusal(ParquetData(path=path)).startswith(f"{path}: the column {twice!r} occurs 2 times")
+
     def test_files_with_different_extra_info_go_together(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", [field_row("1", "1")])
         write_parquet(tmp_path / "b.parquet", [{**field_row("2", "2"), "extra_info": {"level": "hard"}}])
@@ -308,6 +329,18 @@ class TestJsonLines:
     def test_not_utf8(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff", "ground_truth": "1"}\n')
         assert "line 1: not UTF-8" in refusal(JsonlData(path=str(tmp_path / "a.jsonl")))
+
+    def test_an_array_of_objects(self, tmp_path: Path) -> None:
+        rows = [{"prompt": "a", "ground_truth": 1}, {"prompt": "b", "ground_truth": "2"}]
+        for text in (json.dumps(rows), json.dumps(rows, indent=2), "\ufeff[\n" + json.dumps(rows)[1:]):
+            (tmp_path / "a.json").write_text(text, encoding="utf-8")
+            source = open_one(JsonlData(path=str(tmp_path / "a.json")))
+            assert [example.ground_truth for example in source] == ["1", "2"]
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps([*rows, {"prompt": "c"}]))
+        assert refusal(JsonlData(path=str(path))).startswith(f"{path}: entry 3: no ground_truth")
+        path.write_text(json.dumps(rows)[:-1])
+        assert refusal(JsonlData(path=str(path))).startswith(f"{path}: not JSON")
 
     def test_only_blank_lines(self, tmp_path: Path) -> None:
         assert "has no rows" in refusal(JsonlData(path=write_lines(tmp_path / "a.jsonl", "", "")))
