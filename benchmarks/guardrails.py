@@ -147,6 +147,7 @@ FAULTS: dict[str, Callable[[Figures, int], Figures]] = {
     "skipped_updates": lambda f, age: (
         f | {"policy/loss": math.nan, "policy/grad_norm": math.nan, "policy/skipped": 1.0}
     ),
+    "equal_rewards": lambda f, age: f | {"reward/std": 0.0, "reward/mean": 0.0},
     # The critic's values close in on 1 while rewards stay what they are.
     "value_collapse": lambda f, age: (
         f | {"value/std": f["value/std"] * (1 - _share(age, 5)), "value/mean": 0.99}

@@ -36,6 +36,10 @@ class GuardrailSettings(Settings):
     """Number of updates within 20 steps whose loss or gradient was not finite. Each is skipped and
     counted; this many raise the alarm.
     """
+    equal_rewards: PositiveInt | None = 10
+    """Number of steps in a row in which all rewards of a step are the same, so that nothing can be
+    learned. Only warns.
+    """
     value_collapse: Probability | None = 0.1
     """While rewards vary, the critic's values spread less than this share of their usual spread,
     and their mean is more than 0.15 from the mean reward. Also raised when all values are the same

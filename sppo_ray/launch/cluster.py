@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.launch.reaper import GIVE_UP_S, MARK
 from sppo_ray.planning.resources import Bundle, Resources, require_feasible, resolve_device
 
+CONNECT_S = 5.0
 _KIND = "accelerator_type:"
 RAY_ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -30,6 +32,8 @@ def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
         os.environ.setdefault(key, value)
     # the latter is set for a Ray job's entrypoint
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        require_reachable(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "sppo-ray"}
     if address:
         options["address"] = address
@@ -41,6 +45,32 @@ def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
         }
     with contextlib.nullcontext() if address else _reaped():
         yield from _session(options, address)
+
+
+def require_reachable(address: str) -> None:
+    """Raise UserError when nothing listens at the address of a cluster: Ray itself would try for
+    minutes. "auto" and Ray client addresses are left to Ray.
+    """
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{address} is a Ray job server, which takes jobs: send the run there with sppo-ray submit, or "
+            "join the cluster itself at HOST:6379 (cluster.address or RAY_ADDRESS)"
+        )
+    if address in ("auto", "local") or address.startswith("ray://"):
+        return
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise UserError(
+            f"{address!r} is no address of a Ray cluster: give HOST:PORT of its head, usually HOST:6379 "
+            "(cluster.address or RAY_ADDRESS)"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error}): start its head (ray start --head), or unset "
+            "cluster.address and RAY_ADDRESS to use a local one"
+        ) from None
 
 
 @contextlib.contextmanager

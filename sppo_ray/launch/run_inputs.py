@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sppo_ray.rollout.pipeline import Decode
 
 Report = Callable[[str], None]
+CHECKED_BYTES = 2 << 30  # of a checkpoint that is read whole before an actor starts, a second or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,12 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
     from sppo_ray.data.sources import open_sources
     from sppo_ray.evaluation.critic_card import check_warm_start
     from sppo_ray.models.exported_critic import check_value_head
+    from sppo_ray.models.loading import require_finite_files
     from sppo_ray.models.tokenizers import load_tokenizer
 
     policy_path, critic_path = model_paths(config, report)
+    for path in dict.fromkeys((policy_path, critic_path)):
+        require_finite_files(path, CHECKED_BYTES)
     tokenizer, critic_tokenizer = load_tokenizer(policy_path), load_tokenizer(critic_path)
     if config.spec.critic == "token" and critic_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(

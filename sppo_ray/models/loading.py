@@ -106,6 +106,9 @@ def load_model(
     if unexpected := found.missing.difference(may_lack):
         kind, some = type(found.model).__name__, ", ".join(sorted(unexpected)[:5])
         raise UserError(f"model {directory}: weights of {kind} are missing from it: {some}")
+    if sharding is None:
+        for name, parameter in found.model.named_parameters():
+            require_finite(directory, name, parameter)
     with explained(directory, attention=attention, device=device):
         packs = packs_rows(found.probe)
     if not packs:
@@ -166,13 +169,38 @@ def _load_sharded(
         for name, parameter in model.named_parameters():
             with sharding.filling(parameter) as writes:
                 if writes and name in files:
-                    parameter.copy_(_read_tensor(files[name], name))
+                    tensor = _read_tensor(files[name], name)
+                    require_finite(directory, name, tensor)
+                    parameter.copy_(tensor)
                 elif writes:
                     parameter.zero_()
         for name, buffer in model.named_buffers():
             if name in files:
                 buffer.copy_(_read_tensor(files[name], name))
     return LoadedModel(model.eval(), missing, _small(auto_class, config, options).to(device))
+
+
+def require_finite(directory: str | Path, name: str, tensor: torch.Tensor) -> None:
+    """Raise UserError for a tensor with NaN or infinite values, e.g. of a run that diverged."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise UserError(
+            f"model {directory}: {bad} of {tensor.numel()} values of {name} are not finite: the checkpoint "
+            "of a run that diverged, or damaged; use an earlier one"
+        )
+
+
+def require_finite_files(directory: Path, largest: int) -> None:
+    """Check a checkpoint of at most `largest` bytes on disk; a larger one is checked when the ranks
+    load it. Raises as `require_finite`.
+    """
+    files = list(directory.glob("*.safetensors"))
+    if sum(file.stat().st_size for file in files) > largest:
+        return
+    for path in files:
+        with explained(directory, attention="sdpa", device="cpu"), safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                require_finite(directory, name, file.get_tensor(name))
 
 
 def _files_of_tensors(directory: Path) -> dict[str, Path]:

@@ -66,7 +66,7 @@ class Detector:
     watches: tuple[str, ...]
     meaning: str
     remedy: str
-    window: int = 6
+    window: int | None = 6  # None: the limit itself
     needed: int | None = 3  # None: the limit itself
     only_warns: bool = False
 
@@ -80,6 +80,13 @@ def skipped_updates(figures: Figures, usual: Baseline, limit: float) -> Anomaly 
         return None
     what = f"{' and '.join(nonfinite)} not finite" if nonfinite else "a gradient was not finite"
     return Anomaly(f"{what}, {skipped} updates of the step skipped", max(skipped, 1))
+
+
+def equal_rewards(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
+    if figures["reward/std"] > 0.0:
+        return None
+    cut = " and every response was cut off" if figures["response/truncation_rate"] == 1.0 else ""
+    return Anomaly(f"all rewards of a step are {figures['reward/mean']:.3g}{cut}")
 
 
 def value_collapse(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
@@ -192,6 +199,17 @@ DETECTORS: dict[str, Detector] = {
         "from a checkpoint",
         window=20,
         needed=None,
+    ),
+    "equal_rewards": Detector(
+        equal_rewards,
+        ("reward/std", "reward/mean", "response/truncation_rate"),
+        meaning="a policy that solves no prompt or every one, a verifier that looks for another form of "
+        "answer, or responses that are cut off before it",
+        remedy="read some samples and score one with `sppo-ray score`; say in data.prompt_suffix how to mark "
+        "the answer, raise rollout.max_response_tokens, or take easier (or harder) prompts",
+        window=None,
+        needed=None,
+        only_warns=True,
     ),
     "value_collapse": Detector(
         value_collapse,

@@ -86,7 +86,8 @@ class _Watch:
         self._action = action
         self._normal: deque[Figures] = deque(maxlen=MEMORY)
         self._previous: Figures = {}
-        self._latest: deque[tuple[int, Anomaly | None]] = deque(maxlen=detector.window)
+        window = int(limit) if detector.window is None else detector.window
+        self._latest: deque[tuple[int, Anomaly | None]] = deque(maxlen=window)
 
     def check(self, step: int, figures: Figures) -> Alert | None:
         if not all(math.isfinite(figures.get(name, math.nan)) for name in self._detector.watches):

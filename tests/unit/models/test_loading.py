@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -132,3 +133,21 @@ def test_on_a_gpu_the_remedy_is_sdpa() -> None:
     with pytest.raises(UserError) as caught, loading.explained("m", attention="sdpa", device="cuda"):
         raise RuntimeError("CUDA out of memory")
     assert "sdpa" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value: float, tmp_path: Path) -> None:
+    directory = Path(save_llama(tmp_path))
+    [file] = directory.glob("*.safetensors")
+    weights = load_file(file)
+    name = next(name for name in weights if "up_proj" in name)
+    weights[name][0, 1] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    said = rf"1 of {weights[name].numel()} values of {name} are not finite: the checkpoint is of a run that"
+    with pytest.raises(UserError, match=said):
+        load_policy(directory, dtype="float32")
+    with pytest.raises(UserError, match=said):
+        load_policy(directory, dtype="bfloat16", sharding=OneRank())
+    with pytest.raises(UserError, match=said):
+        loading.require_finite_files(directory, largest=2**30)
+    loading.require_finite_files(directory, largest=1)  # left to the ranks

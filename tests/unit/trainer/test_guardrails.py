@@ -81,7 +81,17 @@ def test_good_runs_raise_nothing_that_would_hold_them() -> None:
     ],
 )
 def test_a_metric_that_is_constant_from_the_start_raises_no_alarm(figures: dict[str, float]) -> None:
-    assert watch([CALM | figures] * 60)[1] == []
+    alarms = watch([CALM | figures] * 60)[1]
+    assert [alarm.detector for alarm in alarms] == ["equal_rewards"] * (figures.get("reward/std") == 0.0)
+
+
+def test_nothing_to_learn_is_told_after_ten_steps_in_a_row() -> None:
+    nothing = CALM | {"reward/mean": 0.0, "reward/std": 0.0}
+    rows = [nothing] * 9 + [CALM] + [nothing | {"response/truncation_rate": 1.0}] * 12
+    [alarm] = [alarm for alarm in watch(rows)[1] if alarm.detector == "equal_rewards"]
+    assert (alarm.detector, alarm.step, alarm.since, alarm.action) == ("equal_rewards", 20, 11, "warn")
+    assert "all rewards of a step are 0 and every response was cut off (10 in 10 steps)" in alarm.message
+    assert watch([nothing] * 30, equal_rewards=40)[1] == []
 
 
 def test_a_fresh_critic_is_no_collapse() -> None:
@@ -146,7 +156,7 @@ def test_a_fault_raises_its_own_alarm_once(name: str) -> None:
     _, alarms = watch(rows)
     assert [alarm.detector for alarm in alarms].count(name) == 1
     alarm = next(alarm for alarm in alarms if alarm.detector == name)
-    assert alarm.action == ("warn" if name == "critic_blind" else "pause")
+    assert alarm.action == ("warn" if DETECTORS[name].only_warns else "pause")
     assert 21 <= alarm.since <= alarm.step <= 40
     for part in (f"since step {alarm.since}", "It usually means", "What to do:", f"guardrails.{name}"):
         assert part in alarm.message
