@@ -4,14 +4,15 @@ in the data are raised here.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sppo_ray.config import RunConfig
+from sppo_ray.config import RewardSettings, RunConfig
 from sppo_ray.errors import UserError
-from sppo_ray.types import Prompt
+from sppo_ray.types import Prompt, ScoreRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from sppo_ray.rollout.pipeline import Decode
 
 Report = Callable[[str], None]
-CHECKED_BYTES = 2 << 30  # of a checkpoint that is read whole before an actor starts, a second or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,9 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
     from sppo_ray.data.sources import open_sources
     from sppo_ray.evaluation.critic_card import check_warm_start
     from sppo_ray.models.exported_critic import check_value_head
-    from sppo_ray.models.loading import require_finite_files
     from sppo_ray.models.tokenizers import load_tokenizer
 
     policy_path, critic_path = model_paths(config, report)
-    for path in dict.fromkeys((policy_path, critic_path)):
-        require_finite_files(path, CHECKED_BYTES)
     tokenizer, critic_tokenizer = load_tokenizer(policy_path), load_tokenizer(critic_path)
     if config.spec.critic == "token" and critic_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise UserError(
@@ -88,7 +85,28 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
     held_out = load_held_out(config.data, encoder, config.eval.prompts)
     # Disjoint from ALL held-out prompts, so that eval.prompts may change on resume.
     prompts = PromptStream(open_sources(config.data.train), encoder, config.data, config.seed)
+    if config.reward.function.type == "custom":
+        asyncio.run(try_reward(config.reward, prompts.cohort(0)[0]))
     return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out)
+
+
+async def try_reward(settings: RewardSettings, prompt: Prompt) -> None:
+    """Score a row's ground truth and an empty response. Raises UserError when the reward function
+    fails on both, or returns what is no reward.
+    """
+    from sppo_ray.rewards.pool.pool import VerifierPool
+
+    row = (prompt.ground_truth, prompt.source, prompt.text, prompt.extra)
+    pool = VerifierPool(settings.model_copy(update={"processes": 1}))
+    try:
+        verdicts = await pool.score_all([ScoreRequest(text, *row) for text in (prompt.ground_truth, "")])
+    finally:
+        await pool.close()
+    if all(verdict.reward is None for verdict in verdicts):
+        raise UserError(
+            f"the reward function fails on prompt {prompt.id}, with its ground truth as the response and "
+            f"with an empty one: {verdicts[0].reason.removeprefix('error: ')}"
+        )
 
 
 def model_paths(config: RunConfig, report: Report) -> tuple[Path, Path]:

@@ -23,10 +23,12 @@ from sppo_ray.launch.recovery import Ended, RecoveryLoop, StartingPoint
 from sppo_ray.launch.run_inputs import RunInputs, gather_inputs, model_paths
 from sppo_ray.launch.shutdown import EndSignals, Forced
 from sppo_ray.launch.worker_manager import run_workers
+from sppo_ray.models.finite import require_finite_files
 from sppo_ray.planning.advice import advice_of
 from sppo_ray.planning.changes import require_memory
 from sppo_ray.planning.plan import live_cluster, models_of
-from sppo_ray.planning.resources import Resources, bundles_of
+from sppo_ray.planning.preflight import check_files, check_policy
+from sppo_ray.planning.resources import Resources, bundles_of, require_local_cpus
 from sppo_ray.planning.shapes import read_shape
 from sppo_ray.protocols import WorkerFailure
 from sppo_ray.redaction import redact
@@ -44,6 +46,7 @@ from sppo_ray.trainer.recorder import Recorder
 EXIT_FINISHED, EXIT_TERMINATED = 0, 143
 T = TypeVar("T")
 STACK_CHARACTERS = 20_000
+CHECKED_BYTES = 1 << 30  # of a checkpoint that is read whole before Ray starts, about a second
 
 
 def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
@@ -94,7 +97,14 @@ def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
             _conclude(config, run_dir, recorder, Ended(state, {}, stopped=True))
             return EXIT_FINISHED
         with heartbeat(recorder.beat, recorder.stage_changed):
-            model_paths(config, recorder.message)  # a missing model is named before Ray starts
+            # what can be told in milliseconds is told before Ray starts
+            check_files(config)
+            paths = model_paths(config, recorder.message)
+            check_policy(config, paths[0])
+            for path in dict.fromkeys(paths):
+                require_finite_files(path, CHECKED_BYTES)
+            if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
+                require_local_cpus(config, config.cluster.local_cpus or os.cpu_count() or 1)
             # Both take seconds, mostly on different cores.
             loading = in_daemon_thread(lambda: gather_inputs(config, recorder.message))
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from sppo_ray.errors import UserError
+from sppo_ray.models.finite import not_finite
 from sppo_ray.models.packed import PACKED, PACKED_SDPA, packs_rows
 from sppo_ray.models.tokenizers import why_not
 
@@ -183,24 +184,7 @@ def _load_sharded(
 def require_finite(directory: str | Path, name: str, tensor: torch.Tensor) -> None:
     """Raise UserError for a tensor with NaN or infinite values, e.g. of a run that diverged."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise UserError(
-            f"model {directory}: {bad} of {tensor.numel()} values of {name} are not finite: the checkpoint "
-            "of a run that diverged, or damaged; use an earlier one"
-        )
-
-
-def require_finite_files(directory: Path, largest: int) -> None:
-    """Check a checkpoint of at most `largest` bytes on disk; a larger one is checked when the ranks
-    load it. Raises as `require_finite`.
-    """
-    files = list(directory.glob("*.safetensors"))
-    if sum(file.stat().st_size for file in files) > largest:
-        return
-    for path in files:
-        with explained(directory, attention="sdpa", device="cpu"), safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                require_finite(directory, name, file.get_tensor(name))
+        raise not_finite(directory, name, int((~torch.isfinite(tensor)).sum()), tensor.numel())
 
 
 def _files_of_tensors(directory: Path) -> dict[str, Path]:

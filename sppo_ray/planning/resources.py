@@ -116,6 +116,14 @@ def require_feasible(
             )
 
 
+def require_local_cpus(config: RunConfig, cpus: float) -> None:
+    """Refuse a run that needs more CPUs than a local Ray cluster will have. Raises UserError as
+    `require_feasible` does, which checks the GPUs too once Ray has counted them.
+    """
+    gpus = sum(bundle.gpus for bundle in bundles_of(config))
+    require_feasible(config, [Resources(cpus, gpus)])
+
+
 def resolve_device(config: RunConfig | EvaluationConfig, nodes: Sequence[Resources]) -> str:
     """Return the device of config.device on this cluster: "cpu" or "cuda"."""
     if config.device == "auto":

@@ -15,10 +15,12 @@ is the last box or answer tag.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.machinery import PathFinder
 from numbers import Real
@@ -67,12 +69,16 @@ def _as_called_here(function: Callable[..., Any], path: str) -> Callable[[str, s
     try:
         inspect.signature(function).bind("", "", {})
     except TypeError:
-        raise UserError(
-            f"reward.function.function {path}: it takes ({', '.join(parameters)}), and is called with "
-            "(response, ground_truth, extra): give it these parameters; functions for verl, TRL and OpenRLHF "
-            "are known by solution_str, completions and queries"
-        ) from None
+        raise _misfit(path, parameters) from None
     return function
+
+
+def _misfit(path: str, parameters: Iterable[str]) -> UserError:
+    return UserError(
+        f"reward.function.function {path}: it takes ({', '.join(parameters)}), and is called with "
+        "(response, ground_truth, extra): give it these parameters; functions for verl, TRL and OpenRLHF "
+        "are known by solution_str, completions and queries"
+    )
 
 
 def _call_as_verl(
@@ -138,6 +144,54 @@ def _single(rewards: Any) -> Any:
     rewards = rewards.tolist() if hasattr(rewards, "tolist") else rewards
     is_one = isinstance(rewards, (list, tuple)) and len(rewards) == 1
     return rewards[0] if is_one else rewards
+
+
+def require_function(path: str, packages: Sequence[str] = ()) -> None:
+    """Find the module and read its source, without running it. Raises UserError when the module is
+    not there or its source does not name the function.
+    """
+    setting = f"reward.function.function {path!r}"
+    module_name, _, attribute = path.partition(":")
+    _require_confined(setting, module_name, packages)
+    file = _source_of(module_name)
+    if file is None:
+        raise UserError(
+            f"{setting}: no module {module_name} in the working directory or on the PYTHONPATH: correct the "
+            "path, or start where the module is"
+        )
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{setting}: {file} is no Python: {error}") from None
+    names = {getattr(node, "name", None) for node in tree.body}
+    names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {(one.asname or one.name).split(".")[0] for one in ast.walk(tree) if isinstance(one, ast.alias)}
+    if attribute not in names and "*" not in names:
+        raise UserError(f"{setting}: {attribute} does not exist in module {module_name} ({file})")
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == attribute and not node.decorator_list:
+            _require_parameters(node.args, path)
+
+
+def _require_parameters(takes: ast.arguments, path: str) -> None:
+    names = [one.arg for one in [*takes.posonlyargs, *takes.args, *takes.kwonlyargs]]
+    if not _CONVENTIONS.keys().isdisjoint(names):
+        return
+    most = len(takes.posonlyargs + takes.args)
+    least = most - len(takes.defaults)
+    if not least <= 3 <= (3 if takes.vararg else most) or None in takes.kw_defaults:
+        raise _misfit(path, names)
+
+
+def _source_of(module_name: str) -> Path | None:
+    """The source of a module, found without importing the packages that it is in."""
+    places = [Path(entry or ".") for entry in (os.getcwd(), *sys.path)]
+    for place in places:
+        leaf = place.joinpath(*module_name.split("."))
+        for file in (leaf.with_suffix(".py"), leaf / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
 
 
 def load_custom_answer(path: str) -> AnswerFunction:

@@ -7,11 +7,18 @@ from pathlib import Path
 
 from sppo_ray.config import DataSource
 from sppo_ray.data.sources.base import Concatenation, Source
-from sppo_ray.data.sources.files import open_hf_disk, open_jsonl, open_parquet
+from sppo_ray.data.sources.files import (
+    open_hf_disk,
+    open_jsonl,
+    open_parquet,
+    peek_hf_disk,
+    peek_jsonl,
+    peek_parquet,
+)
 from sppo_ray.data.sources.procedural import open_reasoning_gym, open_running_sum
 from sppo_ray.errors import UserError
 
-__all__ = ["Concatenation", "Source", "open_sources"]
+__all__ = ["Concatenation", "Source", "open_sources", "peek_sources"]
 
 _OPEN: dict[str, Callable[..., Source]] = {
     "running-sum": open_running_sum,
@@ -20,6 +27,21 @@ _OPEN: dict[str, Callable[..., Source]] = {
     "hf-disk": open_hf_disk,
     "reasoning-gym": open_reasoning_gym,
 }
+
+_PEEK: dict[str, Callable[..., None]] = {
+    "parquet": peek_parquet,
+    "jsonl": peek_jsonl,
+    "hf-disk": peek_hf_disk,
+}
+
+
+def peek_sources(settings: Sequence[DataSource], origin: str = "data.train") -> None:
+    """Check in a fraction of a second that the files of each source exist and have the columns;
+    small files are checked whole. Raises UserError as `open_sources` does.
+    """
+    for index, source in enumerate(settings):
+        if source.type in _PEEK:
+            _PEEK[source.type](source, f"{origin}[{index}]")
 
 
 def open_sources(settings: Sequence[DataSource], origin: str = "data.train") -> list[Source]:

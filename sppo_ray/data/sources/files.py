@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import pyarrow.parquet as pq
 from sppo_ray.config import HFDiskData, JsonlData, ParquetData
 from sppo_ray.data.parquet_limits import read_bounded
 from sppo_ray.data.sources.base import Concatenation
-from sppo_ray.data.sources.jsonl import read_jsonl
+from sppo_ray.data.sources.jsonl import check_first_row, read_jsonl
 from sppo_ray.data.sources.table import Fields, TableSource, checked_table, require_fields
 from sppo_ray.errors import UserError
+
+SMALL_FILE = 4 << 20  # bytes that are read and checked in a fraction of a second
 
 
 def open_parquet(settings: ParquetData, name: str, where: str) -> Concatenation:
@@ -43,6 +46,31 @@ def open_jsonl(settings: JsonlData, name: str, where: str) -> Concatenation:
         name,
         settings.name,
     )
+
+
+def peek_parquet(settings: ParquetData, where: str) -> None:
+    """Check that the files are there and have the columns; small ones are read."""
+    fields = Fields(prompt=settings.prompt_key, ground_truth=settings.ground_truth_key)
+    for path in _matching_files(settings.path, ".parquet", where):
+        if Path(path).stat().st_size <= SMALL_FILE:
+            _read_parquet(path, fields)
+        else:
+            _require_columns(path, fields)
+
+
+def peek_jsonl(settings: JsonlData, where: str) -> None:
+    """Check that the files are there, and the first row of each; small ones are read."""
+    fields = Fields(prompt=settings.prompt_key, ground_truth=settings.ground_truth_key)
+    for path in _matching_files(settings.path, ".jsonl", where):
+        if Path(path).stat().st_size <= SMALL_FILE:
+            read_jsonl(path, fields)
+        else:
+            check_first_row(path, fields)
+
+
+def peek_hf_disk(settings: HFDiskData, where: str) -> None:
+    """Check that the directory is there."""
+    _require_directory(str(Path(settings.path).expanduser()), where)
 
 
 def open_hf_disk(settings: HFDiskData, name: str, where: str) -> TableSource:
@@ -98,15 +126,26 @@ def _matching_files(path: str, suffix: str, where: str) -> list[str]:
 
 
 def _read_parquet(path: str, fields: Fields) -> pa.Table:
-    try:
+    with _explained(path):
+        table = _read_columns(path, fields.columns_in(_require_columns(path, fields).names))
+    return checked_table(table, fields, path)
+
+
+def _require_columns(path: str, fields: Fields) -> pa.Schema:
+    with _explained(path):
         schema = pq.read_schema(path)
-        require_fields(schema, fields, path)
-        table = _read_columns(path, fields.columns_in(schema.names))
+    require_fields(schema, fields, path)
+    return schema
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: cannot be read as Parquet ({error}): convert it, or use type jsonl or hf-disk"
         ) from None
-    return checked_table(table, fields, path)
 
 
 def _read_columns(path: str, columns: list[str]) -> pa.Table:
@@ -116,12 +155,16 @@ def _read_columns(path: str, columns: list[str]) -> pa.Table:
         raise UserError(f"{path}: {error}") from None
 
 
-def _load_hf(path: str, split: str | None, where: str) -> Any:
-    """Load a `datasets.Dataset`."""
+def _require_directory(path: str, where: str) -> None:
     if not Path(path).is_dir():
         raise UserError(
             f"{where}.path: {path}: no such directory (looked from {Path.cwd()}): correct the path"
         )
+
+
+def _load_hf(path: str, split: str | None, where: str) -> Any:
+    """Load a `datasets.Dataset`."""
+    _require_directory(path, where)
     try:
         import datasets
     except ImportError:

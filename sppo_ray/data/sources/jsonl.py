@@ -5,6 +5,7 @@ the line or entry.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from array import array
@@ -44,6 +45,15 @@ def read_jsonl(path: str, fields: Fields) -> pa.Table:
             block = []
     batches.append(pa.RecordBatch.from_pylist(block, schema=_SCHEMA))
     return check_rows(pa.Table.from_batches(batches), fields, path, lambda row: f"{unit} {line_of[row]}")
+
+
+def check_first_row(path: str, fields: Fields) -> None:
+    """Check the first row alone. Raises UserError as `read_jsonl` does; a file that is one array is
+    left to it.
+    """
+    if not _is_array(path):
+        for number, row in itertools.islice(_objects(path), 1):
+            _example(row, fields, f"{path}: line {number}")
 
 
 def _is_array(path: str) -> bool:

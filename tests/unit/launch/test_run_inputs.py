@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
+import pytest
 
-from sppo_ray.launch.run_inputs import decoder
+from sppo_ray.config import CustomReward, RewardSettings
+from sppo_ray.errors import UserError
+from sppo_ray.launch.run_inputs import decoder, try_reward
+from sppo_ray.types import Prompt
+
+PROMPT = Prompt("own/0", "own", "The sum of 20 and 22?", np.array([1]), np.array([1]), "42")
 
 
 class FakeTokenizer:
@@ -16,3 +23,17 @@ class FakeTokenizer:
 def test_responses_are_decoded_as_arrays() -> None:
     rows = [np.array([1, 2], dtype=np.int32), np.empty(0, np.int32)]
     assert decoder(FakeTokenizer())(rows) == ["1 2", ""]
+
+
+def test_a_reward_function_that_fails_on_the_first_row_is_told_before_an_actor_starts() -> None:
+    def trial(name: str) -> None:
+        function = CustomReward(function=f"tests.unit.rewards.reward_conventions:{name}")
+        asyncio.run(try_reward(RewardSettings(function=function), PROMPT))
+
+    trial("openrlhf")
+    with pytest.raises(UserError, match=r"fails on prompt own/0, .* empty one: .*ZeroDivisionError"):
+        trial("raises")
+    with pytest.raises(UserError, match="returned str where a number"):
+        trial("returns_text")
+    with pytest.raises(UserError, match="outside its declared range"):
+        trial("returns_seven")

@@ -19,6 +19,7 @@ from transformers import (
 
 from sppo_ray.errors import UserError
 from sppo_ray.models import loading
+from sppo_ray.models.finite import require_finite_files
 from sppo_ray.models.packed import PACKED, PACKED_SDPA
 from sppo_ray.models.policy import load_policy
 from sppo_ray.models.value_head import load_value_model
@@ -149,5 +150,17 @@ def test_weights_that_are_not_finite_are_named(value: float, tmp_path: Path) -> 
     with pytest.raises(UserError, match=said):
         load_policy(directory, dtype="bfloat16", sharding=OneRank())
     with pytest.raises(UserError, match=said):
-        loading.require_finite_files(directory, largest=2**30)
-    loading.require_finite_files(directory, largest=1)  # left to the ranks
+        require_finite_files(directory, largest=2**30)
+    require_finite_files(directory, largest=1)  # left to the ranks
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_kind_of_number_is_looked_at(dtype: torch.dtype, tmp_path: Path) -> None:
+    largest = torch.finfo(dtype).max
+    weights = {"a": torch.tensor([0.0, -1.0, largest], dtype=dtype), "n": torch.tensor([2**62])}
+    save_file(weights, tmp_path / "model.safetensors")
+    require_finite_files(tmp_path, largest=2**30)
+    weights["a"][1] = -torch.inf
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="1 of 3 values of a are not finite"):
+        require_finite_files(tmp_path, largest=2**30)

@@ -38,3 +38,15 @@ def as_a_numpy_bool(response, ground_truth, extra):
 
 def two_parameters(response, truth):
     return 1.0
+
+
+def raises(response, ground_truth, extra):
+    return 1 / 0
+
+
+def returns_text(response, ground_truth, extra):
+    return "right"
+
+
+def returns_seven(response, ground_truth, extra):
+    return 7.0
