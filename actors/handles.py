@@ -10,7 +10,7 @@ is sharded here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,15 @@ from sppo_ray.config import RecoverySettings
 from sppo_ray.data.packing import deal
 from sppo_ray.file_digests import FileDigest
 from sppo_ray.models.critic_output import CriticLoss, prompt_value
-from sppo_ray.protocols import PublishedWeights, WeightReceipt, WorkerDied, WorkerFailure, WorkerTimeout
+from sppo_ray.protocols import (
+    Invitation,
+    PublishedWeights,
+    TransferFailed,
+    WeightReceipt,
+    WorkerDied,
+    WorkerFailure,
+    WorkerTimeout,
+)
 from sppo_ray.rollout.liveness import Kind, WatchedRole
 from sppo_ray.rollout.tasks import end_tasks
 from sppo_ray.types import (
@@ -40,6 +48,7 @@ from sppo_ray.types import (
     TrajectoryBlock,
 )
 
+Announce = Callable[[int], Awaitable[PublishedWeights]]
 T = TypeVar("T")
 CLOSE_TIMEOUT_S = 5.0
 # when a rank dies, another rank may report a broken connection before Ray reports the death
@@ -70,6 +79,27 @@ class RayRolloutWorker:
         return await answer(
             self.name, f"pulling policy version {published.manifest.version}", pulling, self._pull_timeout_s
         )
+
+    async def places(self) -> Sequence[str]:
+        return await answer(
+            self.name, "naming its devices", self._handle.places.remote(), self._pull_timeout_s
+        )
+
+    async def join_group(self, invitation: Invitation) -> None:
+        # the engine itself gives up at the deadline of the group
+        patience = invitation.timeout_s + PING_TIMEOUT_S
+        joining = self._handle.join_group.remote(invitation)
+        if failure := await answer(self.name, "joining a group for weights", joining, patience):
+            raise TransferFailed(f"{self.name}: {failure}")
+
+    async def receive_weights(self, published: PublishedWeights, epoch: int) -> WeightReceipt:
+        manifest = published.manifest
+        receiving = self._handle.receive_weights.remote(manifest, epoch, published.probe_ids)
+        doing = f"receiving policy version {manifest.version}"
+        found = await answer(self.name, doing, receiving, self._pull_timeout_s)
+        if isinstance(found, str):
+            raise TransferFailed(f"{self.name}: {found}")
+        return found
 
     async def ping(self) -> Mapping[str, Any]:
         return await answer(self.name, "a ping", self._handle.ping.remote(), PING_TIMEOUT_S)
@@ -177,12 +207,30 @@ async def _root_failure(failure: WorkerFailure, waits: Sequence[asyncio.Future[A
     return next((error for error in found if isinstance(error, WorkerDied)), failure)
 
 
-class LearnerGroup:
-    """The learner's ranks."""
+async def publish_flat(
+    ranks: Ranks, version: int, method: Literal["flat_weights", "flat_again"]
+) -> PublishedWeights | None:
+    """Publish a version as one buffer. None = the ranks no longer have its weights."""
+    # All ranks take part, because gathering is a collective under ZeRO-3. The buffer is a
+    # separate Ray object: engines on a node share one copy, and the driver never loads it.
+    calls = [getattr(handle, method).options(num_returns=3).remote(version) for handle in ranks.handles]
+    manifests = ranks.gather(f"publishing policy version {version}", [call[0] for call in calls])
+    manifest = (await manifests)[0]
+    if manifest is None:
+        return None
+    probe_ids, probe_logprobs = await answer("learner-0", "probing its weights", calls[0][2], PING_TIMEOUT_S)
+    return PublishedWeights(manifest, calls[0][1], tuple(probe_ids), tuple(probe_logprobs))
 
-    def __init__(self, ranks: Ranks, *, tokenizer_path: str) -> None:
+
+class LearnerGroup:
+    """The learner's ranks. `announce` publishes a version that is broadcast; None = as one
+    buffer.
+    """
+
+    def __init__(self, ranks: Ranks, *, tokenizer_path: str, announce: Announce | None = None) -> None:
         self._ranks = ranks
         self._tokenizer_path = tokenizer_path
+        self._announce = announce
 
     async def update(self, minibatch: Minibatch) -> Mapping[str, float]:
         calls = [
@@ -202,15 +250,11 @@ class LearnerGroup:
         await self._ranks.watch(settings)
 
     async def publish(self, version: int) -> PublishedWeights:
-        # All ranks take part, because gathering is a collective under ZeRO-3. The buffer is a
-        # separate Ray object: engines on a node share one copy, and the driver never loads it.
-        calls = [handle.flat_weights.options(num_returns=3).remote(version) for handle in self._ranks.handles]
-        manifests = self._ranks.gather(f"publishing policy version {version}", [call[0] for call in calls])
-        manifest = (await manifests)[0]
-        probe_ids, probe_logprobs = await answer(
-            "learner-0", "probing its weights", calls[0][2], PING_TIMEOUT_S
-        )
-        return PublishedWeights(manifest, calls[0][1], tuple(probe_ids), tuple(probe_logprobs))
+        if self._announce is not None:
+            return await self._announce(version)
+        published = await publish_flat(self._ranks, version, "flat_weights")
+        assert published is not None
+        return published
 
     async def save(self, directory: Path) -> Mapping[str, FileDigest]:
         return await self._ranks.save(directory)

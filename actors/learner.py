@@ -3,6 +3,7 @@
 update:        micro-batches --> log-probs --> clipped loss, summed over micro-batches and ranks
     --> one optimizer step
 flat_weights:  all parameters in one buffer, with the digest and the probe that verify an engine
+announce, send_weights:  the same in chunks, broadcast to a group of engines (`weights/sender.py`)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from actors.base import TrainingRank, copy_generation_config
 from actors.liveness import VITAL
 from actors.logprobs import response_logprobs
+from actors.weights.sender import ChunkSender
 from sppo_ray.algorithms.policy_loss import LossScale, training_loss
 from sppo_ray.algorithms.tensor_ops import to_tensors
 from sppo_ray.config import Algorithm, LearnerSettings
@@ -67,6 +69,9 @@ class LearnerRank(TrainingRank):
         self.sync_dtype = sync_dtype
         # Kept between versions: touching new memory takes longer than copying the weights.
         self._sync_buffer: Tensor | None = None
+        self._sender: ChunkSender | None = None
+        # version of the last `announce`, and `num_updates` then
+        self._announced: tuple[int, int] | None = None
 
     def update(
         self, microbatches: Sequence[MicroBatch], num_global_tokens: int, num_global_samples: int
@@ -134,6 +139,58 @@ class LearnerRank(TrainingRank):
             digest=flat_digest(flat),
         )
         return manifest, flat, probe
+
+    def flat_again(self, version: int) -> tuple[WeightManifest | None, np.ndarray | None, Probe | None]:
+        """Return `flat_weights` of the version that was announced last, for engines that its
+        broadcast did not reach. A collective. None three times on all ranks when the weights have
+        been updated since.
+        """
+        if self._announced != (version, self.num_updates):
+            return None, None, None
+        found = self.flat_weights(version)
+        self._sync_buffer = None  # rarely needed, and as large as the model
+        return found
+
+    def announce(self, version: int, chunk_bytes: int) -> tuple[WeightManifest | None, Probe]:
+        """Return manifest (rank 0) and probe of a version that `send_weights` will broadcast. A
+        collective.
+        """
+        self._announced = version, self.num_updates
+        probe = self._probe()
+        return self.sender.announce(version, chunk_bytes), probe
+
+    def transfer_place(self) -> str:
+        """Return this rank's GPU or host."""
+        return self.sender.place
+
+    def open_store(self, timeout_s: float) -> tuple[str, int]:
+        """Open the store of a new group and return its address."""
+        return self.sender.open_store(ray.util.get_node_ip_address(), timeout_s)
+
+    def join_group(self, epoch: int, transport: str, size: int, timeout_s: float) -> str:
+        """Form a group of engines with this rank as its sender. Returns why that failed, or an
+        empty text.
+        """
+        return self.sender.join(epoch, transport, size, timeout_s)
+
+    def send_weights(self, version: int, epoch: int, timeout_s: float) -> str:
+        """Broadcast the announced version to the group of an epoch. A collective. Returns why that
+        failed, or an empty text.
+        """
+        if self._announced != (version, self.num_updates):
+            return f"the weights are not those of version {version} any more"
+        return self.sender.send(version, epoch, timeout_s)
+
+    @property
+    def sender(self) -> ChunkSender:
+        if self._sender is None:
+            self._sender = ChunkSender(
+                self.engine.parameters,
+                dtype=self.sync_dtype,
+                device=self.device,
+                is_first=self.rank == 0,
+            )
+        return self._sender
 
     @torch.no_grad()
     def _probe(self) -> Probe:

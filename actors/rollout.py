@@ -25,7 +25,7 @@ import ray
 from actors.memory import peak_bytes, worker_peak_bytes
 from sppo_ray.config import RolloutSettings
 from sppo_ray.errors import UserError
-from sppo_ray.protocols import WeightManifest, WeightReceipt
+from sppo_ray.protocols import Invitation, WeightManifest, WeightReceipt
 from sppo_ray.types import RequestId, RolloutRequest, SamplingSettings, TokenRows, TrajectoryBlock
 
 if TYPE_CHECKING:
@@ -317,26 +317,73 @@ class RolloutWorker:
     def _pull(
         self, engine: LLMEngine, manifest: WeightManifest, buffer: np.ndarray, probe_ids: tuple[int, ...]
     ) -> WeightReceipt:
-        from actors.weights.flat import load_proof
-
         began = time.monotonic()
         self._deliver(self._engine.drain(engine))
         engine.collective_rpc("start_weight_update")
         if self._settings.tensor_parallel_size == 1:
-            engine.collective_rpc("update_weights", args=(_update(manifest, buffer=buffer),))
+            engine.collective_rpc("update_weights", args=(_layout(manifest) | {"buffer": buffer},))
             engine.collective_rpc("finish_weight_update")
         else:
             # an unnamed file, which disappears when the process dies
             with tempfile.TemporaryFile(dir=SHARED_MEMORY) as file:
                 buffer.tofile(file)
                 file.flush()
-                engine.collective_rpc(
-                    "update_weights",
-                    args=(_update(manifest, path=f"/proc/{os.getpid()}/fd/{file.fileno()}"),),
-                )
+                path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+                engine.collective_rpc("update_weights", args=(_layout(manifest) | {"path": path},))
                 engine.collective_rpc("finish_weight_update")
+        return self._receipt(engine, manifest.version, probe_ids, began)
+
+    async def places(self) -> list[str]:
+        """Return the GPU or the host of each of vLLM's workers."""
+        from actors.weights.receiver import place
+
+        return await self._call(lambda engine: engine.collective_rpc(place))
+
+    async def join_group(self, invitation: Invitation) -> str:
+        """Join the group of an epoch. Returns why that failed, or an empty text."""
+        return await self._call(lambda engine: self._join(engine, invitation))
+
+    def _join(self, engine: LLMEngine, invitation: Invitation) -> str:
+        from actors.weights.receiver import outcome
+
+        engine.collective_rpc("init_weight_transfer_engine", args=({"invitation": invitation},))
+        return _causes(engine.collective_rpc(outcome))
+
+    async def receive_weights(
+        self, manifest: WeightManifest, epoch: int, probe_ids: tuple[int, ...]
+    ) -> WeightReceipt | str:
+        """Load a version while the learner broadcasts it. Returns the receipt, or why the broadcast
+        broke. An engine with partly loaded weights then generates nothing until a later pull.
+        """
+        return await self._call(lambda engine: self._receive(engine, manifest, epoch, probe_ids))
+
+    def _receive(
+        self, engine: LLMEngine, manifest: WeightManifest, epoch: int, probe_ids: tuple[int, ...]
+    ) -> WeightReceipt | str:
+        from actors.weights.receiver import Aborted, outcome
+
+        began = time.monotonic()
+        self._deliver(self._engine.drain(engine))
+        engine.collective_rpc("start_weight_update")
+        update = _layout(manifest) | {"version": manifest.version, "epoch": epoch}
+        engine.collective_rpc("update_weights", args=(update,))
+        engine.collective_rpc("finish_weight_update")
+        outcomes = engine.collective_rpc(outcome)
+        if not any(isinstance(one, Aborted) for one in outcomes):
+            return self._receipt(engine, manifest.version, probe_ids, began)
+        # a device that loaded the whole version has the new weights, others may have old ones
+        self._engine.is_held |= any(not isinstance(one, Aborted) or one.is_torn for one in outcomes)
+        return _causes(outcomes)
+
+    def _receipt(
+        self, engine: LLMEngine, version: int, probe_ids: tuple[int, ...], began: float
+    ) -> WeightReceipt:
+        """Serve the version that has been loaded, and return the proof."""
+        from actors.weights.flat import load_proof
+
         proofs = engine.collective_rpc(load_proof)
-        self._serve_version(engine, manifest.version)
+        self._engine.is_held = False
+        self._serve_version(engine, version)
         return WeightReceipt(
             worker=self.name,
             version=self._version,
@@ -387,18 +434,19 @@ class RolloutWorker:
         )
 
 
-def _update(
-    manifest: WeightManifest, *, buffer: np.ndarray | None = None, path: str | None = None
-) -> dict[str, Any]:
+def _layout(manifest: WeightManifest) -> dict[str, Any]:
     return {
         "names": list(manifest.names),
         "shapes": [list(shape) for shape in manifest.shapes],
         "offsets": list(manifest.offsets),
         "dtype": manifest.dtype,
         "num_bytes": manifest.num_bytes,
-        "buffer": buffer,
-        "path": path,
     }
+
+
+def _causes(outcomes: Sequence[Any]) -> str:
+    """Return why vLLM's workers gave up, or an empty text."""
+    return "; ".join(sorted({one.why for one in outcomes if hasattr(one, "why")}))
 
 
 def _node() -> dict[str, str]:

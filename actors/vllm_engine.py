@@ -118,6 +118,7 @@ class EngineThread:
         self._finished_tokens = 0
         self.tokens_generated = 0  # total, including unfinished responses; updated 4 times a second
         self.progressed_at = time.monotonic()
+        self.is_held = False  # jobs run, but nothing is generated
         self.started: Future[None] = Future()
         self._thread = threading.Thread(target=self._main, name="vllm-engine", daemon=True)
         self._thread.start()
@@ -184,7 +185,7 @@ class EngineThread:
 
     def _run(self, engine: LLMEngine) -> None:
         while True:
-            while not engine.has_unfinished_requests() or not self._jobs.empty():
+            while self.is_held or not engine.has_unfinished_requests() or not self._jobs.empty():
                 entry = self._jobs.get()
                 if entry is None:
                     engine.engine_core.shutdown()

@@ -1,5 +1,5 @@
 """vLLM plugin (entry point group `vllm.general_plugins`): registers the weight-transfer backend
-"flat" and the CPU sampler of `seeded_sampler`.
+"sppo_ray", which has all transports, and the CPU sampler of `seeded_sampler`.
 
 vLLM calls `register` in each process that it starts (engine core, tensor-parallel workers). The
 process that creates the engine calls it directly.
@@ -7,7 +7,7 @@ process that creates the engine calls it directly.
 
 from __future__ import annotations
 
-BACKEND = "flat"
+BACKEND = "sppo_ray"
 
 
 def register() -> None:
@@ -20,7 +20,5 @@ def register() -> None:
 
     # Check the registry, because register_engine raises for a name that is registered.
     if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(
-            BACKEND, "actors.weights.flat", "FlatWeightTransferEngine"
-        )
+        WeightTransferEngineFactory.register_engine(BACKEND, "actors.weights.receiver", "WeightReceiver")
     seeded_sampler.install()

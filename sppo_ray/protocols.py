@@ -53,10 +53,14 @@ class WorkerTimeout(WorkerFailure):
 
 
 class FleetExhausted(WorkerFailure):
-    """Every rollout worker has used up its restarts."""
+    """No rollout worker can serve: all have used up their restarts, or cannot get the version."""
 
     def __init__(self, what: str) -> None:
         super().__init__("rollout fleet", what, role="fleet")
+
+
+class TransferFailed(Exception):
+    """A broadcast of weights did not reach a process, which is alive and can get them by flat."""
 
 
 class PromptSource(Protocol):
@@ -71,7 +75,7 @@ class WeightManifest:
 
     Parameter i has name `names[i]` and shape `shapes[i]`. It starts at byte `offsets[i]` of the
     flat buffer. `digest` is the hash of the whole buffer, which the learner computes before it
-    sends the buffer.
+    sends the buffer; for a broadcast it combines the digests of the chunks.
     """
 
     version: int
@@ -88,10 +92,32 @@ class PublishedWeights:
     """A version of the weights that engines can pull, with the expected log-probs of the probe."""
 
     manifest: WeightManifest
-    handle: Any  # depends on the transport; a Ray ObjectRef for the flat backend
+    handle: Any  # the buffer: a Ray ObjectRef; None = `sender` broadcasts the version
     probe_ids: tuple[int, ...]  # a fixed token sequence; length >= 2
     # learner's log p(probe_ids[t] | probe_ids[:t]) for t >= 1, temperature 1
     probe_logprobs: tuple[float, ...]
+    sender: WeightSender | None = None  # None = engines pull `handle`
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """The place of one process in a group that weights are broadcast in. Rank 0 is the sender."""
+
+    host: str  # of the group's store
+    port: int
+    rank: int
+    size: int  # number of processes
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What an engine needs to join its groups. `seats` has one seat for each of its devices."""
+
+    epoch: int  # number of the group; each change of the members starts a new one
+    transport: str  # "nccl" | "ipc"
+    chunk_bytes: int
+    timeout_s: float  # for forming the group, and for each transfer
+    seats: tuple[Seat, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +147,20 @@ class RolloutWorker(Protocol):
         """
         ...
 
+    async def places(self) -> Sequence[str]:
+        """Return the GPU of each of its devices; on a CPU, the host."""
+        ...
+
+    async def join_group(self, invitation: Invitation) -> None:
+        """Join the group of an epoch instead of an earlier one. Raises TransferFailed."""
+        ...
+
+    async def receive_weights(self, published: PublishedWeights, epoch: int) -> WeightReceipt:
+        """Load a version while the learner broadcasts it. Raises TransferFailed; the engine then
+        generates nothing until it has loaded a whole version.
+        """
+        ...
+
     async def ping(self) -> Mapping[str, Any]: ...
 
     async def abort(self) -> None:
@@ -134,6 +174,24 @@ class RolloutWorker(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class WeightSender(Protocol):
+    """The learner's side of a broadcast of weights."""
+
+    async def open_group(self, epoch: int, workers: Sequence[RolloutWorker]) -> None:
+        """Form a group of the learner and `workers`. Raises TransferFailed, or WorkerFailure of a
+        process that was lost meanwhile.
+        """
+        ...
+
+    async def send(self, version: int, epoch: int) -> None:
+        """Broadcast the published version to the group. Raises TransferFailed."""
+        ...
+
+    async def flat(self, version: int) -> PublishedWeights | None:
+        """Publish the version again, as one buffer. None = the learner's weights are newer."""
+        ...
 
 
 class RoleWorker(Protocol):

@@ -39,16 +39,20 @@ class FlatInit(WeightTransferInitInfo):
 
 
 @dataclass
-class FlatUpdate(WeightTransferUpdateInfo):
-    """One version: its layout as in `WeightManifest`, and either the buffer or the path of a
-    file.
-    """
+class Layout(WeightTransferUpdateInfo):
+    """The layout of a version, as in `WeightManifest`."""
 
     names: list[str]
     shapes: list[list[int]]
     offsets: list[int]  # bytes
     dtype: str
     num_bytes: int
+
+
+@dataclass
+class FlatUpdate(Layout):
+    """One version: its layout, and either the buffer or the path of a file."""
+
     buffer: np.ndarray | None = None  # uint8, [num_bytes]
     path: str | None = None
 
@@ -83,12 +87,23 @@ class LoadLedger(TorchDispatchMode):
     report its fused parameter, and layerwise reload first copies into tensors without storage.
     """
 
-    def __init__(self, flat: torch.Tensor, layout: Mapping[str, tuple[int, int]], item_bytes: int) -> None:
+    def __init__(self, item_bytes: int) -> None:
         super().__init__()
-        self._storage = flat.untyped_storage().data_ptr()
-        self._ends = sorted(end for _, end in layout.values())
-        self._sizes = {end: (end - start) // item_bytes for start, end in layout.values()}
-        self._copied = dict.fromkeys(self._ends, 0)
+        self._item_bytes = item_bytes
+        # by the address of a buffer: (end of a parameter in it, its name), sorted
+        self._ends: dict[tuple[torch.device, int], list[tuple[int, str]]] = {}
+        self._sizes: dict[str, int] = {}
+        self._copied: dict[str, int] = {}
+
+    def watch(self, buffer: torch.Tensor, layout: Mapping[str, tuple[int, int]]) -> None:
+        """Count copies out of `buffer`, too. `layout` has the bytes [start, end) of each parameter
+        in the buffer's storage.
+        """
+        # An address that was in use before belongs to a buffer that nothing refers to any more.
+        ends = sorted((end, name) for name, (_, end) in layout.items())
+        self._ends[buffer.device, buffer.untyped_storage().data_ptr()] = ends
+        self._sizes |= {name: (end - start) // self._item_bytes for name, (start, end) in layout.items()}
+        self._copied |= dict.fromkeys(layout, 0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -101,16 +116,22 @@ class LoadLedger(TorchDispatchMode):
         return result
 
     def _note(self, source: torch.Tensor) -> None:
-        if source.device.type != "cpu" or source.untyped_storage().data_ptr() != self._storage:
+        if source.device.type == "meta":
+            return
+        ends = self._ends.get((source.device, source.untyped_storage().data_ptr()))
+        if ends is None:
             return
         first_byte = source.storage_offset() * source.element_size()
-        self._copied[self._ends[bisect.bisect_right(self._ends, first_byte)]] += source.numel()
+        name = ends[bisect.bisect_right(ends, first_byte, key=lambda entry: entry[0])][1]
+        self._copied[name] += source.numel()
 
     def num_loaded(self, shards: int) -> int:
         """Return the number of loaded parameters. With one shard a parameter must be complete, with
         several shards a part of it is enough.
         """
-        return sum(copied >= (self._sizes[end] if shards == 1 else 1) for end, copied in self._copied.items())
+        return sum(
+            copied >= (self._sizes[name] if shards == 1 else 1) for name, copied in self._copied.items()
+        )
 
 
 class FlatWeightTransferEngine(WeightTransferEngine[FlatInit, FlatUpdate]):
@@ -143,16 +164,14 @@ class FlatWeightTransferEngine(WeightTransferEngine[FlatInit, FlatUpdate]):
         """
         if self._loading is not None:
             raise WeightsRefused("a version comes in one update: finish this one first")
-        if self._expected is None:
-            self._expected = policy_parameters(self.model_config.hf_config)
         info = update_info
-        layout = spans(info.names, info.shapes, info.offsets, info.dtype, info.num_bytes)
-        require_complete(info.names, info.shapes, self._expected)
+        layout = self._checked_layout(info)
         data = info.open()
         flat, dtype = _as_tensor(data), getattr(torch, info.dtype)
         named = zip(info.names, info.shapes, strict=True)
         views = [(name, flat[slice(*layout[name])].view(dtype).view(shape)) for name, shape in named]
-        ledger = LoadLedger(flat, layout, dtype.itemsize)
+        ledger = LoadLedger(dtype.itemsize)
+        ledger.watch(flat, layout)
         self._loading = (data, ledger)
         initialize_layerwise_reload(self.model)
         with ledger:
@@ -167,8 +186,7 @@ class FlatWeightTransferEngine(WeightTransferEngine[FlatInit, FlatUpdate]):
         data, ledger = self._loading
         with ledger:
             finalize_layerwise_reload(self.model, self.model_config)
-        if self.device.type == "cpu":
-            _pack_tied_heads(self.model)
+        self._repack()
         self.proof = LoadProof(
             ledger.num_loaded(self.parallel_config.tensor_parallel_size), flat_digest(data)
         )
@@ -176,6 +194,20 @@ class FlatWeightTransferEngine(WeightTransferEngine[FlatInit, FlatUpdate]):
 
     def shutdown(self) -> None:
         self._loading = None
+
+    def _repack(self) -> None:
+        if self.device.type == "cpu":
+            _pack_tied_heads(self.model)
+
+    def _checked_layout(self, layout: Layout) -> dict[str, tuple[int, int]]:
+        """Return [start, end) in bytes of each parameter. Raises WeightsRefused when the layout is
+        not that of the model.
+        """
+        if self._expected is None:
+            self._expected = policy_parameters(self.model_config.hf_config)
+        found = spans(layout.names, layout.shapes, layout.offsets, layout.dtype, layout.num_bytes)
+        require_complete(layout.names, layout.shapes, self._expected)
+        return found
 
 
 def load_proof(worker: Any) -> LoadProof:

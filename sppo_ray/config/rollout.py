@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -106,10 +106,23 @@ class RolloutSettings(Settings):
 
 
 class WeightSyncSettings(Settings):
-    """Weights are sent as one flat buffer per version through Ray's object store, with vLLM's
+    """How weights reach the engines, and how that is verified. All transports load through vLLM's
     weight-transfer API.
     """
 
+    transport: Literal["auto", "flat", "nccl", "ipc"] = "auto"
+    """flat = one buffer per version through host memory and Ray's object store. nccl = the learner
+    broadcasts to all engines, in chunks; on CPUs over gloo. ipc = engines copy chunks out of the
+    learner's memory on the same GPU; on CPUs out of shared memory. auto = flat on CPUs; on GPUs
+    nccl when learner and engines have GPUs of their own, ipc when one GPU is shared, else flat. An
+    engine that a broadcast does not reach, or that starts later, gets the version by flat.
+    """
+    chunk_mib: Annotated[float, Field(gt=0)] = 256.0
+    """Size of a chunk of nccl and ipc in MiB, or of the largest parameter if that is larger."""
+    transfer_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """A group of nccl or ipc that takes longer to form, or to transfer a version, is given up, and
+    the version is sent by flat.
+    """
     verify: bool = True
     """Compare digest, parameter count and a probe's log-probs on every engine at every sync, and
     the log-probs of the next minibatch.

@@ -27,6 +27,7 @@ from sppo_ray.config.models import CriticSettings, LearnerSettings, ReferenceSet
 from sppo_ray.config.operations import ClusterSettings, LoggingSettings, RecoverySettings
 from sppo_ray.config.reward import RewardSettings
 from sppo_ray.config.rollout import RolloutSettings, WeightSyncSettings
+from sppo_ray.config.transport import Transport, check_transport, choose_transport
 from sppo_ray.settings import Settings
 
 
@@ -72,6 +73,7 @@ class RunConfig(Settings):
             critic=self.critic if self.has_critic else None,
             reference=self.reference if self.has_reference else None,
         )
+        check_transport(self.weight_sync, rollout=self.rollout, learner=self.learner)
         check_learner_input(self.learner, self.context_tokens)
         if self.has_critic:
             check_critic_input(self.critic, *self.critic_reads_at_most())
@@ -88,6 +90,11 @@ class RunConfig(Settings):
     @property
     def has_reference(self) -> bool:
         return self.algorithm.kl.coefficient > 0
+
+    @property
+    def transport(self) -> Transport:
+        """How weights reach the engines."""
+        return choose_transport(self.weight_sync, rollout=self.rollout, learner=self.learner)
 
     @property
     def context_tokens(self) -> int:

@@ -19,7 +19,7 @@ from sppo_ray.rollout.views import PendingView
 if TYPE_CHECKING:
     from ray.actor import ActorClass, ActorHandle
 
-    from actors.handles import Ranks, ReferenceGroup
+    from actors.handles import Announce, Ranks, ReferenceGroup
     from actors.reward_client import RayRewardClient
 
 
@@ -117,7 +117,21 @@ class ActorFactory:
             max_response_tokens=config.rollout.max_response_tokens,
             sync_dtype=config.rollout.dtype,
         )
-        return LearnerGroup(ranks, tokenizer_path=str(policy_path))
+        return LearnerGroup(ranks, tokenizer_path=str(policy_path), announce=self._announce(ranks))
+
+    def _announce(self, ranks: Ranks) -> Announce | None:
+        """Return how versions are published for a broadcast; None = the transport is flat."""
+        if self._config.transport == "flat":
+            return None
+        from actors.group_sender import GroupSender
+
+        sync = self._config.weight_sync
+        return GroupSender(
+            ranks,
+            transport=self._config.transport,
+            chunk_bytes=int(sync.chunk_mib * 2**20),
+            timeout_s=sync.transfer_timeout_s,
+        ).announce
 
     async def critic(self, critic_path: Path) -> Critic | None:
         """Create the prompt critic or the token critic; None when the algorithm has no critic."""

@@ -138,10 +138,20 @@ class Dispatcher:
             yield burst
 
     def _fail_backlog_if_no_worker_is_left(self) -> None:
-        if self._roster.active:
+        active = self._roster.active
+        # The next version comes after these requests. A worker without a place would wait as well.
+        late = [member for member in active if member.waits_for_version]
+        if any(not late or m not in late and m.health.state is not Health.PENDING for m in active):
             return
-        causes = "; ".join(member.last_failure for member in self._roster.members if member.last_failure)
-        error = FleetExhausted(f"no worker is left after {self._roster.restarts} restarts ({causes})")
+        if late:
+            names = ", ".join(member.name for member in late)
+            error = FleetExhausted(
+                f"no worker has the version that this step's responses need, and the learner's weights are "
+                f"newer already ({names})"
+            )
+        else:
+            causes = "; ".join(member.last_failure for member in self._roster.members if member.last_failure)
+            error = FleetExhausted(f"no worker is left after {self._roster.restarts} restarts ({causes})")
         while self.backlog:
             self.backlog.popleft().sink.put_nowait(error)
 

@@ -63,7 +63,13 @@ class RolloutFleet:
         self._places = places
         self._roster = Roster(settings, clock)
         self._requests = Dispatcher(self._roster, self.lost, clock)
-        self._weights = FleetWeights(self._roster, self.lost, tolerance=tolerance, clock=clock)
+        self._weights = FleetWeights(
+            self._roster,
+            self.lost,
+            tolerance=tolerance,
+            on_notice=lambda text: on_event("weights-flat", text),
+            clock=clock,
+        )
         self._monitor = LivenessMonitor(self._roster.living, self, settings, clock)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -88,6 +94,7 @@ class RolloutFleet:
         member.health = member.health.after(Event.STARTED)
         member.vitals = Vitals.starting(self._clock())
         member.lost = asyncio.Event()
+        member.waits_for_version = False
         member.verified.set()  # no pull is in progress
         if self._fixed_weights:  # it loaded the policy itself, so no sync is needed
             member.health = member.health.after(Event.SYNCED, version=0)

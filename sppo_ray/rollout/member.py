@@ -74,6 +74,8 @@ class Member:
     # the task that starts or restarts the worker, if it is not done
     starting: asyncio.Task[None] | None = None
     serving: set[asyncio.Task[None]] = field(default_factory=set)  # one task per batch
+    # STALE until the next weight sync, because the learner's weights are newer than the version
+    waits_for_version: bool = False
     is_leaving: bool = False  # draining or being removed
     busy_seconds: float = 0.0  # seconds with requests in flight, before `busy_since`
     busy_since: float = 0.0  # start of the current busy time, on the fleet's clock
