@@ -309,6 +309,6 @@ def _own_address(host: str, port: int) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of torch's message without the place in its source."""
+    """Return torch's message without the place in its source and without its advice."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\[[^]]*\] ", "", line)
+    return re.sub(r"^\[[^]]*\] ", "", line).partition(". This is typically")[0]

@@ -105,6 +105,7 @@ class FleetWeights:
     async def _broadcast(
         self, sender: WeightSender, members: Sequence[Member], published: PublishedWeights
     ) -> list[Proof]:
+        incarnations = {member.name: member.incarnation for member in members}
         group = await self._open_group(sender, members) if members else None
         proofs: list[Proof] = []
         if group is not None:
@@ -116,10 +117,13 @@ class FleetWeights:
             finally:
                 drop_task(sending)
             proofs = [result for result in results if result is not None]
+        reached = {receipt.worker for receipt, _ in proofs}
         missed = [
             member
             for member in members
-            if member.health.holds_weights and member.name not in {receipt.worker for receipt, _ in proofs}
+            if member.name not in reached
+            and member.health.holds_weights
+            and member.incarnation == incarnations[member.name]
         ]
         if missed and (buffer := await self._as_buffer(published)) is not None:
             proofs += await self._pull_all(missed, buffer)
