@@ -97,8 +97,8 @@ class ChunkReceiver:
         sizes = [end - start for start, end in incoming.spans.values()]
         if [start for start, _ in incoming.spans.values()] != [0, *accumulate(sizes)][:-1]:
             raise WeightsRefused("the parameters of a broadcast must follow each other without gaps")
+        channel, invitation = self._group_of(incoming.epoch)
         try:
-            channel, invitation = self._group_of(incoming.epoch)
             channel.until(invitation.timeout_s)
             for chunk in chunks_of(sizes, invitation.chunk_bytes):
                 # new memory: layers that are not complete refer to earlier chunks
