@@ -477,7 +477,10 @@ def _stages(
     nodes = {found.node for found in places if found.role.startswith("rollout-")}
     learner_node = next((found.node for found in places if found.role == "learner-0"), 0)
     size = models.policy.parameters * item
-    stages["weight sync"] = sync_seconds(size, device, assumed, other_nodes=len(nodes - {learner_node}))
+    other_nodes = len(nodes - {learner_node})
+    stages["weight sync"] = sync_seconds(
+        size, device, assumed, other_nodes=other_nodes, transport=config.transport
+    )
     if config.checkpoint.every:
         written = _disk(config, models) / (config.checkpoint.keep + 1)
         stages["checkpoint"] = written / assumed.disk / config.checkpoint.every

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+from sppo_ray.config.transport import Transport
 from sppo_ray.errors import UserError
 from sppo_ray.planning.devices import Device
 from sppo_ray.planning.shapes import ModelShape
@@ -30,6 +31,8 @@ class Assumptions:
     object_store: float = 4e9
     digest: float = 10e9
     network: float = 3e9  # between nodes
+    device_digest: float = 400e9  # on a GPU
+    nccl: float = 50e9  # broadcast between the GPUs of a node
     disk: float = 1e9
     host_adam: float = 40e9  # memory traffic of an offloaded optimizer step
     cpu_decode_step_s: float = 0.002
@@ -147,10 +150,18 @@ def optimizer_seconds(
     return 30 * parameters / ranks / rate + transfer
 
 
-def sync_seconds(size: int, device: Device, assumed: Assumptions, *, other_nodes: int) -> float:
-    """Return the seconds of a weight sync of `size` bytes: copy to the host, digest, object store,
-    network (one engine's node after the other), copy to the device, digest of the loaded bytes.
+def sync_seconds(
+    size: int, device: Device, assumed: Assumptions, *, other_nodes: int, transport: Transport = "flat"
+) -> float:
+    """Return the seconds of a weight sync of `size` bytes.
+
+    flat: copy to the host, digest, object store, network (one engine's node after the other), copy
+    to the device, digest of the loaded bytes. nccl and ipc: digest by the learner, broadcast (the
+    network once for all nodes) or copy on the device, digest by the engine.
     """
-    rates = [assumed.digest, assumed.object_store, assumed.digest]
-    rates += [assumed.device_to_host, assumed.host_to_device] if device.kind == "cuda" else []
-    return sum(size / rate for rate in rates) + other_nodes * size / assumed.network
+    if transport == "flat" or device.kind == "cpu":
+        rates = [assumed.digest, assumed.object_store, assumed.digest]
+        rates += [assumed.device_to_host, assumed.host_to_device] if device.kind == "cuda" else []
+        return sum(size / rate for rate in rates) + other_nodes * size / assumed.network
+    copy = device.bandwidth / 2 if transport == "ipc" else assumed.nccl
+    return 2 * size / assumed.device_digest + size / (assumed.network if other_nodes else copy)

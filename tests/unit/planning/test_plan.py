@@ -168,6 +168,19 @@ def test_seconds_follow_the_stated_rates() -> None:
             assume([wrong])
 
 
+def test_a_broadcast_takes_the_digests_and_one_copy() -> None:
+    h100 = parse_gpus("H100").device
+    # two digests of 8 GB at 400 GB/s are 0.04 s; 8 GB at 50 GB/s (NCCL) 0.16 s, at 3 GB/s 2.67 s
+    seconds = {
+        nodes: sync_seconds(8 * 10**9, h100, Assumptions(), other_nodes=nodes, transport="nccl")
+        for nodes in (0, 2)
+    }
+    assert seconds == pytest.approx({0: 0.2, 2: 0.04 + 8 / 3})
+    # on the device each byte is read and written: 8 GB at half of 3.35 TB/s
+    ipc = sync_seconds(8 * 10**9, h100, Assumptions(), other_nodes=0, transport="ipc")
+    assert ipc == pytest.approx(0.04 + 16e9 / 3.35e12, rel=1e-3)
+
+
 def test_a_faster_device_and_more_engines_shorten_a_step() -> None:
     assert plan_of("paper-7b", "4xH200").step_seconds < plan_of("paper-7b", "4xH100").step_seconds
     more = plan_of("paper-7b", "8xH100", "--rollout.workers=3", "--learner.ranks=4")
