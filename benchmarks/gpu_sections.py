@@ -417,6 +417,13 @@ def _ipc_reader(connection: Any, device: str) -> None:
     connection.recv()
 
 
+def transports(setup: Setup) -> Found:
+    """A version of the weights by broadcast, between two processes (`gpu_transports.py`)."""
+    from benchmarks.gpu_transports import transports as broadcasts
+
+    yield from broadcasts(setup)
+
+
 # ------------------------------------------------------------------------------------ learner
 
 

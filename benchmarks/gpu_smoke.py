@@ -52,6 +52,7 @@ SECTIONS: dict[str, Section] = {  # the most valuable first
         "flat_sync": 90,
         "digest": 60,
         "ipc": 90,
+        "transports": 120,
         "learner": 150,
         "offload": 150,
         "engine": 240,

@@ -156,7 +156,7 @@ def test_a_machine_with_torch_and_transformers_alone(tmp_path: Path, monkeypatch
     assert main(["--device", "cpu", "--tiny", "--minutes", "12"]) == 0
     found = result()
     skipped = {name: reason for name, reason in reasons(found).items() if reason}
-    assert set(skipped) == {"learner", "offload", "engine", "colocated"}
+    assert set(skipped) == {"transports", "learner", "offload", "engine", "colocated"}
     assert skipped["learner"] == "ray is not installed (actors/learner.py imports it)"
     assert skipped["offload"] == "pydantic is not installed (sppo_ray/algorithms/base.py imports it)"
     assert any(row.get("skipped") == "xxhash is not installed" for row in found["rows"])
