@@ -4,7 +4,9 @@ that served it.
 {"version", "time", "digest", "bytes", "loop_steps", "probe_ids", "probe_logprobs",
  "engines": {"rollout-0": {"digest", "loaded", "probe_difference", "seconds"}}}
 
-`digest` is the learner's, of all bytes in the engines' dtype; `probe_logprobs` are the learner's
+`digest` is the learner's, of all bytes in the engines' dtype. With the transports nccl and ipc it
+combines the digests of the chunks, and an engine that got the version by flat shows that of the
+buffer. `probe_logprobs` are the learner's
 log-probs of a fixed sequence of tokens: with them, two machines whose kernels round differently can
 still compare weights. `loop_steps` is the length of the run at that time, which scales a linear
 learning rate. A run that resumes publishes its version again; the first line is from the process
