@@ -29,5 +29,8 @@ def test_every_transport_makes_the_same_run(tmp_path: Path) -> None:
         for part in ("export", "metrics", "trajectories", "evaluations"):
             assert found[part] == flat[part], (transport, part)
         # the digests of chunks are not the digest of the buffer; the probes are the learner's
-        probes = [{version: one.probe_logprobs for version, one in run["weights"].items()} for run in (found, flat)]
-        assert probes[0] == probes[1]
+        assert probes_of(found) == probes_of(flat)
+
+
+def probes_of(record: dict[str, Any]) -> dict[int, tuple[float, ...]]:
+    return {version: one.probe_logprobs for version, one in record["weights"].items()}
