@@ -84,8 +84,7 @@ class RolloutWorker:
 
     With tensor_parallel_size above 1, vLLM starts worker processes. Each one reads new weights from
     a file in shared memory, and needs this package to be installed, for its entry point. If such a
-    worker refuses an update, the engine ends, because vLLM loses the type of the error. Tests cover
-    size 1; size 2 has been run on a CPU.
+    worker refuses an update, the engine ends, because vLLM loses the type of the error.
     """
 
     def __init__(
