@@ -82,19 +82,16 @@ class FleetWeights:
 
     async def catch_up(self, member: Member) -> None:
         """Load the published version into a STALE member, or make it wait for the next version.
-        Raises WorkerFailure.
+        Raises WorkerFailure of the member.
         """
         async with self._lock:
             published = self._published
             if member.health.state is not Health.STALE or published is None:
                 return
-            buffer = await self._as_buffer(published)
+            buffer, why = await self._buffer_or_reason(published)
             if buffer is None:
                 member.waits_for_version = True
-                self._on_notice(
-                    f"{member.name}: the learner's weights are newer than policy version "
-                    f"{published.manifest.version}; it waits for the next version"
-                )
+                self._on_notice(f"{member.name} waits for the next version: {why}")
             else:
                 await self._pull(member, buffer)
 
@@ -187,6 +184,16 @@ class FleetWeights:
         if published.sender is None:
             return published
         return await published.sender.flat(published.manifest.version)
+
+    async def _buffer_or_reason(self, published: PublishedWeights) -> tuple[PublishedWeights | None, str]:
+        """Return the version as a buffer, or why there is none. The loop finds a lost learner by
+        itself; the engine is not lost.
+        """
+        try:
+            buffer = await self._as_buffer(published)
+        except WorkerFailure as failure:
+            return None, str(failure)
+        return buffer, f"the learner's weights are newer than policy version {published.manifest.version}"
 
     async def _pull_all(self, members: Sequence[Member], published: PublishedWeights) -> list[Proof]:
         pulls = [self._pull_or_lose(member, published) for member in members]

@@ -53,6 +53,7 @@ class FakeSender:
     log: list[str] = field(default_factory=list)
     refuses_groups: bool = False
     moved: bool = False
+    fails: Exception | None = None
 
     async def open_group(self, epoch: int, workers: Any) -> None:
         self.log.append(f"open {epoch}: {' '.join(worker.name for worker in workers)}")
@@ -64,6 +65,8 @@ class FakeSender:
 
     async def flat(self, version: int) -> PublishedWeights | None:
         self.log.append(f"flat {version}")
+        if self.fails is not None:
+            raise self.fails
         return None if self.moved else as_buffer(version)
 
     def publish(self, version: int) -> PublishedWeights:
@@ -183,7 +186,26 @@ def test_an_engine_that_starts_after_the_learner_moved_on_waits_for_the_next_ver
 
     run(harness, scenario)
     assert second.log == ["receive 2 in epoch 2"]
-    assert "newer than policy version 1; it waits for the next version" in notices(harness)[0]
+    assert notices(harness)[0] == (
+        "rollout-0 waits for the next version: the learner's weights are newer than policy version 1"
+    )
+
+
+def test_a_learner_that_dies_meanwhile_costs_no_engine() -> None:
+    first, second = Receiver("rollout-0", dies_after=0), Receiver("rollout-0")
+    harness = Harness({"rollout-0": [first, second], "rollout-1": [Receiver("rollout-1")]})
+    sender = FakeSender()
+
+    async def scenario() -> None:
+        await harness.fleet.sync(sender.publish(1))
+        sender.fails = WorkerDied("learner-0", "gone (fake)")
+        assert len(await harness.collect(4)) == 4
+        while not notices(harness):
+            await asyncio.sleep(0)
+        assert (harness.state, harness.fleet.restarts) == ("STALE", 1)
+
+    run(harness, scenario)
+    assert notices(harness) == ["rollout-0 waits for the next version: learner-0: gone (fake)"]
 
 
 def test_the_run_goes_back_to_its_checkpoint_when_nobody_can_get_the_version() -> None:
