@@ -6,11 +6,10 @@ that served it.
 
 `digest` is the learner's, of all bytes in the engines' dtype. With the transports nccl and ipc it
 combines the digests of the chunks, and an engine that got the version by flat shows that of the
-buffer. `probe_logprobs` are the learner's
-log-probs of a fixed sequence of tokens: with them, two machines whose kernels round differently can
-still compare weights. `loop_steps` is the length of the run at that time, which scales a linear
-learning rate. A run that resumes publishes its version again; the first line is from the process
-that made it.
+buffer. `probe_logprobs` are the learner's log-probs of a fixed sequence of tokens: with them, two
+machines whose kernels round differently can still compare weights. `loop_steps` is the length of
+the run at that time, which scales a linear learning rate. A run that resumes publishes its version
+again; the first line is from the process that made it.
 """
 
 from __future__ import annotations
