@@ -8,6 +8,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from actors.memory import peak_bytes
 from sppo_ray.config import ModelSettings
 from sppo_ray.errors import UserError
 from sppo_ray.file_digests import FileDigest, digest_folder
+from sppo_ray.models.bundled import weights_digest
+from sppo_ray.models.lora import add_adapters, save_adapter
 from sppo_ray.models.tokenizers import load_tokenizer
 
 
@@ -83,7 +86,8 @@ class TrainingRank(ABC):
         """Join the group at rank 0's `address`, load the model, start DeepSpeed. A collective.
 
         Returns:
-            {"parameters": total, "device": "cpu" | "cuda", "zero_stage": the effective stage}.
+            {"parameters": of the whole model, "trained": number of trained ones, "device": "cpu" |
+            "cuda", "zero_stage": the effective stage}.
 
         Raises:
             UserError: the model does not load.
@@ -95,23 +99,25 @@ class TrainingRank(ABC):
         _name_network_interface(master_addr)
         store = self._store or reach_store(master_addr, master_port)
         join_group(self.rank, self.world_size, device=self.device, store=store)
-        self._engine = TrainingEngine(
-            self._load_model(), self.settings, device=self.device, world_size=self.world_size
-        )
+        module = self._load_model()
+        if self.settings.lora is not None:
+            add_adapters(module.model, self.settings.lora, seed=self.seed, directory=self.model_path)
+        self._engine = TrainingEngine(module, self.settings, device=self.device, world_size=self.world_size)
         return {
             "parameters": self.engine.num_parameters,
+            "trained": self.engine.num_trained,
             "device": self.device,
             "zero_stage": self.engine.stage,
         }
 
     def save(self, directory: str | Path) -> dict[str, FileDigest]:
-        """Write weights, optimizer, schedule position and all random states to `directory`. A
-        collective. Returns the digests of this rank's part of the files.
+        """Write trained weights, optimizer, schedule position and all random states to `directory`.
+        A collective. Returns the digests of this rank's part of the files.
         """
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         counters = {"num_updates": self.num_updates, "num_skipped": self.num_skipped}
-        self.engine.save(path, client_state=counters | self._extra_state())
+        self.engine.save(path, client_state=counters | {"base": self._base} | self._extra_state())
         torch.save(_random_state(self.device), path / f"random-{self.rank}.pt")
         torch.distributed.barrier()  # wait until all ranks have written their files
         return digest_folder(path, part=self.rank, parts=self.world_size)
@@ -120,7 +126,8 @@ class TrainingRank(ABC):
         """Restore the state that `save` wrote. A collective.
 
         Raises:
-            UserError: `directory` has no state of this model and number of ranks.
+            UserError: `directory` has no state of this model and number of ranks, or its adapters
+                belong to another base.
         """
         random_state = Path(directory) / f"random-{self.rank}.pt"
         if not random_state.is_file():
@@ -129,6 +136,11 @@ class TrainingRank(ABC):
                 "was saved with"
             )
         state = self.engine.load(Path(directory))
+        if state.get("base") != self._base:
+            raise UserError(
+                f"checkpoint {directory}: its LoRA adapters were trained on other weights than those in "
+                f"{self.model_path}: resume with the model that the run started from"
+            )
         self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]
         self._restore_extra_state(state)
         _set_random_state(load_data(str(random_state)), self.device)
@@ -136,12 +148,18 @@ class TrainingRank(ABC):
     def export(self, directory: str | Path, tokenizer_source: str | Path) -> None:
         """Write a plain Transformers checkpoint atomically, on rank 0. A collective.
 
-        `directory` must not exist, or hold an earlier export, which is replaced.
+        With LoRA it holds the merged weights, and the adapter in PEFT's format in its subfolder
+        `adapter`. `directory` must not exist, or hold an earlier export, which is replaced.
         """
         tensors = {name: self._exported(tensor) for name, tensor in self.engine.parameters()}
+        lora, trained = self.settings.lora, {}
+        if lora is not None:
+            trained = {name: self._exported(tensor) for name, tensor in self.engine.trained_parameters()}
         if self.rank == 0:
             with _replacing(Path(directory)) as partial:
                 save_torch_state_dict(tensors, partial)
+                if lora is not None:
+                    save_adapter(partial / "adapter", trained, lora, base=self.model_path)
                 self._write_config(partial, load_tokenizer(tokenizer_source))
 
     def close(self) -> None:
@@ -185,6 +203,13 @@ class TrainingRank(ABC):
     def _exported(self, tensor: Tensor) -> Tensor:
         # Only rank 0 writes. The others take part in gathering the weights.
         return tensor.to("cpu", copy=True).contiguous() if self.rank == 0 else torch.empty(0)
+
+    @cached_property
+    def _base(self) -> str | None:
+        """Digest of the frozen weights, which a checkpoint of adapters belongs to; None without
+        LoRA.
+        """
+        return None if self.settings.lora is None else weights_digest(Path(self.model_path))
 
     @abstractmethod
     def _load_model(self) -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from sppo_ray.config import ModelSettings, OptimizerSettings
 from sppo_ray.errors import UserError
+from sppo_ray.models.lora import whole_parameters
 
 # DeepSpeed selects its accelerator on import, so it must be imported after `join_group` has set it.
 _TAG = "state"
@@ -95,7 +96,9 @@ def effective_stage(settings: ModelSettings) -> int:
 
 
 def deepspeed_config(settings: ModelSettings, num_parameters: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; all other options keep their defaults."""
+    """Return DeepSpeed's configuration for that number of trained parameters; all other options
+    keep their defaults.
+    """
     stage = effective_stage(settings)
     zero: dict[str, Any] = {
         "stage": stage,
@@ -166,7 +169,10 @@ class ZeroSharding:
 
 
 class TrainingEngine:
-    """Model and optimizer of one rank. `module.model` is the Transformers model."""
+    """Model and optimizer of one rank. `module.model` is the Transformers model.
+
+    Frozen parameters, those beneath LoRA adapters, are neither optimized nor saved.
+    """
 
     def __init__(self, module: nn.Module, settings: ModelSettings, *, device: str, world_size: int) -> None:
         """Create the engine with the weights of rank 0 on all ranks. A collective."""
@@ -177,12 +183,16 @@ class TrainingEngine:
         self.stage = effective_stage(settings)
         # counts forward and backward passes, steps and parameters; a stuck process stops counting
         self.progress = 0
-        # ds_numel: of a parameter that is spread over the ranks
-        self.num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+        self.num_parameters = _count([whole.weight for whole in whole_parameters(module.model)])
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.num_trained = _count(trained)
+        self._has_frozen = self.num_trained < _count(module.parameters())
+        if self._has_frozen:
+            module.register_state_dict_post_hook(_leave_out_frozen)
         self._engine, *_ = deepspeed.initialize(
             model=module.to(device),
-            optimizer=_optimizer(module, settings, self.stage),
-            config=deepspeed_config(settings, self.num_parameters),
+            optimizer=_optimizer(trained, settings, self.stage),
+            config=deepspeed_config(settings, self.num_trained),
             dist_init_required=False,
         )
         # DeepSpeed's own function unpickles any object
@@ -244,22 +254,36 @@ class TrainingEngine:
         return set().union(*parts)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter with its Transformers name; tied ones once.
+        """Yield each parameter with its Transformers name; tied ones once. A weight with a LoRA
+        adapter is merged with it.
 
         A collective under ZeRO-3: iterate to the end on every rank. A tensor is only valid until
         the next one is requested.
         """
+        for whole in whole_parameters(self.model):
+            with self._gathered(whole.parts):
+                yield whole.name, whole.merged()
+
+    def trained_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each trained parameter with its name in the model. A collective as `parameters`."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                with self._gathered([parameter]):
+                    yield name, parameter.detach()
+
+    def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         import deepspeed
 
-        for name, parameter in self.model.named_parameters():
-            self.progress += 1
-            with deepspeed.zero.GatheredParameters([parameter]) if self.stage == 3 else nullcontext():
-                yield name, parameter.detach()
+        self.progress += 1
+        return deepspeed.zero.GatheredParameters(parameters) if self.stage == 3 else nullcontext()
 
     def save(self, directory: Path, client_state: Mapping[str, Any]) -> None:
-        """Write weights, optimizer and `client_state` to `directory`. A collective."""
+        """Write trained weights, optimizer and `client_state` to `directory`. A collective."""
         self._engine.save_checkpoint(
-            str(directory), tag=_TAG, client_state=dict(client_state), exclude_frozen_parameters=False
+            str(directory),
+            tag=_TAG,
+            client_state=dict(client_state),
+            exclude_frozen_parameters=self._has_frozen,
         )
 
     def load(self, directory: Path) -> dict[str, Any]:
@@ -271,7 +295,9 @@ class TrainingEngine:
             UserError: `directory` has no checkpoint of this model and number of ranks, or the
                 checkpoint holds objects other than data.
         """
-        path, client_state = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        path, client_state = self._engine.load_checkpoint(
+            str(directory), tag=_TAG, load_module_strict=not self._has_frozen
+        )
         if path is None:
             raise UserError(
                 f"checkpoint {directory}: no DeepSpeed state for this model with {self.world_size} ranks in "
@@ -305,7 +331,21 @@ def load_data(path: str, map_location: Any = None) -> Any:
             ) from None
 
 
-def _optimizer(module: nn.Module, settings: ModelSettings, stage: int) -> torch.optim.Optimizer:
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    # ds_numel: of a parameter that is spread over the ranks
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
+
+
+def _leave_out_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Remove frozen parameters from a state dict. DeepSpeed's own option leaves the second name of
+    a tied one.
+    """
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
+
+
+def _optimizer(trained: list[nn.Parameter], settings: ModelSettings, stage: int) -> torch.optim.Optimizer:
     options = settings.optimizer
     common: dict[str, Any] = {
         "lr": options.lr,
@@ -315,5 +355,5 @@ def _optimizer(module: nn.Module, settings: ModelSettings, stage: int) -> torch.
         "fused": True,
     }
     if stage == 0:
-        return GuardedAdamW(module.parameters(), max_norm=options.grad_clip, **common)
-    return torch.optim.AdamW(module.parameters(), **common)
+        return GuardedAdamW(trained, max_norm=options.grad_clip, **common)
+    return torch.optim.AdamW(trained, **common)

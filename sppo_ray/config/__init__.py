@@ -31,6 +31,7 @@ from sppo_ray.config.loop import CheckpointSettings, EvalSettings, LoopSettings
 from sppo_ray.config.models import (
     CriticSettings,
     LearnerSettings,
+    LoraSettings,
     ModelSettings,
     OptimizerSettings,
     ReferenceSettings,
@@ -66,6 +67,7 @@ __all__ = [
     "LearnerSettings",
     "LoggingSettings",
     "LoopSettings",
+    "LoraSettings",
     "MathReward",
     "ModelSettings",
     "OptimizerSettings",

@@ -38,6 +38,44 @@ class OptimizerSettings(Settings):
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters (LoRA, arXiv 2106.09685): the model is frozen, and two small matrices
+    beside each linear layer are trained. They need a higher learning rate than a whole model, about
+    10 times.
+    """
+
+    rank: int = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The adapter's product is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Only 0: the learner's log-probs have to equal the engine's."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the layers with an adapter, e.g. [q_proj, v_proj]; all-linear = every linear layer
+    except the head.
+    """
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> LoraSettings:
+        if self.rank < 1:
+            raise ValueError(
+                f"rank is {self.rank}, and an adapter has at least rank 1: set it to e.g. 16, or lora to "
+                "null to train the whole model"
+            )
+        if self.dropout != 0.0:
+            raise ValueError(
+                f"dropout is {self.dropout:g}: it would make the learner's log-probs random and different "
+                "from those of the engine, which serves the merged weights: set it to 0"
+            )
+        if not self.target_modules:
+            raise ValueError("target_modules is empty: name layers, e.g. [q_proj, v_proj], or use all-linear")
+        if heads := sorted({"lm_head", "score", "embed_tokens"}.intersection(self.target_modules)):
+            raise ValueError(
+                f"target_modules names {', '.join(heads)}: heads and embeddings take no adapter (the "
+                "critic's head is trained as a whole): name linear layers, e.g. [q_proj, v_proj]"
+            )
+        return self
+
+
 class ModelSettings(Settings):
     model: str
     """A Transformers checkpoint directory, or `builtin:NAME` for one that the package makes
@@ -54,6 +92,8 @@ class ModelSettings(Settings):
     bfloat16; sdpa = scaled_dot_product_attention. "auto" is null.
     """
     optimizer: OptimizerSettings = OptimizerSettings()
+    lora: LoraSettings | None = None
+    """null = train the whole model."""
     ranks: PositiveInt = 1
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     offload_optimizer: bool = False

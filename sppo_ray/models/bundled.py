@@ -102,8 +102,10 @@ def check_checkpoint(directory: Path) -> None:
 def weights_digest(directory: Path) -> str:
     """Return the SHA-256 of the weight files, in the order of their names."""
     digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while part := file.read(1 << 24):
+                digest.update(part)
     return digest.hexdigest()
 
 
