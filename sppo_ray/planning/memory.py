@@ -9,7 +9,8 @@ A rank's memory has phases, and its peak is the largest one:
 
 Sources: ZeRO (arXiv 1910.02054), and the code of DeepSpeed 0.19.8 (`runtime/zero/stage_1_and_2.py`,
 `stage3.py`), Transformers 5.19 (Llama and Qwen2 layers) and vLLM 0.32. P = parameters, b = bytes of
-the model's data type, N = ranks, T = tokens of a micro-batch.
+the model's data type, N = ranks, T = tokens of a micro-batch. With LoRA all P are held as weights,
+and gradients and optimizer belong to the adapters.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sppo_ray.planning.lora import Adapters
 from sppo_ray.planning.shapes import ModelShape
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -66,6 +68,18 @@ class Training:
     entropy_gradient: bool = False
     on_cuda: bool = False
     sync_bytes: int = 0  # the buffer of a weight sync, in host memory
+    adapters: Adapters | None = None  # None = the whole model is trained
+
+    @property
+    def trained(self) -> int:
+        """Number of trained parameters."""
+        return self.parameters if self.adapters is None else self.adapters.parameters
+
+    @property
+    def held(self) -> int:
+        """Number of parameters with the adapters."""
+        added = 0 if self.adapters is None else self.adapters.parameters
+        return self.parameters + added
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +109,31 @@ class RankMemory:
         return sum(self.host.values()) + self.host_load
 
 
-def layer_activations(shape: ModelShape, item_bytes: int) -> int:
+def layer_activations(shape: ModelShape, item_bytes: int, adapters: Adapters | None = None) -> int:
     """Return the bytes a token that one decoder layer saves for its backward pass.
 
     Each of two RMS norms saves its input in float32 (its own copy in bfloat16), the normalised
     input and its output, which the projections read; attention saves q, k, v, its output and a
     float32 number a head (flash); the gated MLP saves gate, activated gate, up and their product.
     Source: the tensors that autograd saved, counted with `saved_tensors_hooks` (Transformers 5.19).
-    In the 16-bit rows of Korthikanti et al. (arXiv 2205.05198) the MLP is not gated.
+    In the 16-bit rows of Korthikanti et al. (arXiv 2205.05198) the MLP is not gated. With LoRA the
+    norms are frozen and do not save the normalised input, and each adapter saves its A x.
     """
-    norm = shape.hidden * (4 + 2 * item_bytes) + 4
+    frozen = adapters is not None
+    norm = shape.hidden * (4 + (1 if frozen else 2) * item_bytes) + 4
     attention = (2 * shape.query + 2 * shape.key_value) * item_bytes + 4 * shape.heads
-    return 2 * norm + attention + 4 * shape.intermediate * item_bytes
+    saved = adapters.saved * item_bytes if adapters is not None else 0
+    return 2 * norm + attention + 4 * shape.intermediate * item_bytes + saved
 
 
 def activations(
-    shape: ModelShape, tokens: int, item_bytes: int, *, gradient_checkpointing: bool, head: int
+    shape: ModelShape,
+    tokens: int,
+    item_bytes: int,
+    *,
+    gradient_checkpointing: bool,
+    head: int,
+    adapters: Adapters | None = None,
 ) -> int:
     """Return the peak bytes of activations of one forward and backward pass of `tokens` tokens.
 
@@ -119,8 +142,10 @@ def activations(
     and the head's memory and that of one layer are needed one after the other (Chen et al., arXiv
     1604.06174). `head`: bytes of the head at its peak.
     """
-    fixed = tokens * (2 * shape.head_dim * item_bytes + 2 * shape.hidden * item_bytes + 4 * shape.hidden)
-    layer = tokens * layer_activations(shape, item_bytes)
+    # The last norm. With LoRA the first norm has no gradient, and saves as much less.
+    norm = shape.hidden * (item_bytes if adapters else 2 * item_bytes + 4)
+    fixed = tokens * (2 * shape.head_dim * item_bytes + norm)
+    layer = tokens * layer_activations(shape, item_bytes, adapters)
     gradients = tokens * 2 * shape.intermediate * item_bytes
     if not gradient_checkpointing:
         return fixed + shape.layers * layer + max(head, gradients)
@@ -149,6 +174,7 @@ def training_memory(training: Training) -> RankMemory:
         training.item_bytes,
         gradient_checkpointing=training.gradient_checkpointing,
         head=0,
+        adapters=training.adapters,
     )
     context = {"context": CUDA_CONTEXT} if training.on_cuda else {}
     all_work = activations(
@@ -157,6 +183,7 @@ def training_memory(training: Training) -> RankMemory:
         training.item_bytes,
         gradient_checkpointing=training.gradient_checkpointing,
         head=head,
+        adapters=training.adapters,
     )
     backward = {
         "weights": weights,
@@ -210,18 +237,18 @@ def _partitioned(training: Training) -> dict[str, int]:
     - stages 1 and 2 flatten the weights into a copy at the start; where a GPU has no room for it,
       on the host.
     """
-    count, item = training.parameters, training.item_bytes
-    stage, part = training.stage, -(-training.parameters // training.ranks)
+    count, trained, item = training.held, training.trained, training.item_bytes
+    stage, part = training.stage, -(-trained // training.ranks)
     float32 = item == 4
-    bucket = min(count, REDUCE_BUCKET) * item
-    flattening = 1 if training.on_cuda else 2
+    bucket = min(trained, REDUCE_BUCKET) * item
+    flattened = 0 if training.on_cuda else trained * item
     if stage == 0:
-        reduce = 4 * min(count, FLAT_GRADIENTS)  # gradients are flattened, on one rank too
+        reduce = 4 * min(trained, FLAT_GRADIENTS)  # gradients are flattened, on one rank too
         return _states(
             weights=count * item,
-            optimizer=8 * count,
-            gradients=4 * count,
-            step=4 * count,
+            optimizer=8 * trained,
+            gradients=4 * trained,
+            step=4 * trained,
             step_buffers=reduce,
             load=count * item,
         )
@@ -231,24 +258,25 @@ def _partitioned(training: Training) -> dict[str, int]:
         return _states(
             weights=count * item,
             optimizer=12 * part,
-            gradients=4 * (count if stage == 1 else part),
+            gradients=4 * (trained if stage == 1 else part),
             fresh=fresh + largest_gradients(training),
-            step=4 * part + (4 * count if stage == 1 else 4 * part if float32 else 0),
+            step=4 * part + (4 * trained if stage == 1 else 4 * part if float32 else 0),
             buffers=stage * bucket,  # two at stage 2, where reduction overlaps with the backward pass
-            load=flattening * count * item,
+            load=count * item + flattened,
         )
+    share = -(-count // training.ranks) * item
     gathered = min(count, LIVE_PARAMETERS) * item
     # `reduce_scatter_coalesced` copies the bucket, and gloo copies that once more.
     copies = (1 if training.on_cuda else 2) if training.ranks > 1 else 0
     return _states(
-        weights=part * item + gathered,
+        weights=share + gathered,
         optimizer=(8 if float32 else 12) * part,
         gradients=4 * part,
         fresh=largest_gradients(training),
         step=4 * part + 4 * min(part, LIVE_PARAMETERS),
         buffers=(1 + copies) * bucket + training.shape.largest_parameter * item,
         step_buffers=bucket,
-        load=part * item + _one_by_one(training),
+        load=share + _one_by_one(training),
     )
 
 
@@ -261,6 +289,8 @@ def largest_gradients(training: Training) -> int:
     """Return the bytes of the largest weight's gradient at the end of a backward pass. A tied
     embedding has one as embedding and one as head until they are added.
     """
+    if training.adapters is not None:
+        return training.adapters.largest * training.item_bytes
     is_tied = training.shape.tied and training.head_width > 1
     return (1 + is_tied) * training.shape.largest_parameter * training.item_bytes
 
@@ -274,17 +304,18 @@ def _offloaded(training: Training) -> dict[str, int]:
     accumulation buffer of 4 and no staging. All but the moments are pinned, and torch rounds a
     pinned buffer up to a power of two.
     """
-    count, item = training.parameters, training.item_bytes
-    part = -(-count // training.ranks)
+    count, trained, item = training.held, training.trained, training.item_bytes
+    part = -(-trained // training.ranks)
     pinned = pinned_bytes if training.on_cuda else int
     if training.stage == 3:
         host = 8 * part + 4 * part + 2 * pinned(4 * part)
     else:
         host = 8 * part + 2 * pinned(4 * part) + pinned(item * part) + item * part
-    bucket = min(count, REDUCE_BUCKET) * item
+    bucket = min(trained, REDUCE_BUCKET) * item
+    share = -(-count // training.ranks) * item
     weights = count * item
     if training.stage == 3:
-        weights = part * item + min(count, LIVE_PARAMETERS) * item
+        weights = share + min(count, LIVE_PARAMETERS) * item
     return _states(
         weights=weights,
         optimizer=0,
@@ -293,9 +324,9 @@ def _offloaded(training: Training) -> dict[str, int]:
         step=0,
         buffers=2 * bucket + training.shape.largest_parameter * item,
         step_buffers=training.shape.largest_parameter * item,
-        load=part * item + _one_by_one(training)
+        load=share + _one_by_one(training)
         if training.stage == 3
-        else count * item * (1 if training.on_cuda else 2),
+        else count * item + (0 if training.on_cuda else trained * item),
         host=host,
     )
 
@@ -413,9 +444,9 @@ def engine_memory(engine: Engine) -> EngineMemory:
 
 
 def checkpoint_bytes(parameters: int, item_bytes: int, stage: int) -> int:
-    """Return the bytes of a model's checkpoint: float32 master weights and moments, and the model's
-    own weights where they are saved too (stages 1 and 2; stage 0 has no master weights; at stage 3
-    the model's file has no weights).
+    """Return the bytes of the checkpoint of that many trained parameters: float32 master weights
+    and moments, and the model's own weights where they are saved too (stages 1 and 2; stage 0 has
+    no master weights; at stage 3 the model's file has no weights).
     """
     if stage == 0:
         return (item_bytes + 8) * parameters

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from sppo_ray.config import ModelSettings, RunConfig
 from sppo_ray.planning.devices import CPU, GIB, Cluster, Device, Node, machine_memory, ray_cluster
+from sppo_ray.planning.lora import adapters_of, trained_parameters
 from sppo_ray.planning.memory import (
     DTYPE_BYTES,
     PROCESS,
@@ -208,6 +209,7 @@ def training_of(
         entropy_gradient=entropy_gradient,
         on_cuda=on_cuda,
         sync_bytes=sync_bytes,
+        adapters=adapters_of(settings.lora, shape, is_critic=is_critic),
     )
 
 
@@ -228,7 +230,8 @@ def _roles(
         )
         roles.append(_training_role("critic", values))
     if config.has_reference:
-        frozen = replace(policy, item_bytes=DTYPE_BYTES[config.reference.dtype], sync_bytes=0)
+        item = DTYPE_BYTES[config.reference.dtype]
+        frozen = replace(policy, item_bytes=item, sync_bytes=0, adapters=None)
         roles.append(RolePlan("reference", config.learner.ranks, reference_memory(frozen)))
     return tuple(roles)
 
@@ -323,7 +326,8 @@ def _disk(config: RunConfig, models: Models) -> int:
         count = shape.parameters if shape is models.policy else shape.critic_parameters
         item = DTYPE_BYTES[settings.dtype]
         stage = settings.zero_stage or 2 if item == 2 else settings.zero_stage
-        total += checkpoint_bytes(count, item, stage)
+        trained = trained_parameters(settings.lora, shape, is_critic=shape is not models.policy)
+        total += checkpoint_bytes(trained, item, stage)
         export += count * item
     return total * (config.checkpoint.keep + 1) + export * config.checkpoint.export
 
@@ -498,10 +502,9 @@ def _training_seconds(
     *,
     is_critic: bool = False,
 ) -> float:
-    flops = training_flops(
-        shape, tokens, length, head=not is_critic, recompute=settings.gradient_checkpointing
-    )
-    count = shape.critic_parameters if is_critic else shape.parameters
+    recompute, frozen = settings.gradient_checkpointing, settings.lora is not None
+    flops = training_flops(shape, tokens, length, head=not is_critic, recompute=recompute, frozen=frozen)
+    count = trained_parameters(settings.lora, shape, is_critic=is_critic)
     step = optimizer_seconds(count, settings.ranks, device, assumed, offload=settings.offload_optimizer)
     seconds = _compute(flops, tokens, settings, device, assumed, train=True)
     return seconds + config.data.minibatches_per_step * step

@@ -70,12 +70,14 @@ def forward_flops(shape: ModelShape, tokens: float, length: float, *, head: bool
 
 
 def training_flops(
-    shape: ModelShape, tokens: float, length: float, *, head: bool, recompute: bool
+    shape: ModelShape, tokens: float, length: float, *, head: bool, recompute: bool, frozen: bool = False
 ) -> float:
     """Return the operations of forward and backward pass: three times the forward pass, four times
-    with recomputation.
+    with recomputation. `frozen` weights (LoRA) need no gradients of their own, which are as many
+    operations as their forward pass; those of the adapters are not counted.
     """
-    return (4 if recompute else 3) * forward_flops(shape, tokens, length, head=head)
+    whole = (4 if recompute else 3) * forward_flops(shape, tokens, length, head=head)
+    return whole - frozen * forward_flops(shape, tokens, 0.0, head=head)
 
 
 @dataclass(frozen=True, slots=True)

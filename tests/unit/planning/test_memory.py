@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sppo_ray.config import LoraSettings
+from sppo_ray.planning.lora import Adapters, adapters_of
 from sppo_ray.planning.memory import (
     Engine,
     Training,
@@ -193,3 +195,43 @@ def test_what_never_needs_more_memory(
 def test_a_higher_stage_needs_no_more_on_many_ranks(item: int) -> None:
     peaks = [training_memory(training(stage=stage, ranks=16, item_bytes=item)).peak for stage in (1, 2, 3)]
     assert peaks == sorted(peaks, reverse=True)
+
+
+def test_adapters_are_counted_by_their_widths() -> None:
+    # Qwen2.5-7B: q, o 3584 + 3584; k, v 3584 + 512; gate, up, down 3584 + 18944, in 28 layers
+    layer = 2 * 7168 + 2 * 4096 + 3 * 22_528
+    found = adapters_of(LoraSettings(rank=16), SEVEN, is_critic=False)
+    assert found == Adapters(28 * 16 * layer, 16 * 18_944, 16 * 7)
+    assert found.parameters == 40_370_176
+    some = LoraSettings(rank=8, target_modules=("q_proj", "v_proj"))
+    critic = adapters_of(some, SEVEN, is_critic=True)
+    assert critic == Adapters(28 * 8 * (7168 + 4096) + 3584, 8 * 3584, 8 * 2)
+    assert adapters_of(None, SEVEN, is_critic=False) is None
+
+
+def test_adapters_need_gradients_and_optimizer_of_their_own_size_only() -> None:
+    adapters = adapters_of(LoraSettings(rank=16), SEVEN, is_critic=False)
+    count = adapters.parameters
+    part = count // 4
+    backward = training_memory(training(adapters=adapters)).phases["backward"]
+    assert backward["weights"] == 2 * (P + count)
+    assert (backward["optimizer"], backward["gradients"]) == (12 * part, 4 * part)
+    assert backward["buffers"] == 2 * 2 * count  # two buckets of all adapters
+    plain = training_memory(training(stage=0, item_bytes=4, ranks=1, adapters=adapters)).phases["step"]
+    assert plain["weights"] + plain["optimizer"] == 4 * P + 12 * count
+    offloaded = training_memory(training(offload=True, on_cuda=False, adapters=adapters))
+    assert offloaded.phases["backward"]["offloaded optimizer"] == 20 * part
+    three = training_memory(training(stage=3, adapters=adapters)).phases["backward"]
+    assert three["weights"] == 2 * (P + count) // 4 + 2_000_000_000
+
+
+def test_what_a_layer_with_adapters_saves() -> None:
+    # Counted with saved_tensors_hooks on the quickstart's model and rank 4: 4,624 bytes without
+    # adapters, of which the norms do not save 2 x 64 numbers, and 7 adapters save 4 numbers each.
+    shape = replace(
+        SEVEN, hidden=64, intermediate=128, layers=3, heads=2, kv_heads=2, head_dim=32, vocabulary=45
+    )
+    adapters = adapters_of(LoraSettings(rank=4), shape, is_critic=False)
+    assert layer_activations(shape, 4) == 4624
+    assert layer_activations(shape, 4, adapters) == 4624 - 4 * 128 + 4 * 28 == 4224
+    assert layer_activations(shape, 2, adapters) == 2376
