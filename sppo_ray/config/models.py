@@ -40,8 +40,8 @@ class OptimizerSettings(Settings):
 
 class LoraSettings(Settings):
     """Low-rank adapters (LoRA, arXiv 2106.09685): the model is frozen, and two small matrices
-    beside each linear layer are trained. They need a higher learning rate than a whole model, about
-    10 times.
+    beside each linear layer are trained, with the role's learning rate, which has to be about 10
+    times as high as for a whole model. null (the default) trains the whole model.
     """
 
     rank: int = 16

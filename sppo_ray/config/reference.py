@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -75,8 +75,14 @@ def _kind(field: FieldInfo) -> str:
         return " or ".join(arguments)
     if get_origin(annotation) is tuple:
         return "list"
-    names = [getattr(_bare(argument), "__name__", str(argument)) for argument in arguments or (annotation,)]
-    return " or ".join("null" if name == "NoneType" else name for name in names)
+    return " or ".join(_name(argument) for argument in arguments or (annotation,))
+
+
+def _name(argument: Any) -> str:
+    if get_origin(argument) is Literal:
+        return " or ".join(map(str, get_args(argument)))
+    name = getattr(_bare(argument), "__name__", str(argument))
+    return {"NoneType": "null", "tuple": "list"}.get(name, name)
 
 
 def _bare(annotation: Any) -> Any:

@@ -313,17 +313,19 @@ def _offloaded(training: Training) -> dict[str, int]:
         host = 8 * part + 2 * pinned(4 * part) + pinned(item * part) + item * part
     bucket = min(trained, REDUCE_BUCKET) * item
     share = -(-count // training.ranks) * item
-    weights = count * item
+    weights, largest = count * item, training.shape.largest_parameter * item
     if training.stage == 3:
         weights = share + min(count, LIVE_PARAMETERS) * item
+    elif training.adapters is not None:
+        largest = training.adapters.largest * item
     return _states(
         weights=weights,
         optimizer=0,
         gradients=0,
         fresh=largest_gradients(training),
         step=0,
-        buffers=2 * bucket + training.shape.largest_parameter * item,
-        step_buffers=training.shape.largest_parameter * item,
+        buffers=2 * bucket + largest,
+        step_buffers=largest,
         load=share + _one_by_one(training)
         if training.stage == 3
         else count * item + (0 if training.on_cuda else trained * item),
