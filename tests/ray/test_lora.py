@@ -427,6 +427,7 @@ def test_an_engine_serves_the_merged_weights(engines: dict[str, Engine], tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # four commands, each with its own deadline
 def test_a_run_learns_exports_resumes_and_replays(tmp_path: Path) -> None:
     """The quickstart with adapters for policy and critic. Its base solves .45 of the held-out
     prompts.

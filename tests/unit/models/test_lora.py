@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from sppo_ray.config import LearnerSettings, LoraSettings
-from sppo_ray.config.loading import load_config
+from sppo_ray.config.loading import dump_config, load_config, parse_config, read_settings
 from sppo_ray.errors import UserError
 from sppo_ray.models.lora import WholeParameter, add_adapters, save_adapter, whole_parameters
 from sppo_ray.models.packed import policy_inputs, sequence_inputs
@@ -189,6 +189,9 @@ def test_settings_that_cannot_work_are_refused() -> None:
     config = load_config("quickstart", ["--learner.lora.rank=8"])
     assert (config.learner.lora, config.critic.lora) == (LoraSettings(rank=8), None)
     assert LearnerSettings(model="x").lora is None
+    some = load_config("quickstart", ["--learner.lora.target_modules=[q_proj, v_proj]"])
+    again = parse_config(read_settings(dump_config(some).encode(), "config.yaml"))
+    assert again.learner.lora == LoraSettings(target_modules=("q_proj", "v_proj"))
 
 
 def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

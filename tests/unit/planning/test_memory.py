@@ -25,6 +25,7 @@ from sppo_ray.planning.memory import (
     training_memory,
 )
 from sppo_ray.planning.shapes import KNOWN
+from sppo_ray.planning.time import training_flops
 
 SEVEN = KNOWN["qwen2.5-math-7b"]
 P = 7_615_616_512
@@ -235,3 +236,19 @@ def test_what_a_layer_with_adapters_saves() -> None:
     assert layer_activations(shape, 4) == 4624
     assert layer_activations(shape, 4, adapters) == 4624 - 4 * 128 + 4 * 28 == 4224
     assert layer_activations(shape, 2, adapters) == 2376
+
+
+def test_frozen_weights_need_no_gradients() -> None:
+    # 2 operations a parameter and token forward, 4 backward; without their own gradients 2
+    count = SEVEN.body_parameters
+    steps = {
+        (recompute, frozen): training_flops(
+            SEVEN, 10, 0, head=False, recompute=recompute, frozen=frozen
+        ) / (10 * count)
+        for recompute in (False, True)
+        for frozen in (False, True)
+    }
+    assert steps == {(False, False): 6, (True, False): 8, (False, True): 4, (True, True): 6}
+    # attention has no weights: its backward pass costs the same
+    with_attention = training_flops(SEVEN, 10, 100, head=False, recompute=False, frozen=True)
+    assert with_attention - 40 * count == 3 * 10 * 2 * 28 * 3584 * 100
