@@ -112,6 +112,9 @@ def load_model(
             require_finite(directory, name, parameter)
     with explained(directory, attention=attention, device=device):
         packs = packs_rows(found.probe)
+        if packs and dtype != "float32":  # its own attention is compared in float32
+            whole = options | {"dtype": torch.float32}
+            packs = packs_rows(_small(auto_class, config, whole).to(device))
     if not packs:
         raise UserError(
             f"model {directory}: {type(found.model).__name__} does not read rows that lie end to end (its "
