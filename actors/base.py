@@ -33,12 +33,14 @@ from actors.deepspeed import (
     reach_store,
 )
 from actors.memory import peak_bytes
+from actors.offload import with_resident
 from sppo_ray.config import ModelSettings
 from sppo_ray.errors import UserError
 from sppo_ray.file_digests import FileDigest, digest_folder
 from sppo_ray.models.bundled import weights_digest
 from sppo_ray.models.lora import add_adapters, save_adapter
 from sppo_ray.models.tokenizers import load_tokenizer
+from sppo_ray.protocols import Holds
 
 
 class TrainingRank(ABC):
@@ -145,6 +147,11 @@ class TrainingRank(ABC):
         self._restore_extra_state(state)
         _set_random_state(load_data(str(random_state)), self.device)
 
+    def hold(self, wanted: Holds) -> None:
+        """Move states between device and host memory until this rank holds `wanted`."""
+        self.engine.residency.hold(wanted)
+
+    @with_resident(Holds.WEIGHTS)
     def export(self, directory: str | Path, tokenizer_source: str | Path) -> None:
         """Write a plain Transformers checkpoint atomically, on rank 0. A collective.
 

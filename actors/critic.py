@@ -21,6 +21,7 @@ from torch import Tensor
 
 from actors.base import TrainingRank
 from actors.liveness import VITAL
+from actors.offload import with_resident
 from sppo_ray.algorithms.value_loss import (
     ValueLoss,
     check_rewards,
@@ -33,6 +34,7 @@ from sppo_ray.data.packing import bins
 from sppo_ray.models.critic_output import CriticLoss, CriticReads
 from sppo_ray.models.loading import read_config
 from sppo_ray.models.value_head import ValueModel, choose_pad_token, load_value_model, value_inputs
+from sppo_ray.protocols import Holds
 from sppo_ray.types import TokenRows
 
 _FILLER = TokenRows.of([(0,)])
@@ -76,6 +78,7 @@ class ValueRank(TrainingRank):
         self._prompt_endings = self.engine.union(self._prompt_endings)
         super().export(directory, tokenizer_source)
 
+    @with_resident(Holds.WEIGHTS)
     @torch.no_grad()
     def _outputs_of(self, rows: TokenRows, counts: np.ndarray) -> np.ndarray:
         """Return the head's outputs at the last `counts[i]` tokens of each row, [counts.sum()]

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 from torch.distributed.constants import default_pg_timeout
 
+from actors.offload import PlainStates, Residency, ZeroStates
 from sppo_ray.config import ModelSettings, OptimizerSettings
 from sppo_ray.errors import UserError
 from sppo_ray.models.lora import whole_parameters
+from sppo_ray.protocols import Holds
 
 # DeepSpeed selects its accelerator on import, so it must be imported after `join_group` has set it.
 _TAG = "state"
@@ -195,6 +197,8 @@ class TrainingEngine:
             config=deepspeed_config(settings, self.num_trained),
             dist_init_required=False,
         )
+        mover = ZeroStates(self._engine) if self.stage else PlainStates(self._engine, device)
+        self.residency = Residency(mover)
         # DeepSpeed's own function unpickles any object
         self._engine.checkpoint_engine.load = load_data
 
@@ -204,6 +208,7 @@ class TrainingEngine:
 
     def __call__(self, *inputs: Any) -> Any:
         self.progress += 1
+        self.residency.require(Holds.WEIGHTS, "a forward pass")
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
@@ -218,6 +223,7 @@ class TrainingEngine:
     def step(self, lr: float) -> StepOutcome:
         """Reduce, clip and apply the accumulated gradient. A collective."""
         self.progress += 1
+        self.residency.require(Holds.ALL, "an optimizer step")
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
@@ -295,6 +301,7 @@ class TrainingEngine:
             UserError: `directory` has no checkpoint of this model and number of ranks, or the
                 checkpoint holds objects other than data.
         """
+        self.residency.require(Holds.ALL, "loading a checkpoint")
         path, client_state = self._engine.load_checkpoint(
             str(directory), tag=_TAG, load_module_strict=not self._has_frozen
         )

@@ -26,6 +26,7 @@ from sppo_ray.data.packing import deal
 from sppo_ray.file_digests import FileDigest
 from sppo_ray.models.critic_output import CriticLoss, prompt_value
 from sppo_ray.protocols import (
+    Holds,
     Invitation,
     PublishedWeights,
     TransferFailed,
@@ -115,6 +116,9 @@ class RayRolloutWorker:
         """Drop all unfinished requests. Their streams end. Raises WorkerFailure."""
         await answer(self.name, "dropping its requests", self._handle.abort_all.remote(), PING_TIMEOUT_S)
 
+    async def sleep(self) -> None:
+        await answer(self.name, "going to sleep", self._handle.sleep.remote(), self._pull_timeout_s)
+
     async def close(self) -> None:
         kill(self._handle)
 
@@ -148,6 +152,9 @@ class Ranks:
         """Each rank's part of a checkpoint; returns the digests of all their files."""
         shares = await self.all("saving its checkpoint", "save", str(directory))
         return {name: digest for share in shares for name, digest in share.items()}
+
+    async def hold(self, wanted: Holds) -> None:
+        await self.all("moving its states", "hold", wanted)
 
     async def all(self, doing: str, method: str, *arguments: Any) -> list[Any]:
         """Call `method` with equal arguments on all ranks, for reading and writing files."""
@@ -255,6 +262,9 @@ class LearnerGroup:
         published = await publish_flat(self._ranks, version, "flat_weights")
         assert published is not None
         return published
+
+    async def hold(self, wanted: Holds) -> None:
+        await self._ranks.hold(wanted)
 
     async def save(self, directory: Path) -> Mapping[str, FileDigest]:
         return await self._ranks.save(directory)
@@ -392,6 +402,9 @@ class CriticGroup:
 
     def restore_version(self, version: int) -> None:
         self._version = version
+
+    async def hold(self, wanted: Holds) -> None:
+        await self._ranks.hold(wanted)
 
     async def save(self, directory: Path) -> Mapping[str, FileDigest]:
         return await self._ranks.save(directory)

@@ -22,6 +22,7 @@ from torch import Tensor
 from actors.base import TrainingRank, copy_generation_config
 from actors.liveness import VITAL
 from actors.logprobs import response_logprobs
+from actors.offload import with_resident
 from actors.weights.sender import ChunkSender
 from sppo_ray.algorithms.policy_loss import LossScale, training_loss
 from sppo_ray.algorithms.tensor_ops import to_tensors
@@ -29,7 +30,7 @@ from sppo_ray.config import Algorithm, LearnerSettings
 from sppo_ray.models.loading import DTYPES, read_config
 from sppo_ray.models.packed import policy_inputs, sequence_inputs
 from sppo_ray.models.policy import PolicyModel, load_policy
-from sppo_ray.protocols import WeightManifest
+from sppo_ray.protocols import Holds, WeightManifest
 from sppo_ray.rollout.weight_digest import flat_digest
 from sppo_ray.types import MicroBatch
 
@@ -100,12 +101,14 @@ class LearnerRank(TrainingRank):
                 maxima[name] = torch.maximum(maxima[name], value)
         return self._apply_gradient(sums, maxima) | {"seconds": time.perf_counter() - started}
 
+    @with_resident(Holds.WEIGHTS)
     def logprobs(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray]:
         """Return the current weights' log-probs, [response tokens] float32 per micro-batch. A
         collective under ZeRO-3.
         """
         return response_logprobs(self.engine, microbatches, temperature=self.temperature, device=self.device)
 
+    @with_resident(Holds.WEIGHTS)
     def flat_weights(self, version: int) -> tuple[WeightManifest | None, np.ndarray | None, Probe | None]:
         """Return manifest, buffer and probe of the weights. A collective.
 
@@ -140,6 +143,7 @@ class LearnerRank(TrainingRank):
         )
         return manifest, flat, probe
 
+    @with_resident(Holds.WEIGHTS)
     def flat_again(self, version: int) -> tuple[WeightManifest | None, np.ndarray | None, Probe | None]:
         """Return `flat_weights` of the version that was announced last, for engines that its
         broadcast did not reach. A collective. None three times on all ranks when the weights have
@@ -151,6 +155,7 @@ class LearnerRank(TrainingRank):
         self._sync_buffer = None  # rarely needed, and as large as the model
         return found
 
+    @with_resident(Holds.WEIGHTS)
     def announce(self, version: int, chunk_bytes: int) -> tuple[WeightManifest | None, Probe]:
         """Return manifest (rank 0) and probe of a version that `send_weights` will broadcast. A
         collective.
@@ -173,6 +178,7 @@ class LearnerRank(TrainingRank):
         """
         return self.sender.join(epoch, transport, size, timeout_s)
 
+    @with_resident(Holds.WEIGHTS)
     def send_weights(self, version: int, epoch: int, timeout_s: float) -> str:
         """Broadcast the announced version to the group of an epoch. A collective. Returns why that
         failed, or an empty text.

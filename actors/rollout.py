@@ -4,6 +4,7 @@
         --> yield TrajectoryBlock
     pull_weights(manifest, buffer) --> [load, new version, forget every KV block, probe]
         --> WeightReceipt
+    sleep() --> [weights and KV cache are gone] --> only pull_weights wakes the engine
 
 Requests in flight during a pull use the new weights from their next token on, with a recomputed KV
 cache. Each trajectory has the versions that sampled its first and its last token.
@@ -31,6 +32,8 @@ from sppo_ray.types import RequestId, RolloutRequest, SamplingSettings, TokenRow
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.llm_engine import LLMEngine
+
+    from actors.engine_sleep import Tag
 
 SHARED_MEMORY = "/dev/shm"
 INITIAL_VERSION = 0  # the checkpoint that the engine started from
@@ -97,13 +100,15 @@ class RolloutWorker:
         stop_token_ids: tuple[int, ...],
         seed: int,
         device: str,
+        can_sleep: bool = False,
     ) -> None:
         """Start the engine in the background; `ready` waits for it. `stop_token_ids` is the default
-        of calls.
+        of calls. `can_sleep`: the engine shares its device with other roles.
         """
         self._began = time.monotonic()
         os.environ.update(rollout_env(settings, device))
         # Imported here, because vLLM reads the environment on import and the driver may lack vLLM.
+        from actors.engine_sleep import engine_sleep
         from actors.vllm_engine import EngineThread, engine_args
 
         self.name = name
@@ -113,13 +118,20 @@ class RolloutWorker:
         self._stop_token_ids = stop_token_ids
         self._device = device
         self._version = INITIAL_VERSION
+        self._sleep = engine_sleep(device)
+        self._is_asleep = False  # changed on the engine's thread
         self._in_flight: dict[str, _InFlight] = {}
         self._admitted = 0
         self._finished: dict[int, tuple[_InFlight, list[Finished]]] = {}  # by call, not yet delivered
         self._delivered_at = 0.0
         self._engine = EngineThread(
             lambda: engine_args(
-                settings, model_path=model_path, max_model_len=max_model_len, seed=seed, device=device
+                settings,
+                model_path=model_path,
+                max_model_len=max_model_len,
+                seed=seed,
+                device=device,
+                can_sleep=can_sleep,
             ),
             self._deliver,
         )
@@ -218,6 +230,7 @@ class RolloutWorker:
     def _admit(self, engine: LLMEngine, batch: Mapping[str, _InFlight], sampling: SamplingSettings) -> None:
         from actors.vllm_engine import sampling_params
 
+        self._require_awake()
         for entry in batch.values():
             self._require_servable(entry.request, sampling.max_tokens, engine.model_config.get_vocab_size())
         stop = sampling.stop_token_ids or self._stop_token_ids
@@ -300,6 +313,30 @@ class RolloutWorker:
             seconds=np.array([seconds for _, seconds in finished]),
         )
 
+    # ---------------------------------------------------------------------------------------- sleep
+
+    async def sleep(self) -> None:
+        """Free the device for other roles. Until the next pull the engine refuses requests. Raises
+        UserError while requests are in flight.
+        """
+        await self._call(self._fall_asleep)
+
+    def _fall_asleep(self, engine: LLMEngine) -> None:
+        if self._in_flight:
+            raise UserError(f"{self.name}: {len(self._in_flight)} requests are in flight: drop them first")
+        if not self._is_asleep:
+            self._deliver(self._engine.drain(engine))
+            self._sleep.sleep(engine)
+            self._is_asleep = True
+
+    def _wake(self, engine: LLMEngine, tag: Tag) -> None:
+        if self._is_asleep:
+            self._sleep.wake(engine, tag)
+
+    def _require_awake(self) -> None:
+        if self._is_asleep:
+            raise UserError(f"{self.name} is asleep: it serves again after it has pulled weights")
+
     # ---------------------------------------------------------------------------------- weight sync
 
     async def pull_weights(
@@ -318,6 +355,7 @@ class RolloutWorker:
     ) -> WeightReceipt:
         began = time.monotonic()
         self._deliver(self._engine.drain(engine))
+        self._wake(engine, "weights")
         engine.collective_rpc("start_weight_update")
         if self._settings.tensor_parallel_size == 1:
             engine.collective_rpc("update_weights", args=(_layout(manifest) | {"buffer": buffer},))
@@ -363,6 +401,7 @@ class RolloutWorker:
 
         began = time.monotonic()
         self._deliver(self._engine.drain(engine))
+        self._wake(engine, "weights")
         engine.collective_rpc("start_weight_update")
         update = _layout(manifest) | {"version": manifest.version, "epoch": epoch}
         engine.collective_rpc("update_weights", args=(update,))
@@ -381,6 +420,8 @@ class RolloutWorker:
         from actors.weights.flat import load_proof
 
         proofs = engine.collective_rpc(load_proof)
+        self._wake(engine, "kv_cache")
+        self._is_asleep = False
         self._engine.is_held = False
         self._serve_version(engine, version)
         return WeightReceipt(

@@ -49,10 +49,16 @@ T = TypeVar("T")
 
 
 def engine_args(
-    settings: RolloutSettings, *, model_path: str, max_model_len: int, seed: int, device: str
+    settings: RolloutSettings,
+    *,
+    model_path: str,
+    max_model_len: int,
+    seed: int,
+    device: str,
+    can_sleep: bool = False,
 ) -> EngineArgs:
     """Return vLLM's arguments: token ids as input and output, exact log-probs, reproducible
-    scheduling.
+    scheduling. `can_sleep`: the engine frees its GPU for other roles, in turns.
 
     Raises UserError when the installed vLLM is for another device.
     """
@@ -83,6 +89,7 @@ def engine_args(
         enable_prefix_caching=True,
         block_size=settings.block_size,
         enforce_eager=settings.enforce_eager,
+        enable_sleep_mode=can_sleep and not cpu,  # on a CPU: actors/engine_sleep.py
         kv_cache_memory_bytes=None if kv_cache is None else int(kv_cache * GIB),
         gpu_memory_utilization=settings.gpu_memory_utilization if cpu or kv_cache is None else UNCHECKED,
         tensor_parallel_size=settings.tensor_parallel_size,

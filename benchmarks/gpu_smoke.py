@@ -56,7 +56,7 @@ SECTIONS: dict[str, Section] = {  # the most valuable first
         "learner": 150,
         "offload": 150,
         "engine": 240,
-        "colocated": 30,
+        "colocated": 240,
     }.items()
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, cast
 
@@ -61,6 +62,14 @@ class FleetExhausted(WorkerFailure):
 
 class TransferFailed(Exception):
     """A broadcast of weights did not reach a process, which is alive and can get them by flat."""
+
+
+class Holds(IntEnum):
+    """What a worker holds in the memory of a device that several roles share."""
+
+    NOTHING = 0
+    WEIGHTS = 1
+    ALL = 2  # an engine: its KV cache too; a rank: optimizer states and gradients too
 
 
 class PromptSource(Protocol):
@@ -167,6 +176,10 @@ class RolloutWorker(Protocol):
         """Drop all unfinished requests. Their streams end without their trajectories."""
         ...
 
+    async def sleep(self) -> None:
+        """Free the device: weights and KV cache are lost, and only a pull wakes the engine."""
+        ...
+
     async def memory(self) -> Mapping[str, int]:
         """Return the peak bytes of each process since its start, {"rollout-0": bytes}: device
         memory on a GPU, else resident memory.
@@ -206,7 +219,19 @@ class RoleWorker(Protocol):
     async def close(self) -> None: ...
 
 
-class Learner(RoleWorker, Protocol):
+class TrainingWorker(RoleWorker, Protocol):
+    """The learner or the critic."""
+
+    async def hold(self, wanted: Holds) -> None:
+        """Move states to host memory or back, until the ranks hold `wanted` on their devices.
+
+        Updates and `load` need ALL. Calls that only read bring the weights for their duration, and
+        `save` writes states from where they are.
+        """
+        ...
+
+
+class Learner(TrainingWorker, Protocol):
     async def update(self, minibatch: Minibatch) -> Mapping[str, float]:
         """Do one optimizer step. Returns the metrics, averaged over the global minibatch."""
         ...
@@ -228,7 +253,7 @@ class Learner(RoleWorker, Protocol):
         ...
 
 
-class Critic(RoleWorker, Protocol):
+class Critic(TrainingWorker, Protocol):
     async def values(self, prompts: TokenRows) -> list[PromptValue]:
         """Return V(prompt) of each prompt, tokenized by the critic's tokenizer. A token critic
         returns its value at the last prompt token.

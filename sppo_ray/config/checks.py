@@ -12,6 +12,7 @@ from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, spe
 from sppo_ray.config.data import DataSettings
 from sppo_ray.config.loop import LoopSettings
 from sppo_ray.config.models import CriticSettings, LearnerSettings, ModelSettings, ReferenceSettings
+from sppo_ray.config.operations import ClusterSettings
 from sppo_ray.config.reward import RewardSettings
 from sppo_ray.config.rollout import RolloutSettings
 
@@ -156,6 +157,82 @@ def check_engine_device(device: str, rollout: RolloutSettings, others: Mapping[s
         raise ValueError(
             f"rollout.gpus_per_worker is {gpus:g}, and an engine of rollout.tensor_parallel_size "
             f"{tensor_parallel} uses {tensor_parallel}: set both to the same number"
+        )
+
+
+def check_layout(
+    cluster: ClusterSettings,
+    *,
+    rollout: RolloutSettings,
+    learner: LearnerSettings,
+    critic: CriticSettings | None,
+    has_reference: bool,
+    max_staleness: int,
+    transport: str,
+) -> None:
+    """Check that the roles of layout `colocated` can take turns on the same GPUs. `critic`: None =
+    not loaded.
+    """
+    if cluster.layout != "colocated":
+        return
+    _check_turns(rollout, has_reference=has_reference, max_staleness=max_staleness)
+    if transport not in ("auto", "flat"):
+        raise ValueError(
+            f"cluster.layout colocated: weight_sync.transport {transport} does not work while the learner's "
+            "states are away: set it to auto"
+        )
+    ranks = {"learner": learner} | ({} if critic is None else {"critic": critic})
+    for role, settings in ranks.items():
+        _check_colocated_ranks(role, settings, rollout)
+    if rollout.gpus_per_worker > 0 and rollout.kv_cache_gib is None:
+        raise ValueError(
+            "cluster.layout colocated: an engine shares its GPU, and vLLM cannot measure what the other "
+            "roles leave it: set rollout.kv_cache_gib, e.g. to 24 (`sppo-ray plan` shows what fits)"
+        )
+
+
+def _check_turns(rollout: RolloutSettings, *, has_reference: bool, max_staleness: int) -> None:
+    separate = "or cluster.layout to separate"
+    if max_staleness > 0:
+        raise ValueError(
+            f"cluster.layout colocated: engines and learner take turns, so loop.max_staleness "
+            f"{max_staleness} cannot overlap them: set it to 0, {separate}"
+        )
+    if rollout.autoscale is not None:
+        raise ValueError(
+            "cluster.layout colocated: every engine shares a GPU with a learner rank, so their number is "
+            f"fixed: set rollout.autoscale to null, {separate}"
+        )
+    if rollout.tensor_parallel_size > 1:
+        raise ValueError(
+            f"cluster.layout colocated: an engine over {rollout.tensor_parallel_size} GPUs cannot share "
+            f"them with ranks of one GPU each: set rollout.tensor_parallel_size to 1, {separate}"
+        )
+    if has_reference:
+        raise ValueError(
+            "cluster.layout colocated: the reference of a KL penalty does not take turns: set "
+            f"algorithm.kl.coefficient to 0, {separate}"
+        )
+
+
+def _check_colocated_ranks(role: str, settings: ModelSettings, rollout: RolloutSettings) -> None:
+    is_unequal = settings.ranks != rollout.workers if role == "learner" else settings.ranks > rollout.workers
+    if is_unequal:
+        most = "equal" if role == "learner" else "be at most"
+        raise ValueError(
+            f"cluster.layout colocated: {role}.ranks is {settings.ranks}, and must {most} rollout.workers "
+            f"{rollout.workers}, because rank i shares the GPU of engine i: set it to {rollout.workers}"
+        )
+    if settings.zero_stage == 3:
+        raise ValueError(
+            f"cluster.layout colocated: the states of {role}.zero_stage 3 cannot be moved away and back: "
+            "set it to 2, or cluster.layout to separate"
+        )
+    shares = (settings.gpus_per_rank, rollout.gpus_per_worker)
+    if shares not in ((0, 0), (1, 1)):
+        raise ValueError(
+            f"cluster.layout colocated: {role}.gpus_per_rank is {shares[0]:g} and rollout.gpus_per_worker "
+            f"{shares[1]:g}: in its turn each has the whole GPU: set both to 1, or both to 0 for CPUs"
         )
 
 

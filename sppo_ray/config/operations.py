@@ -50,6 +50,11 @@ class ClusterSettings(Settings):
     """
     local_cpus: PositiveInt | None = None
     """Logical CPUs of the local cluster; null = all of the machine."""
+    layout: Literal["separate", "colocated"] = "separate"
+    """separate: each role has devices of its own. colocated: engine i, learner rank i and critic
+    rank i share a GPU in turns (docs/gpu.md). Give each the share 1, as if the GPU were its own;
+    equally many engines and learner ranks; rollout.kv_cache_gib.
+    """
     placement: Literal["pack", "spread"] = "pack"
     """pack: actors on as few nodes as possible, because ranks of a group exchange gradients.
     spread: on as many nodes as possible, the largest actors first, e.g. one engine per node.

@@ -16,6 +16,7 @@ from sppo_ray.config.checks import (
     check_algorithm,
     check_critic_input,
     check_devices,
+    check_layout,
     check_learner_input,
     check_ranks,
     check_warmup,
@@ -74,6 +75,15 @@ class RunConfig(Settings):
             reference=self.reference if self.has_reference else None,
         )
         check_transport(self.weight_sync, rollout=self.rollout, learner=self.learner)
+        check_layout(
+            self.cluster,
+            rollout=self.rollout,
+            learner=self.learner,
+            critic=self.critic if self.has_critic else None,
+            has_reference=self.has_reference,
+            max_staleness=self.loop.max_staleness,
+            transport=self.weight_sync.transport,
+        )
         check_learner_input(self.learner, self.context_tokens)
         if self.has_critic:
             check_critic_input(self.critic, *self.critic_reads_at_most())
@@ -94,6 +104,8 @@ class RunConfig(Settings):
     @property
     def transport(self) -> Transport:
         """How weights reach the engines."""
+        if self.cluster.layout == "colocated":  # the learner has left the GPU when engines load
+            return "flat"
         return choose_transport(self.weight_sync, rollout=self.rollout, learner=self.learner)
 
     @property
@@ -160,6 +172,8 @@ class RunConfig(Settings):
         )
 
     def logical_gpus(self) -> float:
+        if self.cluster.layout == "colocated":  # ranks share the engines' GPUs
+            return self.rollout.workers * self.rollout.gpus_per_worker
         return round(
             self.rollout.workers * self.rollout.gpus_per_worker
             + self.learner.ranks * self.learner.gpus_per_rank

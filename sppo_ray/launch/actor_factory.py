@@ -92,6 +92,7 @@ class ActorFactory:
             stop_token_ids=stop_token_ids,
             seed=self._config.seed,
             device=self._device,
+            can_sleep=self._config.cluster.layout == "colocated",
         )
         try:
             await answer(name, "start-up", handle.ready.remote(), settings.start_timeout_s)

@@ -56,11 +56,11 @@ async def reserve_group(config: RunConfig | EvaluationConfig, bundles: Sequence[
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A bundle of a placement group."""
+    """A bundle of a placement group, or an actor's part of one that several actors share."""
 
     group: PlacementGroup
     index: int
-    bundle: Bundle
+    bundle: Bundle  # of the actor
 
 
 class RayPlacementPool:
@@ -77,8 +77,9 @@ class RayPlacementPool:
         whose place was released.
         """
         self._group = group
-        self._held = {bundle.role: Place(group, i, bundle) for i, bundle in enumerate(bundles)}
-        self._workers = [bundle for bundle in bundles if bundle.role.startswith(ROLLOUT)]  # all equal
+        actors = [(i, actor) for i, bundle in enumerate(bundles) for actor in bundle.actors]
+        self._held = {actor.role: Place(group, i, actor) for i, actor in actors}
+        self._workers = [actor for _, actor in actors if actor.role.startswith(ROLLOUT)]  # all equal
         self._free: list[Place] = []
         self._on_release = on_release
 

@@ -28,6 +28,7 @@ from sppo_ray.rundir.layout import RunDir
 from sppo_ray.trainer.checkpoint import TrainerState, resumable_settings
 from sppo_ray.trainer.loop import Trainer, Workers
 from sppo_ray.trainer.pause import PauseGate
+from sppo_ray.trainer.phases import Phase
 from sppo_ray.trainer.recorder import Recorder
 
 T = TypeVar("T")
@@ -130,8 +131,10 @@ class RecoveryLoop:
             return
         path, state = start
         self._recorder.restore(path / "records")
+        await workers.turns.enter(Phase.POLICY)
         await workers.learner.load(path / "learner")
         if workers.critic is not None:
+            await workers.turns.enter(Phase.CRITIC)
             await workers.critic.load(path / "critic")
             workers.critic.restore_version(state.critic_version)
         self._recorder.event("restored", f"from {path.name}", show=True)

@@ -231,8 +231,8 @@ async def _train(
     signals: EndSignals,
 ) -> int:
     gate = PauseGate()
-    roles = ", ".join(bundle.role for bundle in bundles_of(config))
-    recorder.message(f"starting {len(bundles_of(config))} actors on {device}: {roles}")
+    roles = [actor.role for bundle in bundles_of(config) for actor in bundle.actors]
+    recorder.message(f"starting {len(roles)} actors on {device}: {', '.join(roles)}")
     with signals.stopping(gate.stop):
         async with run_workers(config, inputs, recorder, device) as manager:
             inbox = Inbox(run_dir.path)
@@ -267,12 +267,14 @@ def _conclude(config: RunConfig, run_dir: RunDir, recorder: Recorder, ended: End
     from sppo_ray.display.reliability_plot import reliability_of_run
     from sppo_ray.evaluation.critic_card import write_card_of_run
 
-    advice = advice_of(
-        read_metrics(run_dir.path),
-        learner_ranks=config.learner.ranks,
-        critic_ranks=config.critic.ranks,
-        is_overlapped=config.loop.max_staleness > 0,
-    )
+    advice = None
+    if config.cluster.layout == "separate":  # else no role can get a worker by itself
+        advice = advice_of(
+            read_metrics(run_dir.path),
+            learner_ranks=config.learner.ranks,
+            critic_ranks=config.critic.ranks,
+            is_overlapped=config.loop.max_staleness > 0,
+        )
     run_dir.write_summary(
         Summary(
             name=config.name,

@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, NoReturn, TypeVar
 
-from sppo_ray.config import RunConfig
+from sppo_ray.config import RolloutSettings, RunConfig
 from sppo_ray.evaluation.sampler import Evaluator
 from sppo_ray.launch.actor_factory import ActorFactory, actor_factory
 from sppo_ray.launch.run_inputs import RunInputs, decoder
@@ -36,7 +36,9 @@ from sppo_ray.rollout.tasks import all_or_none, end_tasks
 from sppo_ray.rollout.views import PendingView
 from sppo_ray.rollout.weight_sync import ProbeTolerance
 from sppo_ray.trainer.loop import Workers
+from sppo_ray.trainer.phases import Phase
 from sppo_ray.trainer.recorder import Recorder
+from sppo_ray.trainer.turns import Colocated, Separate
 from sppo_ray.trainer.worker_times import timed
 from sppo_ray.types import SamplingSettings
 
@@ -92,31 +94,54 @@ class WorkerManager:
         self._roles = (self._reward, self._learner, self._critic, self._reference)
         self._pipeline: SamplePipeline | None = None
         self._fleet_start: asyncio.Future[None] | None = None
+        is_shared = config.cluster.layout == "colocated"
+        self._turns = Colocated(lambda: self.fleet.sleep()) if is_shared else None
         self.fleet = RolloutFleet(
             self._engine,
-            settings=config.rollout,
+            settings=_fixed_size(config.rollout) if is_shared else config.rollout,
             tolerance=ProbeTolerance.for_dtype(config.rollout.dtype, config.weight_sync.max_probe_difference)
             if config.weight_sync.verify
             else None,
             on_event=lambda kind, message: recorder.event(kind, message, show=True),
             places=factory.places,
+            starting=self._turns.starting if self._turns else contextlib.nullcontext,
         )
 
     async def start(self) -> Workers:
         """Start all missing workers. Raises WorkerFailure and UserError; started workers stay for
         the next try.
         """
-        if self._fleet_start is None:
-            self._fleet_start = asyncio.ensure_future(self.fleet.start())
+        if self._turns is not None:
+            await self._start_in_turns(self._turns)
         else:
-            self.fleet.replenish()
-        await all_or_none(asyncio.shield(self._fleet_start), *(role.get() for role in self._roles))
+            await all_or_none(self._start_engines(), *(role.get() for role in self._roles))
         return self._connected(
             await self._learner.get(),
             await self._critic.get(),
             await self._reference.get(),
             await self._reward.get(),
         )
+
+    def _start_engines(self) -> Awaitable[None]:
+        if self._fleet_start is None:
+            self._fleet_start = asyncio.ensure_future(self.fleet.start())
+        else:
+            self.fleet.replenish()
+        return asyncio.shield(self._fleet_start)
+
+    async def _start_in_turns(self, turns: Colocated) -> None:
+        """Start the roles that share GPUs one after another, because each takes most of the memory
+        while it starts. The first time the engines come first; later they live or wait to start.
+        """
+        if self._fleet_start is None:
+            await turns.enter(Phase.GENERATE)
+        await all_or_none(self._start_engines(), self._reward.get())
+        await turns.enter(Phase.POLICY)
+        turns.add("learner", await self._learner.get())
+        await turns.enter(Phase.CRITIC)
+        if (critic := await self._critic.get()) is not None:
+            turns.add("critic", critic)
+        await turns.enter(Phase.REST)
 
     def pending(self) -> list[PendingView]:
         """Processes other than engines that wait for room or take long to start."""
@@ -136,6 +161,8 @@ class WorkerManager:
             if failure.role == stateless.name or not await stateless.is_well():
                 leaving.append(stateless)
         await asyncio.gather(self.fleet.abandon(), *(role.give_up() for role in leaving))
+        if self._turns is not None:
+            await self._turns.reset()
 
     async def close(self) -> None:
         await self._close_pipeline()
@@ -196,7 +223,21 @@ class WorkerManager:
             shaped=config.shaped,
             seed=config.seed,
         )
-        return Workers(self.fleet, learner, critic, reference, reward_client, self._pipeline, evaluator)
+        return Workers(
+            self.fleet,
+            learner,
+            critic,
+            reference,
+            reward_client,
+            self._pipeline,
+            evaluator,
+            self._turns or Separate(),
+        )
+
+
+def _fixed_size(rollout: RolloutSettings) -> RolloutSettings:
+    """A fleet of engines that share their GPUs with ranks cannot be scaled."""
+    return rollout.model_copy(update={"min_workers": rollout.workers, "max_workers": rollout.workers})
 
 
 @contextlib.asynccontextmanager

@@ -20,6 +20,8 @@ Change = Mapping[str, Any]
 MOST_CHANGES = 3
 CLUSTER_SIZES = (1, 2, 3, 4, 6, 8, 16, 24, 32, 64)
 RANKS = (1, 2, 4, 8, 16)
+KV_CACHES = (48.0, 32.0, 24.0, 16.0, 12.0, 8.0, 4.0)
+"""GiB that an engine with a KV cache of a given size may have instead."""
 
 
 def nearest_change(
@@ -83,25 +85,40 @@ def faster_split(
     """Return the number of engines and ranks that make a step shortest on the whole cluster, and
     their plan; None when idle GPUs shorten it by less than 5 %.
     """
-    cluster, rollout = plan.cluster, config.rollout
+    cluster = plan.cluster
     if cluster.device.kind == "cpu" or plan.gpus >= cluster.num_gpus or not plan.fits:
         return None
     best: tuple[tuple[str, ...], Plan] | None = None
+    for change in _splits(config, cluster.num_gpus):
+        changed = with_settings(config, change)
+        found = changed and make_plan(changed, cluster, models, assumed)
+        usable = found and found.fits and not found.warnings
+        if usable and found.step_seconds < (best[1] if best else plan).step_seconds:
+            best = as_options({k: v for k, v in change.items() if v != _value(config, k)}), found
+    return best if best and best[1].step_seconds < 0.95 * plan.step_seconds else None
+
+
+def _splits(config: RunConfig, gpus: int) -> Iterator[Change]:
+    """Yield numbers of engines and ranks that use `gpus`."""
+    if config.cluster.layout == "colocated":
+        yield _all_on(config, gpus)
+        return
     critics = RANKS if config.has_critic else (1,)
     for ranks in (count for count in RANKS if count <= config.data.minibatch_size):
         for critic_ranks in critics:
             taken = ranks * config.learner.gpus_per_rank
             taken += config.has_reference * ranks * config.reference.gpus_per_rank
             taken += config.has_critic * critic_ranks * config.critic.gpus_per_rank
-            workers = int((cluster.num_gpus - taken) // max(1.0, rollout.gpus_per_worker))
-            change = {"rollout.workers": workers, "learner.ranks": ranks}
-            change |= {"critic.ranks": critic_ranks} if config.has_critic else {}
-            changed = with_settings(config, change) if workers > 0 else None
-            found = changed and make_plan(changed, cluster, models, assumed)
-            usable = found and found.fits and not found.warnings
-            if usable and found.step_seconds < (best[1] if best else plan).step_seconds:
-                best = as_options({k: v for k, v in change.items() if v != _value(config, k)}), found
-    return best if best and best[1].step_seconds < 0.95 * plan.step_seconds else None
+            workers = int((gpus - taken) // max(1.0, config.rollout.gpus_per_worker))
+            change: Change = {"rollout.workers": workers, "learner.ranks": ranks}
+            if workers > 0:
+                yield {**change, "critic.ranks": critic_ranks} if config.has_critic else change
+
+
+def _all_on(config: RunConfig, gpus: int) -> Change:
+    """Return the settings of layout colocated on `gpus` GPUs."""
+    change: Change = {"rollout.workers": gpus, "learner.ranks": gpus}
+    return {**change, "critic.ranks": gpus} if config.has_critic else change
 
 
 def require_memory(config: RunConfig, cluster: Cluster, models: Models) -> tuple[str, ...]:
@@ -191,6 +208,9 @@ def _singles(config: RunConfig, plan: Plan) -> Iterator[Change]:
 
 
 def _fewer(config: RunConfig) -> Iterator[Change]:
+    if config.cluster.layout == "colocated":
+        yield from (_all_on(config, gpus) for gpus in range(config.rollout.workers - 1, 0, -1))
+        return
     for workers in range(config.rollout.workers - 1, 0, -1):
         yield {"rollout.workers": workers}
     for key in ("learner.ranks", "critic.ranks"):
@@ -207,6 +227,8 @@ def _engine_changes(config: RunConfig, plan: Plan) -> Iterator[Change]:
             if gib != rollout.kv_cache_gib:
                 yield {"rollout.kv_cache_gib": gib}
     else:
+        if rollout.kv_cache_gib is not None:
+            yield from ({"rollout.kv_cache_gib": gib} for gib in KV_CACHES if gib < rollout.kv_cache_gib)
         for share in (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
             if share != rollout.gpu_memory_utilization:
                 yield {"rollout.gpu_memory_utilization": share}

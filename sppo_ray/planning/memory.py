@@ -400,7 +400,7 @@ class Engine:
     max_sequences: int
     context_tokens: int
     budget: int  # bytes of a GPU that the engine may use; 0 on a CPU
-    kv_cache: int  # bytes of the KV cache on a CPU
+    kv_cache: int  # bytes of the KV cache; 0 = what the budget leaves
     graphs: bool
     on_cuda: bool
 
@@ -415,7 +415,8 @@ def engine_memory(engine: Engine) -> EngineMemory:
     """Return the memory of one engine on each of its GPUs.
 
     vLLM takes gpu_memory_utilization of the GPU: weights, the peak of a profiling run with
-    max_num_batched_tokens, and the KV cache in what is left. Graphs come on top.
+    max_num_batched_tokens, and the KV cache in what is left, unless its size is given. Graphs come
+    on top.
     """
     share = engine.tensor_parallel
     weights = engine.shape.parameters * engine.item_bytes // share
@@ -433,7 +434,7 @@ def engine_memory(engine: Engine) -> EngineMemory:
             "process": PROCESS["rollout"],
         }
         return EngineMemory(RankMemory({"generation": components}, {}), engine.kv_cache // a_token)
-    cache = engine.budget - weights - work - logits - CUDA_CONTEXT
+    cache = engine.kv_cache or engine.budget - weights - work - logits - CUDA_CONTEXT
     components = {
         "weights": weights,
         "KV cache": max(0, cache),

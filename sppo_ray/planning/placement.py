@@ -35,11 +35,12 @@ def place(bundles: Sequence[Bundle], cluster: Cluster) -> tuple[tuple[Place, ...
             cpus[number] -= bundle.cpus
             for gpu in taken:
                 gpus[gpu] -= min(1.0, bundle.gpus)
-            places.append(Place(bundle.role, number, taken))
+            places += [Place(actor.role, number, taken) for actor in bundle.actors]
             break
         else:
             left.append(bundle)
-    order = {bundle.role: position for position, bundle in enumerate(bundles)}
+    roles = [actor.role for bundle in bundles for actor in bundle.actors]
+    order = {role: position for position, role in enumerate(roles)}
     return tuple(sorted(places, key=lambda found: order[found.role])), tuple(left)
 
 

@@ -2,8 +2,8 @@
 
     make_plan(config, cluster, models)  -->  Plan
 
-All roles have devices of their own; actors share a GPU only by fractions of `gpus_per_rank` and
-`gpus_per_worker`.
+Roles have devices of their own, share a GPU by fractions of `gpus_per_rank` and `gpus_per_worker`
+(the sum has to fit), or take turns on it (`cluster.layout: colocated`; the largest phase has to).
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ from sppo_ray.planning.memory import (
     training_memory,
 )
 from sppo_ray.planning.placement import Place, place
-from sppo_ray.planning.resources import Bundle, Resources, bundles_of, resolve_device
+from sppo_ray.planning.problems import (
+    Problem,
+    device_problems,
+    host_problems,
+    placement_problems,
+    warnings_of,
+)
+from sppo_ray.planning.resources import Resources, bundles_of, resolve_device
 from sppo_ray.planning.shapes import ModelShape, find_shape
 from sppo_ray.planning.time import (
     Assumptions,
@@ -43,9 +50,8 @@ from sppo_ray.planning.time import (
     sync_seconds,
     training_flops,
 )
+from sppo_ray.planning.turns import moved_bytes, phase_bytes, with_moved_states
 
-TIGHT = 0.9
-"""Above this share of the memory a plan that fits has a warning."""
 CPU_KV_CACHE = 4 * GIB
 """vLLM's KV cache on a CPU where rollout.kv_cache_gib is null."""
 
@@ -69,14 +75,6 @@ class RolePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """Why the run does not fit. `role`: whose settings help; empty = the cluster's."""
-
-    role: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     cluster: Cluster
     roles: tuple[RolePlan, ...]
@@ -91,6 +89,7 @@ class Plan:
     steps: int
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
+    turns: Mapping[str, int]  # bytes of a GPU by phase; empty unless roles take turns
 
     @property
     def fits(self) -> bool:
@@ -143,16 +142,17 @@ def make_plan(
     roles = _roles(config, models, device, engine)
     places, left = place(bundles_of(config), cluster)
     memories = {role.role: role.memory for role in roles}
+    turns = _turns(config, models, device, memories)
     host, shared = _host(config, models.policy, cluster, places, memories)
     problems = [
-        *_placement_problems(config, cluster, left),
-        *_device_problems(config, device, places, memories, engine),
-        *_host_problems(device, cluster, host),
+        *placement_problems(config, cluster, left),
+        *device_problems(config, device, places, memories, engine, turns),
+        *host_problems(device, cluster, host),
     ]
-    stages = _stages(config, models, device, engine, assumed, places)
+    stages = _stages(config, models, device, engine, assumed, places, memories)
     beside = {"generation", "update"}
     busy = sum(seconds for name, seconds in stages.items() if name not in beside)
-    turns = max if config.loop.max_staleness else sum
+    overlap = max if config.loop.max_staleness else sum
     return Plan(
         cluster=cluster,
         roles=roles,
@@ -163,10 +163,11 @@ def make_plan(
         logits_chunk=head_memory(_policy_training(config, models.policy, device)),
         cached_tokens=engine.cached_tokens,
         stages=stages,
-        step_seconds=turns([stages["generation"], stages["update"]]) + busy,
+        step_seconds=overlap([stages["generation"], stages["update"]]) + busy,
         steps=config.loop.steps if remaining is None else remaining,
         problems=tuple(problems),
-        warnings=_warnings(device, cluster, host, places, memories),
+        warnings=warnings_of(device, cluster, host, places, memories, turns),
+        turns=turns,
     )
 
 
@@ -216,24 +217,46 @@ def training_of(
 def _roles(
     config: RunConfig, models: Models, device: Device, engine: EngineMemory
 ) -> tuple[RolePlan, ...]:
-    critic = config.critic
     policy = _policy_training(config, models.policy, device)
     roles = [RolePlan("rollout", config.rollout.workers, engine.memory), _training_role("learner", policy)]
-    if models.critic is not None:
-        values = training_of(
-            critic,
-            models.critic,
-            is_critic=True,
-            samples=config.data.minibatch_size / critic.ranks,
-            longest=config.critic_reads_at_most()[0],
-            on_cuda=device.kind == "cuda",
-        )
+    if (values := _critic_training(config, models, device)) is not None:
         roles.append(_training_role("critic", values))
     if config.has_reference:
         item = DTYPE_BYTES[config.reference.dtype]
         frozen = replace(policy, item_bytes=item, sync_bytes=0, adapters=None)
         roles.append(RolePlan("reference", config.learner.ranks, reference_memory(frozen)))
+    if _takes_turns(config, device):
+        trains = ("learner", "critic")
+        roles = [
+            replace(role, memory=with_moved_states(role.memory)) if role.role in trains else role
+            for role in roles
+        ]
     return tuple(roles)
+
+
+def _takes_turns(config: RunConfig, device: Device) -> bool:
+    return config.cluster.layout == "colocated" and device.kind == "cuda"
+
+
+def _turns(
+    config: RunConfig, models: Models, device: Device, memories: Mapping[str, RankMemory]
+) -> dict[str, int]:
+    if not _takes_turns(config, device):
+        return {}
+    return phase_bytes(memories, _critic_training(config, models, device))
+
+
+def _critic_training(config: RunConfig, models: Models, device: Device) -> Training | None:
+    if models.critic is None:
+        return None
+    return training_of(
+        config.critic,
+        models.critic,
+        is_critic=True,
+        samples=config.data.minibatch_size / config.critic.ranks,
+        longest=config.critic_reads_at_most()[0],
+        on_cuda=device.kind == "cuda",
+    )
 
 
 def _policy_training(config: RunConfig, shape: ModelShape, device: Device) -> Training:
@@ -257,7 +280,8 @@ def _training_role(role: str, training: Training) -> RolePlan:
 
 def _engine_memory(config: RunConfig, shape: ModelShape, device: Device) -> EngineMemory:
     rollout = config.rollout
-    kv_cache = CPU_KV_CACHE if rollout.kv_cache_gib is None else int(rollout.kv_cache_gib * GIB)
+    measured = 0 if device.kind == "cuda" else CPU_KV_CACHE
+    kv_cache = measured if rollout.kv_cache_gib is None else int(rollout.kv_cache_gib * GIB)
     return engine_memory(
         Engine(
             shape=shape,
@@ -332,106 +356,6 @@ def _disk(config: RunConfig, models: Models) -> int:
     return total * (config.checkpoint.keep + 1) + export * config.checkpoint.export
 
 
-# ------------------------------------------------------------------------------------- problems
-
-
-def _placement_problems(config: RunConfig, cluster: Cluster, left: Sequence[Bundle]) -> list[Problem]:
-    if not left:
-        return []
-    need, have = config.logical_gpus(), cluster.num_gpus
-    if need > have:
-        return [Problem("gpus", f"the run needs {need:g} GPUs, the cluster has {have}")]
-    names = ", ".join(f"{bundle.role} ({bundle.needs})" for bundle in left)
-    return [Problem("gpus", f"no node has room for {names}")]
-
-
-def _device_problems(
-    config: RunConfig,
-    device: Device,
-    places: Sequence[Place],
-    memories: Mapping[str, RankMemory],
-    engine: EngineMemory,
-) -> list[Problem]:
-    if device.kind == "cuda":
-        found = _gpu_problems(device, places, memories)
-        if device.memory and engine.memory.phases["generation"]["KV cache"] == 0:
-            text = "the engine's weights and activations leave no room for a KV cache in its share of the GPU"
-            return [*found, Problem("rollout", text)]
-    else:
-        found = []
-    if engine.cached_tokens < config.context_tokens:
-        found.append(
-            Problem(
-                "rollout",
-                f"an engine's KV cache holds {engine.cached_tokens:,} tokens, less than one longest "
-                f"response with its prompt ({config.context_tokens:,})",
-            )
-        )
-    return found
-
-
-def _gpu_problems(
-    device: Device, places: Sequence[Place], memories: Mapping[str, RankMemory]
-) -> list[Problem]:
-    found: list[Problem] = []
-    for users in gpu_users(places).values():
-        peaks = {name: memories[name.rpartition("-")[0]].peak for name in users}
-        groups = [name.rpartition("-")[0] for name in users]
-        if any(groups.count(role) > 1 for role in ("learner", "critic")):
-            found.append(
-                Problem(groups[0], f"{' and '.join(users)} share a GPU: NCCL takes one rank of a group")
-            )
-        total = sum(peaks.values())
-        if total > device.memory:
-            largest = max(peaks, key=lambda name: peaks[name])
-            role = largest.rpartition("-")[0]
-            text = (
-                f"{' + '.join(groups)} {'need' if len(users) > 1 else 'needs'} {total / GIB:.1f} GiB of a "
-                f"{device.name}'s {device.memory / GIB:.1f} GiB"
-            )
-            found.append(Problem(role, text))
-    return list({problem.text: problem for problem in found}.values())
-
-
-def gpu_users(places: Sequence[Place]) -> dict[tuple[int, int], list[str]]:
-    """Return the actors on each GPU, by (node, GPU)."""
-    users: dict[tuple[int, int], list[str]] = {}
-    for found in places:
-        for gpu in found.gpus:
-            users.setdefault((found.node, gpu), []).append(found.role)
-    return users
-
-
-def _host_problems(device: Device, cluster: Cluster, host: Sequence[int]) -> list[Problem]:
-    role = "host" if device.kind == "cuda" else "memory"
-    return [
-        Problem(role, f"node {number} needs {need / GIB:.1f} of its {node.memory / GIB:.1f} GiB of memory")
-        for number, (need, node) in enumerate(zip(host, cluster.nodes, strict=True))
-        if node.memory and need > node.memory
-    ]
-
-
-def _warnings(
-    device: Device,
-    cluster: Cluster,
-    host: Sequence[int],
-    places: Sequence[Place],
-    memories: Mapping[str, RankMemory],
-) -> tuple[str, ...]:
-    found = [
-        f"node {number} needs {need / node.memory:.0%} of its memory"
-        for number, (need, node) in enumerate(zip(host, cluster.nodes, strict=True))
-        if node.memory and TIGHT * node.memory < need <= node.memory
-    ]
-    if device.kind == "cuda":
-        for users in gpu_users(places).values():
-            roles = [name.rpartition("-")[0] for name in users]
-            total = sum(memories[role].peak for role in roles)
-            if TIGHT * device.memory < total <= device.memory and roles != ["rollout"]:
-                found.append(f"{' + '.join(roles)}: {total / device.memory:.0%} of its GPU's memory")
-    return tuple(dict.fromkeys(found))
-
-
 # --------------------------------------------------------------------------------------- seconds
 
 
@@ -442,9 +366,11 @@ def _stages(
     engine: EngineMemory,
     assumed: Assumptions,
     places: Sequence[Place],
+    memories: Mapping[str, RankMemory],
 ) -> dict[str, float]:
     """Return the seconds of a step by stage. The critic reads prompts while the engines generate,
-    and trains beside the learner, if it has devices of its own.
+    and trains beside the learner, if it has devices of its own. Roles that take turns move their
+    states to the host and back.
     """
     data, rollout, learner = config.data, config.rollout, config.learner
     prompt = max(1.0, assumed.prompt_share * data.max_prompt_tokens)
@@ -469,7 +395,8 @@ def _stages(
         flops = forward_flops(models.policy, samples * length, length, head=True)
         # Only the last minibatch's are computed when nothing is generated any more.
         seconds = _compute(flops, samples * length, learner, device, assumed, train=False)
-        stages["log-probs"] = seconds / data.minibatches_per_step
+        in_turns = _takes_turns(config, device)
+        stages["log-probs"] = seconds if in_turns else seconds / data.minibatches_per_step
     policy = _training_seconds(config, learner, models.policy, samples * length, length, device, assumed)
     critic = 0.0
     if models.critic is not None:
@@ -477,7 +404,13 @@ def _stages(
         critic = _training_seconds(
             config, config.critic, models.critic, samples * reads, reads, device, assumed, is_critic=True
         )
-    stages["update"] = max(policy, critic) if on_cuda else policy + critic
+    is_beside = on_cuda and not _takes_turns(config, device)
+    stages["update"] = max(policy, critic) if is_beside else policy + critic
+    if _takes_turns(config, device):
+        # All states leave and return in the role's own turn, the weights once more: the learner
+        # publishes, and the critic values prompts.
+        moved = [moved_bytes(memories[role]) for role in ("learner", "critic") if role in memories]
+        stages["turns"] = sum(2 * (weights + states) for weights, states in moved) / device.host_link
     nodes = {found.node for found in places if found.role.startswith("rollout-")}
     learner_node = next((found.node for found in places if found.role == "learner-0"), 0)
     size = models.policy.parameters * item

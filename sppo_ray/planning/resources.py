@@ -5,7 +5,7 @@ live figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sppo_ray.config import RunConfig
 from sppo_ray.config.evaluation import EvaluationConfig
@@ -25,11 +25,19 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The resources of one actor; one bundle of the placement group."""
+    """The resources of one actor, or of `members` that share a GPU; one bundle of the placement
+    group.
+    """
 
     role: str
     cpus: float
     gpus: float
+    members: tuple[Bundle, ...] = ()
+
+    @property
+    def actors(self) -> tuple[Bundle, ...]:
+        """The resources of each actor in the bundle."""
+        return self.members or (self,)
 
     @property
     def needs(self) -> str:
@@ -41,9 +49,35 @@ class Bundle:
 
 
 def bundles_of(config: RunConfig) -> list[Bundle]:
-    """Return one bundle per actor, in a fixed order: rollout-*, learner-*, critic-*, reference-*,
-    reward.
+    """Return the bundles of a run, in a fixed order. Layout separate: one for each actor. Layout
+    colocated: gpu-i with engine i, learner rank i and critic rank i; reward.
     """
+    *ranks, reward = _separate_bundles(config)
+    return [*_by_gpu(config, ranks), reward]
+
+
+def _by_gpu(config: RunConfig, ranks: Sequence[Bundle]) -> list[Bundle]:
+    """Return the bundles of engines and ranks: in layout colocated those of equal number as one."""
+    if config.cluster.layout == "separate":
+        return list(ranks)
+    return [
+        _shared_bundle(f"gpu-{i}", [bundle for bundle in ranks if bundle.role.endswith(f"-{i}")])
+        for i in range(config.rollout.workers)
+    ]
+
+
+def _shared_bundle(name: str, members: Sequence[Bundle]) -> Bundle:
+    """Return one bundle for members that use the same GPU, each with an equal fraction of it: Ray
+    maps all GPU fractions of a bundle of one GPU to that GPU.
+    """
+    gpus = max(member.gpus for member in members)
+    fraction = int(gpus / len(members) * 100) / 100  # Ray counts GPUs in steps of 0.0001
+    parts = tuple(replace(member, gpus=fraction) for member in members)
+    return Bundle(name, sum(member.cpus for member in members), gpus, parts)
+
+
+def _separate_bundles(config: RunConfig) -> list[Bundle]:
+    """Return one bundle per actor: rollout-*, learner-*, critic-*, reference-*, reward."""
     rollout, learner, critic, reference = config.rollout, config.learner, config.critic, config.reference
     critics = critic.ranks if config.has_critic else 0
     references = learner.ranks if config.has_reference else 0
@@ -74,13 +108,12 @@ def serving_bundles_of(config: RunConfig | EvaluationConfig) -> list[Bundle]:
 
 def learning_bundles_of(config: RunConfig) -> list[Bundle]:
     """Return the bundles for training without engines and verifier: learner-*, critic-*,
-    reference-*.
+    reference-*; in layout colocated gpu-i.
     """
-    return [
-        bundle
-        for bundle in bundles_of(config)
-        if bundle.role != "reward" and not bundle.role.startswith("rollout-")
+    ranks = [
+        bundle for bundle in _separate_bundles(config)[:-1] if not bundle.role.startswith("rollout-")
     ]
+    return _by_gpu(config, ranks)
 
 
 def require_feasible(

@@ -25,6 +25,11 @@ def plan_text(plan: Plan) -> str:
     for role in plan.roles:
         if size := role.memory.host.get("offloaded optimizer"):
             lines.append(f"host      {role.role}: offloaded optimizer of {_gib(size)} GiB a rank")
+        if size := role.memory.host.get("moved states"):
+            lines.append(f"host      {role.role}: {_gib(size)} GiB a rank for its states while others work")
+    if plan.turns:
+        phases = ", ".join(f"{phase} {_gib(size)}" for phase, size in plan.turns.items())
+        lines.append(f"turns     GiB of a GPU by phase: {phases}")
     lines.append(f"/dev/shm  {_gib(plan.shared_memory)} GiB at most: the weights in Ray's object store")
     lines.append(f"disk      {_gib(plan.disk)} GiB: checkpoints and export, without trajectories")
     lines.append(f"logits    {_gib(plan.logits_chunk)} GiB for a chunk of the learner's head")
@@ -107,6 +112,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             }
             for role in plan.roles
         ],
+        "turns": dict(plan.turns),
         "places": [{"role": p.role, "node": p.node, "gpus": list(p.gpus)} for p in plan.places],
         "host_bytes": list(plan.host_bytes),
         "shared_memory": plan.shared_memory,

@@ -45,7 +45,8 @@ async def _rederive(
     paths: tuple[Path, Path],
 ) -> Rederived:
     bundles = learning_bundles_of(config)
-    report(f"starting {len(bundles)} actors on {device}: {', '.join(bundle.role for bundle in bundles)}")
+    roles = [actor.role for bundle in bundles for actor in bundle.actors]
+    report(f"starting {len(roles)} actors on {device}: {', '.join(roles)}")
     policy_path, critic_path = paths
     async with actor_factory(config, device, bundles) as factory:
         learner, critic, reference = await asyncio.gather(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from sppo_ray.config import RolloutSettings
@@ -48,12 +49,14 @@ class RolloutFleet:
         on_event: OnEvent,
         fixed_weights: bool = False,
         places: PlacementPool | None = None,
+        starting: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """With `fixed_weights` the engines serve their initial weights and are never synced.
 
         `places` reserves the places of added workers and releases those of removed workers. None =
-        `spawn` chooses the place.
+        `spawn` chooses the place. A restart and the load of its weights run inside `starting()`,
+        which waits until the worker may take memory.
         """
         self._spawn = spawn
         self._settings = settings
@@ -61,6 +64,7 @@ class RolloutFleet:
         self._fixed_weights = fixed_weights
         self._clock = clock
         self._places = places
+        self._starting = starting
         self._roster = Roster(settings, clock)
         self._requests = Dispatcher(self._roster, self.lost, clock)
         self._weights = FleetWeights(
@@ -155,6 +159,21 @@ class RolloutFleet:
         self._requests.hand_out()
         return proofs
 
+    async def sleep(self) -> None:
+        """Free the devices of all living workers; they are STALE until the next `sync`. A worker
+        that fails is restarted.
+        """
+        await asyncio.gather(*(self._put_to_sleep(member) for member in self._roster.living()))
+
+    async def _put_to_sleep(self, member: Member) -> None:
+        incarnation = member.incarnation
+        try:
+            await member.outdate()
+            assert member.worker is not None
+            await member.unless_lost(member.worker.sleep())
+        except WorkerFailure as failure:
+            self.lost(member, failure, incarnation)
+
     async def abandon(self) -> None:
         """Drop all requests and the published version, because the run returns to a checkpoint.
 
@@ -233,8 +252,9 @@ class RolloutFleet:
     async def _start(self, member: Member) -> bool:
         """Start a member and load the published version; return whether that succeeded."""
         try:
-            await self._bring_up(member)
-            await self._weights.catch_up(member)
+            async with self._starting():
+                await self._bring_up(member)
+                await self._weights.catch_up(member)
         except Exception as error:  # boundary
             # an error at the start of a worker must not end the run
             failure = (

@@ -13,6 +13,9 @@ Staleness is at most s: cohort k is dispatched with version max(0, k - s) and tr
 k. With s = 0 the first minibatch of a step is trained on while other responses are still generated.
 The next cohort is dispatched only after the sync, so all samples come from the weights at the start
 of the step.
+
+With roles that share GPUs (`cluster.layout: colocated`) training waits for the last sample, the
+critic is updated after the policy, and `turns.enter` marks the border of each phase (`phases.py`).
 """  # noqa: E501, W505 (a drawing)
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ from sppo_ray.trainer.checkpoint import TrainerState, checkpoint_path, write_che
 from sppo_ray.trainer.guardrails import GuardrailStop
 from sppo_ray.trainer.logprob_check import LogprobCheck
 from sppo_ray.trainer.pause import PauseGate
+from sppo_ray.trainer.phases import Phase
 from sppo_ray.trainer.recorder import Recorder
+from sppo_ray.trainer.turns import Separate, Turns
 from sppo_ray.trainer.updates import update_critic, update_metrics
 from sppo_ray.types import Minibatch, Prompt, TokenRows, TrainingSample
 
@@ -59,6 +64,7 @@ class Workers:
     reward_client: RewardClient
     pipeline: SamplePipeline
     evaluator: Evaluator
+    turns: Turns = Separate()
 
 
 class Trainer:
@@ -79,6 +85,7 @@ class Trainer:
         """`gate`: the gate of an earlier trainer of the run; None = a new one."""
         self._config = config
         self._workers = workers
+        self._turns = workers.turns
         self._prompts = prompts
         self._recorder = recorder
         self._checkpoints = checkpoints
@@ -258,18 +265,28 @@ class Trainer:
                 if not minibatches:
                     metrics |= await self._check_first(minibatch, packed)
                 minibatches.append(minibatch)
-                if self._workers.critic is not None:
-                    critic_updates.append(
-                        asyncio.ensure_future(update_critic(self._config, self._workers.critic, minibatch))
-                    )
+                if not self._turns.is_shared:
+                    critic_updates += self._critic_updates([minibatch])
                 if packed is not None:
                     with self._recorder.stage("update"):
                         policy_metrics.append(await self._workers.learner.update(packed))
             with self._recorder.stage("critic-wait"):
+                if self._turns.is_shared and self._workers.critic is not None:
+                    await self._turns.enter(Phase.CRITIC)
+                    critic_updates += self._critic_updates(minibatches)
                 critic_metrics = await asyncio.gather(*critic_updates)
         finally:
             await end_tasks(critic_updates)  # after a failure they are still running
         return minibatches, metrics | update_metrics(policy_metrics, critic_metrics), len(critic_metrics)
+
+    def _critic_updates(
+        self, minibatches: Sequence[Sequence[TrainingSample]]
+    ) -> list[asyncio.Future[Mapping[str, float]]]:
+        """Start one update of the critic per minibatch; they run in this order."""
+        critic = self._workers.critic
+        if critic is None:
+            return []
+        return [asyncio.ensure_future(update_critic(self._config, critic, one)) for one in minibatches]
 
     async def _check_first(
         self, minibatch: Sequence[TrainingSample], packed: Minibatch | None
@@ -296,6 +313,8 @@ class Trainer:
             critic_version=self.state.critic_version,
             tally=tally,
         )
+        if self._turns.is_shared:
+            minibatches = self._after_generation(minibatches)
         if cohort.step < self._config.critic_warmup_steps:
             async for minibatch in minibatches:
                 yield minibatch, None
@@ -314,6 +333,16 @@ class Trainer:
         for minibatch, packed in recomputed:
             yield minibatch, await self._with_reference(packed)
 
+    async def _after_generation(
+        self, minibatches: AsyncIterator[list[TrainingSample]]
+    ) -> AsyncIterator[list[TrainingSample]]:
+        """Yield the minibatches when the engines have generated all of them and sleep."""
+        complete = [minibatch async for minibatch in minibatches]
+        with self._recorder.stage("turn"):
+            await self._turns.enter(Phase.POLICY)
+        for minibatch in complete:
+            yield minibatch
+
     def _pack(self, minibatch: Sequence[TrainingSample]) -> Minibatch:
         return pack(minibatch, self._config.learner.ranks, self._config.learner.max_tokens_per_microbatch)
 
@@ -326,7 +355,9 @@ class Trainer:
     async def _sync_weights(self) -> dict[str, float]:
         with self._recorder.stage("sync"):
             started = time.perf_counter()
+            await self._turns.enter(Phase.PUBLISH)
             published = await self._workers.learner.publish(self.state.policy_version)
+            await self._turns.enter(Phase.GENERATE)
             proof = await self._workers.fleet.sync(published)
         self._recorder.weights(published, proof)
         return {

@@ -7,13 +7,16 @@ from concurrent.futures import Future
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine.core import EngineCore
+from vllm.v1.engine.llm_engine import LLMEngine
 
+from actors.engine_sleep import CpuSleep, VllmSleep, engine_sleep
 from actors.vllm_engine import GIB, drain, engine_args
 from sppo_ray.config import RolloutSettings
 from sppo_ray.errors import UserError
@@ -167,6 +170,31 @@ def test_an_engine_that_shares_its_gpu_does_not_measure_free_memory(monkeypatch:
     assert args.kv_cache_memory_bytes == 2 * GIB
     # vLLM refuses to start when less than this share of the GPU is free
     assert args.gpu_memory_utilization <= 0.01
+
+
+@pytest.mark.parametrize(("device", "enabled"), [("cuda", True), ("cpu", False)])
+def test_an_engine_that_takes_turns_has_sleep_mode_on_a_gpu(
+    device: str, enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(current_platform), "device_type", device)
+    settings = RolloutSettings(gpus_per_worker=float(enabled), kv_cache_gib=2)
+    common: Any = {"model_path": "/", "max_model_len": 64, "seed": 1, "device": device}
+    assert engine_args(settings, **common, can_sleep=True).enable_sleep_mode is enabled
+    assert engine_args(settings, **common).enable_sleep_mode is False
+
+
+def test_the_calls_of_sleep_mode() -> None:
+    """A FAKE engine notes what real vLLM is asked for; on a GPU nothing else happens."""
+    engine: Any = Mock(spec=LLMEngine)
+    sleep = engine_sleep("cuda")
+    sleep.sleep(engine)
+    sleep.wake(engine, "weights")
+    sleep.wake(engine, "kv_cache")
+    assert type(sleep) is VllmSleep
+    assert engine.mock_calls == [
+        call.sleep(level=2, mode="keep"), call.wake_up(tags=["weights"]), call.wake_up(tags=["kv_cache"]),
+    ]  # fmt: skip
+    assert type(engine_sleep("cpu")) is CpuSleep
 
 
 @pytest.mark.parametrize(

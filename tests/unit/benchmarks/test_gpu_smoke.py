@@ -143,9 +143,9 @@ def blocked(folder: Path, names: Sequence[str]) -> dict[str, str]:
 def test_all_sections_run_on_a_cpu() -> None:
     assert main(["--device", "cpu", "--tiny", "--minutes", "12"]) == 0
     found = result()
-    assert ends(found) == dict.fromkeys(SECTIONS, "done") | {"colocated": "skipped"}
+    assert ends(found) == dict.fromkeys(SECTIONS, "done")
     assert all(target["met"] for target in found["targets"]) and len(found["targets"]) > 10
-    assert {row["section"] for row in found["rows"]} == SECTIONS.keys() - {"colocated"}
+    assert {row["section"] for row in found["rows"]} == SECTIONS.keys()
 
 
 @pytest.mark.slow

@@ -11,9 +11,17 @@ from sppo_ray.config.loading import dump_config, load_config, parse_config, reci
 
 PAPER = ("paper-1.5b", "paper-7b", "paper-7b-small-critic")
 
+# recipe in which roles take turns: (GPUs, the recipe with the same settings otherwise)
+COLOCATED = {
+    "colocated-1gpu": (1, "paper-1.5b"),
+    "colocated-4gpu": (4, "paper-1.5b"),
+    "colocated-8gpu": (8, "paper-7b"),
+}
+
 
 def test_the_recipes_that_ship() -> None:
-    assert recipe_names() == sorted([*PAPER, "quickstart", "long-sum", "smollm2-arithmetic"])
+    others = ("quickstart", "long-sum", "smollm2-arithmetic")
+    assert recipe_names() == sorted([*PAPER, *COLOCATED, *others])
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -154,3 +162,21 @@ def test_smollm2_arithmetic() -> None:
     assert held_out.options == train.options
     # problems that both draw by chance are left out of training
     assert config.data.held_out_overlap == "refuse"
+
+
+@pytest.mark.parametrize("name", COLOCATED)
+def test_colocated_recipes_are_the_papers_on_as_many_gpus(name: str) -> None:
+    gpus, paper = COLOCATED[name]
+    config, other = load_config(name), load_config(paper)
+    assert config.cluster.layout == "colocated"
+    assert [config.rollout.workers, config.learner.ranks, config.critic.ranks] == [gpus] * 3
+    assert config.logical_gpus() == gpus
+    assert (config.algorithm, config.data, config.loop) == (other.algorithm, other.data, other.loop)
+    for ours, theirs in ((config.learner, other.learner), (config.critic, other.critic)):
+        assert (ours.model, ours.optimizer) == (theirs.model, theirs.optimizer)
+        assert (ours.zero_stage, ours.offload_optimizer) == (2, False)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_can_be_overlapped(name: str) -> None:
+    assert load_config(name, ["--loop.max_staleness=1"]).loop.max_staleness == 1

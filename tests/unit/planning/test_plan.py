@@ -10,6 +10,7 @@ from sppo_ray.config.loading import load_config
 from sppo_ray.errors import UserError
 from sppo_ray.planning.changes import faster_split, nearest_change, require_memory, smallest_cluster
 from sppo_ray.planning.devices import CPU, GIB, Cluster, Node, find_gpu, parse_gpus, ray_cluster
+from sppo_ray.planning.memory import CUDA_CONTEXT, CUDA_GRAPHS
 from sppo_ray.planning.placement import place
 from sppo_ray.planning.plan import Plan, live_cluster, make_plan, models_of
 from sppo_ray.planning.resources import Bundle, Resources
@@ -232,3 +233,59 @@ def test_nothing_is_refused_where_the_memory_is_not_known() -> None:
 def test_a_run_on_the_cpus_of_a_gpu_node_is_planned_on_cpus() -> None:
     plan = plan_of("quickstart", "1xH100")
     assert plan.cluster.device.kind == "cpu" and plan.fits and plan.gpus == 0
+
+
+# ------------------------------------------------------------------------------- roles in turns
+
+
+@pytest.mark.parametrize("gpus", [1, 4, 8])
+def test_the_colocated_recipes_fit(gpus: int) -> None:
+    plan = plan_of(f"colocated-{gpus}gpu", f"{gpus}xH100")
+    assert plan.fits and not plan.warnings
+    assert plan.gpus == gpus
+
+
+def test_roles_in_turns_need_the_largest_phase_and_not_the_sum() -> None:
+    plan = plan_of("colocated-1gpu", "1xH100")
+    peak = {role.role: role.memory.peak for role in plan.roles}
+    engine_at_rest = CUDA_CONTEXT + CUDA_GRAPHS
+    assert plan.turns["policy"] == peak["learner"] + engine_at_rest + CUDA_CONTEXT
+    assert plan.turns["critic"] == peak["critic"] + engine_at_rest + CUDA_CONTEXT
+    # the critic's weights, while it values prompts, and the contexts of learner and critic
+    assert plan.turns["generate"] > peak["rollout"] + 2 * CUDA_CONTEXT + 2 * 1.3e9
+    assert max(plan.turns.values()) < 80e9 < sum(peak.values())
+    assert plan.step_seconds == pytest.approx(sum(plan.stages.values()))
+
+
+def test_the_kv_cache_has_the_size_that_is_given() -> None:
+    plan = plan_of("colocated-1gpu", "1xH100", "--rollout.kv_cache_gib=8")
+    assert plan.roles[0].memory.work["KV cache"] == 8 * GIB
+    # 28 layers, 2 KV heads of 128, key and value, 2 bytes: 28,672 bytes a token
+    assert plan.cached_tokens == 8 * GIB // 28_672
+
+
+def test_the_host_holds_the_states_of_those_that_wait() -> None:
+    plan = plan_of("colocated-1gpu", "1xH100")
+    learner = next(role.memory for role in plan.roles if role.role == "learner")
+    # 1.78e9 parameters in bfloat16, and three times in float32; pinned, so powers of two: 4 + 3 x 8
+    assert learner.host["moved states"] == (4 + 3 * 8) * GIB
+    assert plan.stages["turns"] > 0
+    separate = plan_of("paper-1.5b", "4xH100")
+    assert not separate.turns and "turns" not in separate.stages
+
+
+def test_a_phase_that_does_not_fit_is_named_with_the_nearest_change() -> None:
+    plan = plan_of("colocated-1gpu", "1xH100", "--rollout.kv_cache_gib=70")
+    assert [problem.text for problem in plan.problems] == [
+        "the phase generate needs 83.4 GiB of a H100's 79.1 GiB"
+    ]
+    change = change_of("colocated-1gpu", "1xH100", "--rollout.kv_cache_gib=70")
+    assert change == ("--rollout.kv_cache_gib=48.0",)
+
+
+def test_idle_gpus_are_shared_by_all_roles() -> None:
+    config = load_config("colocated-4gpu")
+    plan = plan_of("colocated-4gpu", "8xH100")
+    options, faster = faster_split(config, plan, models_of(config)) or ((), plan)
+    assert options == ("--rollout.workers=8", "--learner.ranks=8", "--critic.ranks=8")
+    assert faster.gpus == 8

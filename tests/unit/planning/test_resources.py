@@ -6,7 +6,17 @@ import pytest
 
 from sppo_ray.config.loading import load_config
 from sppo_ray.errors import UserError
-from sppo_ray.planning.resources import Resources, bundles_of, require_feasible, resolve_device
+from sppo_ray.planning.devices import parse_gpus
+from sppo_ray.planning.placement import place
+from sppo_ray.planning.resources import (
+    Resources,
+    bundles_of,
+    learning_bundles_of,
+    require_feasible,
+    resolve_device,
+)
+
+COLOCATED = ("--cluster.layout=colocated", "--rollout.kv_cache_gib=24", "--data.minibatch_size=128")
 
 
 def test_bundles_add_up_to_the_derived_numbers() -> None:
@@ -47,3 +57,33 @@ def test_auto_is_cuda_only_where_the_run_wants_gpus_and_the_cluster_has_them() -
         "cpu",
         "cpu",
     ]
+
+
+@pytest.mark.parametrize("gpus", [1, 8, 32])
+def test_colocated_roles_share_the_gpu_of_their_number(gpus: int) -> None:
+    """Engine i, learner rank i and critic rank i are one bundle of one GPU."""
+    counts = [f"--{key}={gpus}" for key in ("rollout.workers", "learner.ranks", "critic.ranks")]
+    config = load_config("paper-1.5b", [*COLOCATED, *counts])
+    bundles = bundles_of(config)
+    assert [bundle.role for bundle in bundles] == [*(f"gpu-{i}" for i in range(gpus)), "reward"]
+    for i, bundle in enumerate(bundles[:-1]):
+        assert [actor.role for actor in bundle.actors] == [f"rollout-{i}", f"learner-{i}", f"critic-{i}"]
+        assert bundle.gpus == 1
+        assert [actor.gpus for actor in bundle.actors] == [0.33] * 3
+        assert bundle.as_ray() == {"CPU": sum(actor.cpus for actor in bundle.actors), "GPU": 1}
+    assert bundles[-1].actors == (bundles[-1],)
+    places, left = place(bundles, parse_gpus(f"{gpus}xH100", cpus=200))
+    assert not left
+    where = {found.role: (found.node, found.gpus) for found in places}
+    for i in range(gpus):
+        assert where[f"rollout-{i}"] == where[f"learner-{i}"] == where[f"critic-{i}"] == (i // 8, (i % 8,))
+
+
+def test_a_smaller_critic_is_in_the_first_bundles() -> None:
+    counts = ["--rollout.workers=2", "--learner.ranks=2", "--critic.ranks=1"]
+    first, second, _ = bundles_of(load_config("paper-1.5b", [*COLOCATED, *counts]))
+    assert [actor.gpus for actor in first.actors] == [0.33] * 3
+    assert [(actor.role, actor.gpus) for actor in second.actors] == [("rollout-1", 0.5), ("learner-1", 0.5)]
+    learner_and_critic, learner = learning_bundles_of(load_config("paper-1.5b", [*COLOCATED, *counts]))
+    assert [actor.gpus for actor in learner_and_critic.actors] == [0.5, 0.5]  # a replay
+    assert (learner_and_critic.gpus, learner.gpus) == (1, 1)
