@@ -1,16 +1,14 @@
 """The second run of a program that passed: its own objects, in one process with the tests, started
 by `sppo_ray.rewards.code.sandbox.run` only: `main(SETUP_FD)`.
 
-The tester sees copies and proxies, which differ from plain Python: it cannot tell whether a list is
-the caller's own. Here the tests run as pytest would run them. A program can tamper with this run,
-but only after it has passed the tester, which it cannot reach. So a right program passes both, an
-honest wrong one fails here, and a hostile one has failed there. Standard library only: see
+The tester sees copies and proxies, which differ from plain Python in some details. Here the tests
+run as pytest would run them. A program can tamper with this run, so its report is not trusted: it
+only ever lowers what the tester, which no program can reach, has found. Standard library only: see
 `confine`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 
 from sppo_ray.rewards.code.sandbox import program, served
@@ -31,20 +29,19 @@ class OwnObjects:
         """The function or class under test."""
         return served.find(self._names, name)
 
-    def exception(self, name: str) -> type[BaseException]:
-        """An exception of the program's that the tests name; without it, one that is never
-        raised.
-        """
-        kind = self._names.get(name)
-        is_exception = isinstance(kind, type) and issubclass(kind, BaseException)
-        return kind if is_exception else type(name, (Exception,), {})
+    def exceptions(self, names: dict[str, str]) -> dict[str, Any]:
+        """What the program has under the names that the tests use as exceptions, whatever it is."""
+        return {name: self._names[real] for name, real in names.items() if real in self._names}
 
 
 def main(setup_fd: int) -> None:
     setup = program.enter(setup_fd)
+    write, result, token = os.pwrite, setup.pop("result"), setup.pop("token")
     tests = CodeTests(setup["tests"], setup["name"], proxies=False)
     passed = failed = 0
-    for test in tests.steps(OwnObjects(served.definitions(setup["code"]))):
+    names = served.definitions(setup["code"])
+    served.check_names(names, tests.required)
+    for test in tests.steps(OwnObjects(names)):
         try:
             test.run()
         except BaseException:  # boundary: the program may raise anything
@@ -53,5 +50,4 @@ def main(setup_fd: int) -> None:
                 break
         else:
             passed += test.counts
-    failed = failed or not passed
-    os.pwrite(setup["result"], json.dumps({"passed": passed, "failed": failed}).encode(), 0)
+    write(result, b"%s %d %d" % (token, passed, failed), 0)

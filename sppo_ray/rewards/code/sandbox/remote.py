@@ -5,6 +5,7 @@ only: see `confine`.
 from __future__ import annotations
 
 import builtins
+import itertools
 import os
 import sys
 from collections import deque
@@ -53,27 +54,37 @@ class Link:
         self.judged = 0
         self.reads_objects = False  # whether classes are under test
         self._subjects: list[str] = []
+        self._found: dict[str, Any] = {}  # names of exceptions; whether it is one
         self._proxies: dict[int, Remote] = {}
         self.involved = False
         # exceptions of the program's that the tests name
         self.kinds: dict[str, type[Exception]] = {}
 
-    def await_program(self, subjects: list[str]) -> None:
+    def await_program(self, subjects: list[str], kinds: list[str], required: list[str]) -> None:
         """Wait until the program has run its definitions; its message is not read. `subjects` are
-        the functions and classes under test; calling one that is missing fails.
+        the functions and classes under test; calling one that is missing fails. `kinds` are names
+        that the tests use as exceptions. Raises ProgramGone without one of the `required` names.
         """
         self._ask(None)
         self._subjects = subjects
-        self._ask({"do": "find", "on": 0, "given": self._encode(subjects), "named": self._encode({})})
+        given, named = self._encode(subjects), self._encode({"kinds": kinds, "required": required})
+        reply = self._ask({"do": "find", "on": 0, "given": given, "named": named})
+        found = reply.get("kinds")
+        if "raised" in reply or not isinstance(found, dict):
+            raise self.gone()
+        self._found = found
 
     def subject(self, name: str) -> Remote:
         """The function or class under test."""
         return Remote(self, 1 + self._subjects.index(name), is_class=is_class(name))
 
-    def exception(self, name: str) -> type[Exception]:
-        """An exception of the program's that the tests name."""
-        self.kinds[name] = type(name, (Exception,), {})
-        return self.kinds[name]
+    def exceptions(self, names: dict[str, str]) -> dict[str, Any]:
+        """The exceptions of the program that the tests name. One that it lacks stays undefined."""
+        kinds = {name: real for name, real in names.items() if real in self._found}
+        self.kinds = {
+            real: type(real, (Exception,), {}) for real in kinds.values() if self._found[real] is True
+        }
+        return {name: self.kinds.get(real, _NO_EXCEPTION) for name, real in kinds.items()}
 
     def do(self, what: str, on: int, /, *given: Any, **named: Any) -> Any:
         """Run one operation in the program; return its value, or raise its exception here (a
@@ -155,19 +166,44 @@ class Link:
             self.involved = self.involved or (message is not None and message["do"] != "find")
             os.pwrite(self._result, INVOLVED if self.involved else ALONE, 0)
 
+    def can_send(self, value: Any) -> bool:
+        """Whether the program can get this value."""
+
+        def number(one: Any) -> int:
+            if type(one) not in _PROXIES:
+                raise TypeError
+            return 0
+
+        try:
+            wire.encode(value, number)
+        except (TypeError, RecursionError):
+            return False
+        return True
+
     def _encode(self, value: Any) -> Any:
         return wire.encode(value, self._number_of)
 
-    def _number_of(self, value: Any) -> int:
-        if type(value) in (Remote, Instance, RemoteIterator):
+    def _number_of(self, value: Any) -> int | list[Any]:
+        if type(value) in _PROXIES:
             return value._number
+        if hasattr(type(value), "__next__") and type(value).__module__ in ("builtins", "itertools"):
+            return self._drained(value)
         # `f(c.count)`, where the program gave a list for `c`, and `f(c.tzinfo)`, a date
         owner = getattr(value, "__self__", None)
         if type(owner) not in (type(None), type(os)) and type(owner).__module__ in _PLAIN_MODULES:
             raise self.refuse()
-        if type(value).__module__ == "datetime":
+        if type(value).__module__ == "datetime" or (self.involved and _may_come_from_program(value)):
             raise self.refuse()
         raise self.unfit(f"the tests pass an object of type {type(value).__name__} to the program")
+
+    def _drained(self, iterator: Iterator[Any]) -> list[Any]:
+        """The values of an iterator of the tests; the program gets a fresh one."""
+        values = list(itertools.islice(iterator, _MOST_VALUES + 1))
+        if len(values) > _MOST_VALUES:
+            if self.involved and type(iterator) not in _ENDLESS:
+                raise self.refuse()  # the program's own values may be that many
+            raise self.unfit(f"the tests pass an iterator of more than {_MOST_VALUES:,} values")
+        return [self._encode(one) for one in values]
 
     def _decode(self, data: Any) -> Any:
         try:
@@ -254,6 +290,7 @@ _NEVER_RAISED = (StopIteration, StopAsyncIteration, ImportError, SyntaxError, Ba
 
 _PLAIN_MODULES = ("builtins", "collections", "datetime", "decimal", "fractions", "numpy", wire.__name__)
 """Modules of the types that the wire carries."""
+_NO_EXCEPTION = object()
 _SOME_OBJECT = "<an object of the program>"
 
 
@@ -261,6 +298,8 @@ class Remote:
     """A proxy for an object of the program. It can be called, and its attributes, items and text be
     read, but it gives no verdict. `is_class`: a class under test; calling it returns an `Instance`.
     """
+
+    __doc__ = property(lambda self: self._link.do("attribute", self._number, "__doc__"))  # type: ignore[assignment]
 
     def __init__(self, link: Link, number: int, *, is_class: bool = False) -> None:
         self.__dict__.update(_link=link, _number=number, _is_class=is_class)
@@ -325,9 +364,15 @@ class Remote:
     def _refuse(self, *_: Any) -> NoReturn:
         raise self._link.refuse()
 
+    def _differs_from(self, other: object) -> bool:
+        """False, where its class says so: it may differ from a plain value, but equal none."""
+        if self._link.can_send(other) and self._link.do("equal", self._number, other) is not False:
+            raise self._link.refuse()
+        return False
+
     def __eq__(self, other: object) -> bool:
         if other is None:
-            return False
+            return self._differs_from(other) if self._link.reads_objects else False
         if other is self and self._link.reads_objects:
             return True
         if isinstance(other, Instance):
@@ -384,7 +429,16 @@ class Instance(Remote):
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Remote):
             return self._judge("equal", other)
-        return other in self._plain("contents", list)
+        contents = self._plain("contents", list)
+        if contents:
+            return self._one_of(contents) == other
+        return self._differs_from(other)
+
+    def _one_of(self, contents: list[Any]) -> Any:
+        """What a container of the program holds."""
+        if len(contents) > 1 or type(contents[0]) not in (list, dict, set, deque):
+            raise self._link.refuse()
+        return contents[0]
 
     def __lt__(self, other: object) -> bool:
         return self._judge("less", other)
@@ -420,6 +474,7 @@ def _operator(name: str) -> Any:
     return operate
 
 
+Instance.__doc__ = Remote.__dict__["__doc__"]
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"):
     setattr(Instance, f"__{_name}__", _operator(f"__{_name}__"))
     setattr(Instance, f"__r{_name}__", _operator(f"__r{_name}__"))
@@ -468,6 +523,17 @@ class RemoteIterator:
 
 
 _GENERATOR = type(one for one in ())
+_PROXIES = (Remote, Instance, RemoteIterator)
+_MOST_VALUES = 100_000
+_ENDLESS = (itertools.count, itertools.cycle, itertools.repeat)
+
+
+def _may_come_from_program(value: Any) -> bool:
+    """Whether the tests may have made it of a value of the program: `type(r)`, a view of it."""
+    if isinstance(value, type):
+        module = value.__module__
+        return not issubclass(value, BaseException) and (module in _PLAIN_MODULES or module == __name__)
+    return type(value).__module__ in _PLAIN_MODULES and not callable(value)
 
 
 def _copy_back(given: tuple[Any, ...], named: dict[str, Any], after: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import marshal
 import os
+import re
+import secrets
 import select
 import subprocess
 import sys
@@ -31,9 +33,9 @@ _ROOT = str(Path(__file__).parents[4])
 _START = """
 import sys
 sys.path.append({root!r})
-from sppo_ray.rewards.code.sandbox import {module}
+from sppo_ray.rewards.code.sandbox.{module} import main
 del sys.path[-1]
-{module}.main({setup})
+main({setup})
 """
 """`-I -S` leave all packages out of the path, this one too."""
 _START_DEADLINE_S = 60.0  # the pool's deadline for the sample is nearer
@@ -91,21 +93,26 @@ class ConfinedProcesses:
         themselves, need something unsupported, or never call the program.
 
         A program that passes tests in Python has to pass them again as plain Python, in what is
-        left of the time: see `plain`. `cases` compare plain values only and need no second run.
+        left of the time: see `plain`. Of both counts the smaller one holds. `cases` compare plain
+        values only and need no second run.
         """
         begun = time.monotonic()
         undecided = None
         try:
             tested = self._test_from_outside(code, tests, limits, stop_at_failure=stop_at_failure)
         except _Undecided as error:
-            undecided, tested = error, Tested(0, 0)
-        if tested.failed or tests["cases"] is not None:
+            undecided, tested = error, error.tested
+        done = not undecided and (not tested.passed or (tested.failed and stop_at_failure))
+        if done or tests["cases"] is not None:
             return tested
         left = Limits(max(limits.timeout_s - (time.monotonic() - begun), _LEAST_S), limits.memory_mib)
-        tested = self._test_in_one_process(code, tests, left, stop_at_failure=stop_at_failure)
-        if undecided and not tested.failed:
+        plain = self._test_in_one_process(code, tests, left, stop_at_failure=stop_at_failure)
+        if undecided and plain.passed and not plain.failed:
             raise undecided
-        return tested
+        if not (tested.failed or plain.failed):
+            return tested
+        passed = min(tested.passed, plain.passed)
+        return Tested(passed, max(tested.passed + tested.failed - passed, 1), timeout=plain.timeout)
 
     def _test_in_one_process(
         self, code: str, tests: Mapping[str, Any], limits: Limits, *, stop_at_failure: bool
@@ -118,6 +125,7 @@ class ConfinedProcesses:
                 "code": code,
                 "limits": _rights(Limits(limits.timeout_s, memory_mib)),
                 "result": result,
+                "token": (token := secrets.token_hex(16).encode()),
                 "stop_at_failure": stop_at_failure,
             }
             with _process("plain", setup, share=[result]) as process:
@@ -125,11 +133,10 @@ class ConfinedProcesses:
                 ended = _wait(process.popen, limits.timeout_s, excuse=_DELAY_LIMIT)
                 process.kill()
                 content = _content(result)
-        try:
-            report = json.loads(content)
-            return Tested(int(report["passed"]), int(report["failed"]))
-        except (ValueError, TypeError, KeyError):  # it ended before its report, or the program wrote it
+        report = re.fullmatch(rb"%s (\d{1,9}) (\d{1,9})" % token, content)
+        if report is None or int(report[1]) == 0:  # it ended before its report, or the program wrote it
             return Tested(0, 1, timeout=not ended)
+        return Tested(int(report[1]), int(report[2]))
 
     def _test_from_outside(
         self, code: str, tests: Mapping[str, Any], limits: Limits, *, stop_at_failure: bool
@@ -163,7 +170,13 @@ class ConfinedProcesses:
 
 
 class _Undecided(SandboxFailed):
-    """No test failed, but one needs an operation that only works in the program's process."""
+    """No test failed, but one needs an operation that only works in the program's process;
+    `tested` counts it as failed.
+    """
+
+    def __init__(self, why: str, tested: Tested) -> None:
+        super().__init__(why)
+        self.tested = tested
 
 
 def _tested(content: bytes, *, ended: bool) -> Tested:
@@ -182,7 +195,8 @@ def _tested(content: bytes, *, ended: bool) -> Tested:
             return Tested(0, 1)
         raise SandboxFailed("the process of the tests died") from None
     if "undecided" in report:
-        raise _Undecided(f"the tests cannot be run: {report['undecided'][:300]}")
+        why = f"the tests cannot be run: {report['undecided'][:300]}"
+        raise _Undecided(why, Tested(report["passed"], report["failed"]))
     if "error" in report:
         raise SandboxFailed(f"the tests cannot be run: {report['error'][:300]}")
     return Tested(report["passed"], report["failed"])

@@ -94,10 +94,7 @@ class _Server:
 
     def _do(self, do: str, on: int, given: Any, named: Any) -> dict[str, Any]:
         target = self._objects[on]
-        args, kwargs = (
-            wire.decode(one, self._objects.__getitem__, self._iterator, make_array=arrays.make)
-            for one in (given, named)
-        )
+        args, kwargs = self._decode(given), self._decode(named)
         if do == "call":
             return {"value": self._encode_whole(target(*args, **kwargs))}
         if do == "call in place":
@@ -105,12 +102,17 @@ class _Server:
             after = [self._encode(args), self._encode(kwargs)]
             return {"value": self._encode_whole(value), "after": after if after != [given, named] else None}
         if do == "find":
+            check_names(self._namespace, kwargs["required"])
             self._objects += [find(self._namespace, name) for name in args]
             self._classes = [one for one in self._objects if isinstance(one, type)]
-            return {}
+            found = {name: self._namespace[name] for name in kwargs["kinds"] if name in self._namespace}
+            return {"kinds": {name: _is_exception(one) for name, one in found.items()}}
         if do == "next":
             return self._following(target, *args)
         return {"value": self._encode(_OPERATIONS[do](target, *args))}
+
+    def _decode(self, data: Any) -> Any:
+        return wire.decode(data, self._objects.__getitem__, self._iterator, make_array=arrays.make)
 
     def _following(self, iterator: Any, number: int) -> dict[str, Any]:
         values: list[Any] = []
@@ -130,8 +132,9 @@ class _Server:
         except Exception:  # boundary: the program may give it any attributes
             return None
 
-    def _iterator(self, kind: str, number: int) -> Any:
-        return self._objects[number]
+    def _iterator(self, kind: str, given: int | list[Any]) -> Any:
+        """Its own, or one with the values of the tests' one."""
+        return iter(self._decode(given)) if isinstance(given, list) else self._objects[given]
 
     def _encode(self, value: Any) -> Any:
         return wire.encode(value, self._keep)
@@ -165,6 +168,19 @@ def find(namespace: dict[str, Any], name: str) -> Any:
         return getattr(namespace[owner or "Solution"](), method)(*args, **kwargs)
 
     return of_a_new_object
+
+
+def check_names(namespace: dict[str, Any], required: list[str]) -> None:
+    """Raise ImportError for a name that the tests import and the program lacks; a method of class
+    Solution will do.
+    """
+    for name in required:
+        if name not in namespace and not hasattr(namespace.get("Solution"), name):
+            raise ImportError(f"cannot import name '{name}'")
+
+
+def _is_exception(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
 def _has_own_truth(kind: type) -> bool:

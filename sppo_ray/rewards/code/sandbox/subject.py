@@ -33,6 +33,7 @@ _TAKE_IT_SECOND = frozenset({"raises", "assertRaises", "assertRaisesRegex", "ass
 
 class Subject:
     """`taken`: name in the program of each name that the tests call. `kinds`: of exceptions.
+    `required`: names that the tests import at their start.
 
     `fixed`: names of `known`, with whether they are called. `flow`: which values come from the
     program.
@@ -68,6 +69,13 @@ class Subject:
         self.taken = {name: aliases[name] for name in wanted}
         own = set(imported) | {name for name in loose if not known.is_known(name)}
         self.kinds = {name: aliases[name] for name in caught & own}
+        self.required = [
+            one.name
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.module in PROGRAM_MODULES
+            for one in node.names
+            if one.name != "*"
+        ]
         self.fixed = {name: name in called for name in loose - wanted - set(self.kinds)}
         self.flow = Flow(tree, set(self.taken), entry)
         self.flow.refuse_judges(TestsUnfit)

@@ -60,7 +60,7 @@ class CallTests:
         self._name, self._cases, self.reached, self.empty = name, cases, 0, 0
         self.entered: set[int] = set()
         self.marked: set[int] = set()
-        self.subjects = [name]
+        self.subjects, self.required, self.kinds = [name], [], []
 
     def steps(self, link: Link) -> Iterator[Test]:
         function = link.subject(self._name)
@@ -127,6 +127,7 @@ class CodeTests:
             rewrite.OPERATE: arrays.operate,
         }
         self.subjects = list(self._subject.taken.values())
+        self.required, self.kinds = self._subject.required, list(self._subject.kinds.values())
         if entry is not None and "check" in self._functions():
             self.subjects.append(entry)
         if not (self._tests or any(map(self._may_count, self._tree.body))):
@@ -192,8 +193,7 @@ class CodeTests:
         space[rewrite.TRIED] = lambda number: self._tried.__setitem__(number, link.calls)
         for name, real in self._subject.taken.items():
             space[name] = link.subject(real)
-        for name, real in self._subject.kinds.items():
-            space[name] = link.exception(real)
+        space |= link.exceptions(self._subject.kinds)
 
     def _statement(self, node: ast.stmt) -> Test:
         code = program.compiled(ast.Module([node], type_ignores=[]), "tests.py")
@@ -225,7 +225,23 @@ class CodeTests:
         """
         for named in _parameters(function):
             if _takes(function, set(named)):
-                yield self._test(name, **named)
+                test = self._test(name, **named)
+                yield Test(lambda test=test: self._surrounded(function, test), expects=test.expects)
+
+    def _surrounded(self, function: types.FunctionType, test: Test) -> None:
+        """Run a pytest function between `setup_function` and `teardown_function`."""
+        self._prepare_function("setup_function", function)
+        try:
+            test.run()
+        finally:
+            self._prepare_function("teardown_function", function)
+
+    def _prepare_function(self, name: str, function: types.FunctionType) -> None:
+        """Its assertions are not those of the test."""
+        reached = self.reached
+        if name in self._namespace:
+            _call(self._namespace[name], function)
+        self.reached = reached
 
     def _class(self, kind: type) -> Iterator[Test]:
         unittest = sys.modules.get("unittest")
@@ -434,7 +450,7 @@ def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool
     """Run the tests; return passed and failed ones, or why they cannot be decided. After the
     program ends or a preparation fails, all remaining tests have failed.
     """
-    passed = failed = 0
+    passed = failed = unknown = 0
     unfit = ""
     steps = tests.steps(link)
     for test in steps:
@@ -442,14 +458,14 @@ def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool
         if why is None:
             passed += test.counts
         elif why:
-            unfit = why
+            unfit, unknown = why, unknown + 1
         else:
             failed += 1
             if stop_at_failure or not test.counts or link.is_gone:
                 failed += sum(rest.counts for rest in steps)
                 break
     if not failed and unfit:
-        return {"undecided": unfit}
+        return {"undecided": unfit, "passed": passed, "failed": unknown}
     if not failed and not link.calls and not link.involved:
         raise TestsUnfit("they never call the program: they prove nothing")
     # a value of the program took the tests away, or its class gives one verdict to all
@@ -487,7 +503,7 @@ def main(setup_fd: int) -> None:
     try:
         cases = setup["cases"]
         tests = CodeTests(setup["tests"], setup["name"]) if cases is None else CallTests(setup["name"], cases)
-        link.await_program(tests.subjects)
+        link.await_program(tests.subjects, tests.kinds, tests.required)
         report = run_tests(tests, link, stop_at_failure=setup["stop_at_failure"])
     except ProgramGone:
         report = {"passed": 0, "failed": 1}

@@ -112,7 +112,7 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
     if type(value) is _GENERATOR:
         return {"generator": keep(value)}
     own = type(value).__module__ not in ("builtins", "itertools")
-    return {"kept" if own or not hasattr(value, "__next__") else "iterator": keep(value)}
+    return {"kept" if own or not hasattr(type(value), "__next__") else "iterator": keep(value)}
 
 
 _CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
