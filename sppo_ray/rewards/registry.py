@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,12 @@ from sppo_ray.config import (
 from sppo_ray.rewards.base import Verifier, Walls
 
 
-def build_verifier(settings: RewardFunction) -> Verifier:
-    """Build the verifier that `reward.function` names. Raises UserError when that fails (e.g. a
-    custom import path).
+def build_verifier(settings: RewardFunction, deadline_s: float = math.inf) -> Verifier:
+    """Build the verifier that `reward.function` names. `deadline_s`: the pool's, for a sample.
+    Raises UserError when that fails (e.g. a custom import path).
     """
+    if isinstance(settings, CodeReward):
+        return _build_code(settings, deadline_s)
     return _BUILDERS[settings.type](settings)
 
 
@@ -53,11 +56,11 @@ def _build_reasoning_gym(settings: ReasoningGymReward) -> Verifier:
     return Verifier(settings.type, verify, answer=answer, failure_is_wrong=True, truth_alone=try_entry)
 
 
-def _build_code(settings: CodeReward) -> Verifier:
+def _build_code(settings: CodeReward, deadline_s: float) -> Verifier:
     from sppo_ray.rewards.code.sandbox.run import ConfinedProcesses
     from sppo_ray.rewards.code.verifier import answer, make_code_verifier
 
-    sandbox = ConfinedProcesses()
+    sandbox = ConfinedProcesses(deadline_s)
     sandbox.check()
     verify = make_code_verifier(settings, sandbox)
     # It runs no code itself: each program runs in a sandbox, which a confined process could not
@@ -79,6 +82,5 @@ _BUILDERS: dict[str, Callable[[Any], Verifier]] = {
     "math": _build_math,
     "running-sum": _build_running_sum,
     "reasoning-gym": _build_reasoning_gym,
-    "code": _build_code,
     "custom": _build_custom,
 }

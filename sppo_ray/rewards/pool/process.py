@@ -182,6 +182,7 @@ class VerifierProcess:
             setup = {
                 "function": settings.function.model_dump(),
                 "memory_mib": settings.memory_mib,
+                "deadline_s": settings.deadline_s,
                 "secret": process._secret,
             }
             await process._write(pickle.dumps(setup))

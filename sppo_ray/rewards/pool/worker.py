@@ -82,7 +82,7 @@ def main() -> None:
     setup = pickle.load(requests)
     try:
         function = TypeAdapter(RewardFunction).validate_python(setup["function"])
-        verifier = build_verifier(function)
+        verifier = build_verifier(function, setup["deadline_s"])
         missing = missing_walls(verifier)
     except UserError as error:
         _write(control, {"fatal": str(error)})

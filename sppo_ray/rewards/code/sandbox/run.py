@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import marshal
+import math
 import os
 import re
 import secrets
@@ -42,6 +43,8 @@ _START_DEADLINE_S = 60.0  # the pool's deadline for the sample is nearer
 _DELAY_LIMIT = 4.0  # beyond that, the pool's deadline decides
 _OUT_OF_CPU = -24  # SIGXCPU: the CPU seconds are used up
 _LEAST_S = 1.0  # of the second run
+_MARGIN_S = 0.5  # before the pool's deadline
+_FAIR_SHARE = 0.25  # of the time limit, on a processor
 _OUTPUT_MIB = 4
 _TESTER_MEMORY_MIB = 1024
 _ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -49,7 +52,12 @@ _ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS"
 
 
 class ConfinedProcesses:
-    """Runs programs in confined processes of this machine; implements `Sandbox`."""
+    """Runs programs in confined processes of this machine; implements `Sandbox`. `deadline_s`: the
+    pool's, for a sample; the tests are given up before it.
+    """
+
+    def __init__(self, deadline_s: float = math.inf) -> None:
+        self._deadline_s = deadline_s
 
     def check(self) -> None:
         """Test every mechanism once. Raises UserError with the remedy when this machine lacks
@@ -97,16 +105,17 @@ class ConfinedProcesses:
         values only and need no second run.
         """
         begun = time.monotonic()
+        end = begun + self._deadline_s - min(_MARGIN_S, max(self._deadline_s - limits.timeout_s, 0.0) / 2)
         undecided = None
         try:
-            tested = self._test_from_outside(code, tests, limits, stop_at_failure=stop_at_failure)
+            tested = self._test_from_outside(code, tests, limits, end, stop_at_failure=stop_at_failure)
         except _Undecided as error:
             undecided, tested = error, error.tested
         done = not undecided and (not tested.passed or (tested.failed and stop_at_failure))
         if done or tests["cases"] is not None:
             return tested
         left = Limits(max(limits.timeout_s - (time.monotonic() - begun), _LEAST_S), limits.memory_mib)
-        plain = self._test_in_one_process(code, tests, left, stop_at_failure=stop_at_failure)
+        plain = self._test_in_one_process(code, tests, left, end, stop_at_failure=stop_at_failure)
         if undecided and plain.passed and not plain.failed:
             raise undecided
         if not (tested.failed or plain.failed):
@@ -115,7 +124,7 @@ class ConfinedProcesses:
         return Tested(passed, max(tested.passed + tested.failed - passed, 1), timeout=plain.timeout)
 
     def _test_in_one_process(
-        self, code: str, tests: Mapping[str, Any], limits: Limits, *, stop_at_failure: bool
+        self, code: str, tests: Mapping[str, Any], limits: Limits, end: float, *, stop_at_failure: bool
     ) -> Tested:
         with ExitStack() as files:
             result = files.enter_context(_memory_file())
@@ -129,8 +138,10 @@ class ConfinedProcesses:
                 "stop_at_failure": stop_at_failure,
             }
             with _process("plain", setup, share=[result]) as process:
-                process.await_start()
-                ended = _wait(process.popen, limits.timeout_s, excuse=_DELAY_LIMIT)
+                process.await_start(end)
+                ended = _wait(process.popen, limits.timeout_s, excuse=_DELAY_LIMIT, end=end)
+                if ended is None:
+                    return _given_up([process.popen.pid], limits)
                 process.kill()
                 content = _content(result)
         report = re.fullmatch(rb"%s (\d{1,9}) (\d{1,9})" % token, content)
@@ -139,7 +150,7 @@ class ConfinedProcesses:
         return Tested(int(report[1]), int(report[2]))
 
     def _test_from_outside(
-        self, code: str, tests: Mapping[str, Any], limits: Limits, *, stop_at_failure: bool
+        self, code: str, tests: Mapping[str, Any], limits: Limits, end: float, *, stop_at_failure: bool
     ) -> Tested:
         """Run the tests in a process of their own, out of the program's reach."""
         with ExitStack() as files:
@@ -159,14 +170,17 @@ class ConfinedProcesses:
             }
             program = files.enter_context(_process("served", ours, share=ours["wire"]))
             tester = files.enter_context(_process("tester", theirs, share=[*theirs["wire"], result]))
-            for end in (*to_program, *to_tester):
-                end.close()  # so that each side sees the other's end
-            program.await_start()
-            tester.await_start()
-            ended = _wait(tester.popen, limits.timeout_s, excuse=_DELAY_LIMIT)
+            for pipe in (*to_program, *to_tester):
+                pipe.close()  # so that each side sees the other's end
+            program.await_start(end)
+            tester.await_start(end)
+            rival = program.popen.pid
+            ended = _wait(tester.popen, limits.timeout_s, excuse=_DELAY_LIMIT, rival=rival, end=end)
+            if ended is None and _content(result) not in (b"", ALONE):
+                return _given_up([rival, tester.popen.pid], limits)
             ended = ended and tester.popen.wait() != _OUT_OF_CPU
             content = _content(result)  # before the program's end changes it
-        return _tested(content, ended=ended)
+        return _tested(content, ended=bool(ended))
 
 
 class _Undecided(SandboxFailed):
@@ -209,11 +223,11 @@ class _Process:
     def __init__(self, popen: subprocess.Popen[bytes], setup: int, stderr: int, started: int) -> None:
         self.popen, self._setup, self._stderr, self._started = popen, setup, stderr, started
 
-    def await_start(self) -> None:
-        """Wait until the process is confined: a slow start is not the program's fault. Raises
-        SandboxFailed when it never is.
+    def await_start(self, end: float = math.inf) -> None:
+        """Wait until the process is confined, at most to `end`: a slow start is not the program's
+        fault. Raises SandboxFailed when it never is.
         """
-        _poll(self._started, _START_DEADLINE_S)
+        _poll(self._started, min(_START_DEADLINE_S, max(end - time.monotonic(), 0.0)))
         if os.pread(self._setup, 1, 0) != CONFINED:
             self.kill()
             last = _content(self._stderr).decode(errors="replace").strip().splitlines()[-1:]
@@ -276,30 +290,64 @@ def _rights(limits: Limits) -> dict[str, Any]:
     }
 
 
-def _wait(popen: subprocess.Popen[bytes], timeout_s: float, *, excuse: float = 0.0) -> bool:
-    """Whether the process ended by itself in time. The time in which it waited for a processor,
-    which other programs burn, does not count, up to `excuse` times the limit.
+def _wait(
+    popen: subprocess.Popen[bytes],
+    timeout_s: float,
+    *,
+    excuse: float = 0.0,
+    rival: int | None = None,
+    end: float = math.inf,
+) -> bool | None:
+    """Whether the process ended by itself in time; None when it was given up at `end`. The time in
+    which it waited for a processor, which others burn, does not count, up to `excuse` times the
+    limit. Its own threads and the process `rival` are no others.
     """
     handle = os.pidfd_open(popen.pid)
     begun = time.monotonic()
-    left = timeout_s
+    left = min(timeout_s, end - begun)
     try:
+        ended = False
         while left > 0.0 and not (ended := _poll(handle, left)):
-            delay = min(_seconds_delayed(popen.pid), excuse * timeout_s) if excuse else 0.0
-            left = begun + timeout_s + delay - time.monotonic()
+            until = begun + timeout_s
+            if excuse:
+                ran, delay = _scheduled(popen.pid)
+                burnt = _cpu_s(popen.pid) - ran + (_cpu_s(rival) if rival is not None else 0.0)
+                until += min(max(delay - max(burnt, 0.0), 0.0), excuse * timeout_s)
+            if until > end <= time.monotonic():
+                return None
+            left = min(until, end) - time.monotonic()
         return timeout_s > 0.0 and ended
     finally:
         os.close(handle)
 
 
-def _seconds_delayed(pid: int) -> float:
-    """Seconds that a process was ready to run and had no processor; 0 where the kernel does not
-    tell.
+def _given_up(pids: list[int], limits: Limits) -> Tested:
+    """The verdict on tests that were given up: the program's fault if its processes have had a fair
+    share of the time. Raises SandboxFailed when the machine is overloaded by others.
+    """
+    if sum(map(_cpu_s, pids)) > _FAIR_SHARE * limits.timeout_s:
+        return Tested(0, 1, timeout=True)
+    raise SandboxFailed("the machine is overloaded: the tests had no processor for most of their time")
+
+
+def _scheduled(pid: int) -> tuple[float, float]:
+    """Seconds that the main thread of a process ran, and was ready to run and had no processor; 0
+    where the kernel does not tell.
     """
     try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
+        ran, delayed = Path(f"/proc/{pid}/schedstat").read_text().split()[:2]
+        return int(ran) / 1e9, int(delayed) / 1e9
+    except (OSError, ValueError):
+        return 0.0, 0.0
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU seconds of all threads of a process."""
+    try:
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except (OSError, ValueError):
         return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _poll(descriptor: int, timeout_s: float) -> bool:
