@@ -23,11 +23,15 @@ def operate(name: str, left: Any, right: Any) -> Any:
 
 
 def make(dtype: str, values: list[Any]) -> Any:
-    """An array of numbers; others stay lists. NumPy would read numbers, and NaN, from text."""
+    """An array of numbers, or one number; others stay plain. NumPy would read numbers, and NaN,
+    from text.
+    """
     if dtype[1:2] not in ("b", "i", "u", "f", "c"):
         return values
     import numpy
 
+    if not isinstance(values, list):
+        return numpy.dtype(dtype).type(values)
     made = numpy.array(values)
     if made.size and made.dtype.kind not in "biufc":
         raise ValueError(f"no array of numbers: {made.dtype}")

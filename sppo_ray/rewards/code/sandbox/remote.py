@@ -12,6 +12,7 @@ from collections import deque
 
 from sppo_ray.rewards.code.sandbox import arrays, wire
 from sppo_ray.rewards.code.sandbox.flow import is_class
+from sppo_ray.rewards.code.sandbox.identity import Objects, alike
 from sppo_ray.rewards.code.sandbox.known import ERROR_MODULES
 
 TYPE_CHECKING = False  # the module typing costs as much time as the rest
@@ -56,6 +57,9 @@ class Link:
         self._subjects: list[str] = []
         self._found: dict[str, Any] = {}  # names of exceptions; whether it is one
         self._proxies: dict[int, Remote] = {}
+        self._shared = Objects(-1)
+        self._in_place = False  # whether the program may change containers of the tests
+        self.exact = True  # whether numbers of NumPy stay such
         self.involved = False
         # exceptions of the program's that the tests name
         self.kinds: dict[str, type[Exception]] = {}
@@ -67,8 +71,8 @@ class Link:
         """
         self._ask(None)
         self._subjects = subjects
-        given, named = self._encode(subjects), self._encode({"kinds": kinds, "required": required})
-        reply = self._ask({"do": "find", "on": 0, "given": given, "named": named})
+        named = {"dict": [["kinds", kinds], ["required", required]]}
+        reply = self._ask({"do": "find", "on": 0, "given": subjects, "named": named} | self._news())
         found = reply.get("kinds")
         if "raised" in reply or not isinstance(found, dict):
             raise self.gone()
@@ -98,7 +102,11 @@ class Link:
         reply = self._reply("call in place" if in_place else "call", on, given, named)
         value = self._decode(reply.get("value"))
         if in_place:
-            _copy_back(given, named, self._decode(reply.get("after")))
+            self._in_place = True
+            try:
+                _copy_back(given, named, self._decode(reply.get("after")))
+            finally:
+                self._in_place = False
         return value
 
     def proxy(self, number: int, kind: type[Remote] | None = None) -> Remote:
@@ -147,9 +155,12 @@ class Link:
         )
 
     def _reply(self, what: str, on: int, given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-        reply = self._ask(
-            {"do": what, "on": on, "given": self._encode(list(given)), "named": self._encode(named)}
-        )
+        # these two are no objects of the tests
+        message = {"do": what, "on": on, "given": [self._encode(one) for one in given]}
+        message["named"] = {"dict": [[name, self._encode(one)] for name, one in named.items()]}
+        reply = self._ask(message | self._news())
+        for one in changed if isinstance(changed := reply.get("changed"), list) else ():
+            self._decode(one)
         if "raised" in reply:
             raise self._exception(reply)
         return reply
@@ -180,8 +191,24 @@ class Link:
             return False
         return True
 
+    def _news(self) -> dict[str, Any]:
+        """What the tests have changed, and no longer hold, since the last message."""
+        changed = [
+            self._encode(known.value) for known in self._shared.changed() if self.can_send(known.value)
+        ]
+        return {"changed": changed, "forget": self._shared.sweep()}
+
+    def _same(self, number: int, contents: Any) -> Any:
+        """The container of a number. One of the tests' own changes only in place; else it is
+        itself where the program has left it as it was, or a copy.
+        """
+        if number > 0 or (self._in_place and self._shared.get(number) is not None):
+            return self._shared.received(number, contents)
+        own = self._shared.get(number)
+        return own if type(own) is type(contents) and alike(own, contents) else contents
+
     def _encode(self, value: Any) -> Any:
-        return wire.encode(value, self._number_of)
+        return wire.encode(value, self._number_of, self._shared.number)
 
     def _number_of(self, value: Any) -> int | list[Any]:
         if type(value) in _PROXIES:
@@ -212,7 +239,8 @@ class Link:
                 lambda number: self.proxy(int(number)),
                 lambda kind, number: RemoteIterator(self, int(number), is_generator=kind == "generator"),
                 self._refuse_nan,
-                arrays.make if self.with_arrays else lambda dtype, values: values,
+                self._array,
+                self._same,
             )
         except (
             ValueError,
@@ -224,6 +252,12 @@ class Link:
             MemoryError,
         ):
             raise self.gone() from None
+
+    def _array(self, dtype: str, values: Any) -> Any:
+        """Tests that do not name NumPy get no empty array, which would equal longer ones."""
+        is_scalar = not isinstance(values, list)
+        wanted = self.with_arrays or (self.exact and values != [])
+        return arrays.make(dtype, values) if wanted and (self.exact or not is_scalar) else values
 
     def _refuse_nan(self, number: Any) -> None:
         """Tests that do not name NaN get none: `if abs(f(2) - 4) > 1e-6: raise` takes it for
@@ -248,6 +282,8 @@ class Link:
         message = str(reply.get("message", "")) if isinstance(reply, dict) else ""
         if named is not None:
             kind = named if kind is Exception else type(named.__name__, (named, kind), {})
+        if names and names[0].rpartition(":")[2] != kind.__name__ and names[0].isidentifier():
+            kind = type(names[0], (kind,), {})  # `type(e) is ValueError` does not hold for it
         error = kind.__new__(kind, message)  # __init__ may need more than a message
         self._add_attributes(error, reply.get("attributes") if isinstance(reply, dict) else None)
         text = reply.get("text") if isinstance(reply, dict) else None
@@ -542,7 +578,7 @@ def _copy_back(given: tuple[Any, ...], named: dict[str, Any], after: Any) -> Non
         return
     pairs = [*zip(given, after[0], strict=True), *((one, after[1].get(name)) for name, one in named.items())]
     for mine, theirs in pairs:
-        if type(mine) is not type(theirs):
+        if mine is theirs or type(mine) is not type(theirs):
             continue
         if type(mine) in (list, deque):
             mine.clear()

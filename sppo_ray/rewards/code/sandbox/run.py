@@ -141,7 +141,7 @@ class ConfinedProcesses:
                 process.await_start(end)
                 ended = _wait(process.popen, limits.timeout_s, excuse=_DELAY_LIMIT, end=end)
                 if ended is None:
-                    return _given_up([process.popen.pid], limits)
+                    return _given_up([process.popen], limits)
                 process.kill()
                 content = _content(result)
         report = re.fullmatch(rb"%s (\d{1,9}) (\d{1,9})" % token, content)
@@ -177,7 +177,7 @@ class ConfinedProcesses:
             rival = program.popen.pid
             ended = _wait(tester.popen, limits.timeout_s, excuse=_DELAY_LIMIT, rival=rival, end=end)
             if ended is None and _content(result) not in (b"", ALONE):
-                return _given_up([rival, tester.popen.pid], limits)
+                return _given_up([program.popen, tester.popen], limits)
             ended = ended and tester.popen.wait() != _OUT_OF_CPU
             content = _content(result)  # before the program's end changes it
         return _tested(content, ended=bool(ended))
@@ -321,11 +321,14 @@ def _wait(
         os.close(handle)
 
 
-def _given_up(pids: list[int], limits: Limits) -> Tested:
+def _given_up(processes: list[subprocess.Popen[bytes]], limits: Limits) -> Tested:
     """The verdict on tests that were given up: the program's fault if its processes have had a fair
     share of the time. Raises SandboxFailed when the machine is overloaded by others.
     """
-    if sum(map(_cpu_s, pids)) > _FAIR_SHARE * limits.timeout_s:
+    burnt = sum(_cpu_s(one.pid) for one in processes)
+    for one in processes:
+        one.kill()  # all at once, before one is waited for
+    if burnt > _FAIR_SHARE * limits.timeout_s:
         return Tested(0, 1, timeout=True)
     raise SandboxFailed("the machine is overloaded: the tests had no processor for most of their time")
 

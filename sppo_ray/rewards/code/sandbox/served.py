@@ -16,6 +16,7 @@ from collections import deque
 from typing import Any
 
 from sppo_ray.rewards.code.sandbox import arrays, program, wire
+from sppo_ray.rewards.code.sandbox.identity import Objects
 from sppo_ray.rewards.code.sandbox.known import ERROR_MODULES
 
 # imports that programming sites add before a program; only names that it uses and never binds
@@ -81,6 +82,7 @@ class _Server:
         self._wire, self._namespace, self._objects = connection, namespace, [None]
         self._numbers: dict[int, int] = {}
         self._classes: list[type] = []  # under test
+        self._shared = Objects(1)
         self._wire.send({"ready": True})
 
     def serve(self) -> None:
@@ -90,10 +92,19 @@ class _Server:
                 reply = self._do(**request)
             except BaseException as error:  # boundary: the program may raise anything; the tester judges
                 reply = _raised(error) | {"attributes": self._attributes(error)}
-            self._wire.send(reply)
+            self._wire.send(reply | {"changed": self._changed()})
 
-    def _do(self, do: str, on: int, given: Any, named: Any) -> dict[str, Any]:
+    def _changed(self) -> list[Any]:
+        """Containers that the tests know and the program has changed."""
+        return [self._encode(known.value) for known in self._shared.changed() if known.number > 0]
+
+    def _do(
+        self, do: str, on: int, given: Any, named: Any, changed: list[Any], forget: list[int]
+    ) -> dict[str, Any]:
         target = self._objects[on]
+        for one in changed:
+            self._decode(one)
+        self._shared.forget(forget)
         args, kwargs = self._decode(given), self._decode(named)
         if do == "call":
             return {"value": self._encode_whole(target(*args, **kwargs))}
@@ -112,7 +123,13 @@ class _Server:
         return {"value": self._encode(_OPERATIONS[do](target, *args))}
 
     def _decode(self, data: Any) -> Any:
-        return wire.decode(data, self._objects.__getitem__, self._iterator, make_array=arrays.make)
+        return wire.decode(
+            data,
+            self._objects.__getitem__,
+            self._iterator,
+            make_array=arrays.make,
+            same=self._shared.received,
+        )
 
     def _following(self, iterator: Any, number: int) -> dict[str, Any]:
         values: list[Any] = []
@@ -137,7 +154,7 @@ class _Server:
         return iter(self._decode(given)) if isinstance(given, list) else self._objects[given]
 
     def _encode(self, value: Any) -> Any:
-        return wire.encode(value, self._keep)
+        return wire.encode(value, self._keep, self._shared.number)
 
     def _encode_whole(self, value: Any) -> Any:
         """A class under test may extend a list or dict: `class LRUCache(OrderedDict)`. As a plain

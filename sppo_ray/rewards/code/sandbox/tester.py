@@ -503,6 +503,7 @@ def main(setup_fd: int) -> None:
     try:
         cases = setup["cases"]
         tests = CodeTests(setup["tests"], setup["name"]) if cases is None else CallTests(setup["name"], cases)
+        link.exact = cases is None
         link.await_program(tests.subjects, tests.kinds, tests.required)
         report = run_tests(tests, link, stop_at_failure=setup["stop_at_failure"])
     except ProgramGone:

@@ -2,8 +2,8 @@
 trusts the other's objects.
 
 None, bool, int, float, str and list are plain JSON; tuple, set, frozenset, deque, range, slice,
-dict, its kinds and views, named tuples, bytes, complex, Fraction, Decimal, dates and arrays are
-objects with their type name; NumPy scalars become numbers. Any other object, including a generator,
+dict, its kinds and views, named tuples, bytes, complex, Fraction, Decimal, dates, arrays and NumPy
+scalars are objects with their type name. Any other object, including a generator,
 stays in its process and is sent as a number. Standard library only: see `confine`.
 """
 
@@ -17,6 +17,8 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache, partial
 from typing import Any
+
+from sppo_ray.rewards.code.sandbox.identity import MUTABLE
 
 MAX_LINE_BYTES = 16 << 20
 
@@ -61,20 +63,24 @@ class Wire:
         return message
 
 
-def encode(value: Any, keep: Callable[[Any], int]) -> Any:
+def encode(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int] | None = None) -> Any:
     """Convert `value` to JSON; `keep` stores an object without a plain form and returns its
-    number.
+    number; `number` gives the one of a container (see `identity`).
     """
+    data = _encoded(value, keep, number)
+    return {"same": [number(value), data]} if number is not None and type(value) in MUTABLE else data
 
+
+def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int] | None) -> Any:
     def each(values: Any) -> list[Any]:
-        return [encode(one, keep) for one in values]
+        return [one if type(one) in _SCALARS else encode(one, keep, number) for one in values]
 
     if value is None or isinstance(value, bool):
         return value
     if (name := _NAMES.get(id(value))) is not None:
         return {"builtin": name}
     for base in (int, float, str):
-        if isinstance(value, base):
+        if isinstance(value, base) and type(value).__module__ != "numpy":
             return base(value) if type(value) is not base else value
     if isinstance(value, list):
         return each(value)
@@ -95,7 +101,7 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
     if isinstance(value, dict):
         return {"dict": [each(item) for item in value.items()]}
     if isinstance(value, (bytes, bytearray)):
-        return {"bytes": value.hex()}
+        return {"bytes" if isinstance(value, bytes) else "bytearray": value.hex()}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
     if isinstance(value, (Fraction, Decimal)):
@@ -104,7 +110,7 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
         return {_VIEWS[type(value)]: each(value)}
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         plain = encode(value.tolist(), keep)
-        return {"array": [value.dtype.str, plain]} if isinstance(plain, list) else plain
+        return {"array" if isinstance(plain, list) else "scalar": [value.dtype.str, plain]}
     if type(value).__module__ == "datetime" and type(value).__name__ in _DATES:
         return {type(value).__name__: str(value)}
     if type(value).__module__ == "datetime" and type(value).__name__ == "timedelta":
@@ -115,6 +121,8 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
     return {"kept" if own or not hasattr(type(value), "__next__") else "iterator": keep(value)}
 
 
+_SCALARS = frozenset({int, float, str, bool, type(None)})
+_SIMPLE = frozenset({int, str, bool, type(None)})
 _CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
 _SHARED: dict[str, Any] = {
     one.__name__: one
@@ -142,22 +150,29 @@ def decode(
     iterate: Callable[[str, int], Any],
     on_nan: Callable[[Any], None] | None = None,
     make_array: Callable[[str, Any], Any] = lambda dtype, values: values,
+    same: Callable[[int, Any], Any] = lambda number, contents: contents,
 ) -> Any:
     """Convert JSON back to the value; `find` returns the object of a number, `iterate` an iterator
-    or generator; `on_nan` is called for a number that is none.
+    or generator; `on_nan` is called for a number that is none; `same` returns the container of a
+    number, with the contents that it gets.
     Raises ValueError, TypeError and the like for invalid input.
     """
 
     def again(one: Any) -> Any:
-        return decode(one, find, iterate, on_nan, make_array)
+        return decode(one, find, iterate, on_nan, make_array, same)
 
     if isinstance(data, list):
-        return [again(one) for one in data]
+        return [one if type(one) in _SIMPLE else again(one) for one in data]
     if not isinstance(data, dict):
         if on_nan is not None and isinstance(data, float) and data != data:
             on_nan(data)
         return data
     ((name, inner),) = data.items()
+    if name == "same":
+        number, contents = inner[0], again(inner[1])
+        if type(number) is not int or type(contents) not in MUTABLE:
+            raise TypeError("no container with a number")
+        return same(number, contents)
     if name in _CONTAINERS:
         return _CONTAINERS[name](again(one) for one in inner)
     if name in ("dict", "items"):
@@ -179,7 +194,7 @@ def decode(
         return slice(*map(again, inner))
     if name == "named":
         return _named_tuple(inner[0], tuple(inner[1]))(*map(again, inner[2]))
-    if name == "array":
+    if name in ("array", "scalar"):
         return make_array(inner[0], again(inner[1]))
     if name == "kept":
         return find(inner)
@@ -209,6 +224,7 @@ def _pair(item: Any) -> Any:
 
 _PLAIN: dict[str, Callable[[Any], Any]] = {
     "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
     "range": lambda parts: range(*parts),
     "complex": lambda parts: complex(*parts),
     "fraction": Fraction,

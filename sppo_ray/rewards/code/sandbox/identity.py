@@ -1,0 +1,119 @@
+"""Which container is which, on both sides of the wire: `[[0] * n] * n`, a cached list, a getter
+that hands out its own list.
+
+Each list, dict, set, deque and bytearray that travels has a number for its object: a positive one
+of the program's, a negative one of the tests'. When a number comes again, it is the same object,
+with the contents that came. Before each message a side sends what changed in its objects since.
+Standard library only: see `confine`.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+
+TYPE_CHECKING = False  # the module typing costs as much time as the rest
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+MUTABLE = frozenset({list, dict, set, deque, bytearray, Counter, OrderedDict, defaultdict})
+_MOST_PARTS = 20_000
+"""Elements of all known objects together: each message looks at them."""
+
+
+class _Known:
+    """An object, and its elements when both sides last knew the same ones."""
+
+    __slots__ = ("number", "parts", "value")
+
+    def __init__(self, number: int, value: Any) -> None:
+        self.number, self.value, self.parts = number, value, parts(value)
+
+
+class Objects:
+    """The containers of one side by number. `sign`: of the numbers that it gives."""
+
+    def __init__(self, sign: int) -> None:
+        self._sign, self._last = sign, 0
+        self._known: dict[int, _Known] = {}
+        self._numbers: dict[int, int] = {}  # by id, which is unique while the object is known
+
+    def number(self, value: Any) -> int:
+        """The number of an object that is sent now."""
+        number = self._numbers.get(id(value))
+        if number is None:
+            self._last += self._sign
+            self.learn(self._last, value)
+            return self._last
+        known = self._known[number]
+        known.parts = parts(value)
+        return number
+
+    def learn(self, number: int, value: Any) -> None:
+        self._known[number] = _Known(number, value)
+        self._numbers[id(value)] = number
+
+    def get(self, number: int) -> Any:
+        known = self._known.get(number)
+        return None if known is None else known.value
+
+    def received(self, number: int, contents: Any) -> Any:
+        """The object of a number, with these contents from now on."""
+        known = self._known.get(number)
+        if known is None or type(known.value) is not type(contents):
+            if known is not None:
+                raise ValueError("an object changed its type")
+            self.learn(number, contents)
+            return contents
+        if not alike(known.value, contents):
+            fill(known.value, contents)
+        known.parts = parts(known.value)
+        return known.value
+
+    def changed(self) -> Iterator[_Known]:
+        """Objects with other elements than at the last message."""
+        for known in list(self._known.values()):
+            now = parts(known.value)
+            if len(now) != len(known.parts) or not all(map(operator.is_, now, known.parts)):
+                known.parts = now
+                yield known
+
+    def forget(self, numbers: list[int]) -> None:
+        for number in numbers:
+            known = self._known.pop(number, None)
+            if known is not None:
+                del self._numbers[id(known.value)]
+
+    def sweep(self) -> list[int]:
+        """Forget what nobody else holds, and the oldest beyond the limit; returns their numbers."""
+        size = 0
+        gone = []
+        for known in reversed(self._known.values()):
+            size += len(known.parts) + 1
+            if size > _MOST_PARTS or sys.getrefcount(known.value) <= 2:
+                gone.append(known.number)
+        known = None  # type: ignore[assignment]
+        self.forget(gone)
+        return gone
+
+
+def parts(value: Any) -> list[Any]:
+    """The elements of a container."""
+    return [*value, *value.values()] if isinstance(value, dict) else list(value)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two containers have equal elements of the same types."""
+    mine, theirs = parts(one), parts(other)
+    return list(map(type, mine)) == list(map(type, theirs)) and one == other and mine == theirs
+
+
+def fill(value: Any, contents: Any) -> None:
+    """Give a container the elements of another one."""
+    value.clear()
+    if isinstance(value, (dict, set)):
+        value.update(contents)
+    else:
+        value.extend(contents)
