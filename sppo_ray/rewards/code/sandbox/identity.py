@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 MUTABLE = frozenset({list, dict, set, deque, bytearray, Counter, OrderedDict, defaultdict})
-_MOST_PARTS = 20_000
-"""Elements of all known objects together: each message looks at them."""
+_MOST_PARTS, _LEAST_PARTS, _ALL_PARTS = 20_000, 500, 2_000_000
+"""Elements of all known objects together. Each message looks at them, so the more messages there
+were, the fewer are known.
+"""
 
 
 class _Known:
@@ -36,7 +38,7 @@ class Objects:
     """The containers of one side by number. `sign`: of the numbers that it gives."""
 
     def __init__(self, sign: int) -> None:
-        self._sign, self._last = sign, 0
+        self._sign, self._last, self._messages = sign, 0, 0
         self._known: dict[int, _Known] = {}
         self._numbers: dict[int, int] = {}  # by id, which is unique while the object is known
 
@@ -88,11 +90,13 @@ class Objects:
 
     def sweep(self) -> list[int]:
         """Forget what nobody else holds, and the oldest beyond the limit; returns their numbers."""
+        self._messages += 1
+        most = min(_MOST_PARTS, max(_LEAST_PARTS, _ALL_PARTS // self._messages))
         size = 0
         gone = []
         for known in reversed(self._known.values()):
             size += len(known.parts) + 1
-            if size > _MOST_PARTS or sys.getrefcount(known.value) <= 2:
+            if size > most or sys.getrefcount(known.value) <= 2:
                 gone.append(known.number)
         known = None  # type: ignore[assignment]
         self.forget(gone)
