@@ -49,6 +49,8 @@ def enter(setup_fd: int) -> dict[str, Any]:
     sys.path += setup["limits"]["readable"]
     sys.argv[:] = ["program.py"]
     sys.set_int_max_str_digits(MAX_DIGITS)
+    # a program that looks for its judges does not find them at once
     for name in [one for one in sys.modules if one.partition(".")[0] == _PACKAGE]:
-        del sys.modules[name]  # a program that looks for its judges does not find them at once
+        vars(sys.modules["__main__"]).pop(name.rpartition(".")[2], None)
+        del sys.modules[name]
     return setup

@@ -155,10 +155,11 @@ class Link:
         )
 
     def _reply(self, what: str, on: int, given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-        # these two are no objects of the tests
-        message = {"do": what, "on": on, "given": [self._encode(one) for one in given]}
+        message = {"do": what, "on": on} | self._news()
+        # the list and the dict of the arguments are no objects of the tests
+        message["given"] = [self._encode(one) for one in given]
         message["named"] = {"dict": [[name, self._encode(one)] for name, one in named.items()]}
-        reply = self._ask(message | self._news())
+        reply = self._ask(message)
         for one in changed if isinstance(changed := reply.get("changed"), list) else ():
             self._decode(one)
         if "raised" in reply:

@@ -34,14 +34,15 @@ _ROOT = str(Path(__file__).parents[4])
 _START = """
 import sys
 sys.path.append({root!r})
-from sppo_ray.rewards.code.sandbox.{module} import main
+from sppo_ray.rewards.code.sandbox import {module}
 del sys.path[-1]
-main({setup})
+{module}.main({setup})
 """
 """`-I -S` leave all packages out of the path, this one too."""
 _START_DEADLINE_S = 60.0  # the pool's deadline for the sample is nearer
 _DELAY_LIMIT = 4.0  # beyond that, the pool's deadline decides
 _OUT_OF_CPU = -24  # SIGXCPU: the CPU seconds are used up
+_KILLED = -9  # SIGKILL: so does a later tick of the processor's clock
 _LEAST_S = 1.0  # of the second run
 _MARGIN_S = 0.5  # before the pool's deadline
 _FAIR_SHARE = 0.25  # of the time limit, on a processor
@@ -178,7 +179,7 @@ class ConfinedProcesses:
             ended = _wait(tester.popen, limits.timeout_s, excuse=_DELAY_LIMIT, rival=rival, end=end)
             if ended is None and _content(result) not in (b"", ALONE):
                 return _given_up([program.popen, tester.popen], limits)
-            ended = ended and tester.popen.wait() != _OUT_OF_CPU
+            ended = ended and tester.popen.wait() not in (_OUT_OF_CPU, _KILLED)
             content = _content(result)  # before the program's end changes it
         return _tested(content, ended=bool(ended))
 
