@@ -1,0 +1,190 @@
+"""Attacks on `code` that once were paid or escaped, and the tester without its second run.
+
+The report of the second run cannot be trusted: the program shares its process. So no attack may
+need it to be found out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sppo_ray.config import CodeReward
+from sppo_ray.rewards.code import base
+from sppo_ray.rewards.code.base import Limits, SandboxFailed
+from sppo_ray.rewards.code.sandbox import run
+from sppo_ray.rewards.code.sandbox.run import ConfinedProcesses
+from sppo_ray.rewards.code.verifier import make_code_verifier
+
+HERE = Path(__file__).parent
+FINDINGS = [json.loads(line) for line in (HERE / "code_findings.jsonl").open()]
+ROWS = [json.loads(line) for line in (HERE / "code_attacks.jsonl").open()]
+
+
+class OnlyTheTester(ConfinedProcesses):
+    """As if every program forged the report of its second run."""
+
+    def _test_in_one_process(self, *_: Any, **__: Any) -> base.Tested:
+        return base.Tested(1000, 0)
+
+
+def rewards(
+    sandbox: ConfinedProcesses, pairs: Iterable[tuple[str, str, dict[str, Any]]], *, full_only: bool = True
+) -> list[float | None]:
+    verify = make_code_verifier(CodeReward(timeout_s=6.0, full_only=full_only), sandbox)
+
+    def reward(pair: tuple[str, str, dict[str, Any]]) -> float | None:
+        tests, program, extra = pair
+        try:
+            return verify(f"```python\n{program}\n```", tests, extra)[0]
+        except SandboxFailed:
+            return None
+
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(reward, pairs))
+
+
+@pytest.mark.parametrize(
+    "sandbox", [ConfinedProcesses(), OnlyTheTester()], ids=["both runs", "the tester alone"]
+)
+def test_no_finding_is_paid_or_escapes(sandbox: ConfinedProcesses) -> None:
+    # that of H is about the share of both runs
+    rows = [row for row in FINDINGS if row["why"][0] != "H"]
+    found = rewards(sandbox, [(row["tests"], row["program"], {}) for row in rows])
+    assert [row["why"] for row, reward in zip(rows, found, strict=True) if reward != 0.0] == []
+
+
+def test_a_share_is_the_smaller_one_of_both_runs() -> None:
+    rows = [(row["tests"], row["program"], {}) for row in FINDINGS if row["why"][0] == "H"]
+    assert rewards(ConfinedProcesses(), rows, full_only=False) == [0.0]
+    right_once = (
+        "def test_a():\n    assert f(2) == 4\ndef test_b():\n    assert f(3) == 6",
+        "def f(x): return 4",
+        {},
+    )
+    assert rewards(ConfinedProcesses(), [right_once], full_only=False) == [0.5]
+
+
+FORGE = """
+import os, sys
+frame, plain = sys._getframe(), False
+while frame: plain, frame = plain or frame.f_code.co_filename.endswith("plain.py"), frame.f_back
+if plain:
+    for one in range(3, 128):
+        try: os.pwrite(one, {report!r}, 0)
+        except OSError: pass
+    os._exit(0)
+def f(x): return 2 * x
+"""
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        b'{"passed": 1, "failed": 0}',
+        b'{"passed": 1e999, "failed": 0}',
+        b"[" * 200_000,
+        b'{"passed": 1000, "failed": -999}',
+        b" 1 0",
+        b"00000000000000000000000000000000 1 0",
+    ],
+    ids=lambda report: report[:20].decode(),
+)
+@pytest.mark.parametrize("full_only", [True, False])
+def test_a_forged_report_of_the_second_run_is_0(report: bytes, full_only: bool) -> None:
+    pair = ("assert f(2) == 4\nassert f(3) == 6", FORGE.format(report=report), {})
+    assert rewards(ConfinedProcesses(), [pair], full_only=full_only) == [0.0]
+
+
+BURNS = """
+import hashlib, sys, threading, time
+def f(x):
+    time.sleep(1.5)
+    for _ in range(40):
+        threading.Thread(target=hashlib.pbkdf2_hmac, args=('sha256', b'a', b'b', 10**8), daemon=True).start()
+    while True: pass
+"""
+SUM = {"name": None, "cases": None, "tests": "assert f(2) == 4\nassert f(3) == 6"}
+
+
+def test_a_program_that_burns_the_processor_is_late_before_the_deadline() -> None:
+    tested = ConfinedProcesses(deadline_s=4.0).run_tests(BURNS, SUM, Limits(2.0, 512), stop_at_failure=True)
+    assert (tested.passed, bool(tested.failed)) == (0, True)
+
+
+def test_tests_are_given_up_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overloaded machine: the tester waits for a processor that others use."""
+    monkeypatch.setattr(run, "_scheduled", lambda pid: (0.0, 100.0))
+    sandbox = ConfinedProcesses(deadline_s=3.0)
+    sleeps = "import time\ndef f(x): time.sleep(60)"
+    with pytest.raises(SandboxFailed, match="overloaded"):
+        sandbox.run_tests(sleeps, SUM, Limits(1.0, 512), stop_at_failure=True)
+    monkeypatch.setattr(run, "_cpu_s", lambda pid: 0.2)
+    assert sandbox.run_tests(sleeps, SUM, Limits(1.0, 512), stop_at_failure=True).timeout
+
+
+@pytest.mark.parametrize(
+    ("tests", "program"),
+    [
+        ("assert f(iter([1, 2])) == [1, 2]", "def f(xs): return list(xs)"),
+        ("assert f(x * x for x in range(3)) == 5", "def f(xs): return sum(xs)"),
+        ("assert f(zip([1], [2])) == {1: 2}", "def f(pairs): return dict(pairs)"),
+        ("assert f({1: 2}.items().__iter__()) == [(1, 2)]", "def f(xs): return list(xs)"),
+        (
+            "from solution import f\ndone = []\ndef setup_function(function):\n    done.append(f(1))\n"
+            "def teardown_function():\n    done.pop()\n"
+            "def test_a():\n    assert done == [2]\n    assert f(2) == 4",
+            "def f(x): return 2 * x",
+        ),
+        (
+            "import pytest\nfrom solution import parse, ParseError\n"
+            "def test_a():\n    assert parse('1') == 1\n"
+            "    with pytest.raises((ParseError, KeyError)):\n        parse('x')",
+            "class ParseError(Exception): pass\n"
+            "def parse(s):\n    if not s.isdigit(): raise ParseError(s)\n    return int(s)",
+        ),
+        ("from solution import f\nassert f(2) == 4", "class Solution:\n    def f(self, x): return 2 * x"),
+        (
+            "def test_a():\n    rows = grid(2)\n    rows[0][0] = 'x'\n    assert rows == [['x', 0], [0, 0]]\n"
+            "    assert grid(2) == [[0, 0], [0, 0]]",
+            "def grid(n): return [[0] * n for _ in range(n)]",
+        ),
+        (
+            "from solution import Team\ndef test_a():\n    team = Team()\n    team.members.append('a')\n"
+            "    assert team.members is team.members\n    assert team.size() == 1",
+            "class Team:\n    def __init__(self): self.members = []\n    def size(self): return len(self.members)",
+        ),
+        (
+            "def test_a():\n    xs = [1, 2]\n    assert f(xs) is xs\n    assert f(xs) == [1, 2]",
+            "def f(xs): return xs",
+        ),
+        (
+            "import numpy as np\ndef test_a():\n"
+            "    assert isinstance(f([1, 2]), np.float64)\n    assert f([1, 2]) == 1.5",
+            "import numpy as np\ndef f(xs): return np.mean(xs)",
+        ),
+        (
+            "assert f('a') == bytearray(b'a')\nassert type(f('a')) is bytearray",
+            "def f(s): return bytearray(s, 'utf8')",
+        ),
+        (
+            "def test_a():\n    assert f(1) == 2\n    assert f.__doc__ == 'Doubles.'",
+            "def f(x):\n    'Doubles.'\n    return 2 * x",
+        ),
+    ],
+)
+def test_the_right_program_is_paid(tests: str, program: str) -> None:
+    assert rewards(ConfinedProcesses(), [(tests, program, {})]) == [1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tester_alone_pays_no_wrong_program() -> None:
+    pairs = [(row["tests"], program, row.get("extra", {})) for row in ROWS for program in row["wrong"]]
+    found = rewards(OnlyTheTester(), pairs)
+    assert [pair[1] for pair, reward in zip(pairs, found, strict=True) if reward == 1.0] == []
