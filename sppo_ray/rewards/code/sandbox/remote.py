@@ -58,6 +58,8 @@ class Link:
         self._found: dict[str, Any] = {}  # names of exceptions; whether it is one
         self._proxies: dict[int, Remote] = {}
         self._shared = Objects(-1)
+        self.as_python = False  # whether every change of a container of the tests holds
+        self.ignored = False  # whether one did not hold
         self._in_place = False  # whether the program may change containers of the tests
         self.exact = True  # whether numbers of NumPy stay such
         self.involved = False
@@ -203,10 +205,13 @@ class Link:
         """The container of a number. One of the tests' own changes only in place; else it is
         itself where the program has left it as it was, or a copy.
         """
-        if number > 0 or (self._in_place and self._shared.get(number) is not None):
-            return self._shared.received(number, contents)
         own = self._shared.get(number)
-        return own if type(own) is type(contents) and alike(own, contents) else contents
+        if number > 0 or ((self._in_place or self.as_python) and own is not None):
+            return self._shared.received(number, contents)
+        if type(own) is type(contents) and alike(own, contents):
+            return own
+        self.ignored = self.ignored or own is not None
+        return contents
 
     def _encode(self, value: Any) -> Any:
         return wire.encode(value, self._number_of, self._shared.number)

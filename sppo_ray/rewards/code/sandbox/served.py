@@ -96,7 +96,7 @@ class _Server:
 
     def _changed(self) -> list[Any]:
         """Containers that the tests know and the program has changed."""
-        return [self._encode(known.value) for known in self._shared.changed() if known.number > 0]
+        return [self._encode(known.value) for known in self._shared.changed()]
 
     def _do(
         self, do: str, on: int, given: Any, named: Any, changed: list[Any], forget: list[int]

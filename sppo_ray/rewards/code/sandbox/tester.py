@@ -503,9 +503,10 @@ def main(setup_fd: int) -> None:
     try:
         cases = setup["cases"]
         tests = CodeTests(setup["tests"], setup["name"]) if cases is None else CallTests(setup["name"], cases)
-        link.exact = cases is None
+        link.exact, link.as_python = cases is None, setup["as_python"]
         link.await_program(tests.subjects, tests.kinds, tests.required)
         report = run_tests(tests, link, stop_at_failure=setup["stop_at_failure"])
+        report["ignored"] = link.ignored
     except ProgramGone:
         report = {"passed": 0, "failed": 1}
     except TestsUnfit as error:
