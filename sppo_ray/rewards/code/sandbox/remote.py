@@ -247,6 +247,7 @@ class Link:
                 self._refuse_nan,
                 self._array,
                 self._same,
+                self.refuse,
             )
         except (
             ValueError,
@@ -466,7 +467,9 @@ class Instance(Remote):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         """It learns of an ordinary exception but cannot hide it: an assertion might be skipped."""
         known = kind is not None and issubclass(kind, Exception) and kind.__module__ == "builtins"
-        self._link.do("exit", self._number, *([kind.__name__, str(error)] if known else []))
+        hides = self._link.do("exit", self._number, *([kind.__name__, str(error)] if known else []))
+        if known and hides is not False:
+            raise self._link.refuse()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Remote):
@@ -482,6 +485,20 @@ class Instance(Remote):
             raise self._link.refuse()
         return contents[0]
 
+    def __ne__(self, other: object) -> bool:
+        if not isinstance(other, Remote):
+            return not self == other
+        return not self._judge("equal", other, negated=True)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(self._link.do("reversed", self._number))
+
+    def __copy__(self) -> Any:
+        return self._of_operation(self._link.do("copy", self._number))
+
+    def __deepcopy__(self, _: Any) -> Any:
+        return self._of_operation(self._link.do("deep copy", self._number))
+
     def __lt__(self, other: object) -> bool:
         return self._judge("less", other)
 
@@ -496,11 +513,12 @@ class Instance(Remote):
 
     __hash__ = Remote._refuse  # type: ignore[assignment]
 
-    def _judge(self, what: str, *other: object) -> bool:
+    def _judge(self, what: str, *other: object, negated: bool = False) -> bool:
         """Record its own verdict; the tests must get both True and False: see `Link.one_sided`."""
-        value = self._link.do(what, self._number, *other)
+        value = self._link.do("differ" if negated else what, self._number, *other)
         if type(value) is not bool:
             raise self._link.refuse()
+        value = value is not negated
         self._link.answers.setdefault(what, set()).add(value)
         self._link.judged += 1
         return value
@@ -517,11 +535,26 @@ def _operator(name: str) -> Any:
 
 
 Instance.__doc__ = Remote.__dict__["__doc__"]
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"):
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "matmul",
+    "lshift",
+    "rshift",
+    "divmod",
+):
     setattr(Instance, f"__{_name}__", _operator(f"__{_name}__"))
     setattr(Instance, f"__r{_name}__", _operator(f"__r{_name}__"))
     setattr(Instance, f"__i{_name}__", _operator(f"__i{_name}__"))
-for _name in ("neg", "abs", "invert"):
+for _name in ("neg", "pos", "abs", "invert", "round"):
     setattr(Instance, f"__{_name}__", _operator(f"__{_name}__"))
 
 

@@ -103,8 +103,8 @@ class ConfinedProcesses:
 
         A program that passes tests in Python has to pass them again as plain Python, in what is
         left of the time: see `plain`. One that changed containers of the tests, where these expect
-        no change, has to pass also with these changes. Of all counts the smaller one holds. `cases` compare plain
-        values only and need no second run.
+        no change, has to pass also with these changes. Of all counts the smallest one holds.
+        `cases` compare plain values only and need no second run.
         """
         begun = time.monotonic()
 
@@ -169,8 +169,8 @@ class ConfinedProcesses:
         stop_at_failure: bool,
         as_python: bool = False,
     ) -> Tested:
-        """Run the tests in a process of their own, out of the program's reach. `as_python`: it may
-        change every container that it gets.
+        """Run the tests in a process of their own, out of the program's reach. `as_python`: the
+        program may change every container that it gets.
         """
         with ExitStack() as files:
             result = files.enter_context(_memory_file())
@@ -212,7 +212,9 @@ def _lower(tested: Tested, again: Tested) -> Tested:
 
 
 class _Altering(Tested):
-    """The result of a program that changed containers of the tests, where these expect no change."""
+    """The result of a program that changed containers of the tests, where they expect no
+    change.
+    """
 
 
 class _Undecided(SandboxFailed):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import copy
 import importlib
 import operator
 import sys
@@ -229,13 +230,17 @@ def _contents(value: Any) -> list[Any]:
 
 
 def _operate(value: Any, name: str, *other: Any) -> Any:
-    """`operator` has all but the reflected ones."""
-    return (getattr(operator, name, None) or getattr(type(value), name))(value, *other)
+    """`operator` has all but the reflected ones and these two."""
+    operation = {"__divmod__": divmod, "__round__": round}.get(name) or getattr(operator, name, None)
+    if operation is None and not hasattr(type(value), name):
+        raise TypeError(f"unsupported operand type: {type(value).__name__}")
+    return (operation or getattr(type(value), name))(value, *other)
 
 
-def _exit(value: Any, name: str | None = None, message: str = "") -> None:
+def _exit(value: Any, name: str | None = None, message: str = "") -> bool:
+    """Whether it hides the exception."""
     kind = getattr(builtins, name) if name else None
-    value.__exit__(kind, kind(message) if kind else None, None)
+    return bool(value.__exit__(kind, kind(message) if kind else None, None))
 
 
 _OPERATIONS = {
@@ -256,6 +261,10 @@ _OPERATIONS = {
     "truth": lambda obj: bool(obj) if _has_own_truth(type(obj)) else None,
     "has": lambda obj, one: one in obj,
     "equal": operator.eq,
+    "differ": operator.ne,
+    "reversed": lambda obj: list(reversed(obj)),
+    "copy": copy.copy,
+    "deep copy": copy.deepcopy,
     "less": operator.lt,
     "less or equal": operator.le,
     "greater": operator.gt,

@@ -81,9 +81,13 @@ def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int
         return {"builtin": name}
     for base in (int, float, str):
         if isinstance(value, base) and type(value).__module__ != "numpy":
-            return base(value) if type(value) is not base else value
-    if isinstance(value, list):
+            return {"kind": [type(value).__name__, base(value), False]} if type(value) is not base else value
+    if type(value) is list:
         return each(value)
+    base = next((base for base in _BASES if isinstance(value, base)), None)
+    if base is not None and type(value) not in MUTABLE and type(value) is not base and not _is_named(value):
+        plain = _encoded(base(value), keep, number)
+        return {"kind": [type(value).__name__, plain, hasattr(value, "__missing__")]}
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, slice):
@@ -98,6 +102,8 @@ def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int
     if type(value) is defaultdict and value.default_factory in _FACTORIES:
         name = value.default_factory.__name__
         return {"defaultdict": [name, [each(item) for item in value.items()]]}
+    if type(value) is defaultdict:
+        return {"kind": ["defaultdict", {"dict": [each(item) for item in value.items()]}, True]}
     if isinstance(value, dict):
         return {"dict": [each(item) for item in value.items()]}
     if isinstance(value, (bytes, bytearray)):
@@ -121,6 +127,7 @@ def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int
     return {"kept" if own or not hasattr(type(value), "__next__") else "iterator": keep(value)}
 
 
+_BASES = (list, dict, tuple, set, frozenset, deque)
 _SCALARS = frozenset({int, float, str, bool, type(None)})
 _SIMPLE = frozenset({int, str, bool, type(None)})
 _CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
@@ -139,9 +146,9 @@ _DATES = frozenset({"date", "datetime", "time"})
 _VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 
 
-def _is_named(value: tuple[Any, ...]) -> bool:
+def _is_named(value: Any) -> bool:
     fields = getattr(value, "_fields", None)
-    return isinstance(fields, tuple) and len(fields) == len(value)
+    return isinstance(value, tuple) and isinstance(fields, tuple) and len(fields) == len(value)
 
 
 def decode(
@@ -151,6 +158,7 @@ def decode(
     on_nan: Callable[[Any], None] | None = None,
     make_array: Callable[[str, Any], Any] = lambda dtype, values: values,
     same: Callable[[int, Any], Any] = lambda number, contents: contents,
+    refuse: Callable[[], BaseException] = KeyError,
 ) -> Any:
     """Convert JSON back to the value; `find` returns the object of a number, `iterate` an iterator
     or generator; `on_nan` is called for a number that is none; `same` returns the container of a
@@ -159,7 +167,7 @@ def decode(
     """
 
     def again(one: Any) -> Any:
-        return decode(one, find, iterate, on_nan, make_array, same)
+        return decode(one, find, iterate, on_nan, make_array, same, refuse)
 
     if isinstance(data, list):
         return [one if type(one) in _SIMPLE else again(one) for one in data]
@@ -168,11 +176,14 @@ def decode(
             on_nan(data)
         return data
     ((name, inner),) = data.items()
+    if name == "kind":
+        plain = again(inner[1])
+        return _subclass(str(inner[0]), type(plain), refuse if inner[2] is True else None)(plain)
     if name == "same":
         number, contents = inner[0], again(inner[1])
-        if type(number) is not int or type(contents) not in MUTABLE:
-            raise TypeError("no container with a number")
-        return same(number, contents)
+        if type(number) is not int:
+            raise TypeError("no number of a container")
+        return same(number, contents) if type(contents) in MUTABLE else contents
     if name in _CONTAINERS:
         return _CONTAINERS[name](again(one) for one in inner)
     if name in ("dict", "items"):
@@ -209,6 +220,19 @@ def decode(
 @lru_cache
 def _named_tuple(name: str, fields: tuple[str, ...]) -> type:
     return namedtuple(name, fields)  # it refuses what is no name
+
+
+def _subclass(name: str, base: type, refuse: Callable[[], BaseException] | None) -> type:
+    """A class for a value of a class of the program's that extends a built-in one. `refuse`: it
+    has a way of its own for a missing key.
+    """
+    if base not in (int, float, str, *_BASES):
+        raise TypeError("no such kind")
+
+    def missing(self: Any, key: Any) -> Any:
+        raise refuse()  # type: ignore[misc]
+
+    return type(name, (base,), {"__missing__": missing} if refuse is not None else {})
 
 
 def _date(kind: str, inner: Any) -> Any:
