@@ -79,9 +79,11 @@ def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int
         return value
     if (name := _NAMES.get(id(value))) is not None:
         return {"builtin": name}
-    for base in (int, float, str):
+    for base, plain_of in _NUMBERS_AND_TEXT:
         if isinstance(value, base) and type(value).__module__ != "numpy":
-            return {"kind": [type(value).__name__, base(value), False]} if type(value) is not base else value
+            return (
+                {"kind": [type(value).__name__, plain_of(value), False]} if type(value) is not base else value
+            )
     if type(value) is list:
         return each(value)
     base = next((base for base in _BASES if isinstance(value, base)), None)
@@ -127,6 +129,12 @@ def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int
     return {"kept" if own or not hasattr(type(value), "__next__") else "iterator": keep(value)}
 
 
+_NUMBERS_AND_TEXT: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (int, int.__int__),
+    (float, float.__float__),
+    (str, str.__str__),
+)
+"""With their own conversion: `str` of an Enum is its name."""
 _BASES = (list, dict, tuple, set, frozenset, deque)
 _SCALARS = frozenset({int, float, str, bool, type(None)})
 _SIMPLE = frozenset({int, str, bool, type(None)})
