@@ -21,14 +21,8 @@ from sppo_ray.rewards.code.sandbox import arrays, forms, known, program, rewrite
 from sppo_ray.rewards.code.sandbox.flow import hide_literals, is_class
 from sppo_ray.rewards.code.sandbox.forms import TestsUnfit
 from sppo_ray.rewards.code.sandbox.known import PROGRAM_MODULES
-from sppo_ray.rewards.code.sandbox.remote import (
-    Link,
-    NoPlainValue,
-    ProgramGone,
-    Remote,
-    RemoteIterator,
-    Unsupported,
-)
+from sppo_ray.rewards.code.sandbox.proxies import Remote, RemoteIterator
+from sppo_ray.rewards.code.sandbox.remote import Link, NoPlainValue, ProgramGone, Unsupported
 from sppo_ray.rewards.code.sandbox.same import same
 from sppo_ray.rewards.code.sandbox.subject import Subject
 
