@@ -183,6 +183,11 @@ def check_layout(
         )
     ranks = {"learner": learner} | ({} if critic is None else {"critic": critic})
     for role, settings in ranks.items():
+        if settings.lora is not None:
+            raise ValueError(
+                f"cluster.layout colocated: it has not been tried with {role}.lora: set that to null, or "
+                "cluster.layout to separate"
+            )
         _check_colocated_ranks(role, settings, rollout)
     if rollout.gpus_per_worker > 0 and rollout.kv_cache_gib is None:
         raise ValueError(

@@ -37,6 +37,7 @@ def quickstart(*overrides: str) -> RunConfig:
         (["--critic.ranks=2"], "critic.ranks is 2, and must be at most rollout.workers 1"),
         (["--learner.zero_stage=3"], "learner.zero_stage 3 cannot be moved away and back: set it to 2"),
         (["--weight_sync.transport=ipc"], "weight_sync.transport ipc does not work"),
+        (["--learner.lora.rank=8"], "it has not been tried with learner.lora"),
         (["--critic.zero_stage=3"], "critic.zero_stage 3 cannot be moved"),
         ([*ON_GPUS, "--rollout.kv_cache_gib=null"], "set rollout.kv_cache_gib, e.g. to 24"),
         ([*ON_GPUS, "--learner.gpus_per_rank=0.5"], "in its turn each has the whole GPU: set both to 1"),
