@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, NoReturn
 
-    from sppo_ray.rewards.code.sandbox.remote import Link
+    Link = Any  # `remote.Link`, which imports this module
 
 _SOME_OBJECT = "<an object of the program>"
 
