@@ -530,3 +530,12 @@ def test_recipes_and_settings_print(call: Call) -> None:
     assert code == 0 and any(line.startswith("quickstart ") for line in out.splitlines())
     code, out, _ = call("settings")
     assert code == 0 and "max_staleness" in out
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "sppo_ray", "settings"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
