@@ -250,7 +250,7 @@ def read_plan(out: Path) -> Plan:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: not a comparison's plan ({error}): restore it, or start anew in another --out"
+            f"{path}: not a comparison's plan ({error}): restore it, or start again in another --out"
         ) from None
 
 

@@ -63,9 +63,9 @@ def _as_called_here(function: Callable[..., Any], path: str) -> Callable[[str, s
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # of a function in C
         return function
-    for mark, convention in _CONVENTIONS.items():
+    for mark, arguments in _CONVENTIONS.items():
         if mark in parameters:
-            return partial(convention, function, parameters)
+            return partial(_call_by_name, function, parameters, arguments)
     try:
         inspect.signature(function).bind("", "", {})
     except TypeError:
@@ -81,55 +81,42 @@ def _misfit(path: str, parameters: Iterable[str]) -> UserError:
     )
 
 
-def _call_as_verl(
+def _call_by_name(
     function: Callable[..., Any],
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, inspect.Parameter],
+    arguments: Callable[[str, str, dict[str, Any]], dict[str, Any]],
     response: str,
     ground_truth: str,
     extra: dict[str, Any],
 ) -> Any:
-    known = {
-        "data_source": extra.get("data_source"),
-        "solution_str": response,
-        "ground_truth": ground_truth,
-        "extra_info": extra,
-    }
-    reward = function(**_taken(known, parameters))
-    return reward.get("score") if isinstance(reward, dict) else reward
+    reward = function(**_taken(arguments(response, ground_truth, extra), parameters))
+    if isinstance(reward, dict):  # verl's score, OpenRLHF's rewards
+        reward = reward.get("score", reward.get("rewards"))
+    return _single(reward)
 
 
-def _call_as_trl(
-    function: Callable[..., Any],
-    parameters: Mapping[str, Any],
-    response: str,
-    ground_truth: str,
-    extra: dict[str, Any],
-) -> Any:
-    columns = extra | {"ground_truth": ground_truth}
-    columns = {"solution": ground_truth, "answer": ground_truth} | columns
-    known = {name: [value] for name, value in columns.items()}
-    known |= {"prompts": [extra.get("prompt", "")], "completions": [response]}
-    return _single(function(**_taken(known, parameters)))
+def _as_in_verl(response: str, ground_truth: str, extra: dict[str, Any]) -> dict[str, Any]:
+    row = {"data_source": extra.get("data_source"), "extra_info": extra}
+    return row | {"solution_str": response, "ground_truth": ground_truth}
 
 
-def _call_as_openrlhf(
-    function: Callable[..., Any],
-    parameters: Mapping[str, Any],
-    response: str,
-    ground_truth: str,
-    extra: dict[str, Any],
-) -> Any:
+def _as_in_trl(response: str, ground_truth: str, extra: dict[str, Any]) -> dict[str, Any]:
+    columns = {"solution": ground_truth, "answer": ground_truth} | extra | {"ground_truth": ground_truth}
+    texts = {"prompts": extra.get("prompt", ""), "completions": response}
+    return {name: [value] for name, value in (columns | texts).items()}
+
+
+def _as_in_openrlhf(response: str, ground_truth: str, extra: dict[str, Any]) -> dict[str, Any]:
     prompt = extra.get("prompt", "")
-    known = {"queries": [prompt + response], "prompts": [prompt], "labels": [ground_truth]}
-    reward = function(**_taken(known, parameters))
-    return _single(reward.get("rewards") if isinstance(reward, dict) else reward)
+    return {"queries": [prompt + response], "prompts": [prompt], "labels": [ground_truth]}
 
 
-_CONVENTIONS: dict[str, Callable[..., Any]] = {
-    "solution_str": _call_as_verl,
-    "completions": _call_as_trl,
-    "queries": _call_as_openrlhf,
+_CONVENTIONS = {
+    "solution_str": _as_in_verl,
+    "completions": _as_in_trl,
+    "queries": _as_in_openrlhf,
 }
+"""The arguments of another system's reward function, by a parameter that only it has."""
 
 
 def _taken(known: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:

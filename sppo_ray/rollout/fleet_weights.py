@@ -127,7 +127,7 @@ class FleetWeights:
         return proofs
 
     async def _open_group(self, sender: WeightSender, members: Sequence[Member]) -> Group | None:
-        """Return the group of exactly these members, formed anew when others were in it. None = it
+        """Return the group of exactly these members, formed again when others were in it. None = it
         did not form.
         """
         named = tuple((member.name, member.incarnation) for member in members)

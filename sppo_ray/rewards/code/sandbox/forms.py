@@ -163,7 +163,7 @@ def _why_alias(node: ast.AST, called: set[int]) -> str:
     if isinstance(node, ast.Name) and node.id in _SWAPPED and id(node) not in called:
         return f"{node.id} is used without a call"
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in {*_SWAPPED, *_BROAD}:
-        return f"{node.name} is defined anew"
+        return f"{node.name} is defined again"
     return ""
 
 

@@ -89,7 +89,7 @@ class Objects:
                 del self._numbers[id(known.value)]
 
     def sweep(self) -> list[int]:
-        """Forget what nobody else holds, and the oldest beyond the limit; returns their numbers."""
+        """Forget what only this holds, and the oldest beyond the limit; returns their numbers."""
         self._messages += 1
         most = min(_MOST_PARTS, max(_LEAST_PARTS, _ALL_PARTS // self._messages))
         size = 0
