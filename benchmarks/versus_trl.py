@@ -2,6 +2,8 @@
 
     python -m benchmarks.versus_trl [--pairs 5] [--only NAME ...]
 
+With `--only`, the rows of the other cases stay in the result as they are.
+
 Each run is a process of its own, pinned to the same core (or two); the two take turns, so that a
 busy machine slows both. TRL generates with Transformers (its vLLM mode needs a GPU). The figure is
 samples/s, ours against TRL's, in each pair; the start of a run does not count.
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import print_table, write_result
+from benchmarks.report import RESULTS, commit, print_table, write_result
 from benchmarks.shaped_model import make_model
 from benchmarks.trl_side import Task
 
@@ -85,18 +87,28 @@ def main() -> None:
             for case in cases:
                 task = case.task(models[case.name])
                 pairs[case.name].append((measure_ours(task, case.cores), measure_trl(task, case.cores)))
-    rows = [summary(case, pairs[case.name]) for case in cases]
+    rows = earlier_rows() | {case.name: summary(case, pairs[case.name]) for case in cases}
     targets = [
         {
             "what": f"samples/s against TRL, {case.name}",
             "target": f">= {case.target}",
-            "figure": row["ratio_median"],
-            "met": row["ratio_median"] >= case.target,
+            "figure": rows[case.name]["ratio_median"],
+            "met": rows[case.name]["ratio_median"] >= case.target,
         }
-        for case, row in zip(cases, rows, strict=True)
+        for case in CASES
+        if case.name in rows
     ]
-    print_table(rows)
-    print(write_result("versus_trl", rows, targets))
+    print_table([rows[case] for case in names if case in rows])
+    print(write_result("versus_trl", [rows[case] for case in names if case in rows], targets))
+
+
+def earlier_rows() -> dict[str, dict[str, Any]]:
+    """The rows of the result that is there, by case, each with the commit it was measured on."""
+    try:
+        earlier = json.loads((RESULTS / "versus_trl.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {row["case"]: {"commit": earlier["commit"]} | row for row in earlier["rows"]}
 
 
 def model_of(case: Case, folder: Path) -> str:
@@ -119,6 +131,7 @@ def summary(case: Case, pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "ratio_least": round(min(ratios), 3),
         "ratio_most": round(max(ratios), 3),
         "pairs": len(pairs),
+        "commit": commit(),
     }
 
 
