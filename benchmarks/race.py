@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import print_table, write_result
 from benchmarks.trl_side import Task
-from benchmarks.versus_trl import our_settings, pinned, train
+from benchmarks.versus_trl import environment, on_cores, our_settings, pinned, train_command
 
 RATES = (2.5e-4, 5e-4, 1e-3)
 EVERY = 2
@@ -81,13 +83,27 @@ def ours(task: Task, cores: int, **settings: Any) -> float:
 
 
 def seconds_to(accuracy: float, settings: dict[str, Any], cores: int) -> float:
-    """The same for the quickstart with `settings`."""
+    """The same for the quickstart with `settings`. The run is stopped when it is there."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        train("quickstart", run, {"eval.every": EVERY, "checkpoint.every": 0} | settings, cores)
-        found = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("step-*.json"))]
-    reached = [one["train_seconds"] for one in found if one["overall"]["accuracy"] >= accuracy]
+        settings = {"eval.every": EVERY, "checkpoint.every": 0} | settings
+        command = on_cores(train_command("quickstart", run, settings), cores)
+        with (Path(folder) / "log").open("w+") as log:
+            process = subprocess.Popen(command, env=environment(cores), stdout=log, stderr=log)
+            while process.poll() is None and not seconds_reached(run, accuracy):
+                time.sleep(1)
+            process.terminate()
+            status, reached = process.wait(), seconds_reached(run, accuracy)
+            if status and not reached:
+                log.seek(0)
+                raise SystemExit(f"{' '.join(command)} failed:\n{log.read()[-4000:]}")
     return round(min(reached), 2) if reached else float("inf")
+
+
+def seconds_reached(run: Path, accuracy: float) -> list[float]:
+    """The training seconds of the evaluations that have the accuracy."""
+    found = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("step-*.json"))]
+    return [one["train_seconds"] for one in found if one["overall"]["accuracy"] >= accuracy]
 
 
 def our_grpo(task: Task, cores: int) -> float:

@@ -171,23 +171,30 @@ def measure_trl(task: Task, cores: int) -> float:
 
 def train(recipe: str, run: Path, settings: dict[str, Any], cores: int) -> None:
     """`sppo-ray train` in a process of its own."""
+    pinned(train_command(recipe, run, settings), cores)
+
+
+def train_command(recipe: str, run: Path, settings: dict[str, Any]) -> list[str]:
     options = [f"--{name}={value}" for name, value in settings.items()]
-    pinned([sys.executable, "-m", "sppo_ray", "train", recipe, "--run-dir", str(run), *options], cores)
+    return [sys.executable, "-m", "sppo_ray", "train", recipe, "--run-dir", str(run), *options]
 
 
 def pinned(command: Sequence[str], cores: int) -> str:
     """The output of a command that has only the first `cores` cores."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(cores), "RAY_worker_niceness": "0"}
     done = subprocess.run(
-        ["taskset", "-c", ",".join(map(str, range(cores))), *command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        on_cores(command, cores), env=environment(cores), capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return done.stdout
+
+
+def on_cores(command: Sequence[str], cores: int) -> list[str]:
+    return ["taskset", "-c", ",".join(map(str, range(cores))), *command]
+
+
+def environment(cores: int) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": str(cores), "RAY_worker_niceness": "0"}
 
 
 def seconds_a_step(ends: Sequence[float]) -> float:
