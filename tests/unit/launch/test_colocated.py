@@ -429,7 +429,7 @@ def test_an_engine_brings_its_kv_cache_when_the_learner_has_sent_the_weights(
     faults=st.sets(st.integers(1, 130), min_size=1, max_size=4),
     transport=st.sampled_from([IPC, "--weight_sync.transport=flat"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_fault_heals_and_no_gpu_is_overfull(faults: set[int], transport: str) -> None:
     """A process ends in any of its calls: a start, a sleep, a pull, an update, a checkpoint ..."""
     with tempfile.TemporaryDirectory() as folder:
@@ -535,6 +535,6 @@ def test_pause_checkpoint_and_stop_are_legal(tmp_path: Path) -> None:
 def test_the_number_of_engines_is_fixed(tmp_path: Path) -> None:
     config = load_config("quickstart", SETTINGS)
     with closing(Recorder(RunDir(tmp_path), config, SilentProgress())) as recorder:
-        manager = WorkerManager(config, INPUTS, recorder, Factory(Gpu()))  # type: ignore[arg-type]
+        manager = WorkerManager(config, INPUTS, recorder, Factory(Gpu(), config))  # type: ignore[arg-type]
         with pytest.raises(UserError, match=r"2 is more than rollout.max_workers 1"):
             manager.fleet.scale(2)
