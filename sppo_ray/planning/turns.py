@@ -23,9 +23,10 @@ def phase_bytes(
     `in_chunks` engine and learner hold their weights while they are sent; the KV cache comes later.
     """
     rest = {role: memory.work.get("context", CUDA_CONTEXT) for role, memory in memories.items()}
-    phases = {
-        PHASE_OF[role]: memory.peak + sum(rest.values()) - rest[role] for role, memory in memories.items()
-    }
+    peaks = {role: memory.peak for role, memory in memories.items()}
+    # an engine's KV cache is not there yet when its weights arrive
+    peaks["rollout"] = sum(memories["rollout"].phases["generation"].values())
+    phases = {PHASE_OF[role]: peak + sum(rest.values()) - rest[role] for role, peak in peaks.items()}
     if critic is not None:
         phases["generate"] += reference_memory(critic).peak - CUDA_CONTEXT
     if in_chunks:
