@@ -93,14 +93,17 @@ class RayRolloutWorker:
         if failure := await answer(self.name, "joining a group for weights", joining, patience):
             raise TransferFailed(f"{self.name}: {failure}")
 
-    async def receive_weights(self, published: PublishedWeights, epoch: int) -> WeightReceipt:
+    async def receive_weights(self, published: PublishedWeights, epoch: int) -> None:
         manifest = published.manifest
-        receiving = self._handle.receive_weights.remote(manifest, epoch, published.probe_ids)
+        receiving = self._handle.receive_weights.remote(manifest, epoch)
         doing = f"receiving policy version {manifest.version}"
-        found = await answer(self.name, doing, receiving, self._pull_timeout_s)
-        if isinstance(found, str):
-            raise TransferFailed(f"{self.name}: {found}")
-        return found
+        if failure := await answer(self.name, doing, receiving, self._pull_timeout_s):
+            raise TransferFailed(f"{self.name}: {failure}")
+
+    async def serve_received(self, published: PublishedWeights) -> WeightReceipt:
+        version = published.manifest.version
+        serving = self._handle.serve_received.remote(version, published.probe_ids)
+        return await answer(self.name, f"proving policy version {version}", serving, self._pull_timeout_s)
 
     async def ping(self) -> Mapping[str, Any]:
         return await answer(self.name, "a ping", self._handle.ping.remote(), PING_TIMEOUT_S)

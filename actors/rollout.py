@@ -121,6 +121,7 @@ class RolloutWorker:
         self._sleep = engine_sleep(device)
         self._is_asleep = False  # changed on the engine's thread
         self._in_flight: dict[str, _InFlight] = {}
+        self._received_at = 0.0  # time.monotonic() when the last broadcast began
         self._admitted = 0
         self._finished: dict[int, tuple[_InFlight, list[Finished]]] = {}  # by call, not yet delivered
         self._delivered_at = 0.0
@@ -386,20 +387,21 @@ class RolloutWorker:
         engine.collective_rpc("init_weight_transfer_engine", args=({"invitation": invitation},))
         return _causes(engine.collective_rpc(outcome))
 
-    async def receive_weights(
-        self, manifest: WeightManifest, epoch: int, probe_ids: tuple[int, ...]
-    ) -> WeightReceipt | str:
-        """Load a version while the learner broadcasts it. Returns the receipt, or why the broadcast
-        broke. An engine with partly loaded weights then generates nothing until a later pull.
+    async def receive_weights(self, manifest: WeightManifest, epoch: int) -> str:
+        """Load a version while the learner broadcasts it. Returns why the broadcast broke, or an
+        empty text. The engine then generates nothing until `serve_received`; one whose weights are
+        partly loaded, until a later pull. A sleeping engine wakes up without its KV cache.
         """
-        return await self._call(lambda engine: self._receive(engine, manifest, epoch, probe_ids))
+        return await self._call(lambda engine: self._receive(engine, manifest, epoch))
 
-    def _receive(
-        self, engine: LLMEngine, manifest: WeightManifest, epoch: int, probe_ids: tuple[int, ...]
-    ) -> WeightReceipt | str:
+    async def serve_received(self, version: int, probe_ids: tuple[int, ...]) -> WeightReceipt:
+        """Serve the version that was received last, with a KV cache, and return the receipt."""
+        return await self._call(lambda engine: self._receipt(engine, version, probe_ids, self._received_at))
+
+    def _receive(self, engine: LLMEngine, manifest: WeightManifest, epoch: int) -> str:
         from actors.weights.receiver import Aborted, outcome
 
-        began = time.monotonic()
+        self._received_at = time.monotonic()
         self._deliver(self._engine.drain(engine))
         self._wake(engine, "weights")
         engine.collective_rpc("start_weight_update")
@@ -407,8 +409,6 @@ class RolloutWorker:
         engine.collective_rpc("update_weights", args=(update,))
         engine.collective_rpc("finish_weight_update")
         outcomes = engine.collective_rpc(outcome)
-        if not any(isinstance(one, Aborted) for one in outcomes):
-            return self._receipt(engine, manifest.version, probe_ids, began)
         # a device that loaded the whole version has the new weights, others may have old ones
         self._engine.is_held |= any(not isinstance(one, Aborted) or one.is_torn for one in outcomes)
         return _causes(outcomes)

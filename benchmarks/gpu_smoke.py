@@ -3,10 +3,10 @@
     python -m benchmarks.gpu_smoke [--only SECTION ...] [--minutes 12]    on a GPU
     python -m benchmarks.gpu_smoke --device cpu --tiny                    what a CPU can check
 
-Each section of `benchmarks.gpu_sections` runs in a process of its own with a deadline, so a crash
-or a hang of one is named and the others go on. The result is written after each section. A section
-is skipped by name where a package or the device is missing. To start, this needs Python alone; most
-sections need only torch and Transformers.
+Each section is a file of `benchmarks/gpu/` and runs in a process of its own with a deadline, so a
+crash or a hang of one is named and the others go on. The result is written after each section. A
+section is skipped by name where a package or the device is missing. To start, this needs Python
+alone; most sections need only torch and Transformers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Section:
 
 
 SECTIONS: dict[str, Section] = {  # the most valuable first
-    name: Section(f"benchmarks.gpu_sections:{name}", limit_s)
+    name: Section(f"benchmarks.gpu.{name}:{name}", limit_s)
     for name, limit_s in {
         "versions": 60,
         "numerics": 90,

@@ -192,5 +192,4 @@ if __name__ == "__main__":
 
     os.environ.update(rollout_env(RolloutSettings(), "cpu"))
     # vLLM's bfloat16 attention uses AMX, for which a process has to ask the kernel
-    torch.cpu._init_amx()
     main()

@@ -164,10 +164,14 @@ class RolloutWorker(Protocol):
         """Join the group of an epoch instead of an earlier one. Raises TransferFailed."""
         ...
 
-    async def receive_weights(self, published: PublishedWeights, epoch: int) -> WeightReceipt:
-        """Load a version while the learner broadcasts it. Raises TransferFailed; the engine then
-        generates nothing until it has loaded a whole version.
+    async def receive_weights(self, published: PublishedWeights, epoch: int) -> None:
+        """Load a version while the learner broadcasts it, and generate nothing until it is served.
+        Raises TransferFailed; the engine then has to load a whole version first.
         """
+        ...
+
+    async def serve_received(self, published: PublishedWeights) -> WeightReceipt:
+        """Serve the version that was received last, and return the proof."""
         ...
 
     async def ping(self) -> Mapping[str, Any]: ...

@@ -168,7 +168,6 @@ def check_layout(
     critic: CriticSettings | None,
     has_reference: bool,
     max_staleness: int,
-    transport: str,
 ) -> None:
     """Check that the roles of layout `colocated` can take turns on the same GPUs. `critic`: None =
     not loaded.
@@ -176,11 +175,6 @@ def check_layout(
     if cluster.layout != "colocated":
         return
     _check_turns(rollout, has_reference=has_reference, max_staleness=max_staleness)
-    if transport not in ("auto", "flat"):
-        raise ValueError(
-            f"cluster.layout colocated: weight_sync.transport {transport} does not work while the learner's "
-            "states are away: set it to auto"
-        )
     ranks = {"learner": learner} | ({} if critic is None else {"critic": critic})
     for role, settings in ranks.items():
         if settings.lora is not None:

@@ -74,7 +74,9 @@ class RunConfig(Settings):
             critic=self.critic if self.has_critic else None,
             reference=self.reference if self.has_reference else None,
         )
-        check_transport(self.weight_sync, rollout=self.rollout, learner=self.learner)
+        check_transport(
+            self.weight_sync, rollout=self.rollout, learner=self.learner, in_turns=self._in_turns
+        )
         check_layout(
             self.cluster,
             rollout=self.rollout,
@@ -82,7 +84,6 @@ class RunConfig(Settings):
             critic=self.critic if self.has_critic else None,
             has_reference=self.has_reference,
             max_staleness=self.loop.max_staleness,
-            transport=self.weight_sync.transport,
         )
         check_learner_input(self.learner, self.context_tokens)
         if self.has_critic:
@@ -104,9 +105,13 @@ class RunConfig(Settings):
     @property
     def transport(self) -> Transport:
         """How weights reach the engines."""
-        if self.cluster.layout == "colocated":  # the learner has left the GPU when engines load
-            return "flat"
-        return choose_transport(self.weight_sync, rollout=self.rollout, learner=self.learner)
+        return choose_transport(
+            self.weight_sync, rollout=self.rollout, learner=self.learner, in_turns=self._in_turns
+        )
+
+    @property
+    def _in_turns(self) -> bool:
+        return self.cluster.layout == "colocated"
 
     @property
     def context_tokens(self) -> int:
@@ -172,7 +177,7 @@ class RunConfig(Settings):
         )
 
     def logical_gpus(self) -> float:
-        if self.cluster.layout == "colocated":  # ranks share the engines' GPUs
+        if self._in_turns:  # ranks share the engines' GPUs
             return self.rollout.workers * self.rollout.gpus_per_worker
         return round(
             self.rollout.workers * self.rollout.gpus_per_worker

@@ -11,21 +11,28 @@ Transport = Literal["flat", "nccl", "ipc"]
 
 
 def choose_transport(
-    sync: WeightSyncSettings, *, rollout: RolloutSettings, learner: LearnerSettings
+    sync: WeightSyncSettings, *, rollout: RolloutSettings, learner: LearnerSettings, in_turns: bool = False
 ) -> Transport:
-    """Return the transport of a run, with `auto` resolved."""
+    """Return the transport of a run, with `auto` resolved. `in_turns`: layout colocated."""
     if sync.transport != "auto":
         return sync.transport
     if rollout.gpus_per_worker == 0:
         return "flat"
-    if _may_share(rollout, learner):
+    if in_turns or _may_share(rollout, learner):
         return "ipc"
     return "nccl" if _are_apart(rollout, learner) else "flat"
 
 
-def check_transport(sync: WeightSyncSettings, *, rollout: RolloutSettings, learner: LearnerSettings) -> None:
-    """Check that the transport fits the GPU shares. Raises ValueError with the remedy."""
-    if rollout.gpus_per_worker == 0:
+def check_transport(
+    sync: WeightSyncSettings, *, rollout: RolloutSettings, learner: LearnerSettings, in_turns: bool = False
+) -> None:
+    """Check that the transport fits layout and GPU shares. Raises ValueError with the remedy."""
+    if in_turns and sync.transport == "nccl":
+        raise ValueError(
+            "weight_sync.transport is nccl, which refuses two processes on one GPU, and in "
+            "cluster.layout colocated learner and engines share them: set the transport to auto"
+        )
+    if in_turns or rollout.gpus_per_worker == 0:
         return
     if sync.transport == "nccl" and not _are_apart(rollout, learner):
         raise ValueError(

@@ -34,7 +34,7 @@ def nearest_change(
     if make_plan(config, cluster, models, assumed).fits:
         return ()
     found = _nearest(config, cluster, models, assumed)
-    return found and as_options(found[0])
+    return found and as_options(found[0], config)
 
 
 def _nearest(
@@ -94,7 +94,7 @@ def faster_split(
         found = changed and make_plan(changed, cluster, models, assumed)
         usable = found and found.fits and not found.warnings
         if usable and found.step_seconds < (best[1] if best else plan).step_seconds:
-            best = as_options({k: v for k, v in change.items() if v != _value(config, k)}), found
+            best = as_options(change, config), found
     return best if best and best[1].step_seconds < 0.95 * plan.step_seconds else None
 
 
@@ -103,6 +103,7 @@ def _splits(config: RunConfig, gpus: int) -> Iterator[Change]:
     if config.cluster.layout == "colocated":
         yield _all_on(config, gpus)
         return
+    yield from _in_turns(config, gpus)
     critics = RANKS if config.has_critic else (1,)
     for ranks in (count for count in RANKS if count <= config.data.minibatch_size):
         for critic_ranks in critics:
@@ -119,6 +120,23 @@ def _all_on(config: RunConfig, gpus: int) -> Change:
     """Return the settings of layout colocated on `gpus` GPUs."""
     change: Change = {"rollout.workers": gpus, "learner.ranks": gpus}
     return {**change, "critic.ranks": gpus} if config.has_critic else change
+
+
+def _in_turns(config: RunConfig, gpus: int) -> Iterator[Change]:
+    """Yield the settings with which all roles of a run in layout separate take turns on `gpus`
+    GPUs: with the largest KV cache first, and with optimizers that stay on the GPU in their turn.
+    """
+    roles = ("learner", "critic") if config.has_critic else ("learner",)
+    shares = {"rollout.gpus_per_worker": 1, "rollout.tensor_parallel_size": 1}
+    shares |= {f"{role}.gpus_per_rank": 1 for role in roles}
+    change = {"cluster.layout": "colocated", **_all_on(config, gpus), **shares}
+    offloads = any(getattr(config, role).offload_optimizer for role in roles)
+    stay: dict[str, Any] = {f"{role}.offload_optimizer": False for role in roles}
+    # the recipes' CPUs are those of an optimizer on the host
+    stay |= {f"{role}.cpus_per_rank": min(2, getattr(config, role).cpus_per_rank) for role in roles}
+    for optimizers in ({}, stay) if offloads else ({},):
+        for gib in KV_CACHES:
+            yield {**change, **optimizers, "rollout.kv_cache_gib": gib}
 
 
 def require_memory(config: RunConfig, cluster: Cluster, models: Models) -> tuple[str, ...]:
@@ -153,7 +171,7 @@ def advise(
     if nearest := _nearest(config, cluster, models, assumed):
         change, changed = nearest
         tight = f", tightly: {'; '.join(changed.warnings)}" if changed.warnings else ""
-        return (f"the nearest change that fits: {' '.join(as_options(change))}{tight}",)
+        return (f"the nearest change that fits: {' '.join(as_options(change, config))}{tight}",)
     larger = smallest_cluster(config, cluster, models, assumed)
     if larger is None:
         return ("no change of settings makes it fit here",)
@@ -173,8 +191,10 @@ def with_settings(config: RunConfig, change: Change) -> RunConfig | None:
         return None
 
 
-def as_options(change: Change) -> tuple[str, ...]:
-    return tuple(f"--{key}={str(value).lower()}" for key, value in change.items())
+def as_options(change: Change, config: RunConfig) -> tuple[str, ...]:
+    """Return the settings that are not those of `config`."""
+    changed = {key: value for key, value in change.items() if value != _value(config, key)}
+    return tuple(f"--{key}={str(value).lower()}" for key, value in changed.items())
 
 
 def _value(config: RunConfig, key: str) -> Any:
@@ -193,6 +213,11 @@ def _singles(config: RunConfig, plan: Plan) -> Iterator[Change]:
     roles = {problem.role for problem in plan.problems}
     if "gpus" in roles:
         yield from _fewer(config)
+        if config.cluster.layout == "separate":
+            yield from _in_turns(config, plan.cluster.num_gpus)
+        for count in (4, 2, 1):
+            if count < config.reward.cpus:
+                yield {"reward.cpus": count, "reward.processes": min(count, config.reward.processes)}
     if roles & {"rollout", "memory"}:
         yield from _engine_changes(config, plan)
     for role in ("learner", "critic"):

@@ -6,6 +6,7 @@ A rank's memory has phases, and its peak is the largest one:
     backward   weights, optimizer, accumulated gradients, activations of one micro-batch
     reduce     the same at the end of the backward pass: the micro-batch's gradients, no activations
     step       weights, optimizer, gradients as the optimizer reads them
+    sync       weights, optimizer, gradients, and the buffers of weights that are sent in chunks
 
 Sources: ZeRO (arXiv 1910.02054), and the code of DeepSpeed 0.19.8 (`runtime/zero/stage_1_and_2.py`,
 `stage3.py`), Transformers 5.19 (Llama and Qwen2 layers) and vLLM 0.32. P = parameters, b = bytes of
@@ -68,6 +69,7 @@ class Training:
     entropy_gradient: bool = False
     on_cuda: bool = False
     sync_bytes: int = 0  # the buffer of a weight sync, in host memory
+    transfer: int = 0  # buffers of a weight sync in chunks, on the device
     adapters: Adapters | None = None  # None = the whole model is trained
 
     @property
@@ -210,6 +212,10 @@ def training_memory(training: Training) -> RankMemory:
     }
     load = {"weights": state["load"], **context}
     phases = {"load": load, "backward": backward, "reduce": reduce, "step": step}
+    if training.transfer:
+        gradients = {"gradients": state["gradients"]}
+        buffers = {"transfer buffers": training.transfer}
+        phases["sync"] = {"weights": weights, "optimizer": optimizer, **gradients, **buffers, **context}
     host = {"offloaded optimizer": state["host"]} if state["host"] else {}
     sync = {"sync buffer": training.sync_bytes} if training.sync_bytes else {}
     if training.on_cuda:
@@ -403,6 +409,7 @@ class Engine:
     kv_cache: int  # bytes of the KV cache; 0 = what the budget leaves
     graphs: bool
     on_cuda: bool
+    transfer: int = 0  # buffers of a weight sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +423,7 @@ def engine_memory(engine: Engine) -> EngineMemory:
 
     vLLM takes gpu_memory_utilization of the GPU: weights, the peak of a profiling run with
     max_num_batched_tokens, and the KV cache in what is left, unless its size is given. Graphs come
-    on top.
+    on top. While weights are loaded, nothing is generated.
     """
     share = engine.tensor_parallel
     weights = engine.shape.parameters * engine.item_bytes // share
@@ -442,8 +449,10 @@ def engine_memory(engine: Engine) -> EngineMemory:
         "logits": logits,
         "context": CUDA_CONTEXT + (CUDA_GRAPHS if engine.graphs else 0),
     }
+    kept = {name: components[name] for name in ("weights", "KV cache", "context")}
+    phases = {"generation": components, "sync": {**kept, "transfer buffers": engine.transfer}}
     host = {"process": PROCESS["rollout"] * share}
-    return EngineMemory(RankMemory({"generation": components}, host), cache // a_token)
+    return EngineMemory(RankMemory(phases, host), cache // a_token)
 
 
 def checkpoint_bytes(parameters: int, item_bytes: int, stage: int) -> int:

@@ -50,6 +50,7 @@ from sppo_ray.planning.time import (
     sync_seconds,
     training_flops,
 )
+from sppo_ray.planning.transfer import TransferBuffers, transfer_buffers
 from sppo_ray.planning.turns import moved_bytes, phase_bytes, with_moved_states
 
 CPU_KV_CACHE = 4 * GIB
@@ -90,6 +91,7 @@ class Plan:
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
     turns: Mapping[str, int]  # bytes of a GPU by phase; empty unless roles take turns
+    gpus_needed: int = 0  # when not all actors have a place
 
     @property
     def fits(self) -> bool:
@@ -97,8 +99,9 @@ class Plan:
 
     @property
     def gpus(self) -> int:
-        """GPUs that an actor uses."""
-        return len({(found.node, gpu) for found in self.places for gpu in found.gpus})
+        """GPUs that the run uses: those of its actors, or what it needs when some have no place."""
+        used = len({(found.node, gpu) for found in self.places for gpu in found.gpus})
+        return max(used, self.gpus_needed)
 
     @property
     def hours(self) -> float:
@@ -168,6 +171,7 @@ def make_plan(
         problems=tuple(problems),
         warnings=warnings_of(device, cluster, host, places, memories, turns),
         turns=turns,
+        gpus_needed=math.ceil(config.logical_gpus()) if left and device.kind == "cuda" else 0,
     )
 
 
@@ -189,18 +193,17 @@ def training_of(
     on_cuda: bool,
     entropy_gradient: bool = False,
     sync_bytes: int = 0,
+    transfer: int = 0,
 ) -> Training:
     """Return the largest micro-batch of a rank and what else decides its memory. `samples`: of a
     minibatch, on one rank; `longest`: tokens of the longest one.
     """
     tokens = min(settings.max_tokens_per_microbatch, math.ceil(samples) * longest)
-    # bfloat16 at stage 0 is stage 2: actors/deepspeed.py, effective_stage
-    stage = settings.zero_stage or 2 if settings.dtype == "bfloat16" else settings.zero_stage
     return Training(
         shape=shape,
         parameters=shape.critic_parameters if is_critic else shape.parameters,
         item_bytes=DTYPE_BYTES[settings.dtype],
-        stage=stage,
+        stage=_stage(settings),
         ranks=settings.ranks,
         offload=settings.offload_optimizer,
         gradient_checkpointing=settings.gradient_checkpointing,
@@ -210,8 +213,14 @@ def training_of(
         entropy_gradient=entropy_gradient,
         on_cuda=on_cuda,
         sync_bytes=sync_bytes,
+        transfer=transfer,
         adapters=adapters_of(settings.lora, shape, is_critic=is_critic),
     )
+
+
+def _stage(settings: ModelSettings) -> int:
+    """As `actors/deepspeed.py`, effective_stage: bfloat16 at stage 0 is stage 2."""
+    return settings.zero_stage or 2 if settings.dtype == "bfloat16" else settings.zero_stage
 
 
 def _roles(
@@ -223,7 +232,7 @@ def _roles(
         roles.append(_training_role("critic", values))
     if config.has_reference:
         item = DTYPE_BYTES[config.reference.dtype]
-        frozen = replace(policy, item_bytes=item, sync_bytes=0, adapters=None)
+        frozen = replace(policy, item_bytes=item, sync_bytes=0, transfer=0, adapters=None)
         roles.append(RolePlan("reference", config.learner.ranks, reference_memory(frozen)))
     if _takes_turns(config, device):
         trains = ("learner", "critic")
@@ -243,7 +252,8 @@ def _turns(
 ) -> dict[str, int]:
     if not _takes_turns(config, device):
         return {}
-    return phase_bytes(memories, _critic_training(config, models, device))
+    in_chunks = config.transport != "flat"
+    return phase_bytes(memories, _critic_training(config, models, device), in_chunks=in_chunks)
 
 
 def _critic_training(config: RunConfig, models: Models, device: Device) -> Training | None:
@@ -269,6 +279,17 @@ def _policy_training(config: RunConfig, shape: ModelShape, device: Device) -> Tr
         on_cuda=device.kind == "cuda",
         entropy_gradient=config.algorithm.entropy_coefficient > 0,
         sync_bytes=shape.parameters * DTYPE_BYTES[config.rollout.dtype],
+        transfer=_transfer(config, shape).sender,
+    )
+
+
+def _transfer(config: RunConfig, shape: ModelShape) -> TransferBuffers:
+    return transfer_buffers(
+        config.transport,
+        shape,
+        DTYPE_BYTES[config.rollout.dtype],
+        chunk_bytes=int(config.weight_sync.chunk_mib * 2**20),
+        tensor_parallel=config.rollout.tensor_parallel_size,
     )
 
 
@@ -293,6 +314,7 @@ def _engine_memory(config: RunConfig, shape: ModelShape, device: Device) -> Engi
             kv_cache=kv_cache,
             graphs=not rollout.enforce_eager,
             on_cuda=device.kind == "cuda",
+            transfer=_transfer(config, shape).receiver,
         )
     )
 
@@ -343,17 +365,25 @@ def _disk(config: RunConfig, models: Models) -> int:
     """Return the bytes of `checkpoint.keep` checkpoints, one that is being written, and the
     export.
     """
-    total, export = 0, 0
-    for settings, shape in ((config.learner, models.policy), (config.critic, models.critic)):
-        if shape is None:
-            continue
-        count = shape.parameters if shape is models.policy else shape.critic_parameters
-        item = DTYPE_BYTES[settings.dtype]
-        stage = settings.zero_stage or 2 if item == 2 else settings.zero_stage
-        trained = trained_parameters(settings.lora, shape, is_critic=shape is not models.policy)
-        total += checkpoint_bytes(trained, item, stage)
-        export += count * item
-    return total * (config.checkpoint.keep + 1) + export * config.checkpoint.export
+    export = models.policy.parameters * DTYPE_BYTES[config.learner.dtype]
+    if models.critic is not None:
+        export += models.critic.critic_parameters * DTYPE_BYTES[config.critic.dtype]
+    kept = _one_checkpoint(config, models) * (config.checkpoint.keep + 1)
+    return kept + export * config.checkpoint.export
+
+
+def _one_checkpoint(config: RunConfig, models: Models) -> int:
+    roles: list[tuple[ModelSettings, ModelShape, bool]] = [(config.learner, models.policy, False)]
+    if models.critic is not None:
+        roles.append((config.critic, models.critic, True))
+    return sum(
+        checkpoint_bytes(
+            trained_parameters(settings.lora, shape, is_critic=is_critic),
+            DTYPE_BYTES[settings.dtype],
+            _stage(settings),
+        )
+        for settings, shape, is_critic in roles
+    )
 
 
 # --------------------------------------------------------------------------------------- seconds
@@ -409,8 +439,10 @@ def _stages(
     if _takes_turns(config, device):
         # All states leave and return in the role's own turn, the weights once more: the learner
         # publishes, and the critic values prompts.
-        moved = [moved_bytes(memories[role]) for role in ("learner", "critic") if role in memories]
-        stages["turns"] = sum(2 * (weights + states) for weights, states in moved) / device.host_link
+        moved = {role: moved_bytes(memories[role]) for role in ("learner", "critic") if role in memories}
+        total = sum(weights + states for weights, states in moved.values())
+        sent = moved["learner"][0] if config.transport != "flat" else 0  # brought to be sent
+        stages["turns"] = 2 * (total + sent) / device.host_link
     nodes = {found.node for found in places if found.role.startswith("rollout-")}
     learner_node = next((found.node for found in places if found.role == "learner-0"), 0)
     size = models.policy.parameters * item
@@ -419,8 +451,7 @@ def _stages(
         size, device, assumed, other_nodes=other_nodes, transport=config.transport
     )
     if config.checkpoint.every:
-        written = _disk(config, models) / (config.checkpoint.keep + 1)
-        stages["checkpoint"] = written / assumed.disk / config.checkpoint.every
+        stages["checkpoint"] = _one_checkpoint(config, models) / assumed.disk / config.checkpoint.every
     return stages
 
 

@@ -64,7 +64,7 @@ def _turn_problems(device: Device, turns: Mapping[str, int]) -> list[Problem]:
     role_of = {phase: role for role, phase in PHASE_OF.items()}
     return [
         Problem(
-            role_of[phase],
+            role_of.get(phase, "learner"),
             f"the phase {phase} needs {need / GIB:.1f} GiB of a {device.name}'s "
             f"{device.memory / GIB:.1f} GiB",
         )

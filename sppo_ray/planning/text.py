@@ -11,7 +11,7 @@ from sppo_ray.planning.plan import Plan, RolePlan
 
 COMPONENTS = (
     "weights", "gradients", "optimizer", "offloaded optimizer", "activations", "logits", "KV cache",
-    "buffers", "sync buffer", "context", "process",
+    "buffers", "transfer buffers", "sync buffer", "context", "process",
 )  # fmt: skip
 
 
@@ -33,6 +33,11 @@ def plan_text(plan: Plan) -> str:
     lines.append(f"/dev/shm  {_gib(plan.shared_memory)} GiB at most: the weights in Ray's object store")
     lines.append(f"disk      {_gib(plan.disk)} GiB: checkpoints and export, without trajectories")
     lines.append(f"logits    {_gib(plan.logits_chunk)} GiB for a chunk of the learner's head")
+    buffers = {role.role: role.memory.phases.get("sync", {}) for role in plan.roles}
+    sizes = {name: phase["transfer buffers"] for name, phase in buffers.items() if phase}
+    if sizes:
+        text = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items())
+        lines.append(f"transfer  GiB of buffers on the device during a weight sync: {text}")
     lines.append(f"KV cache  {max(0, plan.cached_tokens):,} tokens an engine")
     stages = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in plan.stages.items())
     lines.append(f"step      {format_seconds(plan.step_seconds)}, estimated: {stages}")

@@ -13,18 +13,27 @@ PHASE_OF = {"rollout": "generate", "learner": "policy", "critic": "critic"}
 """The phase in which a role holds all it needs."""
 
 
-def phase_bytes(memories: Mapping[str, RankMemory], critic: Training | None) -> dict[str, int]:
+def phase_bytes(
+    memories: Mapping[str, RankMemory], critic: Training | None, *, in_chunks: bool = False
+) -> dict[str, int]:
     """Return the bytes of a GPU by phase. `critic`: its training, None without a critic.
 
     A role that is not at work keeps its CUDA context, an engine its graphs too. The critic values
-    prompts while the engines generate: weights and one layer's tensors (`reference_memory`).
+    prompts while the engines generate: weights and one layer's tensors (`reference_memory`). With
+    `in_chunks` engine and learner hold their weights while they are sent; the KV cache comes later.
     """
     rest = {role: memory.work.get("context", CUDA_CONTEXT) for role, memory in memories.items()}
-    phases = {
-        PHASE_OF[role]: memory.peak + sum(rest.values()) - rest[role] for role, memory in memories.items()
-    }
+    peaks = {role: memory.peak for role, memory in memories.items()}
+    # an engine's KV cache is not there yet when its weights arrive
+    peaks["rollout"] = sum(memories["rollout"].phases["generation"].values())
+    phases = {PHASE_OF[role]: peak + sum(rest.values()) - rest[role] for role, peak in peaks.items()}
     if critic is not None:
         phases["generate"] += reference_memory(critic).peak - CUDA_CONTEXT
+    if in_chunks:
+        both = (memories[role].phases["sync"] for role in ("rollout", "learner"))
+        phases["sync"] = sum(rest.values()) + sum(
+            one["weights"] + one["transfer buffers"] for one in both
+        )
     return phases
 
 

@@ -3,7 +3,7 @@
     sync(published)  a buffer:   every living member: pull --receipt--> verify --> SYNCED
                      broadcast:  other members than last time --> form a group, with a new epoch
                                  the learner sends, every living member receives at the same time
-                                 --receipt--> verify --> SYNCED
+                                 the learner has sent --> serve --receipt--> verify --> SYNCED
                                  not reached --> pulls the same version as a buffer
     catch_up(member) a member that started later pulls a buffer of the published version. If the
                      learner's weights are newer, it waits for the next version.
@@ -17,7 +17,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from sppo_ray.protocols import PublishedWeights, TransferFailed, WeightReceipt, WeightSender, WorkerFailure
+from sppo_ray.protocols import (
+    PublishedWeights,
+    RolloutWorker,
+    TransferFailed,
+    WeightReceipt,
+    WeightSender,
+    WorkerFailure,
+)
 from sppo_ray.rollout.health import Event, Health
 from sppo_ray.rollout.member import Member, OnLost
 from sppo_ray.rollout.roster import Roster
@@ -108,7 +115,9 @@ class FleetWeights:
         if group is not None:
             sending = asyncio.ensure_future(sender.send(published.manifest.version, group.epoch))
             try:
-                receiving = [self._receive_or_lose(member, published, group) for member in members]
+                receiving = [
+                    self._receive_or_lose(member, published, group, sending) for member in members
+                ]
                 results = await asyncio.gather(*receiving)
                 await self._sent(sending, group)
             finally:
@@ -153,10 +162,10 @@ class FleetWeights:
         return group if group.is_open else None
 
     async def _receive_or_lose(
-        self, member: Member, published: PublishedWeights, group: Group
+        self, member: Member, published: PublishedWeights, group: Group, sending: asyncio.Future[None]
     ) -> Proof | None:
         assert member.worker is not None
-        receiving = member.worker.receive_weights(published, group.epoch)
+        receiving = _received(member.worker, published, group.epoch, sending)
         try:
             return await self._load_or_lose(member, published, receiving)
         except TransferFailed as failure:
@@ -241,3 +250,14 @@ class FleetWeights:
             member.verified.set()  # the waiting tasks check the state next
         member.vitals.progressed(self._clock())
         return receipt, difference
+
+
+async def _received(
+    worker: RolloutWorker, published: PublishedWeights, epoch: int, sending: asyncio.Future[None]
+) -> WeightReceipt:
+    """Receive a version, and serve it when the learner has sent it to all. In layout colocated the
+    learner has then left the GPU, and there is room for the engine's KV cache.
+    """
+    await worker.receive_weights(published, epoch)
+    await asyncio.wait({sending})  # its failure is not this engine's
+    return await worker.serve_received(published)

@@ -11,8 +11,8 @@
     PUBLISH    -         WEIGHTS   -          the learner publishes a version
 
 Any fault leads to REST from any phase. A role that reads may bring its WEIGHTS in any phase: the
-critic values prompts while the engines generate, and both export at the end. Checkpoints are
-written from host memory, in GENERATE.
+critic values prompts while the engines generate, the learner sends a version by `ipc`, and both
+export at the end. Checkpoints are written from host memory, in GENERATE.
 
 Two invariants hold in every phase and between any two moves: no KV cache is awake while optimizer
 states are resident, and those of learner and critic are not resident at the same time.

@@ -6,9 +6,9 @@
 Engines wake by pulling weights, not by a phase, because sleep loses their weights. An engine that
 is lost while others train takes no memory until GENERATE: its process starts only then.
 
-The learner publishes to host memory and has left the GPU when the engines load a version. A
-transport that reads the learner's GPU memory instead has to bring its weights for that time, as
-calls that read do (`actors/offload.py`, `with_resident`).
+By `flat` the learner publishes to host memory and has left the GPU when the engines load a version.
+By `ipc` its weights are back while it sends, as in all calls that read (`actors/offload.py`,
+`with_resident`); the engines bring their KV cache when it has left again.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from sppo_ray.types import RolloutRequest, SamplingSettings, Trajectory
 W = TypeVar("W")
 _FILES = dict.fromkeys(("save", "load", "export"), "checkpoint")
 LABELS = {
-    "rollout": {"generate": "generate", "pull_weights": "sync"},
+    "rollout": {"generate": "generate"}
+    | dict.fromkeys(("pull_weights", "receive_weights", "serve_received"), "sync"),
     "learner": {"update": "train", "recompute_logprobs": "train", "publish": "sync"} | _FILES,
     "critic": dict.fromkeys(("values", "update", "token_values", "token_update"), "critic") | _FILES,
     "reference": {"logprobs": "reference"},

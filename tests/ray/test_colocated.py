@@ -5,14 +5,9 @@ is the fake of `actors/engine_sleep.py`, and the states of ZeRO-0 move by its st
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,30 +31,23 @@ SETTINGS = [
     "--logging.progress=plain",
 ]
 COLOCATED = "--cluster.layout=colocated"
-STAGES = {"generate-wait": 1, "update": 2, "critic-wait": 3, "sync": 4}
-"""Where the engine is killed, and after which step."""
+KILLS = "1:generate,2:policy,3:critic,4:publish,5:sync"
+"""Step and place at which the engine is killed (`killing_driver.py`)."""
 
 
-def start(run_dir: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "sppo_ray", "train", "quickstart", "--run-dir", str(run_dir)]
-    return subprocess.Popen(
-        [*command, *SETTINGS, *more],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def run(run_dir: Path, *more: str) -> None:
+    finish("sppo_ray", "train", "quickstart", "--run-dir", str(run_dir), *SETTINGS, *more)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+def finish(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def separate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("separate") / "run"
-    finish(start(path))
+    run(path)
     return path
 
 
@@ -72,8 +60,8 @@ def test_taking_turns_changes_no_bit(more: list[str], separate: Path, tmp_path: 
     """Weights, optimizers, random states, prompts, responses, evaluations and metrics."""
     if more:
         separate = tmp_path / "separate"
-        finish(start(separate, *more))
-    finish(start(tmp_path / "run", COLOCATED, *more))
+        run(separate, *more)
+    run(tmp_path / "run", COLOCATED, *more)
     ours, theirs = run_record.record(tmp_path / "run"), run_record.record(separate)
     assert len(ours["trajectories"]) == STEPS and len(ours["checkpoints"]) == 3
     for part, found in theirs.items():
@@ -82,38 +70,10 @@ def test_taking_turns_changes_no_bit(more: list[str], separate: Path, tmp_path: 
 
 def test_an_engine_killed_in_each_phase_leaves_no_trace(separate: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    process = start(path, COLOCATED, "--rollout.max_restarts=9")
-    killed: set[int] = set()
-    for stage, step in STAGES.items():
-        status = wait_for_stage(path, process, stage, step, but_not=killed)
-        killed.add(engine_of(status))
-        os.kill(engine_of(status), signal.SIGKILL)
-    finish(process)
+    finish("tests.ray.killing_driver", str(path), KILLS, *SETTINGS, COLOCATED, "--rollout.max_restarts=9")
     kinds = [event["kind"] for event in read_events(path)]
-    assert kinds.count("worker-revived") == len(STAGES)
+    assert kinds.count("worker-lost") == kinds.count("worker-revived") == KILLS.count(":")
     assert "recovering" not in kinds
     ours, theirs = run_record.record(path), run_record.record(separate)
     for part in ("export", "trajectories", "evaluations"):
         assert ours[part] == theirs[part], part
-
-
-def engine_of(status: dict[str, Any]) -> Any:
-    """The process id of the engine in status.json; None while it starts."""
-    rows = status.get("actors", [])
-    return next((row["pid"] for row in rows if row["name"] == "rollout-0"), None)
-
-
-def wait_for_stage(
-    path: Path, process: subprocess.Popen[str], stage: str, step: int, *, but_not: set[int]
-) -> dict[str, Any]:
-    """Return status.json of a moment in `stage`, after `step` steps, with an engine that has not
-    been killed.
-    """
-    while process.poll() is None:
-        time.sleep(0.005)
-        file = path / "status.json"
-        status: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-        is_there = status.get("stage") == stage and (status.get("state") or {}).get("step", 0) >= step
-        if is_there and engine_of(status) not in {None, *but_not}:
-            return status
-    raise AssertionError(f"{stage} after step {step} was not seen: {process.communicate()}")

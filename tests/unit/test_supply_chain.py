@@ -73,7 +73,7 @@ def test_nothing_is_unpickled_but_what_a_parent_sends_its_child() -> None:
     ]
     # in sppo_ray/rewards: see there; in a benchmark: a tensor's handle, from parent to child
     found = {Path(where.partition(":")[0]).name for where in unpickled}
-    assert found == {"worker.py", "gpu_sections.py"}
+    assert found == {"worker.py", "ipc.py"}
 
 
 class Payload:

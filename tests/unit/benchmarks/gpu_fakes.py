@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 
-from benchmarks.gpu_sections import Found
+from benchmarks.gpu.common import Found
 from benchmarks.gpu_smoke import Check, Setup, Skipped
 
 

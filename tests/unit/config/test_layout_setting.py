@@ -36,7 +36,7 @@ def quickstart(*overrides: str) -> RunConfig:
         (["--rollout.workers=2"], "learner.ranks is 1, and must equal rollout.workers 2"),
         (["--critic.ranks=2"], "critic.ranks is 2, and must be at most rollout.workers 1"),
         (["--learner.zero_stage=3"], "learner.zero_stage 3 cannot be moved away and back: set it to 2"),
-        (["--weight_sync.transport=ipc"], "weight_sync.transport ipc does not work"),
+        (["--weight_sync.transport=nccl"], "nccl, which refuses two processes on one GPU"),
         (["--learner.lora.rank=8"], "it has not been tried with learner.lora"),
         (["--critic.zero_stage=3"], "critic.zero_stage 3 cannot be moved"),
         ([*ON_GPUS, "--rollout.kv_cache_gib=null"], "set rollout.kv_cache_gib, e.g. to 24"),

@@ -35,6 +35,14 @@ def test_auto_follows_the_gpu_shares(
     assert choose_transport(WeightSyncSettings(), **shares(engine, rank, **rollout)) == chosen
 
 
+def test_roles_in_turns_are_on_one_gpu() -> None:
+    for engine, chosen in ((1, "ipc"), (0, "flat")):
+        assert choose_transport(WeightSyncSettings(), **shares(engine, engine), in_turns=True) == chosen
+    check_transport(WeightSyncSettings(transport="ipc"), **shares(1, 1), in_turns=True)
+    with pytest.raises(ValueError, match="in cluster.layout colocated learner and engines share them"):
+        check_transport(WeightSyncSettings(transport="nccl"), **shares(1, 1), in_turns=True)
+
+
 def test_a_given_transport_wins_where_it_can_work() -> None:
     for name in ("flat", "nccl", "ipc"):
         on_cpus = shares(0, 0)

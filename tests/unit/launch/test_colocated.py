@@ -9,7 +9,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -19,13 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sppo_ray.config import RunConfig
 from sppo_ray.config.loading import load_config
 from sppo_ray.display.progress import SilentProgress
 from sppo_ray.errors import UserError
 from sppo_ray.file_digests import FileDigest
 from sppo_ray.launch.recovery import RecoveryLoop
 from sppo_ray.launch.worker_manager import WorkerManager
-from sppo_ray.protocols import Holds, PublishedWeights, ScoreRequest, WeightReceipt, WorkerDied
+from sppo_ray.protocols import Holds, Invitation, PublishedWeights, ScoreRequest, WeightReceipt, WorkerDied
 from sppo_ray.rundir.layout import RunDir
 from sppo_ray.rundir.metrics import read_events
 from sppo_ray.trainer.checkpoint import TrainerState, find_checkpoint
@@ -111,6 +112,20 @@ class Engine:
         manifest = published.manifest
         return WeightReceipt(self.name, self.version, manifest.digest, 1, published.probe_logprobs, 0.0)
 
+    async def places(self) -> list[str]:
+        return ["gpu"]
+
+    async def join_group(self, invitation: Invitation) -> None:
+        pass
+
+    async def receive_weights(self, published: PublishedWeights, epoch: int) -> None:
+        self.gpu.call(self.name, "receive")
+        self.gpu.hold(self.name, max(Holds.WEIGHTS, self.gpu.held[self.name]))
+
+    async def serve_received(self, published: PublishedWeights) -> WeightReceipt:
+        assert self.gpu.held.get("learner-0", Holds.NOTHING) is Holds.NOTHING, "it is still there"
+        return await self.pull_weights(published)
+
     async def sleep(self) -> None:
         self.gpu.call(self.name, "sleep")
         self.gpu.hold(self.name, Holds.NOTHING)
@@ -175,11 +190,13 @@ class Rank:
 
 
 class Learner(Rank, FakeLearner):
+    """`sends`: the engines copy the weights out of its memory, as by ipc."""
+
     name = "learner-0"
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Gpu, sends: bool) -> None:
         super().__init__([])
-        self.gpu, self.taken = gpu, 0
+        self.gpu, self.taken, self.sends = gpu, 0, sends
         self.begin()
 
     async def update(self, minibatch: Minibatch) -> Mapping[str, float]:
@@ -195,7 +212,22 @@ class Learner(Rank, FakeLearner):
         self.gpu.call(self.name, "publish")
         with self.gpu.reading(self.name):
             await asyncio.sleep(0)
-            return await super().publish(version)
+            published = await super().publish(version)
+            return replace(published, sender=self) if self.sends else published
+
+    async def open_group(self, epoch: int, workers: Sequence[Any]) -> None:
+        self.gpu.call(self.name, "open")
+
+    async def send(self, version: int, epoch: int) -> None:
+        self.gpu.call(self.name, "send")
+        with self.gpu.reading(self.name):
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    async def flat(self, version: int) -> PublishedWeights:
+        self.gpu.call(self.name, "flat")
+        with self.gpu.reading(self.name):
+            return await FakeLearner.publish(self, version)
 
     async def save(self, directory: Path) -> dict[str, FileDigest]:
         self.gpu.call(self.name, "save")
@@ -263,9 +295,10 @@ class Reward(FakeRewardClient):
 class Factory:
     """Starts fake processes on one GPU."""
 
-    def __init__(self, gpu: Gpu, has_critic: bool = True) -> None:
+    def __init__(self, gpu: Gpu, config: RunConfig) -> None:
         self.gpu = gpu
-        self._has_critic = has_critic
+        self._has_critic = config.has_critic
+        self._sends = config.transport == "ipc"
         self.places = SimpleNamespace(needs="1 GPU", release=lambda name: None, reserve=self._reserve)
 
     async def _reserve(self, name: str) -> None:
@@ -276,7 +309,7 @@ class Factory:
         return Engine(name, self.gpu)
 
     async def learner(self, _: Path) -> Learner:
-        return Learner(self.gpu)
+        return Learner(self.gpu, self._sends)
 
     async def critic(self, _: Path) -> Critic | None:
         return Critic(self.gpu) if self._has_critic else None
@@ -329,7 +362,7 @@ class Case:
         self.path.mkdir(exist_ok=True)
         run_dir = RunDir(self.path)
         recorder = Recorder(run_dir, config, SilentProgress())
-        factory: Any = Factory(self.gpu, config.has_critic)
+        factory: Any = Factory(self.gpu, config)
         manager = WorkerManager(config, INPUTS, recorder, factory)  # type: ignore[arg-type]
         find = lambda on_skip: find_checkpoint(run_dir.checkpoints, on_skip)  # noqa: E731
         prompts = Prompts(config.data.prompts_per_step)
@@ -379,12 +412,28 @@ def test_a_step_takes_turns(undisturbed: Case) -> None:
     ]  # fmt: skip
 
 
-@given(faults=st.sets(st.integers(1, 130), min_size=1, max_size=4))
+IPC = "--weight_sync.transport=ipc"
+
+
+def test_an_engine_brings_its_kv_cache_when_the_learner_has_sent_the_weights(
+    undisturbed: Case, tmp_path: Path
+) -> None:
+    case = Case(Gpu(), tmp_path / "run").run(IPC)
+    assert case.exported == undisturbed.exported
+    calls = case.gpu.calls
+    assert calls.count("rollout-0 receive") == calls.count("learner-0 send") == STEPS + 1
+    assert "learner-0 flat" not in calls
+
+
+@given(
+    faults=st.sets(st.integers(1, 130), min_size=1, max_size=4),
+    transport=st.sampled_from([IPC, "--weight_sync.transport=flat"]),
+)
 @settings(max_examples=40, deadline=None)
-def test_every_fault_heals_and_no_gpu_is_overfull(faults: set[int]) -> None:
+def test_every_fault_heals_and_no_gpu_is_overfull(faults: set[int], transport: str) -> None:
     """A process ends in any of its calls: a start, a sleep, a pull, an update, a checkpoint ..."""
     with tempfile.TemporaryDirectory() as folder:
-        case = Case(Gpu(frozenset(faults)), Path(folder) / "run").run("--rollout.workers=1")
+        case = Case(Gpu(frozenset(faults)), Path(folder) / "run").run("--rollout.workers=1", transport)
         assert case.state is not None and case.state.step == STEPS
         assert case.exported == (STEPS * MINIBATCHES, STEPS * MINIBATCHES)
 
@@ -486,6 +535,6 @@ def test_pause_checkpoint_and_stop_are_legal(tmp_path: Path) -> None:
 def test_the_number_of_engines_is_fixed(tmp_path: Path) -> None:
     config = load_config("quickstart", SETTINGS)
     with closing(Recorder(RunDir(tmp_path), config, SilentProgress())) as recorder:
-        manager = WorkerManager(config, INPUTS, recorder, Factory(Gpu()))  # type: ignore[arg-type]
+        manager = WorkerManager(config, INPUTS, recorder, Factory(Gpu(), config))  # type: ignore[arg-type]
         with pytest.raises(UserError, match=r"2 is more than rollout.max_workers 1"):
             manager.fleet.scale(2)

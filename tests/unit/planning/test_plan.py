@@ -14,7 +14,9 @@ from sppo_ray.planning.memory import CUDA_CONTEXT, CUDA_GRAPHS
 from sppo_ray.planning.placement import place
 from sppo_ray.planning.plan import Plan, live_cluster, make_plan, models_of
 from sppo_ray.planning.resources import Bundle, Resources
+from sppo_ray.planning.shapes import KNOWN
 from sppo_ray.planning.time import Assumptions, assume, forward_flops, sync_seconds
+from sppo_ray.planning.transfer import DIGEST, TransferBuffers, transfer_buffers
 
 SPACIOUS = Cluster(replace(CPU, memory=64 * GIB), (Node(4.0, 0, 64 * GIB),))
 
@@ -289,3 +291,51 @@ def test_idle_gpus_are_shared_by_all_roles() -> None:
     options, faster = faster_split(config, plan, models_of(config)) or ((), plan)
     assert options == ("--rollout.workers=8", "--learner.ranks=8", "--critic.ranks=8")
     assert faster.gpus == 8
+
+
+def test_one_gpu_for_all_roles_in_turns_is_a_change() -> None:
+    change = change_of("paper-1.5b", "1xH100")
+    assert change is not None and "--cluster.layout=colocated" in change
+    assert plan_of("paper-1.5b", "1xH100", *change).fits
+
+
+def test_hours_of_a_run_without_room_are_those_of_the_gpus_that_it_needs() -> None:
+    plan = plan_of("paper-1.5b", "1xH100")
+    assert plan.gpus == 4 and plan.gpu_hours == 4 * plan.hours
+
+
+def test_a_critic_of_the_policys_shape_has_a_head_of_one_output_in_its_checkpoint() -> None:
+    config = load_config("paper-1.5b")
+    models = models_of(config)
+    assert models.critic is models.policy
+    policy, critic = models.policy.parameters, models.policy.critic_parameters
+    assert policy - critic == (151_936 - 1) * 1536
+    checkpoint = 14 * (policy + critic)  # bfloat16 weights, float32 masters and moments
+    expected = checkpoint * (config.checkpoint.keep + 1) + 2 * (policy + critic)
+    assert plan_of("paper-1.5b", "4xH100").disk == expected
+
+
+def test_buffers_of_a_weight_sync() -> None:
+    embedding = 151_936 * 1536 * 2  # larger than a chunk of 256 MiB
+    shape, arguments = KNOWN["qwen2.5-1.5b"], {"chunk_bytes": 2**28, "tensor_parallel": 1}
+    assert transfer_buffers("flat", shape, 2, **arguments) == TransferBuffers(0, embedding)
+    assert transfer_buffers("nccl", shape, 2, **arguments) == TransferBuffers(
+        embedding + DIGEST, 3 * embedding + DIGEST
+    )
+    assert transfer_buffers("ipc", shape, 2, **arguments).sender == 2 * embedding + DIGEST
+    small = transfer_buffers("nccl", KNOWN["smollm2-135m"], 2, chunk_bytes=2**26, tensor_parallel=2)
+    assert small == TransferBuffers(2**26 + DIGEST, 2**27 + 49_152 * 576 + DIGEST)
+
+
+def test_weights_that_are_sent_in_turns_are_on_the_gpu_twice() -> None:
+    flat, ipc = (
+        plan_of("colocated-1gpu", "1xH100", f"--weight_sync.transport={name}") for name in ("flat", "ipc")
+    )
+    assert "sync" not in flat.turns and ipc.turns["generate"] == flat.turns["generate"]
+    weights = 2 * weight_bytes("colocated-1gpu")
+    assert weights < ipc.turns["sync"] < ipc.turns["generate"]
+    assert ipc.stages["turns"] > flat.stages["turns"]
+
+
+def weight_bytes(recipe: str) -> int:
+    return 2 * models_of(load_config(recipe)).policy.parameters

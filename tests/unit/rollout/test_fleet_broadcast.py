@@ -39,10 +39,12 @@ class Receiver(FakeWorker):
         self.log.append(f"pull {published.manifest.version}")
         return await super().pull_weights(published)
 
-    async def receive_weights(self, published: PublishedWeights, epoch: int) -> WeightReceipt:
+    async def receive_weights(self, published: PublishedWeights, epoch: int) -> None:
         self.log.append(f"receive {published.manifest.version} in epoch {epoch}")
         if epoch in self.breaks:
             raise self.breaks[epoch]
+
+    async def serve_received(self, published: PublishedWeights) -> WeightReceipt:
         return await FakeWorker.pull_weights(self, published)
 
 

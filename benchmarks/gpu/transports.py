@@ -1,5 +1,5 @@
-"""A section of `benchmarks.gpu_smoke`: one version of the weights by broadcast, learner's sender to
-engine's receiver, between two processes. `ipc` on one GPU; `nccl` needs a second GPU and vLLM, and
+"""Section `transports`: one version of the weights by broadcast, learner's sender to engine's
+receiver, between two processes. `ipc` on one GPU; `nccl` needs a second GPU and vLLM, and
 runs over gloo on a CPU.
 """
 
@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.gpu_sections import SHAPES, Found, _on_gpu, _parameter_sizes, _require
+from benchmarks.gpu.common import Found, on_gpu, require
+from benchmarks.gpu.models import SHAPES, parameter_sizes
 from benchmarks.gpu_smoke import Check, Setup
 
 HOST, TIMEOUT_S = "127.0.0.1", 60.0
@@ -24,9 +25,9 @@ def transports(setup: Setup) -> Found:
     from actors.weights.sender import ChunkSender
     from sppo_ray.protocols import Invitation, Seat
 
-    _require(setup)
-    device = "cuda:0" if _on_gpu(setup) else "cpu"
-    sizes = _parameter_sizes(SHAPES["tiny" if setup.tiny else "1.5B"])
+    require(setup)
+    device = "cuda:0" if on_gpu(setup) else "cpu"
+    sizes = parameter_sizes(SHAPES["tiny" if setup.tiny else "1.5B"])
     source = {
         f"p{index}": torch.randn(size, device=device, dtype=torch.bfloat16)
         for index, size in enumerate(sizes)
@@ -34,7 +35,7 @@ def transports(setup: Setup) -> Found:
     chunk_bytes = 2**18 if setup.tiny else 2**28
     for epoch, transport in enumerate(("ipc", "nccl"), start=1):
         other = device
-        if transport == "nccl" and _on_gpu(setup):
+        if transport == "nccl" and on_gpu(setup):
             if torch.cuda.device_count() < 2:
                 yield {"transport": "nccl", "skipped": "NCCL needs a GPU for each process"}
                 continue
@@ -104,9 +105,7 @@ def _receive(connection: Any, device: str) -> None:
         for name, shape in zip(manifest.names, manifest.shapes, strict=True):
             if name not in parameters:
                 parameters[name] = torch.empty(math.prod(shape), dtype=torch.bfloat16, device=device)
-        layout = spans(
-            manifest.names, manifest.shapes, manifest.offsets, manifest.dtype, manifest.num_bytes
-        )
+        layout = spans(manifest.names, manifest.shapes, manifest.offsets, manifest.dtype, manifest.num_bytes)
         shapes = dict(zip(manifest.names, manifest.shapes, strict=True))
         incoming = Incoming(manifest.version, epoch, shapes, layout, torch.bfloat16)
         receiver.receive(incoming, lambda: None, load)
