@@ -19,6 +19,7 @@ from sppo_ray.cli.compare import compare
 from sppo_ray.cli.delete import delete
 from sppo_ray.cli.doctor import doctor
 from sppo_ray.cli.eval_options import evaluate
+from sppo_ray.cli.init import init
 from sppo_ray.cli.jobs import list_jobs, logs, status
 from sppo_ray.cli.plan import plan
 from sppo_ray.cli.prepare import prepare
@@ -36,7 +37,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.redaction import redact
 
 COMMANDS = {
-    "train": train, "plan": plan, "prepare": prepare, "compare": compare,
+    "init": init, "train": train, "plan": plan, "prepare": prepare, "compare": compare,
     "eval": evaluate, "calibrate": calibrate, "map": map_prompts, "replay": replay, "score": score,
     "serve": serve, "token": token, "submit": submit, "list": list_jobs, "status": status, "logs": logs,
     "scale": scale, "pause": pause, "resume": resume, "checkpoint": checkpoint, "stop": stop,

@@ -23,6 +23,7 @@ Call = Callable[[str], tuple[int, str, str]]
 
 # command: its positional arguments and flags
 GRAMMAR = {
+    "init": "DIRECTORY",
     "train": "RECIPE --run-dir --seed --resume --restarts --config-sha256 --allow-module "
     "--allow-unconfined --dry-run",
     "plan": "RECIPE --gpus --cpus --host-memory --model-config --critic-config --steps-done --assume --json",
@@ -55,6 +56,7 @@ GRAMMAR = {
 }
 # the least that each command needs, where that is more than its name
 LEAST = {
+    "init": "mine",
     "train": "quickstart",
     "plan": "quickstart",
     "prepare": "quickstart",
