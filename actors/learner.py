@@ -24,7 +24,7 @@ from actors.liveness import VITAL
 from actors.logprobs import response_logprobs
 from actors.offload import with_resident
 from actors.weights.sender import ChunkSender
-from sppo_ray.algorithms.policy_loss import LossScale, training_loss
+from sppo_ray.algorithms.policy_loss import LossScale, effective_sample_size, training_loss
 from sppo_ray.algorithms.tensor_ops import to_tensors
 from sppo_ray.config import Algorithm, LearnerSettings
 from sppo_ray.models.loading import DTYPES, read_config
@@ -80,9 +80,9 @@ class LearnerRank(TrainingRank):
         """Do one optimizer step on this rank's shard of a minibatch. A collective.
 
         All ranks return the same metrics: loss and the metrics of `training_loss`, as means
-        (`_max`: maxima) over the global minibatch's response tokens; and grad_norm (before
-        clipping), lr, skipped (1 when the loss or gradient was not finite and no update was
-        applied), skipped_total, seconds.
+        (`_max`: maxima) over the global minibatch's response tokens, with effective_sample_size in
+        place of the moments of the ratio; and grad_norm (before clipping), lr, skipped (1 when the
+        loss or gradient was not finite and no update was applied), skipped_total, seconds.
         """
         started = time.perf_counter()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
@@ -99,7 +99,10 @@ class LearnerRank(TrainingRank):
                 sums[name] += value
             for name, value in part.maxima.items():
                 maxima[name] = torch.maximum(maxima[name], value)
-        return self._apply_gradient(sums, maxima) | {"seconds": time.perf_counter() - started}
+        metrics = self._apply_gradient(sums, maxima)
+        moments = metrics.pop("engine_ratio_mean"), metrics.pop("engine_ratio_square")
+        metrics["effective_sample_size"] = effective_sample_size(*moments)
+        return metrics | {"seconds": time.perf_counter() - started}
 
     @with_resident(Holds.WEIGHTS)
     def logprobs(self, microbatches: Sequence[MicroBatch]) -> list[np.ndarray]:

@@ -67,6 +67,8 @@ class Options:
     clip_low: float = 0.2
     clip_high: float = 0.2
     importance_cap: float | None = None
+    importance_mask: tuple[float, float] | None = None
+    loss: tuple[str, float, float] | None = None  # form with its two numbers
     kl_coefficient: float = 0.0
     kl_estimator: str = "k3"
     entropy_coefficient: float = 0.0
@@ -92,9 +94,13 @@ def loss(rows: Rows, options: Options) -> Tensor:
     samples, tokens = len(rows.lengths_B), sum(rows.lengths_B)
     for i, length in enumerate(rows.lengths_B):
         for t in range(length):
-            gain = _clipped_gain(rows, options, i, t)
-            if options.importance_cap is not None:
-                gain = gain * min(math.exp(rows.old_BT[i, t] - rows.rollout_BT[i, t]), options.importance_cap)
+            gain = (_clipped_gain if options.loss is None else _weighted_gain)(rows, options, i, t)
+            correction = math.exp(rows.old_BT[i, t] - rows.rollout_BT[i, t])
+            if options.importance_mask is not None:
+                low, high = options.importance_mask
+                gain = gain * (correction if low <= correction <= high else 0.0)
+            elif options.importance_cap is not None:
+                gain = gain * min(correction, options.importance_cap)
             penalty = options.kl_coefficient * _kl(rows, options, i, t)
             divisor = {
                 "token-mean": tokens,
@@ -121,6 +127,21 @@ def _clipped_gain(rows: Rows, options: Options, i: int, t: int) -> Tensor:
     advantage = rows.advantages_BT[i, t]
     bounded = ratio.clamp(1 - options.clip_low, 1 + options.clip_high)
     return ratio * advantage if ratio * advantage < bounded * advantage else bounded * advantage
+
+
+def _weighted_gain(rows: Rows, options: Options, i: int, t: int) -> Tensor:
+    """sg(g) A log pi, by the definitions of arXiv 2607.07508, 2602.04879 and 2506.13585."""
+    form, first, second = options.loss or ("", 0.0, 0.0)
+    advantage, new = rows.advantages_BT[i, t], rows.logprobs_BT[i, t]
+    pi, mu, old = (math.exp(p[i, t]) for p in (rows.logprobs_BT, rows.rollout_BT, rows.old_BT))
+    if form == "dis":
+        weight = pi / mu if first < pi / mu < second else 0.0
+    elif form == "dppo":
+        towards = pi - mu if advantage > 0 else mu - pi
+        weight = min(pi / mu, second) if towards <= first else 0.0
+    else:
+        weight = min(max(pi / old, first), second)
+    return weight * advantage * new
 
 
 def _kl(rows: Rows, options: Options, i: int, t: int) -> Tensor:

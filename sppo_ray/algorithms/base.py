@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from sppo_ray.algorithms.loss_settings import ImportanceMaskSettings, LossForm
 from sppo_ray.settings import PositiveInt, Settings
 from sppo_ray.types import NO_TOKENS, Comparable
 
@@ -73,6 +74,10 @@ class DynamicSamplingSettings(Settings):
 class AlgorithmSettings(Settings):
     """Settings that all algorithms share."""
 
+    loss: LossForm | None = None
+    """Form of the policy loss; null = PPO's clip, with clip_low, clip_high and ratio. The forms
+    weight the gradient of each token and have no clip range.
+    """
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Ratios below 1 - clip_low are clipped."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
@@ -99,6 +104,10 @@ class AlgorithmSettings(Settings):
     min(pi_learner / pi_engine, cap), with the weights before the update. None = off. Needs
     old_logprobs = learner.
     """
+    importance_mask: ImportanceMaskSettings | None = None
+    """Multiplies the loss of each token by pi_learner / pi_engine, with the weights before the
+    update, and by 0 where that is outside [low, high]. null = off. Needs old_logprobs = learner.
+    """
 
     @property
     def sampling_rounds(self) -> int:
@@ -110,13 +119,34 @@ class AlgorithmSettings(Settings):
         """Loss of the token critic; None without a token critic."""
         return None
 
+    @property
+    def corrects_engine(self) -> bool:
+        """Whether the loss has importance weights of the learner against the engine."""
+        return self.importance_cap is not None or self.importance_mask is not None
+
     @model_validator(mode="after")
-    def _cap_needs_learner_logprobs(self) -> AlgorithmSettings:
-        if self.importance_cap is not None and self.old_logprobs != "learner":
+    def _correction_needs_learner_logprobs(self) -> AlgorithmSettings:
+        if self.corrects_engine and self.old_logprobs != "learner":
+            name = "importance_mask" if self.importance_cap is None else "importance_cap"
             raise ValueError(
-                "importance_cap corrects engine against learner and needs both log-probs: set old_logprobs "
-                "to "
-                "learner, or importance_cap to null"
+                f"{name} corrects engine against learner and needs both log-probs: set old_logprobs to "
+                f"learner, or {name} to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_form_alone(self) -> AlgorithmSettings:
+        if self.loss is None:
+            return self
+        if self.ratio == "sequence":
+            raise ValueError(
+                f"ratio sequence belongs to PPO's clip, and loss {self.loss.type} weights each token by its "
+                "own ratio: set ratio to token, or loss to null"
+            )
+        if self.corrects_engine and self.loss.type != "cispo":
+            raise ValueError(
+                f"loss {self.loss.type} already weights each token by pi / pi_engine, and importance_cap and "
+                "importance_mask would correct the engine twice: set both to null, or loss to cispo"
             )
         return self
 

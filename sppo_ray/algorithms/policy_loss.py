@@ -7,7 +7,9 @@
     r_t = exp(logp_t - old_logp_t); for `ratio: sequence` its geometric mean over the response
           (GSPO, arXiv 2507.18071)
     w_t   weight of the token (`token_weights`)
-    c_t   truncated importance weight; 1 when off
+    c_t   truncated or masked importance weight; 1 when off
+
+With `loss` set, the first line is replaced by one of `loss_forms`.
 
 w_t is divided by counts of the global minibatch, so the losses of all micro-batches and ranks add
 up to the loss of the global minibatch. Tensors of shape [N] hold one float32 per response token,
@@ -22,8 +24,11 @@ import torch
 from torch import Tensor
 
 from sppo_ray.algorithms.base import AlgorithmSettings, KLSettings
+from sppo_ray.algorithms.loss_forms import gradient_weights, weighted_objective
+from sppo_ray.algorithms.loss_settings import ImportanceMaskSettings, LossForm
 from sppo_ray.algorithms.tensor_ops import TokenBatch
 
+_LARGEST_LOG_RATIO = 20.0  # exp(2 * 20) times any number of tokens is finite in float32
 Aggregation = Literal["token-mean", "sequence-mean", "constant"]
 
 
@@ -61,29 +66,36 @@ def training_loss(
         scale: counts of the global minibatch.
 
     Returns:
-        The loss, the metrics of `policy_loss`, and logprob_difference_mean and _max =
-        |learner - engine|. With a KL penalty also kl_reference, the KL estimate per token before
-        the coefficient.
+        The loss, the metrics of `policy_loss`, logprob_difference_mean and _max =
+        |learner - engine|, and engine_ratio_mean and engine_ratio_square, the moments of
+        pi / pi_engine for `effective_sample_size`. With a KL penalty also kl_reference, the KL
+        estimate per token before the coefficient.
 
     Raises:
         ValueError: a KL penalty without the reference's log-probs.
     """
     weights = token_weights(batch.weights, batch.lengths, settings.loss_aggregation, scale)
-    cap = settings.importance_cap
-    loss, sums, maxima = policy_loss(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        weights,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        num_global_tokens=scale.num_global_tokens,
-        lengths=batch.lengths if settings.ratio == "sequence" else None,
-        importance=None
-        if cap is None
-        else importance_weights(batch.old_logprobs, batch.rollout_logprobs, cap),
-        entropies=entropies,
-    )
+    importance = None
+    if settings.corrects_engine:
+        importance = importance_weights(
+            batch.old_logprobs, batch.rollout_logprobs, settings.importance_cap, settings.importance_mask
+        )
+    common = {
+        "num_global_tokens": scale.num_global_tokens, "importance": importance, "entropies": entropies,
+    }  # fmt: skip
+    if settings.loss is None:
+        loss, sums, maxima = policy_loss(
+            logprobs,
+            batch.old_logprobs,
+            batch.advantages,
+            weights,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            lengths=batch.lengths if settings.ratio == "sequence" else None,
+            **common,
+        )
+    else:
+        loss, sums, maxima = weighted_loss(settings.loss, logprobs, batch, weights, **common)
     counted = weights > 0
     if settings.entropy_coefficient > 0:
         loss = loss - settings.entropy_coefficient * _masked_sum(entropies, counted) / scale.num_global_tokens
@@ -100,7 +112,20 @@ def training_loss(
     difference = torch.where(counted, (learner - batch.rollout_logprobs).abs(), 0.0)
     sums["logprob_difference_mean"] = difference.sum() / scale.num_global_tokens
     maxima["logprob_difference_max"] = difference.max()
+    log_ratio = torch.where(counted, logprobs.detach() - batch.rollout_logprobs, 0.0)
+    ratio = log_ratio.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO).exp()
+    sums["engine_ratio_mean"] = _masked_sum(ratio, counted) / scale.num_global_tokens
+    sums["engine_ratio_square"] = _masked_sum(ratio.square(), counted) / scale.num_global_tokens
     return PolicyLoss(loss, sums, maxima)
+
+
+def effective_sample_size(ratio_mean: float, ratio_square: float) -> float:
+    """Return (sum r)^2 / (n sum r^2), the share of n tokens that their importance ratios
+    r = pi / pi_engine are worth (Kish 1965): 1 when all are equal, 1 / n when one outweighs all.
+
+    Arguments: the means of r and r^2 over the tokens of a minibatch.
+    """
+    return ratio_mean**2 / ratio_square
 
 
 def token_weights(
@@ -128,16 +153,26 @@ def token_weights(
     return per_sample.repeat_interleave(lengths)
 
 
-def importance_weights(old_logprobs: Tensor, rollout_logprobs: Tensor, cap: float) -> Tensor:
-    """Return the truncated importance weights min(pi_old / pi_rollout, cap), [N] float32, without
-    gradient.
+def importance_weights(
+    old_logprobs: Tensor,
+    rollout_logprobs: Tensor,
+    cap: float | None,
+    mask: ImportanceMaskSettings | None = None,
+) -> Tensor:
+    """Return c_t = min(pi_old / pi_rollout, cap), and 0 where pi_old / pi_rollout is outside the
+    bounds of `mask`, [N] float32, without gradient.
 
     Args:
         old_logprobs: [N] float32, from the learner before the update.
         rollout_logprobs: [N] float32, from the engine.
-        cap: >= 1.
+        cap: >= 1; None = no cap.
+        mask: None = no mask.
     """
-    return (old_logprobs - rollout_logprobs).exp().clamp(max=cap).detach()
+    ratio = (old_logprobs - rollout_logprobs).exp()
+    weights = ratio if cap is None else ratio.clamp(max=cap)
+    if mask is not None:
+        weights = torch.where((ratio >= mask.low) & (ratio <= mask.high), weights, 0.0)
+    return weights.detach()
 
 
 def kl_estimates(difference: Tensor, kl: KLSettings) -> Tensor:
@@ -195,6 +230,7 @@ def policy_loss(
         ratio_mean, ratio_max: of the ratios that are clipped;
         approx_kl_k1 = mean(-log r), approx_kl_k3 = mean(r - 1 - log r): estimates of
             KL(pi_old || pi) from the token ratios (joschu.net/blog/kl-approx.html);
+        masked_fraction: share of tokens without a gradient, by the clip or by importance 0;
         entropy, importance_mean: means of the arguments, if given.
     """
     counted = weights > 0
@@ -205,22 +241,76 @@ def policy_loss(
     if importance is not None:
         objective = objective * importance
     loss = -(torch.where(counted, objective, 0.0) * weights).sum()
+    low, high = (advantages < 0) & (ratio < 1.0 - clip_low), (advantages > 0) & (ratio > 1.0 + clip_high)
+    metrics = _Metrics(counted, num_global_tokens, importance, entropies)
+    found = metrics.of(ratio=ratio, log_ratio=log_ratio, low=low, high=high, masked=low | high)
+    return PolicyLoss(loss, *found)
 
+
+def weighted_loss(
+    form: LossForm,
+    logprobs: Tensor,
+    batch: TokenBatch,
+    weights: Tensor,
+    *,
+    num_global_tokens: int,
+    importance: Tensor | None = None,
+    entropies: Tensor | None = None,
+) -> PolicyLoss:
+    """Compute the loss of one of `loss_forms` on one micro-batch.
+
+    Arguments and metrics as in `policy_loss`. clip_fraction_low and clip_fraction_high are the
+    shares of tokens that the lower and the upper bound changed: masked (dis, dppo) or clipped
+    (cispo). The ratios are those of the form, and so are the estimates of the KL divergence.
+    """
+    counted = weights > 0
     with torch.no_grad():
+        old, rollout = batch.old_logprobs, batch.rollout_logprobs
+        known = torch.where(counted, logprobs, 0.0)
+        form_weights, log_ratio, low, high = gradient_weights(form, known, old, rollout, batch.advantages)
+    objective = weighted_objective(form_weights, batch.advantages, logprobs)
+    if importance is not None:
+        objective = objective * importance
+    loss = -(torch.where(counted, objective, 0.0) * weights).sum()
+    log_ratio = torch.where(counted, log_ratio, 0.0)
+    metrics = _Metrics(counted, num_global_tokens, importance, entropies)
+    found = metrics.of(
+        ratio=log_ratio.exp(), log_ratio=log_ratio, low=low, high=high, masked=form_weights == 0
+    )
+    return PolicyLoss(loss, *found)
+
+
+class _Metrics(NamedTuple):
+    """The metrics of a micro-batch; arguments as in `policy_loss`."""
+
+    counted: Tensor
+    num_global_tokens: int
+    importance: Tensor | None
+    entropies: Tensor | None
+
+    @torch.no_grad()
+    def of(
+        self, *, ratio: Tensor, log_ratio: Tensor, low: Tensor, high: Tensor, masked: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if self.importance is not None:
+            masked = masked | (self.importance == 0)
         per_token = {
-            "clip_fraction_low": (advantages < 0) & (ratio < 1.0 - clip_low),
-            "clip_fraction_high": (advantages > 0) & (ratio > 1.0 + clip_high),
+            "clip_fraction_low": low,
+            "clip_fraction_high": high,
+            "masked_fraction": masked,
             "ratio_mean": ratio,
             "approx_kl_k1": -log_ratio,
             "approx_kl_k3": log_ratio.exp() - 1.0 - log_ratio,
         }
-        if entropies is not None:
-            per_token["entropy"] = entropies
-        if importance is not None:
-            per_token["importance_mean"] = importance
-        sums = {name: _masked_sum(values, counted) / num_global_tokens for name, values in per_token.items()}
-        maxima = {"ratio_max": torch.where(counted, ratio, 0.0).max()}
-    return PolicyLoss(loss, sums, maxima)
+        if self.entropies is not None:
+            per_token["entropy"] = self.entropies
+        if self.importance is not None:
+            per_token["importance_mean"] = self.importance
+        sums = {
+            name: _masked_sum(values, self.counted) / self.num_global_tokens
+            for name, values in per_token.items()
+        }
+        return sums, {"ratio_max": torch.where(self.counted, ratio, 0.0).max()}
 
 
 def _response_means(values: Tensor, lengths: Tensor) -> Tensor:

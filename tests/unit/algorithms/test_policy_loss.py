@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppo_ray.algorithms.base import AlgorithmSettings, KLSettings
+from sppo_ray.algorithms.loss_settings import CISPOLoss, DISLoss, DPPOLoss, ImportanceMaskSettings, LossForm
 from sppo_ray.algorithms.policy_loss import (
     LossScale,
     PolicyLoss,
@@ -253,10 +254,35 @@ options = st.builds(
     kl_estimator=st.sampled_from(["k1", "k2", "k3"]),
     entropy_coefficient=st.sampled_from([0.0, 0.05]),
 )
+engine_forms = st.builds(
+    reference.Options,
+    loss_aggregation=st.sampled_from(["token-mean", "sequence-mean"]),
+    loss=st.sampled_from([("dis", 0.8, 1.3), ("dppo", 0.02, 1.2), ("dppo", 0.05, 20.0)]),
+    kl_coefficient=st.sampled_from([0.0, 0.1]),
+)
+learner_forms = st.builds(
+    reference.Options,
+    loss_aggregation=st.sampled_from(["token-mean", "sequence-mean"]),
+    loss=st.sampled_from([None, ("cispo", 0.8, 1.2), ("cispo", 0.0, 5.0)]),
+    importance_mask=st.sampled_from([None, (0.8, 1.2)]),
+)
+every_form = st.one_of(options, engine_forms, learner_forms)
+
+
+def form_of(chosen: reference.Options) -> LossForm | None:
+    if chosen.loss is None:
+        return None
+    name, first, second = chosen.loss
+    if name == "dppo":
+        return DPPOLoss(divergence=first, high=second)
+    return (DISLoss if name == "dis" else CISPOLoss)(low=first, high=second)
 
 
 def settings_of(chosen: reference.Options) -> AlgorithmSettings:
+    mask = chosen.importance_mask
     return AlgorithmSettings(
+        loss=form_of(chosen),
+        importance_mask=None if mask is None else ImportanceMaskSettings(low=mask[0], high=mask[1]),
         clip_low=chosen.clip_low,
         clip_high=chosen.clip_high,
         ratio=chosen.ratio,
@@ -317,7 +343,7 @@ def packed_loss(
 
 
 @settings(max_examples=80, deadline=None)
-@given(shapes, options, st.integers(0, 10**6))
+@given(shapes, every_form, st.integers(0, 10**6))
 def test_packed_samples_agree_with_padded_rows(
     lengths: list[int], chosen: reference.Options, seed: int
 ) -> None:
@@ -335,7 +361,7 @@ def test_packed_samples_agree_with_padded_rows(
 
 
 @settings(max_examples=60, deadline=None)
-@given(shapes, options, st.integers(0, 10**6), st.integers(1, 4))
+@given(shapes, every_form, st.integers(0, 10**6), st.integers(1, 4))
 def test_any_split_in_any_order_adds_up_to_the_whole(
     lengths: list[int], chosen: reference.Options, seed: int, parts: int
 ) -> None:
@@ -366,7 +392,7 @@ def test_for_one_token_responses_sequence_and_token_ratio_are_the_same(lengths: 
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 12), st.integers(0, 10**6), options, st.integers(1, 4), st.integers(32, 200))
+@given(st.integers(1, 12), st.integers(0, 10**6), every_form, st.integers(1, 4), st.integers(32, 200))
 def test_sharding_over_ranks_changes_nothing(
     count: int, seed: int, chosen: reference.Options, ranks: int, max_tokens: int
 ) -> None:

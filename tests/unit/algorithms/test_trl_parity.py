@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sppo_ray.algorithms import grpo, rloo
 from sppo_ray.algorithms.base import AlgorithmSettings, KLSettings, OverlongSettings, RewardedSample
+from sppo_ray.algorithms.loss_settings import CISPOLoss, ImportanceMaskSettings
 from sppo_ray.algorithms.policy_loss import LossScale, PolicyLoss, training_loss
 from sppo_ray.algorithms.shaping import shaped_reward
 from sppo_ray.algorithms.tensor_ops import to_tensors
@@ -47,6 +48,7 @@ REWARDS = (1.0, 0.0, 0.5, None, 1.0, 1.0, 0.0, 0.0)  # None: the verifier failed
 GROUP = 4
 LONGEST = 5  # max_completion_length
 CAP = 1.2  # of importance weights
+MASK = (0.8, 1.5)  # their bounds in TRL's mode token_mask
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,9 @@ def test_rloo_advantages(checkpoint: Path, tmp_path: Path, rewards: tuple[float 
 # ------------------------------------------------------------------------------------------- losses
 
 
-def disturbed(inputs: dict[str, torch.Tensor], logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
+def disturbed(
+    inputs: dict[str, torch.Tensor], logprobs: torch.Tensor, *, masked: bool
+) -> dict[str, torch.Tensor]:
     """The same samples from an older policy, whose ratios fall on both sides of the clip range; and
     a reference.
     """
@@ -146,12 +150,14 @@ def disturbed(inputs: dict[str, torch.Tensor], logprobs: torch.Tensor) -> dict[s
     old = logprobs + 0.4 * torch.randn(logprobs.shape, generator=generator)
     frozen = logprobs + 0.5 * torch.randn(logprobs.shape, generator=generator)
     engine = old + 0.4 * torch.randn(logprobs.shape, generator=generator)
+    ratio = (old - engine).exp()
+    outside = (ratio < MASK[0]) | (ratio > MASK[1])
     return inputs | {
         "old_per_token_logps": old,
         "ref_per_token_logps": frozen,
         "sampling_per_token_logps": engine,
-        # as TRL's mode token_truncate makes it
-        "importance_sampling_ratio": (old - engine).exp().clamp(max=CAP),
+        # as TRL's modes token_mask and token_truncate make it
+        "importance_sampling_ratio": ratio.masked_fill(outside, 0.0) if masked else ratio.clamp(max=CAP),
     }
 
 
@@ -223,6 +229,19 @@ def test_truncated_importance_weights(checkpoint: Path, tmp_path: Path) -> None:
     assert_same_loss(trainer, AlgorithmSettings(old_logprobs="learner", importance_cap=CAP), corrected=True)
 
 
+def test_masked_importance_weights(checkpoint: Path, tmp_path: Path) -> None:
+    """IcePop is TRL's mode token_mask."""
+    trainer = trainer_of("GRPO", checkpoint, tmp_path, loss_type="bnpo", beta=0.0)
+    mask = ImportanceMaskSettings(low=MASK[0], high=MASK[1])
+    assert_same_loss(trainer, AlgorithmSettings(old_logprobs="learner", importance_mask=mask), corrected=True)
+
+
+def test_cispo(checkpoint: Path, tmp_path: Path) -> None:
+    """TRL's epsilon_high is the cap of the ratio itself; it has no lower bound."""
+    trainer = trainer_of("GRPO", checkpoint, tmp_path, loss_type="cispo", beta=0.0, epsilon_high=1.3)
+    assert_same_loss(trainer, AlgorithmSettings(loss=CISPOLoss(high=1.3)))
+
+
 def assert_same_loss(trainer: GRPOTrainer, settings: AlgorithmSettings, *, corrected: bool = False) -> None:
     inputs = scored_by(trainer)
     # only now: it shall not start an engine
@@ -232,7 +251,7 @@ def assert_same_loss(trainer: GRPOTrainer, settings: AlgorithmSettings, *, corre
     logprobs, entropies, _ = trainer._get_per_token_logps_and_entropies(
         trainer.model, ids, attention, LONGEST, compute_entropy=True
     )
-    inputs = disturbed(inputs, logprobs.detach())
+    inputs = disturbed(inputs, logprobs.detach(), masked=settings.importance_mask is not None)
     trainer.current_gradient_accumulation_steps = 1
 
     theirs = trainer._compute_loss(trainer.model, inputs)
@@ -245,7 +264,7 @@ def assert_same_loss(trainer: GRPOTrainer, settings: AlgorithmSettings, *, corre
     for mine, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-6)
     logged = trainer._metrics["train"]
-    if settings.ratio == "token":
+    if settings.ratio == "token" and settings.loss is None:
         for name in ("low", "high"):
             assert ours.sums[f"clip_fraction_{name}"].item() == pytest.approx(
                 logged[f"clip_ratio/{name}_mean"][-1], abs=1e-6
