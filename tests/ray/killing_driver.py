@@ -6,7 +6,7 @@ It is `sppo-ray train quickstart` with hooks, which kill in step STEP (from 0):
 
     generate                        the requests have just been handed out
     policy, critic, publish, sync   the phase of layout colocated has just begun
-    broadcast                       the engine receives weights in chunks, and waits for the next one
+    broadcast                       the engine receives weights in chunks, and waits for one
 """
 
 from __future__ import annotations

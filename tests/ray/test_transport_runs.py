@@ -13,7 +13,7 @@ import pytest
 
 from sppo_ray.rundir.metrics import read_events
 from tests.ray import run_record
-from tests.ray.test_exact_resume import finish
+from tests.ray.test_exact_resume import TINY, finish
 from tests.ray.test_train import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -57,7 +57,7 @@ def test_an_engine_killed_in_the_middle_of_a_broadcast_leaves_no_trace(
     path = tmp_path / "run"
     options = ["--weight_sync.transport=nccl", "--rollout.workers=2", "--weight_sync.chunk_mib=0.01"]
     command = [sys.executable, "-m", "tests.ray.killing_driver", str(path), "1:broadcast"]
-    done = subprocess.run([*command, *SHORT, *options], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run([*command, *TINY, *SHORT, *options], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     events = kinds(path)
     assert events.count("worker-lost") == events.count("worker-revived") == 1
