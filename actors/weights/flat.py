@@ -13,6 +13,7 @@ in shared memory. It is kept until finish_weight_update, because layerwise reloa
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from actors.weights.layout import WeightsRefused, require_complete, spans
 from actors.weights.ledger import LoadLedger
+from actors.weights.read_back import ReadBack, is_readable
 from sppo_ray.rollout.weight_digest import flat_digest
 
 
@@ -74,7 +76,9 @@ class FlatUpdate(Layout):
 class LoadProof:
     """What a worker loaded in its last update."""
 
-    num_loaded: int  # parameters of the manifest whose values were copied into the model
+    # parameters of the manifest whose values were copied into the model, and that are found in the
+    # model's own memory afterwards, where that can be read (`read_back.py`)
+    num_loaded: int
     digest: str  # of the buffer, taken after the model was loaded from it
 
 
@@ -93,6 +97,7 @@ class FlatWeightTransferEngine(WeightTransferEngine[FlatInit, FlatUpdate]):
         self._expected: dict[str, tuple[int, ...]] | None = None
         # keeps the buffer alive until finish
         self._loading: tuple[np.ndarray, LoadLedger] | None = None
+        self._read_back: ReadBack | None = None
 
     def init_transfer_engine(self, init_info: FlatInit) -> None:
         """Do nothing: the backend needs no process group."""
@@ -117,9 +122,9 @@ class FlatWeightTransferEngine(WeightTransferEngine[FlatInit, FlatUpdate]):
         ledger = LoadLedger(dtype.itemsize)
         ledger.watch(flat, layout)
         self._loading = (data, ledger)
-        initialize_layerwise_reload(self.model)
+        self._begin({name: view.shape for name, view in views}, dtype)
         with ledger:
-            self.model.load_weights(iter(views))
+            self._load(views)
 
     def finish_weight_update(self) -> None:
         """Finish the reload and compute the proof. Raises RuntimeError without a received
@@ -131,13 +136,26 @@ class FlatWeightTransferEngine(WeightTransferEngine[FlatInit, FlatUpdate]):
         with ledger:
             finalize_layerwise_reload(self.model, self.model_config)
         self._repack()
-        self.proof = LoadProof(
-            ledger.num_loaded(self.parallel_config.tensor_parallel_size), flat_digest(data)
-        )
+        self.proof = LoadProof(self._num_loaded(ledger), flat_digest(data))
         self._loading = None
 
     def shutdown(self) -> None:
         self._loading = None
+
+    def _begin(self, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> None:
+        """Prepare the model for a version."""
+        self._read_back = ReadBack(self.model, shapes, dtype) if is_readable(self.model) else None
+        initialize_layerwise_reload(self.model)
+
+    def _load(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
+        watched = parameters if self._read_back is None else self._read_back.watch(parameters)
+        self.model.load_weights(iter(watched))
+
+    def _num_loaded(self, ledger: LoadLedger) -> int:
+        """Return `LoadProof.num_loaded` after the reload."""
+        loaded = ledger.num_loaded(self.parallel_config.tensor_parallel_size)
+        read_back, self._read_back = self._read_back, None
+        return loaded if read_back is None else min(loaded, read_back.num_found())
 
     def _repack(self) -> None:
         if self.device.type == "cpu":

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
 from actors.weights.channels import place_of
 from actors.weights.chunk_receiver import ChunkReceiver, Incoming
@@ -87,9 +87,7 @@ class WeightReceiver(FlatWeightTransferEngine):
         shapes = {name: tuple(shape) for name, shape in zip(info.names, info.shapes, strict=True)}
         incoming = Incoming(info.version, info.epoch, shapes, spans, getattr(torch, info.dtype))
         try:
-            self._chunks.receive(
-                incoming, lambda: initialize_layerwise_reload(self.model), self.model.load_weights
-            )
+            self._chunks.receive(incoming, lambda: self._begin(shapes, incoming.dtype), self._load)
         except TransferFailed as failure:
             self.aborted = Aborted(str(failure), is_torn=self._chunks.load is not None)
 
@@ -105,8 +103,7 @@ class WeightReceiver(FlatWeightTransferEngine):
             finalize_layerwise_reload(self.model, self.model_config)
         self._repack()
         if self.aborted is None:
-            shards = self.parallel_config.tensor_parallel_size
-            self.proof = LoadProof(load.ledger.num_loaded(shards), load.digest())
+            self.proof = LoadProof(self._num_loaded(load.ledger), load.digest())
 
     def shutdown(self) -> None:
         super().shutdown()

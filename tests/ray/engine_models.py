@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -178,6 +178,19 @@ class DamagedWorker(RolloutWorker):
         await self._call(undo)
 
 
+class ReadableWorker(DamagedWorker):
+    """The real worker, whose linear layers compute with their parameters, as on a GPU, and not with
+    packed copies.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        from vllm.model_executor.layers import utils
+
+        utils.check_cpu_sgl_kernel = lambda *_: False
+        utils.ops._supports_onednn = False
+        super().__init__(*arguments, **settings)
+
+
 _ORIGINAL: dict[str, Any] = {}
 
 
@@ -210,7 +223,23 @@ def _stay_behind(engine: Any) -> None:
     )
 
 
+def _keep_old_memory(engine: Any) -> None:
+    """After each load a part of a fused parameter is what it was before."""
+    import actors.weights.flat as transfer
+
+    finalize = transfer.finalize_layerwise_reload
+    model = engine.model_executor.driver_worker.worker.model_runner.model
+    old = model.model.layers[1].self_attn.qkv_proj.weight.detach().clone()
+
+    def late(model: Any, config: Any) -> None:
+        finalize(model, config)
+        model.model.layers[1].self_attn.qkv_proj.weight.data[:64].copy_(old[:64])  # q_proj
+
+    transfer.finalize_layerwise_reload = late
+
+
 _FAULTS = {
+    "keep old memory": _keep_old_memory,
     "skip a layer": _skip_a_layer,
     "keep prefix cache": _keep_prefix_cache,
     "leave head packed": _leave_head_packed,
@@ -218,14 +247,22 @@ _FAULTS = {
 }
 
 
-def start_engine(name: str, directory: Path, *, context: int = CONTEXT) -> Any:
+def start_engine(
+    name: str,
+    directory: Path,
+    *,
+    context: int = CONTEXT,
+    kind: type[DamagedWorker] = DamagedWorker,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Any:
     """An actor that is starting; wait for its `ready`."""
+    settings = SETTINGS.model_copy(update={"dtype": dtype})
     return (
-        ray.remote(DamagedWorker)
-        .options(num_cpus=0.1, runtime_env={"env_vars": rollout_env(SETTINGS, "cpu")})
+        ray.remote(kind)
+        .options(num_cpus=0.1, runtime_env={"env_vars": rollout_env(settings, "cpu")})
         .remote(
             name,
-            SETTINGS,
+            settings,
             model_path=str(directory),
             max_model_len=context,
             stop_token_ids=(),

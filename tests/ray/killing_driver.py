@@ -1,9 +1,12 @@
-"""The driver of a colocated run that kills its own engine, once in each phase.
+"""The driver of a run that kills its own engine rollout-0 where the arguments say.
 
     python -m tests.ray.killing_driver RUN_DIR STEP:PLACE,... ARGUMENT ...
 
-It is `sppo-ray train quickstart` with a hook at each border of a phase. At place `generate` the
-requests of step STEP (from 0) have just been handed out; at the others the phase has just begun.
+It is `sppo-ray train quickstart` with hooks, which kill in step STEP (from 0):
+
+    generate                        the requests have just been handed out
+    policy, critic, publish, sync   the phase of layout colocated has just begun
+    broadcast                       the engine receives weights in chunks, and waits for one
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from actors.handles import RayRolloutWorker
 from sppo_ray.cli.main import main
+from sppo_ray.protocols import PublishedWeights
 from sppo_ray.rollout.pipeline import SamplePipeline
 from sppo_ray.trainer.phases import Phase
 from sppo_ray.trainer.turns import Colocated
@@ -34,6 +39,7 @@ class Killer:
 
     def install(self) -> None:
         enter, dispatch = Colocated.enter, SamplePipeline.dispatch
+        receive = RayRolloutWorker.receive_weights
 
         async def entering(turns: Colocated, phase: Phase) -> None:
             is_new = phase is not turns.phase
@@ -47,21 +53,33 @@ class Killer:
             self.task = asyncio.ensure_future(self.at("generate"))
             return batch
 
+        async def receiving(worker: RayRolloutWorker, published: PublishedWeights, epoch: int) -> None:
+            received = asyncio.ensure_future(receive(worker, published, epoch))
+            if worker.name == "rollout-0" and f"{self.step}:broadcast" in self.planned:
+                await asyncio.sleep(0.01)
+                learner = self.pid("learner-0")
+                os.kill(learner, signal.SIGSTOP)  # no further chunk
+                await asyncio.sleep(0.5)
+                await self.at("broadcast")
+                os.kill(learner, signal.SIGCONT)
+            await received
+
         Colocated.enter, SamplePipeline.dispatch = entering, dispatching  # type: ignore[method-assign]
+        RayRolloutWorker.receive_weights = receiving  # type: ignore[method-assign]
 
     async def at(self, place: str) -> None:
         if (key := f"{self.step}:{place}") not in self.planned:
             return
         self.planned.remove(key)
-        while (engine := self.engine()) in {None, *self.killed}:
+        while (engine := self.pid("rollout-0")) in {None, *self.killed}:
             await asyncio.sleep(0.01)  # status.json is written by a thread
         self.killed.add(engine)
         os.kill(engine, signal.SIGKILL)
 
-    def engine(self) -> Any:
-        """The process id of the engine; None while it starts."""
+    def pid(self, name: str) -> Any:
+        """None while the process starts."""
         rows = json.loads(self.status.read_text()).get("actors", [])
-        return next((row["pid"] for row in rows if row["name"] == "rollout-0"), None)
+        return next((row["pid"] for row in rows if row["name"] == name), None)
 
 
 if __name__ == "__main__":

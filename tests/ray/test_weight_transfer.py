@@ -8,19 +8,23 @@ import asyncio
 import dataclasses
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+import torch
 
 from actors.handles import RayRolloutWorker
 from actors.weights.layout import WeightsRefused
 from sppo_ray.config import RolloutSettings
 from sppo_ray.protocols import PublishedWeights
 from sppo_ray.rollout.fleet import RolloutFleet
-from sppo_ray.rollout.weight_sync import ProbeTolerance, WeightMismatch, verify_receipt
+from sppo_ray.rollout.weight_sync import ProbeTolerance, WeightMismatch, probe_difference, verify_receipt
 from sppo_ray.types import RolloutRequest
 from tests.ray.conftest import Engine
 from tests.ray.engine_models import (
+    ReadableWorker,
     exact_logprobs,
     generate,
     largest_difference,
@@ -28,7 +32,9 @@ from tests.ray.engine_models import (
     publish,
     pull,
     requests,
+    start_engine,
     stream,
+    untied_llama,
     wait_until,
 )
 
@@ -304,3 +310,37 @@ def test_an_update_that_does_not_fit_is_refused_and_changes_nothing(engine: Engi
         <= MAX_DIFFERENCE
     )
     assert verify_receipt(good, pull(engine.actor, good), TOLERANCE) <= MAX_DIFFERENCE
+
+
+@pytest.mark.slow
+def test_memory_that_stays_behind_after_loading_is_found(ray_cluster: Any, tmp_path: Path) -> None:
+    """One bit of one of the parts of a fused parameter: the probe cannot see it."""
+    model = untied_llama()
+    model.save_pretrained(tmp_path)
+    engine = start_engine("rollout-readable", tmp_path, kind=ReadableWorker)
+    ray_cluster.get(engine.ready.remote(), timeout=240)
+    first = publish(model, 1)
+    verify_receipt(first, pull(engine, first), TOLERANCE)
+    ray.get(engine.damage.remote("keep old memory"))
+    weight = model.get_parameter("model.layers.1.self_attn.q_proj.weight").data
+    weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    second = publish(model, 2)
+    receipt = pull(engine, second)
+    assert receipt.digest == second.manifest.digest
+    assert probe_difference(second, receipt)[0] < 1e-4
+    count = len(second.manifest.names)
+    with pytest.raises(WeightMismatch, match=f"loaded {count - 1} of {count} parameters"):
+        verify_receipt(second, receipt, TOLERANCE)
+    ray_cluster.kill(engine)
+
+
+@pytest.mark.slow
+def test_an_engine_serves_bfloat16_on_a_cpu(ray_cluster: Any, tmp_path: Path) -> None:
+    """With AMX, where the CPU has it."""
+    model = untied_llama()
+    model.save_pretrained(tmp_path)
+    engine = start_engine("rollout-bfloat16", tmp_path, dtype="bfloat16")
+    ray_cluster.get(engine.ready.remote(), timeout=240)
+    published = publish(model, 1)
+    assert probe_difference(published, pull(engine, published))[1] < 1
+    ray_cluster.kill(engine)
