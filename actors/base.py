@@ -128,8 +128,8 @@ class TrainingRank(ABC):
         """Restore the state that `save` wrote. A collective.
 
         Raises:
-            UserError: `directory` has no state of this model and number of ranks, or its adapters
-                belong to another base.
+            UserError: `directory` has no state of this model and number of ranks, or its trained
+                weights belong to other frozen ones.
         """
         random_state = Path(directory) / f"random-{self.rank}.pt"
         if not random_state.is_file():
@@ -139,8 +139,9 @@ class TrainingRank(ABC):
             )
         state = self.engine.load(Path(directory))
         if state.get("base") != self._base:
+            what = "weights" if self.settings.lora is None else "LoRA adapters"
             raise UserError(
-                f"checkpoint {directory}: its LoRA adapters were trained on other weights than those in "
+                f"checkpoint {directory}: its {what} were trained on other weights than those in "
                 f"{self.model_path}: resume with the model that the run started from"
             )
         self.num_updates, self.num_skipped = state["num_updates"], state["num_skipped"]
@@ -213,10 +214,10 @@ class TrainingRank(ABC):
 
     @cached_property
     def _base(self) -> str | None:
-        """Digest of the frozen weights, which a checkpoint of adapters belongs to; None without
-        LoRA.
+        """Digest of the frozen weights, which a checkpoint of trained ones belongs to; None without
+        frozen weights.
         """
-        return None if self.settings.lora is None else weights_digest(Path(self.model_path))
+        return weights_digest(Path(self.model_path)) if self.engine.has_frozen else None
 
     @abstractmethod
     def _load_model(self) -> nn.Module:

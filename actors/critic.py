@@ -33,7 +33,13 @@ from sppo_ray.config import CriticSettings
 from sppo_ray.data.packing import bins
 from sppo_ray.models.critic_output import CriticLoss, CriticReads
 from sppo_ray.models.loading import read_config
-from sppo_ray.models.value_head import ValueModel, choose_pad_token, load_value_model, value_inputs
+from sppo_ray.models.value_head import (
+    ValueModel,
+    choose_pad_token,
+    freeze_parameters,
+    load_value_model,
+    value_inputs,
+)
 from sppo_ray.protocols import Holds
 from sppo_ray.types import TokenRows
 
@@ -123,7 +129,7 @@ class ValueRank(TrainingRank):
 
     def _load_model(self) -> ValueModel:
         settings = self.settings
-        return load_value_model(
+        model = load_value_model(
             self.model_path,
             dtype=settings.dtype,
             attention=settings.attention,
@@ -131,6 +137,9 @@ class ValueRank(TrainingRank):
             critic_loss=self.critic_loss,
             **self._placement(),
         )
+        if settings.frozen_parameters is not None:
+            freeze_parameters(model, settings.frozen_parameters, self.model_path)
+        return model
 
     def _write_config(self, directory: Path, tokenizer: Any) -> None:
         config = read_config(self.model_path)
@@ -211,7 +220,8 @@ class CriticRank(ValueRank):
 
 
 class TokenCriticRank(ValueRank):
-    """PPO's critic: predicts the return before each response token from the preceding tokens.
+    """The critic of PPO and SAO: predicts the return before each response token from the preceding
+    tokens.
 
     The last response token ends the episode, so the critic never reads it. See `TrainingRank` for
     the order of calls.

@@ -173,7 +173,7 @@ class ZeroSharding:
 class TrainingEngine:
     """Model and optimizer of one rank. `module.model` is the Transformers model.
 
-    Frozen parameters, those beneath LoRA adapters, are neither optimized nor saved.
+    Frozen parameters are neither optimized nor saved.
     """
 
     def __init__(self, module: nn.Module, settings: ModelSettings, *, device: str, world_size: int) -> None:
@@ -188,8 +188,8 @@ class TrainingEngine:
         self.num_parameters = _count([whole.weight for whole in whole_parameters(module.model)])
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.num_trained = _count(trained)
-        self._has_frozen = self.num_trained < _count(module.parameters())
-        if self._has_frozen:
+        self.has_frozen = self.num_trained < _count(module.parameters())
+        if self.has_frozen:
             module.register_state_dict_post_hook(_leave_out_frozen)
         self._engine, *_ = deepspeed.initialize(
             model=module.to(device),
@@ -289,7 +289,7 @@ class TrainingEngine:
             str(directory),
             tag=_TAG,
             client_state=dict(client_state),
-            exclude_frozen_parameters=self._has_frozen,
+            exclude_frozen_parameters=self.has_frozen,
         )
 
     def load(self, directory: Path) -> dict[str, Any]:
@@ -303,7 +303,7 @@ class TrainingEngine:
         """
         self.residency.require(Holds.ALL, "loading a checkpoint")
         path, client_state = self._engine.load_checkpoint(
-            str(directory), tag=_TAG, load_module_strict=not self._has_frozen
+            str(directory), tag=_TAG, load_module_strict=not self.has_frozen
         )
         if path is None:
             raise UserError(

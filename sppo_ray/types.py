@@ -274,6 +274,15 @@ class GreedyBaseline:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptHistory:
+    """What the past rewards of a prompt say of it (`algorithms.tracker`)."""
+
+    rate: float  # estimated success rate, in [0, 1]
+    weight: float  # number of rewards that the rate is worth; 0 = the prompt has none yet
+    share: float  # weight of the rate in the baseline, in [0, 1]; the rest is the critic's value
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredTrajectory:
     """A trajectory with all inputs of the advantage."""
 
@@ -285,6 +294,8 @@ class ScoredTrajectory:
     reward_seconds: float
     value: PromptValue | None  # None without a critic
     baseline: GreedyBaseline | None = None
+    # of the prompt before the step; None without a tracker
+    history: PromptHistory | None = None
 
     @property
     def group(self) -> str:

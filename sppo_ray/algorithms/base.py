@@ -17,8 +17,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from sppo_ray.algorithms.loss_settings import ImportanceMaskSettings, LossForm
-from sppo_ray.settings import PositiveInt, Settings
-from sppo_ray.types import NO_TOKENS, Comparable
+from sppo_ray.settings import PositiveInt, Probability, Settings
+from sppo_ray.types import NO_TOKENS, Comparable, PromptHistory
 
 Advantage = float | np.ndarray
 """One number for all tokens of a response, or one number per token: [num_tokens] float64."""
@@ -35,6 +35,8 @@ class RewardedSample(Comparable):
     # token critic: value before each response token, [num_tokens] float64; else empty
     token_values: np.ndarray = field(default_factory=lambda: NO_TOKENS)
     baseline_reward: float | None = None  # reward of the greedy response to the same prompt
+    # tracker: the prompt's own past rewards, without this one
+    history: PromptHistory | None = None
 
 
 class KLSettings(Settings):
@@ -68,6 +70,15 @@ class DynamicSamplingSettings(Settings):
     max_rounds: Annotated[int, Field(ge=2)] = 3
     """Maximum number of draws of prompts in a step. After the last draw the step trains on the
     groups that it has.
+    """
+
+
+class TrackerSettings(Settings):
+    """A success rate of each prompt from its own past rewards (SPO, arXiv 2509.13232)."""
+
+    rho: Annotated[float, Field(gt=0, lt=1)] = 0.875
+    """Weight of the past when a reward comes in. The rate is worth at most 1 / (1 - rho)
+    rewards.
     """
 
 
@@ -120,6 +131,11 @@ class AlgorithmSettings(Settings):
         return None
 
     @property
+    def tracked(self) -> TrackerSettings | None:
+        """Settings of the tracker of prompts; None without one."""
+        return None
+
+    @property
     def corrects_engine(self) -> bool:
         """Whether the loss has importance weights of the learner against the engine."""
         return self.importance_cap is not None or self.importance_mask is not None
@@ -147,6 +163,32 @@ class AlgorithmSettings(Settings):
             raise ValueError(
                 f"loss {self.loss.type} already weights each token by pi / pi_engine, and importance_cap and "
                 "importance_mask would correct the engine twice: set both to null, or loss to cispo"
+            )
+        return self
+
+
+class TokenCriticSettings(AlgorithmSettings):
+    """Settings that algorithms with a token critic share."""
+
+    critic_loss: Literal["mse", "bce"] = "mse"
+    """mse: half the squared error of the head's output. bce: binary cross-entropy of its sigmoid;
+    needs rewards in [0, 1].
+    """
+    gamma: Probability = 1.0
+    """Discount per token. Below 1, a long correct response has a lower return than a short one."""
+
+    @property
+    def token_critic_loss(self) -> Literal["mse", "bce"]:
+        return self.critic_loss
+
+    @model_validator(mode="after")
+    def _credit_stays_with_its_token(self) -> TokenCriticSettings:
+        if self.ratio == "sequence":
+            raise ValueError(
+                "ratio sequence gives all tokens of a response one ratio, so that only the sum of their "
+                "advantages would be left "
+                "of what the token critic says of each: set ratio to token, or take an algorithm with one "
+                "advantage a response (sppo)"
             )
         return self
 

@@ -5,7 +5,8 @@ With S the samples of one of the recipe's steps, M its minibatch size and N = 8 
 
     arm                  prompts   samples a prompt   minibatch   generated a step   optimizer steps
                                                                   a step
-    sppo ppo reinforce   S         1                  M           S                  S / M
+    sppo ppo sao spo
+    reinforce(-pp)       S         1                  M           S                  S / M
     grpo rloo            S / 8     8                  M           S                  S / M
     grpo-equal-prompts   S         8                  8 M         8 S                S / M
     remax                S / 2     1 (+ 1 greedy)     M / 2       S                  S / M
@@ -144,6 +145,13 @@ BUILT_IN: Mapping[str, _BuiltIn] = {
         ("algorithm.lam=1.0", "algorithm.critic_loss=bce"),
         note="critic on prompt and response, lambda 1, trained by binary cross-entropy",
     ),
+    "sao": _BuiltIn(
+        "sao",
+        _single,
+        ("critic.updates_per_minibatch=2",),
+        note="critic on prompt and response, length-adaptive lambda, two-sided mask, two critic updates each",
+    ),
+    "spo": _BuiltIn("spo", _single, note="one sample a prompt, the prompt's past rewards as baseline"),
     "remax": _BuiltIn(
         "remax",
         _halves,
@@ -153,6 +161,9 @@ BUILT_IN: Mapping[str, _BuiltIn] = {
     ),
     "reinforce": _BuiltIn(
         "reinforce", _single, note="one sample a prompt, the batch's mean reward as baseline"
+    ),
+    "reinforce-pp": _BuiltIn(
+        "reinforce++", _single, note="one sample a prompt, rewards scaled over the batch"
     ),
 }
 """The built-in arms."""
@@ -212,7 +223,7 @@ def _same_warmup(shape: Shape, base: RunConfig) -> list[str]:
 
 def _room_for_token_critic(algorithm: str, base: RunConfig) -> list[str]:
     """Enlarge micro-batches for a token critic; the recipe's may only fit a prompt critic."""
-    if algorithm != "ppo" or base.critic.max_tokens_per_microbatch >= base.context_tokens:
+    if algorithm not in ("ppo", "sao") or base.critic.max_tokens_per_microbatch >= base.context_tokens:
         return []
     return [f"critic.max_tokens_per_microbatch={base.learner.max_tokens_per_microbatch}"]
 

@@ -21,3 +21,10 @@ def spec_of(algorithm: Algorithm) -> AlgorithmSpec:
 def critic_needs_probabilities(algorithm: Algorithm) -> bool:
     """Whether its critic is trained by binary cross-entropy, which needs rewards in [0, 1]."""
     return spec_of(algorithm).critic == "prompt" or algorithm.token_critic_loss == "bce"
+
+
+def needs_unit_rewards(algorithm: Algorithm) -> bool:
+    """Whether rewards have to lie in [0, 1]: for cross-entropy, or for a tracker's success
+    rates.
+    """
+    return critic_needs_probabilities(algorithm) or algorithm.tracked is not None

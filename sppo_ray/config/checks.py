@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, spec_of
+from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, needs_unit_rewards, spec_of
 from sppo_ray.config.data import DataSettings
 from sppo_ray.config.loop import LoopSettings
 from sppo_ray.config.models import CriticSettings, LearnerSettings, ModelSettings, ReferenceSettings
@@ -27,18 +27,19 @@ def check_algorithm(
 ) -> None:
     """Check samples, prompts and rewards against the needs of the algorithm."""
     _check_samples(algorithm, data, loop)
-    if data.curriculum is not None and spec_of(algorithm).critic != "prompt":
+    estimates = spec_of(algorithm).critic == "prompt" or algorithm.tracked is not None
+    if data.curriculum is not None and not estimates:
         raise ValueError(
-            f"data.curriculum chooses prompts by the prompt critic's value, and {algorithm.type} has none: "
-            "set algorithm.type to "
-            "sppo, or data.curriculum to null"
+            f"data.curriculum chooses prompts by the prompt critic's value or a tracker's rate, and "
+            f"{algorithm.type} has none: set algorithm.type to sppo or spo, or data.curriculum to null"
         )
     low, high = reward.range
-    if critic_needs_probabilities(algorithm) and (low < 0.0 or high > 1.0):
+    if needs_unit_rewards(algorithm) and (low < 0.0 or high > 1.0):
+        is_critic = critic_needs_probabilities(algorithm)
+        why = "critic of {} is trained by binary cross-entropy" if is_critic else "tracker of {} keeps rates"
         raise ValueError(
-            f"reward.function.range is [{low:g}, {high:g}], but the critic of {algorithm.type} is trained by "
-            "binary "
-            "cross-entropy and needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), "
+            f"reward.function.range is [{low:g}, {high:g}], but the {why.format(algorithm.type)} "
+            "and needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), "
             "and declare [0, 1]"
         )
     overlong = algorithm.overlong
@@ -54,9 +55,9 @@ def _check_samples(algorithm: Algorithm, data: DataSettings, loop: LoopSettings)
     name, needs = algorithm.type, spec_of(algorithm).needs
     if needs == "group":
         _check_groups(name, data, loop)
-    if name == "reinforce" and data.samples_per_step < 2:
+    if name in ("reinforce", "reinforce++") and data.samples_per_step < 2:
         raise ValueError(
-            "algorithm reinforce takes the mean reward of a step for its baseline, and a step of one sample "
+            f"algorithm {name} takes the mean reward of a step for its baseline, and a step of one sample "
             "is its own mean: "
             "every advantage would be 0; raise data.prompts_per_step or data.samples_per_prompt"
         )

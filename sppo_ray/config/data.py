@@ -82,13 +82,15 @@ DataSource = Annotated[
 
 
 class CurriculumSettings(Settings):
-    """Prefer prompts of uncertain outcome: draw without replacement in proportion to (V (1 - V)) **
-    sharpness.
+    """Prefer prompts of uncertain outcome: draw without replacement, in proportion to
+    (4 V (1 - V)) ** sharpness. V is the prompt critic's value, or with spo the tracker's rate.
     """
 
     candidates: Annotated[int, Field(ge=2)] = 4
-    """Prompts that the critic reads for each prompt that is trained on."""
+    """Prompts to choose from for each prompt that is trained on."""
     sharpness: Annotated[float, Field(gt=0)] = 1.0
+    floor: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    """Smallest weight of a prompt. SPO has sharpness 0.5 and adds 0.1."""
 
 
 class DataSettings(Settings):
@@ -101,8 +103,8 @@ class DataSettings(Settings):
     """
     prompts_per_step: PositiveInt = 256
     samples_per_prompt: PositiveInt = 1
-    """N. sppo, ppo, remax and reinforce need one; grpo and rloo need 2 or more, as the baseline is
-    the other samples.
+    """N. Group methods (grpo and rloo) need 2 or more, as the baseline is the other samples; one is
+    enough for all others.
     """
     minibatch_size: PositiveInt = 64
     """Samples per optimizer step, over all learner ranks."""
@@ -113,7 +115,9 @@ class DataSettings(Settings):
     """
     shuffle: bool = True
     curriculum: CurriculumSettings | None = None
-    """Chooses the prompts of a step; null = all, in order. Needs a prompt critic (sppo)."""
+    """Chooses the prompts of a step; null = all, in order. Needs a prompt critic or a tracker
+    (sppo, spo).
+    """
     system_prompt: str | None = None
     """Added before messages that have no system message."""
     prompt_suffix: str | None = None

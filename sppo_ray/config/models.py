@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sppo_ray.config.devices import BY_DEVICE, ByDevice
 from sppo_ray.settings import PositiveInt, Probability, Settings
@@ -119,14 +120,37 @@ class LearnerSettings(ModelSettings):
     """The policy and its optimizer."""
 
 
+def _pattern(given: str) -> str:
+    try:
+        re.compile(given)
+    except re.error as error:
+        raise ValueError(f"is no regular expression ({error}): write e.g. self_attn") from None
+    return given
+
+
 class CriticSettings(ModelSettings):
     """The value model. For sppo it reads only the prompt: any Transformers causal LM of any size
-    and tokenizer, an exported critic, or the directory of the run that exported it. For ppo it also
-    reads responses and needs the policy's vocabulary.
+    and tokenizer, an exported critic, or the directory of the run that exported it. For ppo and sao
+    it also reads responses and needs the policy's vocabulary.
     """
 
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Initial steps in which only the critic learns."""
+    updates_per_minibatch: PositiveInt = 1
+    """Updates of the critic for each update of the policy, on the same minibatch (SAO: 2)."""
+    frozen_parameters: Annotated[str, AfterValidator(_pattern)] | None = None
+    """Regular expression. Parameters with a match anywhere in their name keep their starting
+    values, e.g. self_attn; null = none. The head is always trained.
+    """
+
+    @model_validator(mode="after")
+    def _adapters_freeze_by_themselves(self) -> CriticSettings:
+        if self.frozen_parameters is not None and self.lora is not None:
+            raise ValueError(
+                "lora already freezes the whole model: name the trained layers in lora.target_modules, and "
+                "set frozen_parameters to null"
+            )
+        return self
 
 
 class ReferenceSettings(Settings):

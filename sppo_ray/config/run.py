@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from sppo_ray.algorithms.base import AlgorithmSpec
 from sppo_ray.algorithms.shaping import shaped_reward
 from sppo_ray.algorithms.sppo import SPPOSettings
-from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, spec_of
+from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, needs_unit_rewards, spec_of
 from sppo_ray.config.checks import (
     check_algorithm,
     check_critic_input,
@@ -41,7 +41,9 @@ class RunConfig(Settings):
     data: DataSettings
     learner: LearnerSettings
     critic: CriticSettings
-    """Not loaded by algorithms without a critic (grpo, rloo, remax, reinforce)."""
+    """Not loaded by algorithms without a critic (spo, grpo, rloo, remax, reinforce,
+    reinforce++).
+    """
     reference: ReferenceSettings = ReferenceSettings()
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
@@ -139,7 +141,7 @@ class RunConfig(Settings):
 
     def shaped(self, reward: float, num_tokens: int) -> float:
         """Return the reward after overlong shaping, which advantage and critic use."""
-        floor = 0.0 if self.critic_needs_probabilities else None
+        floor = 0.0 if needs_unit_rewards(self.algorithm) else None
         return shaped_reward(
             reward, num_tokens, self.rollout.max_response_tokens, self.algorithm.overlong, floor=floor
         )

@@ -142,7 +142,9 @@ class ActorFactory:
         from actors.critic import CriticActor, TokenCriticActor
         from actors.handles import CriticGroup
 
-        updates = config.data.minibatches_per_step * config.loop.steps
+        updates = (
+            config.data.minibatches_per_step * config.loop.steps * config.critic.updates_per_minibatch
+        )
         if config.spec.critic == "token":
             ranks = await self._ranks(
                 "critic",

@@ -30,6 +30,7 @@ from sppo_ray.trainer.loop import Trainer, Workers
 from sppo_ray.trainer.pause import PauseGate
 from sppo_ray.trainer.phases import Phase
 from sppo_ray.trainer.recorder import Recorder
+from sppo_ray.trainer.tracker_state import new_tracker
 
 T = TypeVar("T")
 # a checkpoint to continue from, or None for a new run
@@ -110,6 +111,7 @@ class RecoveryLoop:
             checkpoints=self._run_dir.checkpoints,
             settings=resumable_settings(self._config),
             gate=self._gate,
+            tracker=new_tracker(self._config, None if start is None else start[0]),
         )
         self._recorder.begin(self._state)
         try:

@@ -12,6 +12,7 @@ row may end in the pad id.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,25 @@ def load_value_model(
     if gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return ValueModel(model)
+
+
+def freeze_parameters(model: ValueModel, pattern: str, directory: str | Path) -> None:
+    """Freeze the parameters whose Transformers name has a match of the regular expression
+    `pattern`; the head stays trainable.
+
+    Raises:
+        UserError: the model in `directory` has no such parameter.
+    """
+    named = dict(model.model.named_parameters())
+    found = [name for name in named if re.search(pattern, name) and not name.startswith("score.")]
+    if not found:
+        some = ", ".join(list(named)[:3])
+        raise UserError(
+            f"critic {directory}: critic.frozen_parameters {pattern!r} matches none of its parameters "
+            f"({some}, ...): name a part of one, e.g. self_attn"
+        )
+    for name in found:
+        named[name].requires_grad_(False)
 
 
 def _check_loss(config: PretrainedConfig, wanted: CriticLoss | None, directory: str | Path) -> None:

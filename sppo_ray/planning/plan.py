@@ -471,7 +471,8 @@ def _training_seconds(
     count = trained_parameters(settings.lora, shape, is_critic=is_critic)
     step = optimizer_seconds(count, settings.ranks, device, assumed, offload=settings.offload_optimizer)
     seconds = _compute(flops, tokens, settings, device, assumed, train=True)
-    return seconds + config.data.minibatches_per_step * step
+    repeats = config.critic.updates_per_minibatch if is_critic else 1
+    return repeats * (seconds + config.data.minibatches_per_step * step)
 
 
 def _compute(

@@ -109,9 +109,10 @@ class Replay:
             return []
         found = []
         for minibatch in step.minibatches:
-            await self._note_values(self._critic)
-            found.append(dict(await update_critic(self._config, self._critic, minibatch)))
-            self._critic_version += 1
+            for _ in range(self._config.critic.updates_per_minibatch):
+                await self._note_values(self._critic)
+                found.append(dict(await update_critic(self._config, self._critic, minibatch)))
+                self._critic_version += 1
         return found
 
     async def _note_weights(self, version: int) -> None:

@@ -26,6 +26,7 @@ from sppo_ray.types import (
     NO_TOKENS,
     GreedyBaseline,
     Prompt,
+    PromptHistory,
     PromptValue,
     RequestId,
     ScoredTrajectory,
@@ -33,8 +34,12 @@ from sppo_ray.types import (
     Trajectory,
 )
 
-SCHEMA_VERSION = 3
-_WITHOUT_MINIBATCH = "2"  # the previous version, still readable
+SCHEMA_VERSION = 4
+_LACKS: dict[str, tuple[str, ...]] = {
+    "2": ("minibatch", "history_rate", "history_weight", "history_share"),
+    "3": ("history_rate", "history_weight", "history_share"),
+}
+"""Earlier versions, still readable, with the columns that they lack."""
 _VERSION_KEY = b"sppo_ray.trajectory_schema"
 _ENDING = ".parquet"
 
@@ -77,6 +82,10 @@ SCHEMA = pa.schema(
         _field("shaped_reward", pa.float64()),
         pa.field("baseline_reward", pa.float64()),  # of the greedy response (ReMax), else null
         pa.field("baseline_tokens", pa.int64()),
+        # the tracker's three are null without a tracker
+        pa.field("history_rate", pa.float64()),  # the prompt's success rate before the step
+        pa.field("history_weight", pa.float64()),  # the number of rewards that it is worth
+        pa.field("history_share", pa.float64()),  # its weight in the baseline
         pa.field("value_logit", pa.float64()),  # the critic's four are null without a critic
         # sigmoid(value_logit); ppo with critic_loss mse: value_logit itself
         pa.field("value", pa.float64()),
@@ -103,6 +112,7 @@ def to_table(
     trajectories = [one.trajectory for one in scored]
     prompts = [one.prompt for one in scored]
     values, baselines = [one.value for one in scored], [one.baseline for one in scored]
+    histories = [one.history for one in scored]
     per_token = [
         sample.advantage if isinstance(sample.advantage, np.ndarray) else NO_TOKENS for sample in samples
     ]
@@ -134,6 +144,9 @@ def to_table(
         "shaped_reward": [sample.shaped_reward for sample in samples],
         "baseline_reward": [None if one is None else one.reward for one in baselines],
         "baseline_tokens": [None if one is None else one.response_tokens for one in baselines],
+        "history_rate": [None if one is None else one.rate for one in histories],
+        "history_weight": [None if one is None else one.weight for one in histories],
+        "history_share": [None if one is None else one.share for one in histories],
         "value_logit": [None if one is None else one.value_logit for one in values],
         "value": [None if one is None else one.value for one in values],
         "critic_version": [None if one is None else one.critic_version for one in values],
@@ -256,17 +269,17 @@ def read_table(
             f"{path}: cannot be read ({error}): the file is damaged, restore it or take another step"
         ) from None
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
-    if version == _WITHOUT_MINIBATCH and (columns is None or "minibatch" in columns):
-        unknown = pa.nulls(len(table), pa.int64())
-        return table.add_column(1, SCHEMA.field("minibatch"), unknown).replace_schema_metadata(
-            SCHEMA.metadata
-        )
-    if version not in (str(SCHEMA_VERSION), _WITHOUT_MINIBATCH):
+    if version not in (str(SCHEMA_VERSION), *_LACKS):
         raise UserError(
             f"{path}: has trajectory schema {version}, not {SCHEMA_VERSION}: read it with the release that "
             "wrote it"
         )
-    return table
+    for name in _LACKS.get(version, ()):
+        if columns is None or name in columns:
+            field = SCHEMA.field(name)
+            place = SCHEMA.get_field_index(name) if columns is None else len(table.column_names)
+            table = table.add_column(place, field, pa.nulls(len(table), field.type))
+    return table.replace_schema_metadata(SCHEMA.metadata)
 
 
 def read_served_step(run_dir: Path, step: int, columns: Sequence[str], *, most: int) -> pa.Table:
@@ -329,6 +342,11 @@ def _sample(row: dict[str, Any]) -> TrainingSample:
         if row["baseline_reward"] is None
         else GreedyBaseline(row["baseline_reward"], row["baseline_tokens"])
     )
+    history = (
+        None
+        if row["history_rate"] is None
+        else PromptHistory(row["history_rate"], row["history_weight"], row["history_share"])
+    )
     scored = ScoredTrajectory(
         prompt,
         trajectory,
@@ -338,6 +356,7 @@ def _sample(row: dict[str, Any]) -> TrainingSample:
         row["reward_seconds"],
         value,
         baseline,
+        history,
     )
     advantage = row["token_advantages"] if len(row["token_advantages"]) else row["advantage"]
     return TrainingSample(scored, advantage, row["shaped_reward"], row["token_values"], row["returns"])

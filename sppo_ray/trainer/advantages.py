@@ -3,8 +3,8 @@
 needs: sample (sppo, remax)     a minibatch is ready when its last sample is scored
 needs: group (grpo, rloo)       the same, with whole groups; dynamic sampling drops groups whose
                                 rewards are all equal and draws further prompts
-needs: step (ppo, reinforce)    all minibatches are ready when the step's last sample is scored,
-                                and valued by a token critic
+needs: step (ppo, sao, spo,     all minibatches are ready when the step's last sample is scored,
+  reinforce, reinforce++)       and valued by a token critic
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from sppo_ray.algorithms.base import RewardedSample
 from sppo_ray.algorithms.shaping import informative
+from sppo_ray.algorithms.tracker import PromptTracker
 from sppo_ray.config import RunConfig
 from sppo_ray.errors import UserError
 from sppo_ray.models.critic_output import CriticLoss, logit
@@ -59,10 +60,12 @@ class AdvantageEstimator:
         pipeline: SamplePipeline,
         prompts: PromptSource,
         recorder: Recorder,
+        tracker: PromptTracker | None = None,
     ) -> None:
         """Dynamic sampling draws further prompts from `prompts` and dispatches them to
         `pipeline`.
         """
+        self._tracker = tracker
         self._config = config
         self._spec = config.spec
         self._critic = critic
@@ -159,7 +162,19 @@ class AdvantageEstimator:
     ) -> list[TrainingSample]:
         if not scored:
             return []
-        return estimate(scored, await self._token_values(scored), self._config, critic_version=critic_version)
+        values = await self._token_values(scored)
+        return estimate(self._with_history(scored), values, self._config, critic_version=critic_version)
+
+    def _with_history(self, scored: Sequence[ScoredTrajectory]) -> Sequence[ScoredTrajectory]:
+        """Set the history of each sample's prompt; unchanged without a tracker."""
+        tracker = self._tracker
+        if tracker is None:
+            return scored
+        values = [None if one.value is None else one.value.value for one in scored]
+        return [
+            replace(one, history=tracker.history(one.prompt.id, value))
+            for one, value in zip(scored, values, strict=True)
+        ]
 
     async def _token_values(self, scored: Sequence[ScoredTrajectory]) -> list[np.ndarray]:
         if self._spec.critic != "token" or self._critic is None:
@@ -234,6 +249,7 @@ def _rewarded(scored: ScoredTrajectory, token_values: np.ndarray, config: RunCon
         baseline_reward=None
         if baseline is None
         else config.shaped(baseline.reward, baseline.response_tokens),
+        history=scored.history,
     )
 
 

@@ -5,6 +5,7 @@
                           and its own SHA-256
         learner/ critic/  written by the ranks (DeepSpeed: weights, optimizer, scheduler, RNG)
         records/          the recorder's sums over several steps
+        tracker/          success rates of the prompts (spo, and sppo with a tracker)
 
 All writers write concurrently under a temporary name. Each writer flushes and hashes its own files.
 The manifest is written last, then the directory is renamed. The position in the data needs no file,
@@ -194,6 +195,8 @@ _DECIDES_THE_RESULT = (
     "loop.minibatch_order",
     "rollout.max_response_tokens", "rollout.temperature", "rollout.dtype",
 )  # fmt: skip
+_ADDED_LATER = {"critic.updates_per_minibatch": 1, "data.curriculum.floor": 1e-4}
+"""Settings that older checkpoints lack, with what their releases did; null is not listed."""
 _ONLY_DECIDES_HOW = ("cpus_per_rank", "gpus_per_rank", "attention", "timeout_s")
 
 
@@ -215,11 +218,8 @@ def differing_settings(path: Path, settings: Mapping[str, Any]) -> list[str]:
     """Return the differences of `settings` from those of a checkpoint: "seed: 1 then, 2 now"."""
     stored = json.loads((path / MANIFEST).read_bytes())["settings"]
     names = sorted(n for n in stored.keys() | settings.keys() if not n.endswith(_ONLY_DECIDES_HOW))
-    return [
-        f"{n}: {stored.get(n)!r} then, {settings.get(n)!r} now"
-        for n in names
-        if stored.get(n) != settings.get(n)
-    ]
+    then = {n: stored.get(n, _ADDED_LATER.get(n) if n in settings else None) for n in names}
+    return [f"{n}: {then[n]!r} then, {settings.get(n)!r} now" for n in names if then[n] != settings.get(n)]
 
 
 def _flatten(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sppo_ray.algorithms.tracker import PromptTracker, TrackedReward
 from sppo_ray.config import LoopSettings, RunConfig
 from sppo_ray.data.curriculum import choose
 from sppo_ray.data.packing import pack
@@ -48,6 +49,7 @@ from sppo_ray.trainer.logprob_check import LogprobCheck
 from sppo_ray.trainer.pause import PauseGate
 from sppo_ray.trainer.phases import Phase
 from sppo_ray.trainer.recorder import Recorder
+from sppo_ray.trainer.tracker_state import tracker_writer
 from sppo_ray.trainer.turns import Separate, Turns
 from sppo_ray.trainer.updates import update_critic, update_metrics
 from sppo_ray.types import Minibatch, Prompt, TokenRows, TrainingSample
@@ -81,8 +83,11 @@ class Trainer:
         checkpoints: Path,
         settings: Mapping[str, Any],
         gate: PauseGate | None = None,
+        tracker: PromptTracker | None = None,
     ) -> None:
-        """`gate`: the gate of an earlier trainer of the run; None = a new one."""
+        """`gate`: the gate of an earlier trainer of the run; None = a new one. `tracker`: that of
+        `state`; None without one.
+        """
         self._config = config
         self._workers = workers
         self._turns = workers.turns
@@ -90,8 +95,14 @@ class Trainer:
         self._recorder = recorder
         self._checkpoints = checkpoints
         self._settings = settings
+        self._tracker = tracker
         self._estimator = AdvantageEstimator(
-            config, critic=workers.critic, pipeline=workers.pipeline, prompts=prompts, recorder=recorder
+            config,
+            critic=workers.critic,
+            pipeline=workers.pipeline,
+            prompts=prompts,
+            recorder=recorder,
+            tracker=tracker,
         )
         self._first_batch = LogprobCheck(config, workers.learner)
         self._cohorts: deque[RolloutBatch] = deque()
@@ -172,6 +183,9 @@ class Trainer:
         cohort = self._cohorts.popleft()
         tally = StepStats()
         minibatches, metrics, critic_updates = await self._train_on(cohort, tally)
+        if self._tracker is not None:  # after the last advantage of the step
+            self._tracker.learn(_tracked(sample) for minibatch in minibatches for sample in minibatch)
+            metrics["tracker/prompts"] = len(self._tracker)
         before = self.state
         self.state = dataclasses.replace(
             before,
@@ -235,22 +249,31 @@ class Trainer:
 
     async def _prompts_of(self, step: int) -> Sequence[Prompt]:
         rounds, curriculum = self._config.prompt_rounds, self._config.data.curriculum
-        if curriculum is None or self._workers.critic is None:
+        if curriculum is None:
             return self._prompts.cohort(step * rounds)
         candidates = [
             prompt for draw in range(rounds) for prompt in self._prompts.cohort(step * rounds + draw)
         ]
         with self._recorder.stage("curriculum"):
-            values = await self._workers.critic.values(
-                TokenRows.of([prompt.critic_token_ids for prompt in candidates])
-            )
+            rates = await self._rates_of(candidates)
         chosen = choose(
-            [value.value for value in values],
+            rates,
             self._config.data.prompts_per_step,
             sharpness=curriculum.sharpness,
+            floor=curriculum.floor,
             seed=derive_seed(self._config.seed, "curriculum", step),
         )
         return [candidates[index] for index in chosen]
+
+    async def _rates_of(self, prompts: Sequence[Prompt]) -> list[float]:
+        """Return the prompt critic's value of each prompt, or without a critic the tracker's
+        rate.
+        """
+        if self._workers.critic is None:
+            assert self._tracker is not None
+            return [self._tracker.history(prompt.id, None).rate for prompt in prompts]
+        rows = TokenRows.of([prompt.critic_token_ids for prompt in prompts])
+        return [value.value for value in await self._workers.critic.values(rows)]
 
     async def _train_on(
         self, cohort: RolloutBatch, tally: StepStats
@@ -282,11 +305,15 @@ class Trainer:
     def _critic_updates(
         self, minibatches: Sequence[Sequence[TrainingSample]]
     ) -> list[asyncio.Future[Mapping[str, float]]]:
-        """Start one update of the critic per minibatch; they run in this order."""
+        """Start the updates of the critic for each minibatch; they run in this order."""
         critic = self._workers.critic
         if critic is None:
             return []
-        return [asyncio.ensure_future(update_critic(self._config, critic, one)) for one in minibatches]
+        return [
+            asyncio.ensure_future(update_critic(self._config, critic, minibatch))
+            for minibatch in minibatches
+            for _ in range(self._config.critic.updates_per_minibatch)
+        ]
 
     async def _check_first(
         self, minibatch: Sequence[TrainingSample], packed: Minibatch | None
@@ -394,6 +421,8 @@ class Trainer:
         writers = {"learner": self._workers.learner.save, "records": self._recorder.save}
         if self._workers.critic is not None:
             writers["critic"] = self._workers.critic.save
+        if self._tracker is not None:
+            writers["tracker"] = tracker_writer(self._tracker)
         with self._recorder.stage("checkpoint"):
             path = await write_checkpoint(
                 self._checkpoints,
@@ -409,6 +438,13 @@ class Trainer:
 def is_over(loop: LoopSettings, state: TrainerState) -> bool:
     """Return whether the run has done all its steps or used its time budget."""
     return state.step >= loop.steps or (loop.budget_s is not None and state.seconds >= loop.budget_s)
+
+
+def _tracked(sample: TrainingSample) -> TrackedReward:
+    scored = sample.scored
+    assert scored.history is not None
+    value = None if scored.value is None else scored.value.value
+    return TrackedReward(scored.prompt.id, sample.shaped_reward, value, scored.history)
 
 
 def _is_due(every: int, step: int) -> bool:

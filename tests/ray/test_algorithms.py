@@ -12,7 +12,10 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from sppo_ray.models.bundled import resolve_model
 from sppo_ray.rundir.metrics import read_metrics
 from sppo_ray.rundir.trajectories import read_step
 from tests.ray.test_train import train
@@ -129,3 +132,95 @@ def test_a_curriculum_trains_on_prompts_whose_outcome_is_open(tmp_path: Path) ->
         punished = row["reward"] - 0.5 * min(1.0, max(0.0, (len(row["response_ids"]) - 20) / 60))
         assert row["shaped_reward"] == pytest.approx(max(0.0, punished))
         assert row["advantage"] == pytest.approx(row["shaped_reward"] - row["value"])
+
+
+@pytest.mark.slow
+def test_sao_with_two_critic_updates_frozen_attention_and_critic_only_steps(tmp_path: Path) -> None:
+    run_dir = trained(
+        tmp_path,
+        "--algorithm.type=sao",
+        "--algorithm.critic_loss=bce",
+        "--critic.updates_per_minibatch=2",
+        "--critic.frozen_parameters=self_attn",
+        "--critic.warmup_steps=1",
+        "--loop.max_staleness=1",
+        "--checkpoint.export=true",
+    )
+    rows = [row for step in range(1, STEPS + 1) for row in read_step(run_dir, step).to_pylist()]
+    for row in rows:
+        values, reward, length = row["token_values"], row["reward"], len(row["response_ids"])
+        lam = max(0.0, 1.0 - 1.0 / (1.5 * length))
+        deltas = [b - a for a, b in itertools.pairwise(values)] + [reward - values[-1]]
+        wanted = [sum(lam**k * delta for k, delta in enumerate(deltas[t:])) for t in range(length)]
+        assert row["token_advantages"] == pytest.approx(wanted, abs=1e-9)
+        assert row["returns"] == [reward] * length
+    # Two minibatches a step, each with two updates of the critic; the policy waits for one step.
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["critic_version"], summary["policy_version"]) == (STEPS * 4, STEPS)
+    metrics = [row for row in read_metrics(run_dir) if "samples/count" in row]
+    assert ["policy/loss" in row for row in metrics] == [False, True, True]
+    assert 0.9 < last(run_dir)["policy/effective_sample_size"] <= 1.0 + 1e-6
+    assert 0.0 <= last(run_dir)["policy/masked_fraction"] < 0.2
+    start, end = (
+        load_file(path / "model.safetensors")
+        for path in (resolve_model("builtin:running-sum", print), run_dir / "export" / "critic")
+    )
+    frozen = [name for name in end if "self_attn" in name]
+    assert frozen and all(torch.equal(start[name], end[name]) for name in frozen)
+    assert any(not torch.equal(start[name], end[name]) for name in end if name in start.keys() - set(frozen))
+
+
+@pytest.mark.slow
+def test_spo_tracks_prompts_and_draws_the_uncertain_ones(tmp_path: Path) -> None:
+    run_dir = trained(
+        tmp_path,
+        "--algorithm.type=spo",
+        "--data.train.0.size=64",
+        "--data.curriculum={candidates: 2, sharpness: 0.5, floor: 0.1}",
+    )
+    cells: dict[str, tuple[float, float]] = {}
+    for step in range(1, STEPS + 1):
+        rows = read_step(run_dir, step).to_pylist()
+        rates = [a / (a + b) for a, b in (cells.get(row["prompt_id"], (0.5, 0.5)) for row in rows)]
+        assert [row["history_rate"] for row in rows] == rates
+        raw = [row["reward"] - rate for row, rate in zip(rows, rates, strict=True)]
+        mean, deviation = statistics.fmean(raw), statistics.pstdev(raw)
+        wanted = [(a - mean) / (deviation + 1e-8) for a in raw]
+        assert [row["advantage"] for row in rows] == pytest.approx(wanted, abs=1e-9)
+        for row in rows:
+            a, b = cells.get(row["prompt_id"], (0.5, 0.5))
+            cells[row["prompt_id"]] = 0.875 * a + row["reward"], 0.875 * b + 1.0 - row["reward"]
+    assert last(run_dir)["tracker/prompts"] == len(cells)
+    assert set(json.loads((run_dir / "summary.json").read_text())["peak_memory"]) == {
+        "rollout-0", "learner-0", "reward",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_sppo_with_a_tracker_and_a_mask(tmp_path: Path) -> None:
+    run_dir = trained(
+        tmp_path,
+        "--algorithm.tracker.rho=0.9",
+        "--algorithm.loss.type=dppo",
+        "--data.train.0.size=32",
+    )
+    rows = [row for step in range(1, STEPS + 1) for row in read_step(run_dir, step).to_pylist()]
+    for row in rows:
+        blend = row["value"] + row["history_share"] * (row["history_rate"] - row["value"])
+        assert row["advantage"] == pytest.approx(row["reward"] - blend, abs=1e-12)
+    # The second step has rates, the third also an estimate of the critic's error.
+    by_step = [[row for row in rows if row["step"] == step] for step in (1, 2, 3)]
+    assert all(row["history_weight"] == 0.0 for row in by_step[0])
+    assert any(row["history_weight"] >= 1.0 for row in by_step[1])
+    assert all(row["history_share"] == 0.0 for row in by_step[1])
+    assert any(row["history_share"] > 0.0 for row in by_step[2])
+
+
+@pytest.mark.slow
+def test_reinforce_pp(tmp_path: Path) -> None:
+    run_dir = trained(tmp_path, "--algorithm.type=reinforce++", "--algorithm.loss.type=cispo")
+    rows = read_step(run_dir, STEPS).to_pylist()
+    rewards = [row["reward"] for row in rows]
+    mean, deviation = statistics.fmean(rewards), statistics.pstdev(rewards)
+    wanted = [(r - mean) / (deviation + 1e-8) for r in rewards]
+    assert [row["advantage"] for row in rows] == pytest.approx(wanted, abs=1e-9)

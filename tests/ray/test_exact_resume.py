@@ -235,3 +235,32 @@ def small_disk(path: Path, *, mebibytes: int) -> Iterator[Path]:
         yield path
     finally:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+METHODS = {
+    "spo": [
+        "--algorithm.type=spo",
+        "--data.train.0.size=64",
+        "--data.curriculum={candidates: 2, sharpness: 0.5, floor: 0.1}",
+        "--critic.warmup_steps=0",
+    ],
+    "sao": [
+        "--algorithm.type=sao",
+        "--critic.updates_per_minibatch=2",
+        "--critic.frozen_parameters=self_attn",
+    ],
+    "sppo-tracker": ["--algorithm.tracker.rho=0.9", "--data.train.0.size=64"],
+}
+"""Methods with a state of their own, and runs of five steps."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_with_a_state_of_its_own_resumes_exactly(method: str, tmp_path: Path) -> None:
+    short = [*METHODS[method], "--loop.steps=5"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    finish(whole, *short)
+    killed(resumed, "updating", 4, *short)
+    finish(resumed, "--resume", *short)
+    assert_equal_records(whole, resumed)
+    if method != "sao":
+        assert (resumed / "checkpoints" / "step-000005" / "tracker" / "tracker.json").is_file()

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppo_ray.algorithms import ALGORITHMS, grpo, ppo, reinforce, remax, rloo, sppo
+from sppo_ray.algorithms import ALGORITHMS, grpo, ppo, reinforce, reinforce_pp, remax, rloo, sao, spo, sppo
+from sppo_ray.algorithms import gae as token_gae
 from sppo_ray.algorithms.base import Advantage, AlgorithmSettings, RewardedSample
+from sppo_ray.types import PromptHistory
 from tests import reference_algorithms as reference
 
 
@@ -29,7 +31,7 @@ def lists(rows: Sequence[Advantage]) -> list[list[float] | float]:
 
 
 def gae(reward: float, values: list[float], **options: float) -> list[float]:
-    (row,) = ppo.gae([reward], [np.array(values)], **options)
+    (row,) = token_gae.gae([reward], [np.array(values)], **options)
     return row.tolist()
 
 
@@ -50,7 +52,7 @@ def test_ppo_discounts_and_blends() -> None:
     # delta_1 = 1 - 0.5 = 0.5;  delta_0 = 0.5 * 0.5 - 0.25 = 0;  A_0 = 0 + (0.5 * 0.5) * 0.5 = 0.125
     assert gae(1.0, [0.25, 0.5], gamma=0.5, lam=0.5) == [0.125, 0.5]
     # G_0 = 0.125 + 0.25;  G_1 = 0.5 + 0.5
-    (targets,) = ppo.lambda_returns([1.0], [np.array([0.25, 0.5])], gamma=0.5, lam=0.5)
+    (targets,) = token_gae.lambda_returns([1.0], [np.array([0.25, 0.5])], gamma=0.5, lam=0.5)
     assert targets.tolist() == [0.375, 1.0]
 
 
@@ -66,6 +68,61 @@ def test_ppo_whitens_over_all_tokens_of_the_step() -> None:
     assert ppo.advantages(shifted, ppo.PPOSettings()) == white
     assert lists(ppo.advantages(shifted, ppo.PPOSettings(whiten=False))) == [[3.0], [1.0, 2.0]]
     assert lists(ppo.returns(shifted, ppo.PPOSettings())) == [[3.0], [2.0, 2.0]]
+
+
+def test_ppo_has_a_lambda_for_the_critic_of_its_own() -> None:
+    # lam 0: V_1 - V_0 = .25 and R - V_1 = .5; targets with lambda 1 are the reward
+    sample, decoupled = with_values(1.0, 0.25, 0.5), ppo.PPOSettings(lam=0.0, critic_lam=1.0, whiten=False)
+    assert lists(ppo.advantages([sample], decoupled)) == [[0.25, 0.5]]
+    assert lists(ppo.returns([sample], decoupled)) == [[1.0, 1.0]]
+    assert lists(ppo.returns([sample], ppo.PPOSettings(lam=0.0))) == [[0.5, 1.0]]
+
+
+def test_sao_has_a_lambda_for_each_length() -> None:
+    # alpha 1: lambda = 1 - 1/2 for two tokens and 1 - 1/4 for four.
+    # Two: A_1 = 1 - .5 = .5;  A_0 = (.5 - .25) + .5 * .5 = .5
+    # Four, V = 0: A_t = .75^(3 - t) R
+    settings = sao.SAOSettings(alpha=1.0)
+    samples = [with_values(1.0, 0.25, 0.5), with_values(1.0, 0.0, 0.0, 0.0, 0.0)]
+    two, four = sao.advantages(samples, settings)
+    assert list(two) == pytest.approx([0.5, 0.5])
+    assert list(four) == pytest.approx([0.75**3, 0.75**2, 0.75, 1.0])
+    assert lists(sao.returns(samples, settings)) == [[1.0] * 2, [1.0] * 4]  # critic_lam is 1
+    # published: alpha 1.5 gives the first of many tokens exp(-1 / 1.5) = .51 of the reward
+    long = token_gae.length_adaptive_lambda(1.5, 10_000)
+    assert long**9_999 == pytest.approx(math.exp(-1 / 1.5), abs=1e-4)
+    assert token_gae.length_adaptive_lambda(0.05, 10) == 0.0  # not -1
+    assert settings.loss is not None and (settings.loss.type, settings.loss.low, settings.loss.high) == (
+        "dis",
+        0.7,
+        6.0,
+    )
+
+
+def test_spo_subtracts_the_prompts_past_rate_and_scales_over_the_step() -> None:
+    # 1 - .75 = .25 and 0 - .25 = -.25: mean 0, deviation .25
+    histories = PromptHistory(0.75, 4.0, 1.0), PromptHistory(0.25, 4.0, 1.0)
+    samples = [
+        RewardedSample("p", 1.0, 2, history=histories[0]),
+        RewardedSample("q", 0.0, 2, history=histories[1]),
+    ]
+    assert spo.advantages(samples, spo.SPOSettings(normalize=False)) == [0.25, -0.25]
+    assert spo.advantages(samples, spo.SPOSettings()) == pytest.approx([1.0, -1.0])
+
+
+def test_sppo_with_a_tracker_blends_value_and_past_rate() -> None:
+    # 1 - (.5 + .25 * (.9 - .5)) = .4
+    sample = RewardedSample("p", 1.0, 2, value=0.5, history=PromptHistory(0.9, 3.0, 0.25))
+    assert sppo.advantages([sample], sppo.SPPOSettings()) == pytest.approx([0.4])
+
+
+def test_reinforce_pp_scales_over_the_step() -> None:
+    # mean of 1, 0, 0, 0 = 1/4; deviation sqrt((9/16 + 3 * 1/16) / 4) = sqrt(3) / 4
+    # (3/4) / (sqrt(3) / 4) = sqrt(3);  (-1/4) / (sqrt(3) / 4) = -1 / sqrt(3)
+    settings = reinforce_pp.ReinforcePPSettings()
+    samples = of_group("p", 1.0, 0.0) + of_group("q", 0.0, 0.0)
+    assert reinforce_pp.advantages(samples, settings) == pytest.approx([3**0.5] + [-(3**-0.5)] * 3)
+    assert reinforce_pp.advantages(of_group("p", 1.0, 1.0), settings) == [0.0, 0.0]
 
 
 def test_grpo_centres_and_scales_within_the_group() -> None:
@@ -109,6 +166,7 @@ def test_a_group_of_equal_rewards_has_advantage_zero(name: str) -> None:
     ("module", "message"),
     [
         (sppo, "p: Sequence-Level PPO needs the prompt critic's value"),
+        (spo, "p: SPO needs the prompt's past success rate"),
         (ppo, "p: PPO needs the token critic's value before each of the response's 2 tokens, got 0"),
         (remax, "p: ReMax needs the reward of the greedy response"),
     ],
@@ -222,7 +280,8 @@ def test_the_order_of_the_samples_does_not_matter(
     neighbours stay.
     """
     samples = [
-        RewardedSample(g, reward, len(v), value, np.array(v), greedy) for g, reward, value, greedy, v in rows
+        RewardedSample(g, reward, len(v), value, np.array(v), greedy, PromptHistory(v[0], 2.0, greedy))
+        for g, reward, value, greedy, v in rows
     ]
     spec, order = ALGORITHMS[name], list(range(len(samples)))
     draw.shuffle(order)
@@ -237,7 +296,8 @@ def test_no_more_is_needed_than_is_said(
 ) -> None:
     """`needs: sample` gives the same for each sample alone, `needs: group` for each group alone."""
     samples = [
-        RewardedSample(g, reward, len(v), value, np.array(v), greedy) for g, reward, value, greedy, v in rows
+        RewardedSample(g, reward, len(v), value, np.array(v), greedy, PromptHistory(v[0], 2.0, greedy))
+        for g, reward, value, greedy, v in rows
     ]
     spec: object = ALGORITHMS[name]
     together = spec.advantages(samples, spec.settings())

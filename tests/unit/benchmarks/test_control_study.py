@@ -31,7 +31,7 @@ from benchmarks.paper.control_learning import (
     whiten,
 )
 from benchmarks.paper.control_report import figures_of, markdown, page, row_of, save_plot, verdict
-from sppo_ray.algorithms import ppo
+from sppo_ray.algorithms import gae as token_gae
 
 SETTINGS = Settings(env_steps=1, episodes=2, learning_rate=1e-3, epochs=1, minibatches=1, hidden=8)
 
@@ -112,7 +112,7 @@ def test_gae_is_the_projects_on_every_episode(
     mask = torch.arange(max(lengths))[:, None] < torch.tensor(lengths)
     found = gae(values, rewards, mask, gamma=gamma, lam=lam)
     for column, length in enumerate(lengths):
-        (wanted,) = ppo.gae([rewards[column].item()], [values[:length, column].numpy()], gamma, lam)
+        (wanted,) = token_gae.gae([rewards[column].item()], [values[:length, column].numpy()], gamma, lam)
         assert found[:length, column].tolist() == pytest.approx(wanted, abs=1e-5)
         assert not found[length:, column].any()
 

@@ -41,10 +41,13 @@ def test_every_algorithm_is_chosen_by_its_type(name: str) -> None:
     [
         ("sppo", "sample", "prompt", False),
         ("ppo", "step", "token", False),
+        ("sao", "step", "token", False),
+        ("spo", "step", "none", False),
         ("grpo", "group", "none", False),
         ("rloo", "group", "none", False),
         ("remax", "sample", "none", True),
         ("reinforce", "step", "none", False),
+        ("reinforce++", "step", "none", False),
     ],
 )
 def test_what_each_algorithm_asks_for(name: str, needs: str, critic: str, greedy: bool) -> None:
@@ -63,7 +66,7 @@ def test_the_shared_settings_belong_to_every_algorithm() -> None:
         "algorithm.clip_high=0.28",
     ]
     for name, spec in ALGORITHMS.items():
-        # what a critic says of each token would be lost
+        # what a critic says of each token would be lost, and a loss form has no ratio to clip
         ratio = "token" if spec.critic == "token" else "sequence"
         own = [
             f"algorithm.type={name}",
@@ -100,6 +103,8 @@ def test_an_unknown_algorithm() -> None:
     ("overrides", "told"),
     [
         (["algorithm.type=sppo", "algorithm.lam=0.95"], ["algorithm", "lam", "ppo"]),
+        (["algorithm.type=ppo", "algorithm.alpha=1.5"], ["algorithm", "alpha", "sao"]),
+        (["algorithm.type=grpo", "algorithm.tracker.rho=0.9", *GROUPS], ["tracker", "sppo and spo"]),
         (["algorithm.type=grpo", "algorithm.critic_loss=bce", *GROUPS], ["algorithm", "critic_loss", "ppo"]),
         (
             ["algorithm.type=reinforce", "algorithm.normalize_std=true"],
@@ -151,6 +156,7 @@ def test_methods_with_a_baseline_of_their_own_take_any_number_of_samples(name: s
         (["algorithm.type=grpo", *GROUPS], "needs whole groups"),
         (["algorithm.type=ppo"], "needs all samples of a step"),
         (["algorithm.type=reinforce"], "needs all samples of a step"),
+        (["algorithm.type=spo"], "needs all samples of a step"),
     ],
 )
 def test_finishing_order_for_a_method_that_waits(overrides: list[str], why: str) -> None:
@@ -166,6 +172,7 @@ def test_a_reward_range_that_cross_entropy_cannot_take(overrides: list[str]) -> 
     reward = "reward.function={type: custom, function: 'my.module:f', range: [-1, 1]}"
     message = refusal(*overrides, reward)
     assert "reward.function.range is [-1, 1]" in message and "rescale" in message
+    assert "tracker of spo keeps rates" in refusal("algorithm.type=spo", reward)
     assert quickstart("algorithm.type=ppo", reward).reward.range == (-1.0, 1.0)
     assert quickstart("algorithm.type=reinforce", reward).reward.range == (-1.0, 1.0)
 
@@ -187,8 +194,17 @@ def test_a_curriculum_without_a_prompt_critic() -> None:
     assert (
         "data.curriculum" in message
         and "reinforce has none" in message
-        and "set algorithm.type to sppo" in message
+        and "set algorithm.type to sppo or spo" in message
     )
+    assert quickstart("algorithm.type=spo", "data.curriculum.candidates=4").prompt_rounds == 4
+
+
+def test_frozen_parameters_of_the_critic() -> None:
+    assert quickstart("critic.frozen_parameters=self_attn").critic.frozen_parameters == "self_attn"
+    message = refusal("critic.frozen_parameters='(attn'")
+    assert "critic.frozen_parameters" in message and "is no regular expression" in message
+    message = refusal("critic.frozen_parameters=attn", "critic.lora.rank=4")
+    assert "lora already freezes the whole model" in message and "frozen_parameters to null" in message
 
 
 def test_an_importance_cap_without_the_learners_log_probs() -> None:

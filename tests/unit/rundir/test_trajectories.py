@@ -29,7 +29,17 @@ from sppo_ray.rundir.trajectories import (
     to_table,
     write_step,
 )
-from sppo_ray.types import Prompt, PromptValue, RequestId, ScoredTrajectory, TrainingSample, Trajectory
+from sppo_ray.types import (
+    Prompt,
+    PromptHistory,
+    PromptValue,
+    RequestId,
+    ScoredTrajectory,
+    TrainingSample,
+    Trajectory,
+)
+
+HISTORY = ("history_rate", "history_weight", "history_share")
 
 
 def make_sample(
@@ -66,9 +76,10 @@ def test_derived_columns() -> None:
 def test_every_column_is_filled_and_no_field_may_be_missing() -> None:
     table = to_table(1, [make_sample()], 4)
     assert table.schema.equals(SCHEMA, check_metadata=True)
-    without = {"baseline_reward", "baseline_tokens"}  # only ReMax has one
+    # only ReMax has a greedy response, only spo and sppo can have a tracker
+    without = {"baseline_reward", "baseline_tokens", *HISTORY}
     assert {name for name in table.column_names if table[name].null_count} == without
-    # A critic and a greedy response are what an algorithm may do without.
+    # A critic, a greedy response and a tracker are what an algorithm may do without.
     critic = {"value_logit", "value", "critic_version", "surprise"}
     assert {field.name for field in SCHEMA if field.nullable} == without | critic | {"minibatch"}
 
@@ -116,12 +127,32 @@ def test_minibatches_come_back_as_they_were(tmp_path: Path) -> None:
         to_table(1, samples, 4, sizes=[2, 2])
 
 
-def test_a_file_of_the_version_before_is_read_without_its_minibatches(tmp_path: Path) -> None:
+def test_the_history_of_a_prompt_comes_back(tmp_path: Path) -> None:
+    scored = replace(make_sample().scored, history=PromptHistory(1 / 3, 2.625, 0.1))
+    samples = [replace(make_sample(), scored=scored), make_sample()]
+    write_step(tmp_path, to_table(1, samples, 4))
+    assert to_samples(read_step(tmp_path, 1)) == samples
+
+
+def test_a_file_of_schema_3_is_read_without_histories(tmp_path: Path) -> None:
+    table = to_table(1, [make_sample()], 4)
+    path = write_step(tmp_path, table)
+    older = table.drop_columns(list(HISTORY))
+    pq.write_table(older.replace_schema_metadata({"sppo_ray.trajectory_schema": "3"}), path)
+    assert read_step(tmp_path, 1).schema.equals(SCHEMA, check_metadata=True)
+    assert to_minibatches(read_step(tmp_path, 1)) == [[make_sample()]]
+    assert read_step(tmp_path, 1, columns=["reward", "history_rate"]).to_pydict() == {
+        "reward": [1.0],
+        "history_rate": [None],
+    }
+
+
+def test_a_file_of_schema_2_is_read_without_its_minibatches(tmp_path: Path) -> None:
     samples = [make_sample(), make_sample(reward=0.0)]
     path = write_step(tmp_path, to_table(1, samples, 4))
     older = (
         to_table(1, samples, 4)
-        .drop_columns(["minibatch"])
+        .drop_columns(["minibatch", *HISTORY])
         .replace_schema_metadata({"sppo_ray.trajectory_schema": "2"})
     )
     pq.write_table(older, path)
@@ -179,7 +210,7 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     pq.write_table(
         to_table(3, [make_sample()], 4).replace_schema_metadata({"sppo_ray.trajectory_schema": "9"}), path
     )
-    with pytest.raises(UserError, match="has trajectory schema 9, not 3"):
+    with pytest.raises(UserError, match="has trajectory schema 9, not 4"):
         read_step(tmp_path, 3)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="step-000003.parquet: cannot be read"):

@@ -251,3 +251,23 @@ def test_settings_that_only_decide_how_may_differ_on_resume(tmp_path: Path) -> N
     stored = settings | {"learner.attention": "auto", "critic.gpus_per_rank": 1.0, "seed": 9}
     (tmp_path / MANIFEST).write_text(json.dumps({"settings": stored}))
     assert differing_settings(tmp_path, settings) == ["seed: 9 then, 1 now"]
+
+
+def test_a_checkpoint_of_an_earlier_release_lacks_settings_that_came_later(tmp_path: Path) -> None:
+    curriculum = ["data.curriculum.candidates=4"]
+    settings = resumable_settings(load_config("quickstart", curriculum))
+    later = ("critic.updates_per_minibatch", "data.curriculum.floor", "algorithm.loss")
+    older = {name: value for name, value in settings.items() if name not in later}
+    assert len(older) == len(settings) - 3
+    (tmp_path / "manifest.json").write_text(json.dumps({"settings": older}))
+    assert differing_settings(tmp_path, settings) == []
+    assert differing_settings(tmp_path, settings | {"critic.updates_per_minibatch": 2}) == [
+        "critic.updates_per_minibatch: 1 then, 2 now"
+    ]
+    plain = {
+        name: value
+        for name, value in resumable_settings(load_config("quickstart")).items()
+        if name not in later
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps({"settings": plain}))
+    assert differing_settings(tmp_path, resumable_settings(load_config("quickstart"))) == []

@@ -25,6 +25,7 @@ from sppo_ray.trainer.advantages import StalenessViolated
 from sppo_ray.trainer.checkpoint import TrainerState, verify_checkpoint
 from sppo_ray.trainer.loop import Trainer, Workers
 from sppo_ray.trainer.recorder import Recorder
+from sppo_ray.trainer.tracker_state import new_tracker
 from sppo_ray.trainer.updates import averages
 from sppo_ray.types import Prompt, SamplingSettings
 from tests.unit.fakes import FakeCritic, FakeFleet, FakeLearner, FakeReference, FakeRewardClient, prompt
@@ -108,6 +109,7 @@ class Run:
             state=state,
             checkpoints=run_dir.checkpoints,
             settings={},
+            tracker=new_tracker(self.config, None),
         )
         recorder.begin(state)
         try:

@@ -8,6 +8,7 @@ response has two tokens.
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from sppo_ray.errors import UserError
 from sppo_ray.models.critic_output import logit, sigmoid
 from sppo_ray.rundir.metrics import read_metrics
 from sppo_ray.rundir.trajectories import read_step, to_samples
-from sppo_ray.types import PromptValue, ScoreRequest, Verdict
+from sppo_ray.trainer.tracker_state import new_tracker
+from sppo_ray.types import PromptHistory, PromptValue, ScoreRequest, Verdict
 from tests.unit.fakes import FakeRewardClient
 from tests.unit.trainer.test_loop import Run
 
@@ -382,3 +384,32 @@ def test_greedy_failure_reaches_the_loop(tmp_path: Path) -> None:
     run.fleet.generate = failing  # type: ignore[method-assign]
     with pytest.raises(UserError, match="cannot sample greedily"):
         run.train()
+
+
+def test_the_critic_is_updated_several_times_on_each_minibatch(tmp_path: Path) -> None:
+    run = Run(tmp_path, "--loop.steps=2", "--critic.updates_per_minibatch=2")
+    state = run.train()
+    # 2 steps of 2 minibatches
+    assert (state.critic_version, state.policy_version, len(run.critic.batches)) == (8, 2, 8)
+    assert len(run.learner.updates) == 4
+
+
+def test_a_tracker_learns_after_the_step_and_is_in_the_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path, "--algorithm.type=spo", "--algorithm.normalize=false", "--loop.steps=1")
+    run.train()
+    # Nothing is known in the first step: rate 1/2, rewards 1, 0, 1, 0.
+    assert sorted(advantages_of(run)) == [-0.5] * 4 + [0.5] * 4
+    samples = to_samples(read_step(run.path, 1))
+    assert {sample.scored.history for sample in samples} == {PromptHistory(0.5, 0.0, 1.0)}
+    state = json.loads((run.path / "checkpoints/step-000001/tracker/tracker.json").read_text())
+    # 7/8 of 1/2, and the reward
+    assert state["cells"]["task/0"] == [1.4375, 0.4375] and state["cells"]["task/1"] == [0.4375, 1.4375]
+    tracker = new_tracker(run.config, run.path / "checkpoints" / "step-000001")
+    assert tracker is not None and tracker.to_dict()["cells"].keys() == state["cells"].keys()
+
+
+def test_a_curriculum_of_spo_reads_the_tracker(tmp_path: Path) -> None:
+    run = Run(tmp_path, "--algorithm.type=spo", "--data.curriculum.candidates=2", "--loop.steps=1")
+    run.train()
+    ids = {sample.scored.prompt.id for sample in to_samples(read_step(run.path, 1))}
+    assert len(ids) == 4 and ids <= {f"task/{index}" for index in range(8)}
