@@ -159,6 +159,7 @@ FAULTS: dict[str, Callable[[Figures, int], Figures]] = {
     "truncation_rise": lambda f, age: (
         f | {"response/truncation_rate": max(f["response/truncation_rate"], _share(age, 8))}
     ),
+    "all_truncated": lambda f, age: f | {"response/truncation_rate": 1.0},
     # below reward.max_error_rate
     "reward_error_rate": lambda f, age: f | {"reward/errors": 0.08 * f["samples/count"]},
     "clip_fraction_rise": lambda f, age: (

@@ -26,6 +26,7 @@ from sppo_ray.config.loading import parse_config, read_settings, recipe_names, r
 from sppo_ray.config.outside_yaml import write_yaml
 from sppo_ray.config.permissions import asks_for, flags_for
 from sppo_ray.errors import UserError
+from sppo_ray.planning.preflight import check_settings
 from sppo_ray.redaction import redact, secret_places
 from sppo_ray.rundir.files import RunFile, names_in
 from sppo_ray.rundir.job import SubmissionRecord, read_submission, write_submission
@@ -205,8 +206,8 @@ def entrypoint(run_dir: Path, python: str, *, resume: bool, checked: Sequence[st
 
 
 def checked_config(request: JobRequest, settings: ApiSettings) -> RunConfig:
-    """Return the requested settings. Raises ApiProblem (422 with the path to the field, 400 for a
-    path that is not allowed).
+    """Return the requested settings, whose files and function are there. Runs no code of a user.
+    Raises ApiProblem (422 with the path to the field, 400 for a path that is not allowed).
     """
     if (request.recipe is None) == (request.config is None):
         raise _invalid("body.recipe", 'give either a recipe or a config, e.g. {"recipe": "quickstart"}')
@@ -222,9 +223,11 @@ def checked_config(request: JobRequest, settings: ApiSettings) -> RunConfig:
         if request.seed is not None:
             tree["seed"] = request.seed
         config = parse_config(tree, origin)
+        config = confined(config, settings)
+        check_settings(config)
     except UserError as error:
         raise _settings_problem(str(error), request) from None
-    return confined(config, settings)
+    return config
 
 
 def refuse_secrets(request: JobRequest) -> None:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from sppo_ray import plugins
 from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, lost_worker, repeated, runs_directory
 from sppo_ray.config import DataSource, RewardFunction, RunConfig, permissions
 from sppo_ray.config.evaluation import EvaluationConfig
@@ -32,7 +33,12 @@ LAST_NUMBER = "sppo_ray.rewards.last_number:reward"
 
 _SUFFIX_TYPES = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
 _SOURCES = {model.model_fields["type"].default: model for model in models_in(DataSource)}
-_REWARDS = [model.model_fields["type"].default for model in models_in(RewardFunction)]
+_NOT_BY_NAME = ("custom", "pickled")
+_REWARDS = [
+    model.model_fields["type"].default
+    for model in models_in(RewardFunction)
+    if model.model_fields["type"].default not in _NOT_BY_NAME
+]
 
 
 @lost_worker("Nothing was written: run the evaluation again")
@@ -103,15 +109,27 @@ def _tree(model: str, recipe: str | None, data: Sequence[str], reward: str | Non
     """Build the settings with data and reward function as typed. Raises UserError for an impossible
     combination.
     """
-    tree = _starting_tree(model, recipe, data)
-    if data:
-        tree["data"]["held_out"] = [data_source(text) for text in data]
+    sources = [data_source(text) for text in data]
+    return evaluation_tree(
+        model, recipe, sources or None, None if reward is None else reward_function(reward)
+    )
+
+
+def evaluation_tree(
+    model: str, recipe: str | None, held_out: list[dict[str, Any]] | None, reward: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return the settings of an evaluation. None = those of the recipe or the run directory
+    `model`. Raises UserError for an impossible combination.
+    """
+    tree = _starting_tree(model, recipe, held_out)
+    if held_out is not None:
+        tree["data"]["held_out"] = held_out
     if not tree["data"].get("held_out"):
         raise UserError(
             "nothing to evaluate on: name files with --data, or a recipe that has data.held_out with --recipe"
         )
     if reward is not None:
-        tree["reward"]["function"] = reward_function(reward)
+        tree["reward"]["function"] = reward
     elif "function" not in tree["reward"]:
         tree["reward"]["function"] = _reward_of(tree["data"]["held_out"])
     return tree
@@ -139,16 +157,15 @@ def reward_function(text: str) -> dict[str, Any]:
         return {"type": "custom", "function": LAST_NUMBER}
     if ":" in text:  # typing it permits the package
         return {"type": "custom", "function": text, "packages": [text.partition(":")[0].partition(".")[0]]}
-    if text not in _REWARDS or text == "custom":
-        known = ", ".join(name for name in _REWARDS if name != "custom")
+    if text not in _REWARDS and text not in plugins.names("rewards"):
         raise UserError(
-            f"--reward {text}: no such reward function; there are {known}, last-number, or "
+            f"--reward {text}: no such reward function; there are {', '.join(_REWARDS)}, last-number, or "
             "package.module:function"
         )
     return {"type": text}
 
 
-def _starting_tree(model: str, recipe: str | None, data: Sequence[str]) -> dict[str, Any]:
+def _starting_tree(model: str, recipe: str | None, data: Sequence[Any] | None) -> dict[str, Any]:
     """Return the recipe's settings; without --recipe and --data those of the run directory; else
     the defaults.
     """

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sppo_ray.config import RewardSettings
+from sppo_ray.config import RewardSettings, UserReward
 from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.config.loading import dump_config
 from sppo_ray.data.encoder import PromptEncoder, longest
@@ -66,7 +66,7 @@ def run_evaluation(config: EvaluationConfig, out: Path) -> int:
     WorkerFailure when no worker is left; nothing is written then.
     """
     _require_new(out)
-    if config.reward.function.type == "custom":
+    if isinstance(config.reward.function, UserReward):
         asyncio.run(_require_verifier(config.reward))
     progress = make_evaluation_progress(sys.stderr)
     try:

@@ -81,7 +81,7 @@ def cluster_of(
     if cpus is not None or host_gib is not None:
         raise UserError("--cpus and --host-memory describe the nodes of --gpus: give it too")
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    found = (_live(config) if address else None) or this_machine(config.cluster.local_cpus)
+    found = (live(config) if address else None) or this_machine(config.cluster.local_cpus)
     if config.device == "cuda" and found.num_gpus == 0:
         raise UserError(
             f"{config.name} runs on GPUs, and none of a known kind is here: say which to plan for, e.g. "
@@ -90,7 +90,7 @@ def cluster_of(
     return found
 
 
-def _live(config: RunConfig) -> Cluster | None:
+def live(config: RunConfig) -> Cluster | None:
     """Return the Ray cluster; None when it cannot be reached, or its GPUs are not known."""
     try:
         from sppo_ray.launch.cluster import ray_session

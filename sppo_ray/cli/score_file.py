@@ -17,16 +17,17 @@ from sppo_ray.types import ScoreRequest, Verdict
 _CHUNK = 512  # verdicts are printed in order, so a hanging sample delays at most this many
 
 
-def score_file(path: str, settings: RewardSettings, out: TextIO) -> int:
+def score_file(path: str, settings: RewardSettings, out: TextIO) -> tuple[int, int]:
     """Score the lines {"response", "ground_truth"} (optional "extra", "source", "prompt") of a
     JSON-lines file.
 
     Writes one line {"reward", "reason", "seconds", "answer"} each, in order; reward is null where
-    the verifier could not decide. Returns the number of such lines. Raises UserError naming file
-    and line before anything is scored.
+    the verifier could not decide. Returns the numbers of scored and of such lines. Raises UserError
+    naming file and line before anything is scored.
     """
     requests = read_requests(path)
-    return asyncio.run(_score(requests, settings, out))
+    errors = asyncio.run(_score(requests, settings, out))
+    return len(requests) - errors, errors
 
 
 def read_requests(path: str) -> list[ScoreRequest]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from sppo_ray.cli.jobs import print_log
 from sppo_ray.cli.shared import Json, Overrides, Url, checked, repeated
-from sppo_ray.config.loading import load_config
+from sppo_ray.config.loading import parse_config, recipe_tree, set_setting
 from sppo_ray.config.outside_yaml import read_yaml
+from sppo_ray.config.paths import is_here, paths_of, with_absolute_paths
 from sppo_ray.errors import UserError
 
 
@@ -38,12 +40,31 @@ def submit(
     given |= {"seed": seed} if seed is not None else {}
     is_file = recipe.endswith((".yaml", ".yml"))
     # a local recipe is sent as a whole, because the server cannot read the file
-    given |= {"config": load_config(recipe).model_dump(mode="json")} if is_file else {"recipe": recipe}
+    given |= _checked_file(recipe, given["overrides"]) if is_file else {"recipe": recipe}
     with Client(url) as client:
         job = client.submit_job(checked(JobRequest, given))
         more = f"`sppo-ray status {job.id} --watch`, `sppo-ray logs {job.id} -f`"
         print(job.model_dump_json(indent=2) if as_json else f"submitted {job.id}: {more}")
         return print_log(client, job.id, tail=0, follow=True) if follow else 0
+
+
+def _checked_file(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config and overrides of the request for a recipe file, with absolute paths, checked as
+    far as the files are on this machine. Raises UserError.
+    """
+    from sppo_ray.planning.preflight import check_settings
+
+    origin, tree = recipe_tree(recipe)
+    for key, value in overrides.items():
+        set_setting(tree, key, value)
+    config = with_absolute_paths(parse_config(tree, origin), origin)
+    if all(is_here(path) for _, path in paths_of(config)):
+        check_settings(config, code=False)  # the function is the server's
+    _, tree = recipe_tree(recipe)
+    paths = dict(paths_of(config))
+    for setting in paths.keys() - overrides.keys():
+        set_setting(tree, setting, paths[setting])
+    return {"config": tree, "overrides": {key: paths.get(key, value) for key, value in overrides.items()}}
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
@@ -12,6 +14,9 @@ from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, lost_wo
 from sppo_ray.config import RunConfig, permissions
 from sppo_ray.config.loading import dump_config, load_config, recipe_names
 from sppo_ray.errors import DiskFull, UserError, is_disk_full
+
+if TYPE_CHECKING:
+    from sppo_ray.planning.devices import Cluster
 
 
 def train(
@@ -37,7 +42,7 @@ def train(
     allow_module: AllowModule,
     allow_unconfined: AllowUnconfined,
     dry_run: Annotated[
-        bool, Option("--dry-run", help="print the resolved settings and derived numbers, then stop")
+        bool, Option("--dry-run", help="print settings and plan, and say whether the run can start here")
     ] = False,
     overrides: Overrides,
 ) -> int:
@@ -49,14 +54,16 @@ def train(
     config = load_config(recipe, overrides, sha256=config_sha256)
     granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
     permissions.require_for_file(config.reward, granted, permissions.settings_in(overrides), recipe)
+    config = fitted_here(config)
     if dry_run:
         print(_describe(config))
+        _require_startable(config, run_dir, resume)
         return 0
     if resume and run_dir is None:
         raise UserError("--resume needs the --run-dir of the run to continue")
     place = run_dir or runs_directory() / f"{config.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not restarts:
-        return _train(config, place, resume)
+        return run_training(config, place, resume=resume)
 
     from sppo_ray.launch.supervisor import Supervisor, train_command
 
@@ -65,12 +72,25 @@ def train(
     return Supervisor(command, place, restarts=restarts).run(resume=resume)
 
 
-def _train(config: RunConfig, run_dir: Path, resume: bool) -> int:
+def fitted_here(config: RunConfig) -> RunConfig:
+    """Return the settings with CPU shares that fit this machine, unless the run joins a cluster."""
+    from sppo_ray.launch.cluster import starts_cluster
+    from sppo_ray.planning.resources import fitted_cpus
+
+    if not starts_cluster(config):
+        return config
+    return fitted_cpus(config, config.cluster.local_cpus or os.cpu_count() or 1)
+
+
+def run_training(config: RunConfig, run_dir: Path, *, resume: bool, **hooks: Any) -> int:
+    """Call `launch.train.train`, and turn the loss of a worker and a full disk into errors that say
+    how to continue. `hooks`: its callbacks and signals.
+    """
     from sppo_ray.launch.train import train
 
     try:
         with lost_worker(f"The run can be continued: add --resume --run-dir {run_dir}"):
-            return train(config, run_dir, resume=resume)
+            return train(config, run_dir, resume=resume, **hooks)
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -84,6 +104,47 @@ def _describe(config: RunConfig) -> str:
     width = max(len(name) for name in derived)
     lines = (f"# {name:<{width}}  {value:g}" for name, value in derived.items())
     return "\n".join([dump_config(config), "# derived", *lines, "# plan", *_plan(config)])
+
+
+def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) -> None:
+    """Raise UserError for what would stop the run before its first step, as far as that is known
+    without torch, Ray or the user's code.
+    """
+    from sppo_ray.planning.changes import require_memory
+    from sppo_ray.planning.plan import models_of
+    from sppo_ray.planning.preflight import check_settings
+    from sppo_ray.planning.resources import require_feasible
+    from sppo_ray.rundir.layout import RunDir
+
+    if run_dir is not None:
+        RunDir(run_dir).require_free(resume=resume)
+    check_settings(config)
+    cluster = _cluster_here(config)
+    if cluster is None:
+        return
+    require_feasible(config, [node.resources for node in cluster.nodes])
+    try:
+        models = models_of(config)
+    except UserError:  # of a kind that the planner does not count
+        return
+    require_memory(config, cluster, models)
+
+
+def _cluster_here(config: RunConfig) -> Cluster | None:
+    """Return what the run would start on; None when that is not known: a cluster without Ray here,
+    GPUs of an unknown kind.
+    """
+    from sppo_ray.cli.plan import live
+    from sppo_ray.launch.cluster import require_reachable
+    from sppo_ray.planning.devices import this_machine
+
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        require_reachable(address)
+        return live(config)
+    found = this_machine(config.cluster.local_cpus)
+    has_unknown = config.logical_gpus() > 0 and found.num_gpus == 0 and shutil.which("nvidia-smi")
+    return None if has_unknown else found
 
 
 def _plan(config: RunConfig) -> list[str]:

@@ -25,6 +25,7 @@ from sppo_ray.config.data import (
     ParquetData,
     ReasoningGymData,
     RunningSumData,
+    SourceSettings,
 )
 from sppo_ray.config.guardrails import GuardrailSettings
 from sppo_ray.config.loop import CheckpointSettings, EvalSettings, LoopSettings
@@ -41,10 +42,13 @@ from sppo_ray.config.reward import (
     CodeReward,
     CustomReward,
     MathReward,
+    PickledReward,
+    PluginReward,
     ReasoningGymReward,
     RewardFunction,
     RewardSettings,
     RunningSumReward,
+    UserReward,
 )
 from sppo_ray.config.rollout import AutoscaleSettings, RolloutSettings, WeightSyncSettings
 from sppo_ray.config.run import RunConfig
@@ -72,6 +76,8 @@ __all__ = [
     "ModelSettings",
     "OptimizerSettings",
     "ParquetData",
+    "PickledReward",
+    "PluginReward",
     "ReasoningGymData",
     "ReasoningGymReward",
     "RecoverySettings",
@@ -83,5 +89,7 @@ __all__ = [
     "RunningSumData",
     "RunningSumReward",
     "SPPOSettings",
+    "SourceSettings",
+    "UserReward",
     "WeightSyncSettings",
 ]

@@ -1,21 +1,31 @@
-"""The section `algorithm`: the settings of one of `ALGORITHMS`, chosen by its `type`."""
+"""The section `algorithm`: the settings of one of `ALGORITHMS`, or of a plugin, chosen by its
+`type`.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Union
 
-from pydantic import Field
+from pydantic import Discriminator, SerializeAsAny
 
+from sppo_ray import plugins
 from sppo_ray.algorithms import ALGORITHMS
-from sppo_ray.algorithms.base import AlgorithmSpec
+from sppo_ray.algorithms.base import AlgorithmSettings, AlgorithmSpec
+from sppo_ray.config.plugin_types import declared_settings, or_plugin
 
+_Own = Union[tuple(spec.settings for spec in ALGORITHMS.values())]  # type: ignore[valid-type]
 Algorithm = Annotated[
-    Union[tuple(spec.settings for spec in ALGORITHMS.values())], Field(discriminator="type")
-]  # type: ignore[valid-type]
+    _Own,
+    Discriminator("type"),
+    SerializeAsAny(),
+    or_plugin("algorithms", _Own, partial(declared_settings, "algorithms", base=AlgorithmSettings)),
+]
 
 
 def spec_of(algorithm: Algorithm) -> AlgorithmSpec:
-    return ALGORITHMS[algorithm.type]
+    own = ALGORITHMS.get(algorithm.type)
+    return plugins.load("algorithms", algorithm.type) if own is None else own
 
 
 def critic_needs_probabilities(algorithm: Algorithm) -> bool:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, SerializeAsAny, model_validator
 
+from sppo_ray.config.plugin_types import declared_settings, or_plugin
 from sppo_ray.settings import PositiveInt, Settings
 
 
-class RunningSumData(Settings):
+class SourceSettings(Settings):
+    """A source of prompts."""
+
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share of a step's prompts, relative to the weights of the other training sources. null for
+    all = in proportion to their rows. Every source has its own order and its own epochs.
+    """
+
+
+class RunningSumData(SourceSettings):
     """The package's own task: add labelled numbers step by step
     (`sppo_ray.environments.running_sum`).
     """
@@ -23,7 +34,7 @@ class RunningSumData(Settings):
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
 
 
-class ParquetData(Settings):
+class ParquetData(SourceSettings):
     """Parquet in the field's common format: data_source, prompt (chat messages or a string),
     reward_model.ground_truth, extra_info. Other columns are named by the keys.
     """
@@ -38,7 +49,7 @@ class ParquetData(Settings):
     """A dot separates a struct from its field."""
 
 
-class JsonlData(Settings):
+class JsonlData(SourceSettings):
     """One JSON object a line, or one array of objects in a .json file: `prompt` (a string or chat
     messages) and `ground_truth` (keys configurable).
     """
@@ -50,7 +61,7 @@ class JsonlData(Settings):
     ground_truth_key: str = "ground_truth"
 
 
-class HFDiskData(Settings):
+class HFDiskData(SourceSettings):
     """A Hugging Face dataset written by `save_to_disk`."""
 
     type: Literal["hf-disk"] = "hf-disk"
@@ -61,7 +72,7 @@ class HFDiskData(Settings):
     ground_truth_key: str = "ground_truth"
 
 
-class ReasoningGymData(Settings):
+class ReasoningGymData(SourceSettings):
     """A procedural task of the reasoning-gym package, scored by its own verifier."""
 
     type: Literal["reasoning-gym"] = "reasoning-gym"
@@ -76,8 +87,12 @@ class ReasoningGymData(Settings):
         return f"reasoning-gym/{self.task}"
 
 
+_Own = Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData]
 DataSource = Annotated[
-    Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData], Field(discriminator="type")
+    _Own,
+    Discriminator("type"),
+    SerializeAsAny(),
+    or_plugin("data", _Own, partial(declared_settings, "data", base=SourceSettings)),
 ]
 
 
@@ -135,6 +150,11 @@ class DataSettings(Settings):
     def _batches_divide(self) -> DataSettings:
         if not self.train:
             raise ValueError("train names no data source: give at least one")
+        weighted = [source.weight is not None for source in self.train]
+        if any(weighted) and not all(weighted):
+            raise ValueError(
+                f"train.{weighted.index(False)} has no weight, and others have: give all of them one, or none"
+            )
         if self.samples_per_step % self.minibatch_size:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} does not divide the {self.samples_per_step} samples "

@@ -40,6 +40,10 @@ class GuardrailSettings(Settings):
     """Number of steps in a row in which all rewards of a step are the same, so that nothing can be
     learned. Only warns.
     """
+    all_truncated: PositiveInt | None = 10
+    """Number of steps in a row in which every response is cut off at rollout.max_response_tokens.
+    Only warns.
+    """
     value_collapse: Probability | None = 0.1
     """While rewards vary, the critic's values spread less than this share of their usual spread,
     and their mean is more than 0.15 from the mean reward. Also raised when all values are the same

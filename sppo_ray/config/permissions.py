@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sppo_ray.config import CustomReward, RewardSettings
+from sppo_ray.config import CustomReward, PickledReward, RewardSettings, UserReward
 from sppo_ray.errors import UserError
 
 # reward functions of this package; its other names need permission
 OWN_FUNCTIONS = ("sppo_ray.rewards.last_number:reward",)
-_FLAGS = {"module": "--allow-module", "package": "--allow-module", "unconfined": "--allow-unconfined"}
+_FLAGS = {
+    "module": "--allow-module",
+    "package": "--allow-module",
+    "pickle": "--allow-module",
+    "unconfined": "--allow-unconfined",
+}
 _RUN_FILES = ("job.json", "status.json", "submission.json", "run.lock", "metrics.jsonl", "compare.json")
 
 
@@ -25,8 +30,8 @@ _RUN_FILES = ("job.json", "status.json", "submission.json", "run.lock", "metrics
 class Permission:
     """A permission that settings ask for."""
 
-    kind: Literal["module", "package", "unconfined"]
-    name: str  # the module or package whose code it is
+    kind: Literal["module", "package", "pickle", "unconfined"]
+    name: str  # the module, package or plugin whose code it is; the SHA-256 of a pickle
     setting: str  # the setting that asks for it
 
     @property
@@ -37,6 +42,7 @@ class Permission:
         return {
             "module": f"code of module {self.name[:100]!r}",
             "package": f"code of the installed package {self.name[:100]!r}",
+            "pickle": f"the code in the pickle of sha256 {self.name[:100]}",
             "unconfined": f"network, files and environment for {self.name[:100]!r}",
         }[self.kind]
 
@@ -67,15 +73,28 @@ class Grants:
 def asks_for(reward: RewardSettings) -> list[Permission]:
     """Return the permissions that these settings need; empty for code of this package."""
     function = reward.function
-    if not isinstance(function, CustomReward):
+    if not isinstance(function, UserReward):
         return []
+    code, asked = _code_of(function)
+    if not function.confined:
+        asked.append(Permission("unconfined", code, "reward.function.confined"))
+    return asked
+
+
+def _code_of(function: UserReward) -> tuple[str, list[Permission]]:
+    """Return the name of the code and the permissions to run it. A plugin needs none: whoever
+    installed its package made it a reward function.
+    """
+    if isinstance(function, PickledReward):
+        return function.sha256, [Permission("pickle", function.sha256, "reward.function.file")]
+    if not isinstance(function, CustomReward):
+        return function.type, []
     module = function.function.partition(":")[0]
     own = function.function in OWN_FUNCTIONS
     asked = [] if own else [Permission("module", module, "reward.function.function")]
-    asked += [Permission("package", package, "reward.function.packages") for package in function.packages]
-    if not function.model_dump().get("confined", True):
-        asked.append(Permission("unconfined", module, "reward.function.confined"))
-    return asked
+    return module, asked + [
+        Permission("package", package, "reward.function.packages") for package in function.packages
+    ]
 
 
 def flags_for(asked: Iterable[Permission]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, SerializeAsAny, field_validator, model_validator
 
+from sppo_ray.config.plugin_types import or_plugin
 from sppo_ray.settings import PositiveInt, Probability, Settings
 
 
@@ -56,18 +57,9 @@ class CodeReward(UnitReward):
     """1 when every test passes, else 0. false: the share of tests that pass."""
 
 
-class CustomReward(Settings):
-    """A function of your own: `def f(response: str, ground_truth: str, extra: dict) -> float`."""
+class UserReward(Settings):
+    """A function of the user's: what its process may do, and the rewards that it may return."""
 
-    type: Literal["custom"] = "custom"
-    function: str
-    """Import path "package.module:function" of a module in the working directory or on your
-    PYTHONPATH.
-    """
-    packages: tuple[str, ...] = ()
-    """Installed packages that may contain the function; none by default. The standard library is
-    never allowed.
-    """
     range: tuple[float, float] = (0.0, 1.0)
     """The declared range of the reward. A critic trained by binary cross-entropy (sppo; ppo with
     critic_loss bce) needs [0, 1].
@@ -82,6 +74,20 @@ class CustomReward(Settings):
     because that text could change the function.
     """
 
+
+class CustomReward(UserReward):
+    """A function of your own: `def f(response: str, ground_truth: str, extra: dict) -> float`."""
+
+    type: Literal["custom"] = "custom"
+    function: str
+    """Import path "package.module:function" of a module in the working directory or on your
+    PYTHONPATH.
+    """
+    packages: tuple[str, ...] = ()
+    """Installed packages that may contain the function; none by default. The standard library is
+    never allowed.
+    """
+
     @field_validator("function")
     @classmethod
     def _is_an_import_path(cls, given: str) -> str:
@@ -94,9 +100,27 @@ class CustomReward(Settings):
         return given
 
 
+class PickledReward(UserReward):
+    """A function without an import path, which `sppo_ray.train(reward=...)` wrote into the run
+    directory.
+    """
+
+    type: Literal["pickled"] = "pickled"
+    file: str
+    """A file of cloudpickle, which all nodes can read. Reading it runs code."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the file; another one is refused."""
+
+
+class PluginReward(UserReward):
+    """A function of another package, by the name of its entry point in `sppo_ray.rewards`."""
+
+    type: str
+
+
+_Own = Union[MathReward, RunningSumReward, ReasoningGymReward, CodeReward, CustomReward, PickledReward]
 RewardFunction = Annotated[
-    Union[MathReward, RunningSumReward, ReasoningGymReward, CodeReward, CustomReward],
-    Field(discriminator="type"),
+    _Own, Discriminator("type"), SerializeAsAny(), or_plugin("rewards", _Own, lambda name: PluginReward)
 ]
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,9 +50,16 @@ class PromptStream:
     """The endless sequence of training prompts."""
 
     def __init__(
-        self, sources: Sequence[Source], encoder: PromptEncoder, settings: DataSettings, seed: int
+        self,
+        sources: Sequence[Source],
+        encoder: PromptEncoder,
+        settings: DataSettings,
+        seed: int,
+        *,
+        share: float = 1.0,
     ) -> None:
-        """Check length and overlap with `settings.held_out` for the rows of all files.
+        """Check length and overlap with `settings.held_out` for the rows of all files. `share`: of
+        a step's prompts, for one of several weighted sources (`mixing.py`).
 
         `held_out_overlap` decides whether a held-out prompt in a file is an error or is dropped. A
         held-out prompt from a procedural source is a coincidence and is always dropped. Raises
@@ -62,12 +70,14 @@ class PromptStream:
         self._encoder = encoder
         self._settings = settings
         self._seed = seed
+        self._per_step = round(settings.prompts_per_step * share)
         self._held_out = {} if settings.held_out_overlap == "allow" else _held_out_ids(settings)
         self._state = np.full(len(self._rows), _UNKNOWN, dtype=np.uint8)  # [rows]
         # [rows] policy tokens; 0 = not tokenized yet
         self._tokens = np.zeros(len(self._rows), dtype=np.int32)
         for source, start in zip(sources, self._rows.starts[:-1], strict=True):
             self._judge_at_start(source, int(start))
+        self._tell_of_repeats(sources)
         self._first_order = self._order(0)
         self._num_scanned = 0  # leading rows of the first epoch that are judged
         self._num_kept = 0  # kept rows among them
@@ -81,7 +91,11 @@ class PromptStream:
         `prompts_per_step`, a cohort repeats prompts. Raises UserError for an overlong prompt.
         """
         size = self._settings.prompts_per_step
-        rows = self._rows_at(step * size, (step + 1) * size)
+        return self.between(step * size, (step + 1) * size)
+
+    def between(self, start: int, stop: int) -> list[Prompt]:
+        """Return the prompts at positions [start, stop) of the endless order."""
+        rows = self._rows_at(start, stop)
         prompts = self._encoder.encode(self._rows.examples(rows))
         _refuse_overlong([prompt for prompt in prompts if not _fits(prompt, self._settings)], self._settings)
         self._tokens[rows] = [len(prompt.token_ids) for prompt in prompts]
@@ -145,11 +159,10 @@ class PromptStream:
                 "a held-out set): "
                 "raise the limit, or train on other prompts than data.held_out"
             )
-        per_step = self._settings.prompts_per_step
-        if size < per_step and not self._warned:
+        if size < self._per_step and not self._warned:
             self._warned = True
             _logger.warning(
-                "data.train has %d prompts, a step takes %d: steps repeat some prompts", size, per_step
+                "data.train has %d prompts, a step takes %d: steps repeat some prompts", size, self._per_step
             )
 
     # -------------------------------------------------------------------------------------- judging
@@ -179,6 +192,18 @@ class PromptStream:
             self._tokens[rows] = [len(prompt.token_ids) for prompt in prompts]
             too_long[:] = [not _fits(prompt, self._settings) for prompt in prompts]
         self._state[rows] = np.select([held_out, too_long], [_HELD_OUT, _TOO_LONG], _KEPT)
+
+    def _tell_of_repeats(self, sources: Sequence[Source]) -> None:
+        """Count the rows of files whose prompt another row has too."""
+        files = [source for source in sources if not source.procedural]
+        seen = Counter(_fingerprint(example) for source in files for example in _examples(source))
+        again = seen.total() - len(seen)
+        if again:
+            _logger.warning(
+                "data.train: %d of %d rows repeat the prompt of another: an epoch trains on it as often",
+                again,
+                seen.total(),
+            )
 
     def _refuse_overlap(self, rows: np.ndarray) -> None:
         if rows.size:
@@ -217,6 +242,11 @@ def load_held_out(
             )
         sets[source.name] = fitting
     return sets
+
+
+def _examples(source: Source) -> Iterator[Example]:
+    for start in range(0, len(source), _BLOCK_ROWS):
+        yield from source.examples(range(start, min(start + _BLOCK_ROWS, len(source))))
 
 
 def _held_out_ids(settings: DataSettings) -> dict[bytes, str]:

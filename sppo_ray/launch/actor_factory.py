@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sppo_ray.algorithms.base import AlgorithmSettings
 from sppo_ray.config import ModelSettings, RunConfig
 from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.launch.actor_registry import ActorRegistry, ActorRow, ProcessLocation
@@ -113,7 +114,7 @@ class ActorFactory:
             config.learner,
             policy_path,
             total_updates=config.data.minibatches_per_step * max(1, config.loop.steps - warmup),
-            algorithm=config.algorithm,
+            algorithm=_loss_settings(config.algorithm),
             temperature=config.rollout.temperature,
             max_response_tokens=config.rollout.max_response_tokens,
             sync_dtype=config.rollout.dtype,
@@ -241,6 +242,13 @@ class ActorFactory:
         handle = actor_class.options(**options).remote(*arguments, **keywords)
         self._registry.add(name, handle)
         return handle
+
+
+def _loss_settings(algorithm: AlgorithmSettings) -> AlgorithmSettings:
+    """Return the settings that all algorithms share, which the loss reads: the class of a plugin
+    need not be importable in the learner's process.
+    """
+    return AlgorithmSettings(**{name: getattr(algorithm, name) for name in AlgorithmSettings.model_fields})
 
 
 def _rank_env(cpus: float) -> dict[str, str]:

@@ -25,11 +25,15 @@ RAY_ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_E
 
 @contextlib.contextmanager
 def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
-    """Join the configured cluster, or start a local one that ends with the block. Yields each
-    node's logical resources.
+    """Join the configured cluster, or start a local one that ends with the block. In a process that
+    has called `ray.init` already, use that session and leave it open. Yields each node's logical
+    resources.
     """
     for key, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    if session_is_open():
+        yield _live_nodes()
+        return
     # the latter is set for a Ray job's entrypoint
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
@@ -45,6 +49,17 @@ def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
         }
     with contextlib.nullcontext() if address else _reaped():
         yield from _session(options, address)
+
+
+def session_is_open() -> bool:
+    """Whether this process is connected to Ray, by `ray.init` of the caller."""
+    ray = sys.modules.get("ray")  # not imported for the answer
+    return ray is not None and ray.is_initialized()
+
+
+def starts_cluster(config: RunConfig) -> bool:
+    """Whether the run starts a local cluster of its own, rather than joining one."""
+    return not (session_is_open() or config.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
 def require_reachable(address: str) -> None:
@@ -124,10 +139,16 @@ def _session(options: dict[str, Any], address: str | None) -> Iterator[list[Reso
             f"cannot start a local Ray cluster: {error}: is the machine overloaded, or its disk full?"
         ) from None
     try:
-        live = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), _accelerator(node)) for node in live]
+        yield _live_nodes()
     finally:
         ray.shutdown()
+
+
+def _live_nodes() -> list[Resources]:
+    import ray
+
+    live = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0), _accelerator(node)) for node in live]
 
 
 def _accelerator(resources: Mapping[str, float]) -> str:

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sppo_ray.config import RewardSettings, RunConfig
+from sppo_ray.config import RewardSettings, RunConfig, UserReward
 from sppo_ray.errors import UserError
+from sppo_ray.protocols import PromptSource
 from sppo_ray.types import Prompt, ScoreRequest
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from sppo_ray.data.prompts import PromptStream
     from sppo_ray.rollout.pipeline import Decode
 
 Report = Callable[[str], None]
+SHOWN_CHARACTERS = 300  # of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class RunInputs:
     policy_path: Path
     critic_path: Path
     tokenizer: PreTrainedTokenizerBase
-    prompts: PromptStream
+    prompts: PromptSource
     held_out: Mapping[str, Sequence[Prompt]]
 
     @property
@@ -62,8 +63,8 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
     """Find or make the models and read the data. All errors in the data are raised here, before an
     actor starts.
     """
-    from sppo_ray.data.prompts import PromptEncoder, PromptStream, load_held_out
-    from sppo_ray.data.sources import open_sources
+    from sppo_ray.data.mixing import open_prompts
+    from sppo_ray.data.prompts import PromptEncoder, load_held_out
     from sppo_ray.evaluation.critic_card import check_warm_start
     from sppo_ray.models.exported_critic import check_value_head
     from sppo_ray.models.tokenizers import load_tokenizer
@@ -84,9 +85,15 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
     encoder = PromptEncoder(tokenizer, critic_tokenizer, config.data)
     held_out = load_held_out(config.data, encoder, config.eval.prompts)
     # Disjoint from ALL held-out prompts, so that eval.prompts may change on resume.
-    prompts = PromptStream(open_sources(config.data.train), encoder, config.data, config.seed)
-    if config.reward.function.type == "custom":
-        asyncio.run(try_reward(config.reward, prompts.cohort(0)[0]))
+    prompts = open_prompts(config.data, encoder, config.seed)
+    first = prompts.cohort(0)[0]
+    if tokenizer.chat_template is None:
+        report(
+            f"the policy's tokenizer has no chat template: messages are joined as plain text; prompt "
+            f"{first.id} is read as {first.text[:SHOWN_CHARACTERS]!r}"
+        )
+    if isinstance(config.reward.function, UserReward):
+        asyncio.run(try_reward(config.reward, first))
     return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out)
 
 

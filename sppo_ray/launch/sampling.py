@@ -19,6 +19,7 @@ from sppo_ray.data.encoder import longest
 from sppo_ray.evaluation.sampler import Batch, GradedTrajectory, Sampler
 from sppo_ray.launch.cluster import cluster_with_room
 from sppo_ray.launch.run_inputs import decoder, stop_token_ids_of
+from sppo_ray.launch.shutdown import in_main_thread
 from sppo_ray.launch.workers import serving
 from sppo_ray.planning.resources import serving_bundles_of
 from sppo_ray.types import SamplingSettings
@@ -102,6 +103,8 @@ async def _unless_terminated(work: Awaitable[Sampled]) -> Sampled | None:
     Ctrl-C.
     """
     loop, task, received = asyncio.get_running_loop(), asyncio.current_task(), []
+    if not in_main_thread():  # signals are for the main thread
+        return await work
     loop.add_signal_handler(signal.SIGTERM, lambda: (received.append(signal.SIGTERM), task.cancel()))
     try:
         return await work

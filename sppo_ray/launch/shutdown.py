@@ -52,7 +52,7 @@ class EndSignals:
         try:
             yield self
         finally:
-            if _in_main_thread():
+            if in_main_thread():
                 for number, handler in before.items():
                     signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
@@ -60,21 +60,32 @@ class EndSignals:
         """Install the handlers, replacing any others (Ray installs its own when it is
         initialised).
         """
-        if _in_main_thread():
+        if in_main_thread():
             for number in _ENDING:
                 signal.signal(number, self._handle)
 
     @contextlib.contextmanager
     def stopping(self, stop: Callable[[], None]) -> Iterator[None]:
         """Within the block, in a running event loop, the first signal calls `stop` and the second
-        raises Forced.
+        raises Forced. An `interrupt` before the block counts as the first.
         """
         self._loop, self._stop = asyncio.get_running_loop(), stop
         self.take()
+        if self.received:
+            stop()
         try:
             yield
         finally:
             self._loop = None
+
+    def interrupt(self) -> None:
+        """Act as SIGINT does, for a run in another thread than the main one, which alone receives
+        signals (`sppo_ray.library.waiting`). Before `stopping` it takes effect there.
+        """
+        self.received.append(signal.SIGINT)
+        if self._loop is not None:
+            is_first = len(self.received) == 1
+            self._loop.call_soon_threadsafe(self._stop if is_first else self._end_now)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received.append(signal.Signals(number))
@@ -91,5 +102,6 @@ class EndSignals:
         raise Forced(self.received[0])
 
 
-def _in_main_thread() -> bool:
+def in_main_thread() -> bool:
+    """Whether this is the thread that receives signals."""
     return threading.current_thread() is threading.main_thread()

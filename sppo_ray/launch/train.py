@@ -17,7 +17,8 @@ from sppo_ray.config import RunConfig
 from sppo_ray.config.loading import dump_config
 from sppo_ray.display.choice import make_progress
 from sppo_ray.errors import UserError
-from sppo_ray.launch.cluster import cluster_with_room
+from sppo_ray.launch.callbacks import Callbacks
+from sppo_ray.launch.cluster import cluster_with_room, starts_cluster
 from sppo_ray.launch.job import job_start, write_job
 from sppo_ray.launch.recovery import Ended, RecoveryLoop, StartingPoint
 from sppo_ray.launch.run_inputs import RunInputs, gather_inputs, model_paths
@@ -49,17 +50,28 @@ STACK_CHARACTERS = 20_000
 CHECKED_BYTES = 1 << 30  # of a checkpoint that is read whole before Ray starts, about a second
 
 
-def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
+def train(
+    config: RunConfig,
+    run_path: Path,
+    *,
+    resume: bool = False,
+    callbacks: Callbacks | None = None,
+    signals: EndSignals | None = None,
+) -> int:
     """Run (or continue) a training run in `run_path` and return the exit code: 0 finished,
     interrupted or stopped by a command, 143 terminated.
 
     Raises UserError for an error that the user can fix, WorkerFailure when the restarts are used
     up, and Forced on a second signal; all leave the run directory resumable.
+
+    Args:
+        callbacks: called after each step; None = none.
+        signals: interrupts a run in another thread than the main one; None = only real signals do.
     """
-    with EndSignals().taken() as signals:
+    with (signals or EndSignals()).taken() as taken:
         run_dir = RunDir.create(run_path.resolve(), resume=resume)
         try:
-            return _in_run_dir(config, run_dir, signals)
+            return _in_run_dir(config, run_dir, taken, callbacks or Callbacks(()))
         except SystemExit as ended:
             if isinstance(ended, Forced):
                 raise
@@ -69,7 +81,7 @@ def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
             run_dir.close()
 
 
-def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
+def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals, callbacks: Callbacks) -> int:
     recorder = None
     try:
         is_stopped = _is_stopped(run_dir)  # must run before job.json names this start
@@ -103,7 +115,7 @@ def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
             check_policy(config, paths[0])
             for path in dict.fromkeys(paths):
                 require_finite_files(path, CHECKED_BYTES)
-            if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
+            if starts_cluster(config):
                 require_local_cpus(config, config.cluster.local_cpus or os.cpu_count() or 1)
             # Both take seconds, mostly on different cores.
             loading = in_daemon_thread(lambda: gather_inputs(config, recorder.message))
@@ -114,7 +126,8 @@ def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
             with cluster_with_room(config, bundles_of(config), check, report=recorder.message) as device:
                 inputs = loading.result()
                 signals.take()
-                return asyncio.run(_train(config, run_dir, recorder, inputs, start, device, signals))
+                hooks = {"device": device, "signals": signals, "callbacks": callbacks}
+                return asyncio.run(_train(config, run_dir, recorder, inputs, start, **hooks))
     except BaseException as error:
         if recorder is not None:
             _record_failure(recorder, error)
@@ -145,8 +158,7 @@ def _check_memory(
     """Refuse a run whose memory cannot suffice. Where memory or a model's shape is not known,
     nothing is refused.
     """
-    is_local = not (config.cluster.address or os.environ.get("RAY_ADDRESS"))
-    cluster = live_cluster(device, nodes, is_local=is_local)
+    cluster = live_cluster(device, nodes, is_local=starts_cluster(config))
     if cluster is None:
         return
     try:
@@ -227,10 +239,13 @@ async def _train(
     recorder: Recorder,
     inputs: RunInputs,
     start: StartingPoint,
+    *,
     device: str,
     signals: EndSignals,
+    callbacks: Callbacks,
 ) -> int:
     gate = PauseGate()
+    recorder.after_step = callbacks.of_run(recorder, stop=gate.stop)
     roles = [actor.role for bundle in bundles_of(config) for actor in bundle.actors]
     recorder.message(f"starting {len(roles)} actors on {device}: {', '.join(roles)}")
     with signals.stopping(gate.stop):

@@ -56,7 +56,19 @@ def resolve_model(name_or_path: str, report: Report | None = None) -> Path:
     """
     if name_or_path.startswith(PREFIX):
         return _resolve_builtin(name_or_path.removeprefix(PREFIX), report or _print_to_stderr)
-    directory = Path(name_or_path).expanduser()
+    found = find_model(name_or_path)
+    assert found is not None
+    return found
+
+
+def find_model(name_or_path: str) -> Path | None:
+    """Return the checkpoint directory of a model setting, without making it; None for a built-in
+    model. Raises UserError as `resolve_model` does.
+    """
+    if name_or_path.startswith(PREFIX):
+        _require_builtin(name_or_path.removeprefix(PREFIX))
+        return None
+    directory = Path(name_or_path).expanduser().absolute()  # actors have another working directory
     check_checkpoint(directory)
     return directory
 
@@ -109,12 +121,16 @@ def weights_digest(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _resolve_builtin(name: str, report: Report) -> Path:
+def _require_builtin(name: str) -> None:
     if name not in BUNDLED:
         raise UserError(
             f"model {PREFIX}{name}: no such built-in model; there are "
             f"{', '.join(PREFIX + known for known in BUNDLED)}"
         )
+
+
+def _resolve_builtin(name: str, report: Report) -> Path:
+    _require_builtin(name)
     target = cache_directory() / f"{name}-{recipe_key(name)}"
     if target.is_dir():
         return target
@@ -235,8 +251,10 @@ def _read_json(file: Path, remedy: str) -> dict[str, Any]:
 
 
 def _check_safetensors(file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:  # a machine that only checks settings (`train --dry-run`)
+        return
     try:
         with safe_open(file, framework="np"):
             pass

@@ -1,5 +1,8 @@
 """Checks of a run's files before Ray starts, without torch, Transformers or any code of the user's.
 
+    check_files, check_policy    `sppo-ray train`, as its models are found or made
+    check_settings               all of it, for `train --dry-run`, `submit` and the REST server
+
 They read configurations, schemas, small files and first rows; what needs large files whole or the
 tokenizer is checked when the inputs are gathered. All functions raise UserError with the remedy.
 """
@@ -14,16 +17,41 @@ from typing import Any
 from sppo_ray.config import CustomReward, RunConfig
 from sppo_ray.data.sources import peek_sources
 from sppo_ray.errors import UserError
+from sppo_ray.models.bundled import find_model
+from sppo_ray.models.exported_critic import critic_directory
 from sppo_ray.rewards.custom import require_function
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's attention on a CPU (`CPUAttentionBackend.get_supported_head_sizes`)."""
 
 
+def check_settings(config: RunConfig, *, code: bool = True) -> None:
+    """Check data, reward function and models. A built-in model is made when the run starts, and
+    only looked up here. `code`: whether the reward function's module has to be on this machine.
+    """
+    check_data(config)
+    if code:
+        check_reward(config)
+    policy = find_model(config.learner.model)
+    if policy is not None:
+        check_policy(config, policy)
+    if config.has_critic:
+        find_model(str(critic_directory(config.critic.model)))
+
+
 def check_files(config: RunConfig) -> None:
     """Check data sources and the reward function."""
+    check_data(config)
+    check_reward(config)
+
+
+def check_data(config: RunConfig) -> None:
     peek_sources(config.data.train)
     peek_sources(config.data.held_out, "data.held_out")
+
+
+def check_reward(config: RunConfig) -> None:
+    """Read the source of the reward function, without running it."""
     if isinstance(config.reward.function, CustomReward):
         require_function(config.reward.function.function, config.reward.function.packages)
 

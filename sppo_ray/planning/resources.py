@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from sppo_ray.config import RunConfig
 from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.errors import UserError
+from sppo_ray.settings import Settings
 
 EPSILON = 1e-9  # tolerance for sums of fractional shares
 
@@ -110,9 +111,7 @@ def learning_bundles_of(config: RunConfig) -> list[Bundle]:
     """Return the bundles for training without engines and verifier: learner-*, critic-*,
     reference-*; in layout colocated gpu-i.
     """
-    ranks = [
-        bundle for bundle in _separate_bundles(config)[:-1] if not bundle.role.startswith("rollout-")
-    ]
+    ranks = [bundle for bundle in _separate_bundles(config)[:-1] if not bundle.role.startswith("rollout-")]
     return _by_gpu(config, ranks)
 
 
@@ -155,6 +154,38 @@ def require_local_cpus(config: RunConfig, cpus: float) -> None:
     """
     gpus = sum(bundle.gpus for bundle in bundles_of(config))
     require_feasible(config, [Resources(cpus, gpus)])
+
+
+def fitted_cpus(config: RunConfig, cpus: float) -> RunConfig:
+    """Return the settings with the CPU shares that nobody set lowered, so that the run fits on
+    `cpus` of one machine. A run that fits, or cannot fit so, is returned as it is.
+    """
+    shares = {
+        ("rollout", "cpus_per_worker"): config.rollout.workers,
+        ("learner", "cpus_per_rank"): config.learner.ranks,
+        ("critic", "cpus_per_rank"): config.critic.ranks if config.has_critic else 0,
+        ("reference", "cpus_per_rank"): config.learner.ranks if config.has_reference else 0,
+        ("reward", "cpus"): 1,
+    }
+    is_free = {key: key[1] not in _section(config, key).model_fields_set for key in shares}
+    free = {key: count for key, count in shares.items() if is_free[key]}
+    unset = sum(count * getattr(_section(config, key), key[1]) for key, count in free.items())
+    is_set = config.logical_cpus() - unset
+    if config.logical_cpus() <= cpus + EPSILON or is_set >= cpus or not unset:
+        return config
+    factor = (cpus - is_set) / unset
+    changes: dict[str, Settings] = {}
+    for section, name in free:
+        settings = _section(config, (section, name))
+        share = int(getattr(settings, name) * factor * 100) / 100  # rounded down
+        if share <= 0:
+            return config
+        changes[section] = settings.model_copy(update={name: share})
+    return config.model_copy(update=changes)
+
+
+def _section(config: RunConfig, key: tuple[str, str]) -> Settings:
+    return getattr(config, key[0])
 
 
 def resolve_device(config: RunConfig | EvaluationConfig, nodes: Sequence[Resources]) -> str:

@@ -39,7 +39,16 @@ def load_custom_verifier(path: str, packages: Sequence[str] = ()) -> VerifierFun
     `packages`. Raises UserError when the path is malformed, leads outside, does not import or names
     nothing callable; the verifier raises UserError when the function does not return a number.
     """
-    call = _as_called_here(_import(path, packages), path)
+    return verifier_of(_import(path, packages), path)
+
+
+def verifier_of(function: Any, path: str) -> VerifierFunction:
+    """Return a function of the user's as a verifier; messages call it `path`. Raises UserError for
+    one that cannot be called with (response, ground_truth, extra), nor as another system does.
+    """
+    if not callable(function):
+        raise UserError(f"reward.function {path}: is a {type(function).__name__}, not a function")
+    call = _as_called_here(function, path)
 
     def verify(response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
         reward = call(response, ground_truth, dict(extra))

@@ -6,15 +6,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from sppo_ray import plugins
 from sppo_ray.config import (
     CodeReward,
     CustomReward,
     MathReward,
+    PickledReward,
+    PluginReward,
     ReasoningGymReward,
     RewardFunction,
     RunningSumReward,
+    UserReward,
 )
-from sppo_ray.rewards.base import Verifier, Walls
+from sppo_ray.rewards.base import AnswerFunction, Verifier, VerifierFunction, Walls
+from sppo_ray.rewards.extract import final_answer
 
 
 def build_verifier(settings: RewardFunction, deadline_s: float = math.inf) -> Verifier:
@@ -23,6 +28,8 @@ def build_verifier(settings: RewardFunction, deadline_s: float = math.inf) -> Ve
     """
     if isinstance(settings, CodeReward):
         return _build_code(settings, deadline_s)
+    if isinstance(settings, PluginReward):
+        return _build_plugin(settings)
     return _BUILDERS[settings.type](settings)
 
 
@@ -71,11 +78,29 @@ def _build_code(settings: CodeReward, deadline_s: float) -> Verifier:
 def _build_custom(settings: CustomReward) -> Verifier:
     from sppo_ray.rewards.custom import load_custom_answer, load_custom_verifier
 
-    low, high = settings.range
     verify = load_custom_verifier(settings.function, settings.packages)
-    answer = load_custom_answer(settings.function)
+    return _of_user(settings, settings.function, verify, load_custom_answer(settings.function))
+
+
+def _build_pickled(settings: PickledReward) -> Verifier:
+    from sppo_ray.rewards.custom import verifier_of
+    from sppo_ray.rewards.pickled import load_function
+
+    function, name = load_function(settings)
+    return _of_user(settings, name, verifier_of(function, name), final_answer)
+
+
+def _build_plugin(settings: PluginReward) -> Verifier:
+    from sppo_ray.rewards.custom import verifier_of
+
+    verify = verifier_of(plugins.load("rewards", settings.type), settings.type)
+    return _of_user(settings, settings.type, verify, final_answer)
+
+
+def _of_user(settings: UserReward, name: str, verify: VerifierFunction, answer: AnswerFunction) -> Verifier:
+    low, high = settings.range
     walls: Walls = "required" if settings.confined else "none"
-    return Verifier(settings.function, verify, low, high, answer, walls=walls, reads_import_path=True)
+    return Verifier(name, verify, low, high, answer, walls=walls, reads_import_path=True)
 
 
 _BUILDERS: dict[str, Callable[[Any], Verifier]] = {
@@ -83,4 +108,5 @@ _BUILDERS: dict[str, Callable[[Any], Verifier]] = {
     "running-sum": _build_running_sum,
     "reasoning-gym": _build_reasoning_gym,
     "custom": _build_custom,
+    "pickled": _build_pickled,
 }

@@ -48,6 +48,10 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"  # in a checkpoint's directory
 EXPORT = "export"
 CALIBRATION = "calibration"
+# Written by `sppo_ray.train` for what it was given as objects.
+REWARD = "reward.pkl"
+DATASET = "dataset.parquet"
+HELD_OUT = "held_out.parquet"
 CURVE = "curve.png"
 RELIABILITY = "reliability.png"
 TRACE = "trace.json"
@@ -90,12 +94,7 @@ class RunDir:
         another live process writes to it, or when it is not writable.
         """
         run = cls(path)
-        if run.path.exists() and not run.path.is_dir():
-            raise UserError(f"run directory {run.path} is a file: choose another --run-dir")
-        if resume and not run.is_run:
-            raise UserError(
-                f"run directory {run.path} holds no run to resume: check the path, or leave out --resume"
-            )
+        run.require_free(resume=resume)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             run._lock = acquire(run.path / LOCK)
@@ -103,14 +102,28 @@ class RunDir:
             raise UserError(
                 f"run directory {run.path} cannot be written ({error.strerror}): choose another --run-dir"
             ) from None
-        # checked under the lock, so that only one of two simultaneous starts succeeds
-        if run.has_results and not resume:
+        try:  # again under the lock, so that only one of two simultaneous starts succeeds
+            run.require_free(resume=resume)
+        except UserError:
             run.close()
-            raise UserError(
-                f"run directory {run.path} holds a run already: continue it with --resume, or choose another"
-            )
+            raise
         run._sweep()
         return run
+
+    def require_free(self, *, resume: bool) -> None:
+        """Raise UserError when a run cannot start here: results are there and `resume` is false,
+        there is nothing to resume, or a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"run directory {self.path} is a file: choose another --run-dir")
+        if resume and not self.is_run:
+            raise UserError(
+                f"run directory {self.path} holds no run to resume: check the path, or leave out --resume"
+            )
+        if self.has_results and not resume:
+            raise UserError(
+                f"run directory {self.path} holds a run already: continue it with --resume, or choose another"
+            )
 
     @property
     def is_run(self) -> bool:

@@ -89,6 +89,12 @@ def equal_rewards(figures: Figures, usual: Baseline, limit: float) -> Anomaly | 
     return Anomaly(f"all rewards of a step are {figures['reward/mean']:.3g}{cut}")
 
 
+def all_truncated(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
+    if figures["response/truncation_rate"] < 1.0:
+        return None
+    return Anomaly("every response of a step was cut off")
+
+
 def value_collapse(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     spread, mean, reward = figures["value/std"], figures["value/mean"], figures["reward/mean"]
     if figures["reward/std"] < MIN_REWARD_STD or not usual.is_known:
@@ -207,6 +213,16 @@ DETECTORS: dict[str, Detector] = {
         "answer, or responses that are cut off before it",
         remedy="read some samples and score one with `sppo-ray score`; say in data.prompt_suffix how to mark "
         "the answer, raise rollout.max_response_tokens, or take easier (or harder) prompts",
+        window=None,
+        needed=None,
+        only_warns=True,
+    ),
+    "all_truncated": Detector(
+        all_truncated,
+        ("response/truncation_rate",),
+        meaning="too little room for an answer, or a model that does not know how to end (no end token in "
+        "its chat template or generation_config.json)",
+        remedy="read some samples; raise rollout.max_response_tokens, or mend eos_token_id",
         window=None,
         needed=None,
         only_warns=True,

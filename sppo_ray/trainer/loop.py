@@ -208,6 +208,7 @@ class Trainer:
             fleet=self._workers.fleet.view(),
         )
         self._apply_alerts(self._recorder.raised)
+        await self._recorder.call_back(self.state.step, figures)
         self._autoscale(self.state.seconds - before.seconds, figures.get("seconds/generate-wait", 0.0))
         if self._evaluation_is_due(before):
             await self._evaluate()

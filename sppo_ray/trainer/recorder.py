@@ -71,6 +71,8 @@ class Recorder:
         self._weights = WeightLog(run_dir.path)
         self._guardrails = self._new_guardrails()
         self.raised: tuple[Alert, ...] = ()  # new alarms of the last step
+        self.after_step: Callable[[Mapping[str, float]], None] | None = None
+        """Called with each step's metrics by `call_back`; never raises."""
         self._clock = StageClock(clock)
         self._trace = TraceWriter(run_dir.path, clock) if config.logging.trace else None
         self.times = WorkerTimes(clock, self._trace)
@@ -211,6 +213,13 @@ class Recorder:
             alerts=self._guardrails.alarms,
         )
         return figures
+
+    async def call_back(self, step: int, figures: Mapping[str, float]) -> None:
+        """Call `after_step` with the row of metrics.jsonl, in a thread: the workers are watched
+        meanwhile.
+        """
+        if self.after_step is not None:
+            await asyncio.to_thread(self.after_step, {"step": step, **figures})
 
     def trajectories(
         self, step: int, minibatches: Sequence[Sequence[TrainingSample]], *, learner_version: int

@@ -20,7 +20,8 @@ GENERATED = {"runs", "build", "dist", "node_modules", "__pycache__", "sppo_ray.e
 
 # A room may import itself and the rooms of the rows above its own.
 LAYERS: list[set[str]] = [
-    {"types", "errors", "settings", "seeding", "redaction", "formatting", "intervals", "file_digests"},
+    {"types", "errors", "settings", "plugins", "seeding", "redaction", "formatting", "intervals"}
+    | {"file_digests"},
     {"algorithms"},
     {"config"},
     {"protocols", "data", "rewards", "models", "environments"},
@@ -31,7 +32,7 @@ LAYERS: list[set[str]] = [
     {"launch"},
     {"replay"},
     {"api", "compare"},
-    {"cli", "__main__", "__init__"},
+    {"cli", "library", "__main__", "__init__"},
 ]
 ACTORS_SEE = LAYERS[0] | {"protocols", "config", "algorithms", "data", "models", "rewards", "rollout"}
 SERVERS_SEE_NOT = {"trainer", "launch", "replay", "evaluation"}
@@ -170,18 +171,22 @@ def test_light_modules_import_without_the_heavy_ones(module: str) -> None:
     assert done.stdout.split() == []
 
 
-def test_a_dry_run_works_where_the_heavy_packages_are_missing() -> None:
-    code = (
+@pytest.mark.parametrize(("recipe", "code"), [("quickstart", 0), ("paper-7b", 2)])
+def test_a_dry_run_works_where_the_heavy_packages_are_missing(recipe: str, code: int) -> None:
+    missing = [*(name for name in HEAVY if name != "pyarrow"), "safetensors"]  # rows are Arrow tables
+    program = (
         "import sys\n"
-        f"for name in {HEAVY!r}: sys.modules[name] = None\n"  # importing it now raises ImportError
+        f"for name in {missing!r}: sys.modules[name] = None\n"  # importing it now raises ImportError
         "from sppo_ray.cli.main import main\n"
-        "sys.exit(main(['train', 'paper-7b', '--dry-run', '--rollout.workers=2']))"
+        f"sys.exit(main(['train', {recipe!r}, '--dry-run', '--rollout.max_sequences=77']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    assert "workers: 2" in done.stdout
+    assert done.returncode == code, done.stderr
+    assert "max_sequences: 77" in done.stdout
+    if code:  # the recipe names files for the user to give
+        assert "error: data.train[0].path: data/dapo-math-17k.parquet: no such file" in done.stderr
 
 
 # -------------------------------------------------------------------------------- how it is written

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sppo_ray import plugins
 from sppo_ray.config import DataSource
 from sppo_ray.data.sources.base import Concatenation, Source
 from sppo_ray.data.sources.files import (
@@ -60,8 +61,20 @@ def open_sources(settings: Sequence[DataSource], origin: str = "data.train") -> 
             raise UserError(
                 f"{where} repeats {origin}[{first}], every prompt of it would come twice: remove one of them"
             )
-        base = source.name or Path(source.path).stem
+        base = _name_of(source)
         uses[base] = uses.get(base, 0) + 1
         name = base if uses[base] == 1 else f"{base}#{uses[base]}"
-        sources.append(_OPEN[source.type](source, name, where))
+        sources.append(_open(source, name, where))
     return sources
+
+
+def _name_of(source: DataSource) -> str:
+    if source.type not in _OPEN:
+        return source.type
+    return source.name or Path(source.path).stem
+
+
+def _open(source: DataSource, name: str, where: str) -> Source:
+    if source.type in _OPEN:
+        return _OPEN[source.type](source, name, where)
+    return plugins.load("data", source.type).open(source, name)

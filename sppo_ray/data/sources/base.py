@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
+from sppo_ray.config import SourceSettings
 from sppo_ray.types import Example
 
 
@@ -24,6 +26,19 @@ class Source(Protocol):
     def examples(self, rows: Sequence[int]) -> list[Example]:
         """Return the examples of `rows`, in that order. Faster than several `source[row]`."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlugin:
+    """A type of data source: the object of an entry point of `sppo_ray.data`.
+
+    `open(settings, name)` opens it on the driver, before an actor starts; it raises UserError for
+    what a user can mend.
+    """
+
+    settings: type[SourceSettings]
+    """With the field `type`, the plugin's name."""
+    open: Callable[[Any, str], Source]
 
 
 class Concatenation:

@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +73,42 @@ class TableSource:
             ground_truth=record["ground_truth"],
             extra=json.loads(extra) if isinstance(extra, str) else extra,
         )
+
+
+def rows_table(rows: Any, origin: str) -> pa.Table:
+    """Return rows as an Arrow table: a list of dicts, an Arrow table, a Hugging Face dataset, a
+    data frame. Raises UserError that begins with `origin`.
+    """
+    try:
+        if isinstance(rows, pa.Table):
+            return rows
+        if isinstance(rows, Sequence) and not isinstance(rows, str):
+            return pa.Table.from_pylist([dict(row) for row in rows])
+        if hasattr(rows, "with_format"):  # datasets.Dataset
+            return rows.with_format("arrow")[:]
+        return pa.table(rows)  # pandas, polars and others, by Arrow's own interface
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UserError(
+            f"{origin}: is no table ({error}): give a list of dicts, an Arrow table, a Hugging Face dataset "
+            "or a data frame, whose columns have one type each"
+        ) from None
+
+
+def fields_of(columns: Sequence[str]) -> Fields:
+    """Return the fields of a table without settings: `ground_truth` where that is a column, else
+    the field's common format.
+    """
+    return Fields(ground_truth="ground_truth") if "ground_truth" in columns else Fields()
+
+
+def rows_source(rows: Any, name: str) -> TableSource:
+    """Return a source of rows with `prompt` and `ground_truth`, for a plugin's `open`. Raises
+    UserError naming row and field.
+    """
+    table = rows_table(rows, name)
+    fields = fields_of(table.column_names)
+    require_fields(table.schema, fields, name)
+    return TableSource(checked_table(table, fields, name), name, label=None)
 
 
 def require_fields(schema: pa.Schema, fields: Fields, path: str) -> None:

@@ -19,7 +19,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from sppo_ray.config import CustomReward, RewardFunction
+from sppo_ray.config import RewardFunction, UserReward
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.base import Verifier
 from sppo_ray.rewards.code.sandbox.confine import confine_fork, die_with_parent
@@ -55,7 +55,7 @@ def environment(function: RewardFunction) -> dict[str, str]:
     """Return the environment of the verifier processes, with this process's import path, so that
     they find the same custom function.
     """
-    if isinstance(function, CustomReward) and not function.confined:
+    if isinstance(function, UserReward) and not function.confined:
         kept = {name: value for name, value in os.environ.items() if name not in _KEYS_OF_THE_CLUSTER}
     else:
         kept = {

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sppo_ray.config import RewardSettings
+from sppo_ray.config import MathReward, RewardFunction, RewardSettings, UserReward
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.extract import with_open_thinking, without_echo
 from sppo_ray.rewards.pool.process import ChildDied, ProcessGone, Reply, VerifierProcess
@@ -116,7 +116,7 @@ class VerifierPool:
 
     def _job(self, request: ScoreRequest, verdict: asyncio.Future[Verdict]) -> _Job:
         function = self._settings.function
-        payload = _payload(request, _response_of(request), function.type)
+        payload = _payload(request, _response_of(request), function)
         return _Job(request, payload, verdict, needs_own_process(function, request.extra))
 
     async def ready(self) -> None:
@@ -270,7 +270,7 @@ class VerifierPool:
                 job, f"{job.blamed.text}, and {failure.text} with the ground truth alone", started
             )
         elif not job.verdict.done():
-            job.payload, job.blamed, job.attempts = _payload(job.request, None, ""), failure, 0
+            job.payload, job.blamed, job.attempts = _payload(job.request, None, None), failure, 0
             self._offer([job])
 
     # ------------------------------------------------------------------------------ queue, verdicts
@@ -358,14 +358,14 @@ def _response_of(request: ScoreRequest) -> str:
     return with_open_thinking(without_echo(request.response, request.prompt), request.prompt)
 
 
-def _payload(request: ScoreRequest, response: str | None, verifier: str) -> bytes:
+def _payload(request: ScoreRequest, response: str | None, function: RewardFunction | None) -> bytes:
     """Build the payload. The math verifier checks whether the prompt asks for a percentage; users'
     functions may need prompt and data source, unless the row has fields of these names.
     """
     extra = request.extra
-    if verifier == "math":
+    if isinstance(function, MathReward):
         extra = {**extra, "prompt": request.prompt}
-    elif verifier == "custom":
+    elif isinstance(function, UserReward):
         extra = {"data_source": request.source, "prompt": request.prompt, **extra}
     return pickle.dumps((response, request.ground_truth, extra))
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from sppo_ray.config import CustomReward, ReasoningGymReward, RewardFunction
+from sppo_ray.config import ReasoningGymReward, RewardFunction, UserReward
 from sppo_ray.rewards.reasoning_gym.grammar import Names, is_expression, is_integer_expression
 
 Entry = Mapping[str, Any]
@@ -39,7 +39,7 @@ def needs_own_process(function: RewardFunction, extra: Mapping[str, Any]) -> boo
     """
     if isinstance(function, ReasoningGymReward):
         return extra.get("reasoning_gym_task") in ANSWERS
-    return isinstance(function, CustomReward) and function.isolate
+    return isinstance(function, UserReward) and function.isolate
 
 
 def _arithmetic(answer: str, entry: Entry) -> str | None:

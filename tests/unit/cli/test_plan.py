@@ -73,7 +73,7 @@ def test_gpus_are_asked_for_where_there_are_none(
     monkeypatch.setattr("sppo_ray.planning.devices.local_gpus", lambda: (None, 0))
     assert main(["plan", "paper-7b"]) == 2
     assert "--gpus=4xH100" in capsys.readouterr().err
-    assert main(["train", "paper-7b", "--dry-run"]) == 0
+    assert main(["train", "paper-7b", "--dry-run"]) == 2
     assert "# none: paper-7b runs on GPUs" in capsys.readouterr().out
 
 

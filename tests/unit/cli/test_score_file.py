@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sppo_ray.cli.main import main
 from sppo_ray.cli.score_file import read_requests, score_file
 from sppo_ray.config import CustomReward, RewardSettings
 from sppo_ray.errors import UserError
@@ -33,7 +34,7 @@ def test_verdicts_come_in_order_whatever_finishes_first(tmp_path: Path) -> None:
     with_extra = line("extra", "", extra={"credit": 0.5})
     path = write(tmp_path, line("sleep 0.3", "x"), line("b", "b"), line("raise", ""), "", with_extra)
     out = io.StringIO()
-    assert score_file(path, COMMANDS, out) == 1
+    assert score_file(path, COMMANDS, out) == (3, 1)
     rows = [json.loads(row) for row in out.getvalue().splitlines()]
     assert [row["reward"] for row in rows] == [0.0, 1.0, None, 0.5]
     assert rows[2]["reason"] == "error: KeyError: 'units'"
@@ -44,12 +45,19 @@ def test_verdicts_come_in_order_whatever_finishes_first(tmp_path: Path) -> None:
 def test_the_default_is_the_mathematical_verifier(tmp_path: Path) -> None:
     path = write(tmp_path, line(r"\boxed{\frac{2}{4}}", "0.5"), line(r"\boxed{1}", "0.5"), line("", "0.5"))
     out = io.StringIO()
-    assert score_file(path, RewardSettings(), out) == 0
+    assert score_file(path, RewardSettings(), out) == (3, 0)
     assert [json.loads(row)["reason"] for row in out.getvalue().splitlines()] == [
         "correct",
         "wrong",
         "no_answer",
     ]
+
+
+def test_the_command_fails_when_nothing_could_be_scored(tmp_path: Path, capsys) -> None:
+    function = "{type: custom, function: 'tests.unit.rewards.verifier_functions:by_command'}"
+    path = write(tmp_path, line("raise", ""), line("raise", ""))
+    assert main(["score", path, f"--reward.function={function}"]) == 1
+    assert "2 of 2 responses could not be scored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

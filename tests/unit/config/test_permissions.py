@@ -60,7 +60,12 @@ def run_directory(path: Path, *overrides: str) -> Path:
     return path
 
 
-def test_a_file_of_ones_own_may_name_ones_own_module_but_no_installed_package(tmp_path: Path, capsys) -> None:
+def test_a_file_of_ones_own_may_name_ones_own_module_but_no_installed_package(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "code.py").write_text("def reward(response, ground_truth, extra): return 1.0")
+    monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(dump_config(load_config("quickstart", [CUSTOM])))
     assert main(["train", str(recipe), "--dry-run"]) == 0
