@@ -8,7 +8,8 @@ _BOX = r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s{0,3}"
 _BOX_OPENS = re.compile(_BOX)
 _UNBRACED = re.compile(r"[-+]?(?:\\[a-zA-Z]+(?:\{[^{}]{0,200}\}){0,3}|[0-9][0-9.,/]*|[A-Za-z])")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text, not structure
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+#.-]*)[^\n`]*$", re.MULTILINE)
+# possessive: a line of spaces that ends in ` takes linear time
+_FENCE = re.compile(r"^[ \t]*+```[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
 _PYTHON = frozenset(["python", "python3", "py", "py3"])
 _MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)

@@ -101,7 +101,7 @@ _CHINESE_LEAD = re.compile(r"^(?:\\text\{)?\s*(?:最终)?(?:答案|结果|解)(?
 _CONNECTIVE = {"或": "or", "或者": "or", "和": "and", "与": "and", "且": "and", "以及": "and"}
 _THIN_GROUPS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?: [0-9]{3})+(?![0-9]| ?/)")
 _AMOUNT = (
-    r"(-?)\s*{sign}\s*([0-9][0-9.,]*|\.[0-9]+|\\frac\{{[^{{}}]*\}}\{{[^{{}}]*\}})"
+    r"(?<![0-9])(-?)\s*{sign}\s*([0-9][0-9.,]*|\.[0-9]+|\\frac\{{[^{{}}]*\}}\{{[^{{}}]*\}})"
     r"(\s*(?:\\text\{{)?\s*(?:hundred|thousand|million|billion|trillion)s?\s*\}}?)?"
 )
 _CURRENCIES = tuple(

@@ -129,7 +129,7 @@ _SCALES = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
     "quadrillion": 10**15,
     "dozen": 12, "score": 20, "gross": 144, "lakh": 10**5, "crore": 10**7, "万": 10**4, "亿": 10**8,
-    "百": 100, "千": 1000, "百万": 10**6, "千万": 10**7,
+    "十": 10, "百": 100, "千": 1000, "百万": 10**6, "千万": 10**7,
 }  # fmt: skip
 _PERCENT = frozenset(["percent", "percents", "pct", "percentage", "%"])
 _CHANGING = frozenset([
@@ -153,7 +153,8 @@ _CHANGING = frozenset([
     "neither", "nor", "if", "should", "would", "could", "might", "may", "complement", "cannot",
     "isn't", "percentile", "outside", "beyond", "behind", "inverted", "reversed",
     "mirrored", "negated", "rejected", "tens", "grand", "point", "through", "basis", "ppm", "ppb", "permille",
-    "bn", "mn", "tn", "mln", "bln", "k", "m", "untrue", "one", "two", "three", "four", "five", "six", "seven",
+    "bn", "mn", "tn", "mln", "bln", "mil", "mill", "mio", "thou", "myriad", "excluded", "k", "m", "untrue",
+    "one", "two", "three", "four", "five", "six", "seven",
     "eight", "nine", "ten", "eleven", "twelve", "twenty", "thirty", "forty", "fifty", "hundred",
     "成", "折", "倍", "半", "不对", "错", "错误", "不是", "以上", "以下",
 ])  # fmt: skip
@@ -205,6 +206,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"°\s*([CF])(?![A-Za-z])", r" °\1 ", text)
     text = re.sub(r"\^\s*\{\s*(-?[0-9]+|st|nd|rd|th)\s*\}", r"^\1", text)
     text = re.sub(r"\^\s+(?=(?:st|nd|rd|th)(?![A-Za-z]))", "^", text)
+    text = re.sub(r"(?<=[A-Za-z])([23])(?![0-9])", r"^\1", text)  # cm2; but 7 m 8 is no power
     text = text.replace(r"\mu", "µ").replace(r"\Omega", "Ω").replace(r"\%", "%").replace("*", " ")
     text = re.sub(r"\\(?:cdot|times|[,;:! ])|[~·⋅{}]", " ", text)
     return re.sub(r"\bper cent\b", "percent", re.sub(r"µ\s+(?=[A-Za-zΩ])|\b([kMGm])\s+(?=Ω)", _glued, text))
@@ -258,8 +260,8 @@ def _single(tokens: list[str], at: int) -> tuple[Fraction, Dimensions, int, int]
     if found is None:
         return None
     at += 1
-    if at < len(tokens) and (exponent := re.fullmatch(r"\^\s*(-?[0-9])|([0-9])", tokens[at])):
-        return *found, int(exponent[1] or exponent[2]), at + 1
+    if at < len(tokens) and (exponent := re.fullmatch(r"\^\s*(-?[0-9])", tokens[at])):
+        return *found, int(exponent[1]), at + 1
     if at < len(tokens) and tokens[at].casefold() in ("squared", "cubed"):
         return *found, 2 if tokens[at].casefold() == "squared" else 3, at + 1
     return *found, power, at

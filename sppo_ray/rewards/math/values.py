@@ -39,8 +39,25 @@ def same_value(truth: Node, answer: Node) -> bool:
     """
     names = sorted({part.args[0] for tree in (truth, answer) for part in walk(tree) if part.op == "sym"})
     if not names:
-        return same_number(*_numbers(truth, answer, {})) and _stays_same(truth, answer, {})
+        pair, digits = _numbers(truth, answer, {})
+        if any(map(_differs_from_zero, pair, (answer, truth))):
+            return False
+        return same_number(pair, digits) and _stays_same(truth, answer, {})
     return _same_function(truth, answer, names)
+
+
+def _differs_from_zero(number: Number, other: Node) -> bool:
+    """Whether a number is 0 and the other expression is not, however small: e^{-1000}."""
+    return isinstance(number, Fraction) and number == 0 and _is_never_zero(other)
+
+
+def _is_never_zero(node: Node) -> bool:
+    if node.op == "num":
+        return bool(node.args[0] != 0)
+    if node.op in ("const", "^"):
+        infinite = Node("const", ("inf",)) in walk(node)
+        return not infinite and (node.op == "const" or _is_never_zero(node.args[0]))
+    return node.op in ("*", "/", "neg") and all(map(_is_never_zero, node.args))
 
 
 def _stays_same(truth: Node, answer: Node, point: Mapping[str, Fraction]) -> bool:

@@ -409,7 +409,7 @@ def test_a_program_whose_verifier_ended_while_it_started_does_not_begin() -> Non
     start = f"""
 import sys; sys.path.insert(0, {str(Path(confine.__file__).parent)!r})
 import confine
-confine.confine(parent={os.getpid()} + PASSED, memory_mib=512, cpu_s=5, output_mib=1, readable=[])
+confine.confine(parent={os.getpid()} + PASSED, memory_mib=512, cpu_s=5, output_mib=1, niceness=0, readable=[])
 print("begins")
 """
     for passed, printed in (("0", "begins\n"), ("1", "")):
@@ -432,7 +432,7 @@ import os, sys, types
 os.setgid(65534); os.setuid(65534)
 sys.path.insert(0, {folder!r})
 import confine
-confine.confine(parent=os.getppid(), memory_mib=512, cpu_s=5, output_mib=1, readable=[])
+confine.confine(parent=os.getppid(), memory_mib=512, cpu_s=5, output_mib=1, niceness=0, readable=[])
 refused = 0
 for attempt in ("import socket; socket.socket()", "import os; os.fork()", "open('/etc/passwd')", "open({folder!r} + '/x', 'w')",
                 "import os; os.kill(os.getppid(), 0)", "import os; open('/proc/%d/environ' % os.getppid())"):

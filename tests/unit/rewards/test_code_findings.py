@@ -7,7 +7,8 @@ need it to be found out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,32 @@ SUM = {"name": None, "cases": None, "tests": "assert f(2) == 4\nassert f(3) == 6
 
 def test_a_program_that_burns_the_processor_is_late_before_the_deadline() -> None:
     tested = ConfinedProcesses(deadline_s=4.0).run_tests(BURNS, SUM, Limits(2.0, 512), stop_at_failure=True)
+    assert (tested.passed, bool(tested.failed)) == (0, True)
+
+
+BURNS_AT_ITS_START = """
+import hashlib, threading
+threading.stack_size(1 << 17)
+for _ in range(60):
+    threading.Thread(target=hashlib.pbkdf2_hmac, args=('sha256', b'a', b'b', 10**9), daemon=True).start()
+def f(x): return 0
+"""
+
+
+@pytest.fixture
+def one_processor() -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize("own_work", ["import numpy, pytest", "want = sum(i * i for i in range(1_000_000))"])
+def test_no_program_takes_the_processor_from_its_tests(one_processor: None, own_work: str) -> None:
+    """60 threads beside the start of the tests, their imports, their own work and their end."""
+    tests = SUM | {"tests": f"{own_work}\n{SUM['tests']}"}
+    sandbox = ConfinedProcesses(deadline_s=5.0)
+    tested = sandbox.run_tests(BURNS_AT_ITS_START, tests, Limits(3.0, 512), stop_at_failure=True)
     assert (tested.passed, bool(tested.failed)) == (0, True)
 
 

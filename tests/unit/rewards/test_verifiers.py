@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from sppo_ray.config import CustomReward, MathReward, ReasoningGymReward, RunningSumReward
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.base import RewardRangeError, Verifier
-from sppo_ray.rewards.extract import last_boxed, last_tagged
+from sppo_ray.rewards.extract import last_boxed, last_program, last_tagged
 from sppo_ray.rewards.registry import build_verifier
 
 RUNNING_SUM = build_verifier(RunningSumReward())
@@ -54,6 +54,13 @@ def test_whatever_comes_before_the_last_box_does_not_matter(before: str, content
 def test_extraction_is_linear_in_the_text() -> None:
     assert last_boxed(r"\boxed{" * 100_000 + "5" + "}" * 100_000) == "5"
     assert last_boxed(r"\boxed{5}" * 100_000) == "5"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("line", [" " * 90_000, "\t" * 90_000, "a" * 90_000, " " * 45_000 + "a" * 45_000])
+def test_a_long_line_that_is_no_fence_takes_no_time(line: str) -> None:
+    """As a minute would make the sample an error, and no 0."""
+    assert last_program(f"```python\nx = 1\n```\n```{line}`") == "x = 1"
 
 
 def test_the_last_tag_decides() -> None:

@@ -18,24 +18,36 @@ _COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_
 def operate(name: str, left: Any, right: Any) -> Any:
     """Compare two values of the tests, or calculate with them."""
     if "ndarray" in (type(left).__name__, type(right).__name__):
-        _refuse_empty(left, right)
+        _refuse_empty(left, right, beside_numbers=name == "eq")
     return getattr(operator, name)(left, right)
 
 
-def make(dtype: str, values: list[Any]) -> Any:
-    """An array of numbers, or one number; others stay plain. NumPy would read numbers, and NaN,
-    from text.
+def make(dtype: str, values: Any) -> Any:
+    """An array of numbers, or one number; others stay plain. Raises ValueError for what is no
+    number: NumPy would read numbers, and NaN, from text.
     """
     if dtype[1:2] not in ("b", "i", "u", "f", "c"):
         return values
     import numpy
 
-    if not isinstance(values, list):
-        return numpy.dtype(dtype).type(values)
-    made = numpy.array(values)
-    if made.size and made.dtype.kind not in "biufc":
-        raise ValueError(f"no array of numbers: {made.dtype}")
-    return numpy.array(values, dtype=dtype)
+    kind, made = numpy.dtype(dtype), numpy.array(values)
+    is_number = isinstance(values, list) or made.shape == ()
+    if kind.kind not in "biufc" or not is_number or (made.size and made.dtype.kind not in "biufc"):
+        raise ValueError(f"no array of numbers: {dtype}, {made.dtype}")
+    return numpy.array(values, dtype=kind) if isinstance(values, list) else kind.type(values)
+
+
+def widened(value: Any) -> Any:
+    """An array or number of NumPy in double precision where a narrow one equals what it is not:
+    float16(inf) == 70000, float16(3.14) == 3.1416.
+    """
+    import numpy
+
+    wide = {"f": numpy.float64, "c": numpy.complex128}.get(value.dtype.kind)
+    if wide is None or value.dtype.itemsize >= numpy.dtype(wide).itemsize:
+        return value
+    is_half = value.dtype == numpy.float16
+    return value.astype(wide) if is_half or not numpy.isfinite(value).all() else value
 
 
 def patch_numpy() -> None:
@@ -56,9 +68,9 @@ def _same_shape(compare: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _refuse_empty(left: Any, right: Any) -> None:
+def _refuse_empty(left: Any, right: Any, *, beside_numbers: bool = False) -> None:
     import numpy
 
     shapes = numpy.shape(left), numpy.shape(right)
-    if () not in shapes and shapes[0] != shapes[1] and (0 in shapes[0]) != (0 in shapes[1]):
+    if (beside_numbers or () not in shapes) and (0 in shapes[0]) != (0 in shapes[1]):
         raise AssertionError(f"arrays of the shapes {shapes[0]} and {shapes[1]}")

@@ -52,12 +52,15 @@ class CannotConfine(Exception):
     """This machine lacks a mechanism; the message names it and the remedy."""
 
 
-def confine(*, parent: int, memory_mib: int, cpu_s: int, output_mib: int, readable: list[str]) -> None:
+def confine(
+    *, parent: int, memory_mib: int, cpu_s: int, output_mib: int, niceness: int, readable: list[str]
+) -> None:
     """Confine this process permanently; it must have a single thread. Raises CannotConfine.
 
     It dies with `parent`, the process that started it. `readable` are further directories that it
     may import from.
     """
+    os.nice(niceness)
     _unshare()
     _become_nobody(parent)
     _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -54,6 +54,11 @@ class Objects:
         return number
 
     def learn(self, number: int, value: Any) -> None:
+        """Raises ValueError for an object that has a number: a program may not give a list of the
+        tests a number of its own, and change it by that.
+        """
+        if id(value) in self._numbers:
+            raise ValueError("an object has one number")
         self._known[number] = _Known(number, value)
         self._numbers[id(value)] = number
 

@@ -68,11 +68,13 @@ class Link:
         self.kinds: dict[str, type[Exception]] = {}
 
     def await_program(self, subjects: list[str], kinds: list[str], required: list[str]) -> None:
-        """Wait until the program has run its definitions; its message is not read. `subjects` are
-        the functions and classes under test; calling one that is missing fails. `kinds` are names
-        that the tests use as exceptions. Raises ProgramGone without one of the `required` names.
+        """Let the program run its definitions and wait for them; its message is not read. Not before
+        the tests are ready: it could take the processor from their start and their imports.
+        `subjects` are the functions and classes under test; calling one that is missing fails.
+        `kinds` are names that the tests use as exceptions. Raises ProgramGone without one of the
+        `required` names.
         """
-        self._ask(None)
+        self._ask({"do": "start"})
         self._subjects = subjects
         named = {"dict": [["kinds", kinds], ["required", required]]}
         reply = self._ask({"do": "find", "on": 0, "given": subjects, "named": named} | self._news())
@@ -86,11 +88,14 @@ class Link:
         return Remote(self, 1 + self._subjects.index(name), is_class=is_class(name))
 
     def exceptions(self, names: dict[str, str]) -> dict[str, Any]:
-        """The exceptions of the program that the tests name. One that it lacks stays undefined."""
+        """The exceptions of the program that the tests name. One that it lacks stays undefined, and
+        the program is at fault where the tests fail on that: `pytest.raises(Missing)`.
+        """
         kinds = {name: real for name, real in names.items() if real in self._found}
         self.kinds = {
             real: type(real, (Exception,), {}) for real in kinds.values() if self._found[real] is True
         }
+        self.involved = self.involved or not set(names.values()) <= set(self.kinds)
         return {name: self.kinds.get(real, _NO_EXCEPTION) for name, real in kinds.items()}
 
     def do(self, what: str, on: int, /, *given: Any, **named: Any) -> Any:
@@ -169,16 +174,15 @@ class Link:
             raise self._exception(reply)
         return reply
 
-    def _ask(self, message: dict[str, Any] | None) -> dict[str, Any]:
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         os.pwrite(self._result, WAITING, 0)
         try:
-            if message is not None:
-                self._wire.send(message)
+            self._wire.send(message)
             return self._wire.receive()
         except (wire.WireClosed, ValueError, RecursionError, MemoryError):
             raise self.gone() from None
         finally:
-            self.involved = self.involved or (message is not None and message["do"] != "find")
+            self.involved = self.involved or message["do"] not in ("start", "find")
             os.pwrite(self._result, INVOLVED if self.involved else ALONE, 0)
 
     def can_send(self, value: Any) -> bool:
@@ -265,7 +269,8 @@ class Link:
         """Tests that do not name NumPy get no empty array, which would equal longer ones."""
         is_scalar = not isinstance(values, list)
         wanted = self.with_arrays or (self.exact and values != [])
-        return arrays.make(dtype, values) if wanted and (self.exact or not is_scalar) else values
+        made = arrays.make(dtype, values) if wanted and (self.exact or not is_scalar) else values
+        return arrays.widened(made) if hasattr(made, "dtype") else made
 
     def _refuse_nan(self, number: Any) -> None:
         """Tests that do not name NaN get none: `if abs(f(2) - 4) > 1e-6: raise` takes it for

@@ -48,6 +48,8 @@ _MARGIN_S = 0.5  # before the pool's deadline
 _FAIR_SHARE = 0.25  # of the time limit, on a processor
 _OUTPUT_MIB = 4
 _TESTER_MEMORY_MIB = 1024
+_NICENESS = 10
+"""Of programs: 64 threads of one take no processor from its tests and from the verifier."""
 _ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """The whole environment of a program: no keys or tokens of the run."""
 
@@ -183,7 +185,7 @@ class ConfinedProcesses:
             theirs = {
                 **tests,
                 "wire": [to_tester[0].fileno(), to_program[1].fileno()],
-                "limits": _rights(Limits(limits.timeout_s, _TESTER_MEMORY_MIB)),
+                "limits": _rights(Limits(limits.timeout_s, _TESTER_MEMORY_MIB), niceness=0),
                 "result": result,
                 "stop_at_failure": stop_at_failure,
                 "as_python": as_python,
@@ -198,6 +200,8 @@ class ConfinedProcesses:
             ended = _wait(tester.popen, limits.timeout_s, excuse=_DELAY_LIMIT, rival=rival, end=end)
             if ended is None and _content(result) not in (b"", ALONE):
                 return _given_up([program.popen, tester.popen], limits)
+            if not ended and _content(result) == ALONE and _starved(tester.popen, program.popen, limits):
+                return Tested(0, 1, timeout=True)
             ended = ended and tester.popen.wait() not in (_OUT_OF_CPU, _KILLED)
             content = _content(result)  # before the program's end changes it
         return _tested(content, ended=bool(ended))
@@ -315,13 +319,14 @@ def _process(
             process.kill()
 
 
-def _rights(limits: Limits) -> dict[str, Any]:
+def _rights(limits: Limits, *, niceness: int = _NICENESS) -> dict[str, Any]:
     paths = sysconfig.get_paths()
     return {
         "parent": os.getpid(),
         "memory_mib": limits.memory_mib,
         "cpu_s": int(limits.timeout_s) + 1,
         "output_mib": _OUTPUT_MIB,
+        "niceness": niceness,
         "readable": sorted({paths["purelib"], paths["platlib"]}),
     }
 
@@ -367,6 +372,11 @@ def _given_up(processes: list[subprocess.Popen[bytes]], limits: Limits) -> Teste
     if burnt > _FAIR_SHARE * limits.timeout_s:
         return Tested(0, 1, timeout=True)
     raise SandboxFailed("the machine is overloaded: the tests had no processor for most of their time")
+
+
+def _starved(tester: subprocess.Popen[bytes], program: subprocess.Popen[bytes], limits: Limits) -> bool:
+    """Whether the tests waited for a processor that the program took."""
+    return min(_scheduled(tester.pid)[1], _cpu_s(program.pid)) > _FAIR_SHARE * limits.timeout_s
 
 
 def _scheduled(pid: int) -> tuple[float, float]:

@@ -51,6 +51,7 @@ _USUAL_MODULES = frozenset(
 def main(setup_fd: int) -> None:
     setup = program.enter(setup_fd)
     connection = wire.Wire(*setup["wire"])
+    connection.receive()  # the tests are ready
     _Server(connection, definitions(setup["code"])).serve()
 
 
