@@ -47,7 +47,7 @@ HALF = sr.AlgorithmSpec(HalfSettings, lambda samples, _: [s.reward - 0.5 for s i
 
 
 def test_runs_in_a_notebook_with_a_ray_session_of_its_own(ray_cluster: Any, tmp_path: Path) -> None:
-    """Twice in one process, with the objects that a call takes; the session stays, its actors go."""
+    """Twice in one process, with objects for everything; the session stays, its actors go."""
     steps: list[float] = []
 
     def reward(response: str, ground_truth: str, extra: dict[str, Any]) -> float:
