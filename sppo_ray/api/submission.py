@@ -26,7 +26,7 @@ from sppo_ray.config.loading import parse_config, read_settings, recipe_names, r
 from sppo_ray.config.outside_yaml import write_yaml
 from sppo_ray.config.permissions import asks_for, flags_for
 from sppo_ray.errors import UserError
-from sppo_ray.planning.preflight import check_settings
+from sppo_ray.planning.preflight import check_reward, check_settings
 from sppo_ray.redaction import redact, secret_places
 from sppo_ray.rundir.files import RunFile, names_in
 from sppo_ray.rundir.job import SubmissionRecord, read_submission, write_submission
@@ -224,10 +224,24 @@ def checked_config(request: JobRequest, settings: ApiSettings) -> RunConfig:
             tree["seed"] = request.seed
         config = parse_config(tree, origin)
         config = confined(config, settings)
-        check_settings(config)
+        check_settings(config, code=False)
+        _require_code(config)
     except UserError as error:
         raise _settings_problem(str(error), request) from None
     return config
+
+
+def _require_code(config: RunConfig) -> None:
+    """Find the reward function where the jobs of this server will, without running it. Raises
+    UserError.
+    """
+    try:
+        check_reward(config)
+    except UserError as error:
+        raise UserError(
+            f"{error} (looked for on the server; a job does not bring the module with it: install it there, "
+            "or send it along with ray job submit --working-dir . -- python -m sppo_ray train FILE)"
+        ) from None
 
 
 def refuse_secrets(request: JobRequest) -> None:

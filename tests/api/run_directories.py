@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sppo_ray.config import RunConfig
 from sppo_ray.config.loading import dump_config, load_config
 from sppo_ray.display.progress import SilentProgress
@@ -175,3 +177,11 @@ def waiting_submission(root: Path, name: str, *, age_s: float = 0.0) -> Path:
     }
     (path / "submission.json").write_text(json.dumps(record))
     return path
+
+
+def own_module(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, *, function: str = "score") -> None:
+    """Put a module with a reward function on the import path."""
+    file = folder.joinpath(*name.split(".")).with_suffix(".py")
+    file.parent.mkdir(parents=True)
+    file.write_text(f"def {function}(response, ground_truth, extra): return 1.0")
+    monkeypatch.syspath_prepend(str(folder))

@@ -19,7 +19,7 @@ from sppo_ray.api.submission import Submission, checked_config, prepare
 from sppo_ray.cli.main import main
 from sppo_ray.config.loading import load_config
 from sppo_ray.errors import UserError
-from tests.api.run_directories import LiveRun
+from tests.api.run_directories import LiveRun, own_module
 from tests.api.test_jobs import problem
 
 CUSTOM = "--reward.function={type: custom, function: 'evil.code:reward'}"
@@ -162,7 +162,10 @@ def test_every_recipe_without_files_is_taken(runs: Path, name: str) -> None:
 # ----------------------------------------------------------------------------------- when it starts
 
 
-def test_the_job_is_held_to_what_was_checked(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_is_held_to_what_was_checked(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_module(tmp_path, "mine.rewards", monkeypatch)
     overrides = {"reward.function": {"type": "custom", "function": "mine.rewards:score"}}
     job = submitted({"recipe": "quickstart", "overrides": overrides}, runs, allow_modules=("mine",))
     file = job.run_dir / "submitted.yaml"
@@ -174,8 +177,9 @@ def test_the_job_is_held_to_what_was_checked(runs: Path, capsys: pytest.CaptureF
 
 
 def test_without_the_flag_settings_of_a_run_directory_do_not_start(
-    runs: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    own_module(tmp_path, "evil.code", monkeypatch, function="reward")
     path = stopped(runs, CUSTOM) / "config.yaml"
     assert main(["train", str(path), "--dry-run"]) == 2
     assert "add --allow-module=evil.code" in capsys.readouterr().err

@@ -22,7 +22,9 @@ from sppo_ray.api.schemas import JobRequest
 from sppo_ray.api.settings import ApiSettings
 from sppo_ray.api.submission import as_yaml, checked_config, entrypoint, prepare
 from sppo_ray.config.loading import load_config
-from tests.api.run_directories import LiveRun
+from tests.api.run_directories import LiveRun, own_module
+
+ROW = '{"prompt": "a1b2=", "ground_truth": "3"}'
 
 
 def refused(request: dict, runs: Path, **allowed) -> ApiProblem:
@@ -102,7 +104,10 @@ def test_what_is_refused_names_the_field_and_the_remedy(
     assert message in problem.errors[0].message + problem.detail
 
 
-def test_a_verifier_of_ones_own_is_code_and_needs_leave(runs: Path) -> None:
+def test_a_verifier_of_ones_own_is_code_and_needs_leave(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_module(tmp_path, "mine.rewards", monkeypatch)
     overrides = {"reward.function": {"type": "custom", "function": "os:system"}}
     assert (
         refused({"recipe": "quickstart", "overrides": overrides}, runs, allow_modules=("mine",)).kind
@@ -112,6 +117,20 @@ def test_a_verifier_of_ones_own_is_code_and_needs_leave(runs: Path) -> None:
     request = JobRequest(recipe="quickstart", overrides=overrides)
     allowed = checked_config(request, ApiSettings(runs=runs, allow_modules=("mine",))).reward.function
     assert (allowed.type, allowed.packages) == ("custom", ("mine",))
+    overrides["reward.function"]["function"] = "mine.rewards:scored"
+    problem = refused({"recipe": "quickstart", "overrides": overrides}, runs, allow_modules=("mine",))
+    assert "scored does not exist in module mine.rewards" in problem.detail
+    assert "mine" not in sys.modules  # read, not run
+
+
+def test_files_are_looked_into_before_a_job_starts(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+1=", "ground_truth": "2"}')
+    overrides = {"data.train": [{"type": "jsonl", "path": str(tmp_path / "rows.jsonl")}]}
+    problem = refused({"recipe": "quickstart", "overrides": overrides}, runs, allow=(tmp_path,))
+    assert problem.status == 422 and "rows.jsonl: line 1: no prompt" in problem.detail
+    overrides = {"learner.model": str(tmp_path / "model")}
+    problem = refused({"recipe": "quickstart", "overrides": overrides}, runs, allow=(tmp_path,))
+    assert problem.status == 422 and "no such directory; give a Transformers checkpoint" in problem.detail
 
 
 def test_paths_below_an_allowed_directory_become_absolute_and_links_out_of_it_do_not_help(
@@ -119,7 +138,7 @@ def test_paths_below_an_allowed_directory_become_absolute_and_links_out_of_it_do
 ) -> None:
     shared = tmp_path / "shared"
     (shared / "data").mkdir(parents=True)
-    (shared / "data" / "train.jsonl").write_text("{}")
+    (shared / "data" / "train.jsonl").write_text(ROW)
     (shared / "out").symlink_to("/etc")
     recipe = shared / "mine.yaml"
     recipe.write_text(yaml.safe_dump(load_config("quickstart").model_dump(mode="json")))
@@ -240,8 +259,8 @@ def test_a_pattern_chooses_files_and_no_directories(runs: Path, tmp_path: Path) 
     shared, outside = tmp_path / "shared", tmp_path / "outside"
     (shared / "data").mkdir(parents=True)
     outside.mkdir()
-    (outside / "x.jsonl").write_text("{}")
-    (shared / "data" / "a.jsonl").write_text("{}")
+    (outside / "x.jsonl").write_text(ROW)
+    (shared / "data" / "a.jsonl").write_text(ROW)
     (shared / "link").symlink_to(outside)
     allowed = ApiSettings(runs=runs, allow=(shared,))
 

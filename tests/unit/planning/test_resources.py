@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from sppo_ray.config.loading import load_config
+from sppo_ray.config.loading import load_config, parse_config
 from sppo_ray.errors import UserError
 from sppo_ray.planning.devices import parse_gpus
 from sppo_ray.planning.placement import place
 from sppo_ray.planning.resources import (
     Resources,
     bundles_of,
+    fitted_cpus,
     learning_bundles_of,
     require_feasible,
     resolve_device,
@@ -87,3 +88,27 @@ def test_a_smaller_critic_is_in_the_first_bundles() -> None:
     learner_and_critic, learner = learning_bundles_of(load_config("paper-1.5b", [*COLOCATED, *counts]))
     assert [actor.gpus for actor in learner_and_critic.actors] == [0.5, 0.5]  # a replay
     assert (learner_and_critic.gpus, learner.gpus) == (1, 1)
+
+
+MINIMAL = {
+    "data": {"train": [{"type": "running-sum"}], "prompts_per_step": 8, "minibatch_size": 8},
+    "learner": {"model": "m"},
+    "critic": {"model": "m"},
+    "rollout": {"max_response_tokens": 80},
+}
+
+
+def test_shares_that_nobody_set_are_fitted_to_the_machine() -> None:
+    config = parse_config(MINIMAL)
+    assert config.logical_cpus() == 4  # engine, learner, critic and reward, a CPU each
+    fitted = fitted_cpus(config, 2)
+    assert fitted.logical_cpus() == 2 and fitted.critic.cpus_per_rank == 0.5
+    assert fitted_cpus(config, 4) is config
+    # what is set stays: 1.5 + 3 x 0.16 (0.5 / 3, rounded down)
+    set_ = parse_config(MINIMAL | {"rollout": {"max_response_tokens": 80, "cpus_per_worker": 1.5}})
+    fitted = fitted_cpus(set_, 2)
+    assert (fitted.rollout.cpus_per_worker, fitted.learner.cpus_per_rank) == (1.5, 0.16)
+    assert fitted.logical_cpus() == 1.98
+    # nothing left for the others: refused as before
+    all_ = parse_config(MINIMAL | {"rollout": {"max_response_tokens": 80, "cpus_per_worker": 2}})
+    assert fitted_cpus(all_, 2) is all_
