@@ -9,7 +9,7 @@ run.lock            held by the writing process     trajectories/    Parquet, on
 curve.png           the learning curve              checkpoints/     resumable states
 reliability.png     the critic's, last evaluation   export/          plain Transformers checkpoints
 calibration/        of `sppo-ray calibrate`         control/         commands to the run, answers
-trace.json          with --trace, for Perfetto
+trace.json          with --trace, for Perfetto      report.html      of `sppo-ray report`
 
 Jobs of the REST server also have submission.json, submitted.yaml and output.log.
 """
@@ -50,6 +50,7 @@ EXPORT = "export"
 CALIBRATION = "calibration"
 CURVE = "curve.png"
 RELIABILITY = "reliability.png"
+REPORT = "report.html"
 TRACE = "trace.json"
 CONTROL_INBOX = "control/inbox"
 CONTROL_DONE = "control/done"
