@@ -21,7 +21,7 @@ PY   := $(VENV)/bin/python
 ENV  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow test-fast test-cluster chaos soak fuzz fuzz-rewards lint audit doctor
+.PHONY: help env train test test-slow test-fast test-cluster chaos soak fuzz fuzz-rewards lint audit doctor docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,14 @@ audit: .venv-audit/bin/pip-audit ## known vulnerabilities of the locked packages
 .venv-audit/bin/pip-audit:
 	@$(PYTHON) -m venv .venv-audit
 	@.venv-audit/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) pip-audit==2.10.1
+
+docs: .venv-docs/bin/mkdocs ## the documentation as a site that needs no network: site/index.html
+	@$< build --quiet $(ARGS)
+
+.venv-docs/bin/mkdocs: requirements/docs.lock
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install -qq --disable-pip-version-check --no-deps $(PIP_ARGS) -r $<
+	@touch $@
 
 doctor: $(ENV) ## check this machine: versions, torch build, Ray, memory, limits
 	@$(PY) -m sppo_ray doctor

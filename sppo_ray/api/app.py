@@ -17,7 +17,7 @@ from sppo_ray import __version__
 from sppo_ray.api import openapi, problems
 from sppo_ray.api.index import JobIndex
 from sppo_ray.api.ray_jobs import RayJobs
-from sppo_ray.api.routes import control, jobs, records, service
+from sppo_ray.api.routes import control, downloads, jobs, records, service
 from sppo_ray.api.security import SecurityMiddleware
 from sppo_ray.api.services import Services, Streams
 from sppo_ray.api.settings import ApiSettings
@@ -49,7 +49,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.state.services = Services(
         settings, index, ray, Streams(settings.max_streams, settings.max_streams_per_caller)
     )
-    for router in (jobs.router, control.router, records.router, service.router):
+    for router in (jobs.router, control.router, records.router, downloads.router, service.router):
         app.include_router(router)
     service.add_page(app)
     problems.install(app)

@@ -21,6 +21,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from sppo_ray.api.schemas import (
+    Downloads,
     Evaluations,
     FieldError,
     Health,
@@ -202,6 +203,22 @@ class Client:
 
     def config(self, job_id: str) -> RunSettings:
         return self._get(f"{_at(job_id)}/config", RunSettings)
+
+    def downloads(self, job_id: str) -> Downloads:
+        return self._get(f"{_at(job_id)}/downloads", Downloads)
+
+    def export(self, job_id: str) -> Iterator[bytes]:
+        """Yield pieces of a tar archive with the exported models."""
+        try:
+            with self._http.stream("GET", f"{_at(job_id)}/export") as response:
+                _require_success(response)
+                yield from response.iter_bytes()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from None
+
+    def report(self, job_id: str) -> str:
+        """Return the HTML file that `sppo-ray report` wrote."""
+        return self._send("GET", f"{_at(job_id)}/report").text
 
     # -------------------------------------------------------------------------------------- service
 

@@ -84,7 +84,7 @@ def job_of(record: RunRecord, around: JobContext) -> Job:
         step=status.state.step,
         steps=status.steps or config.loop.steps,
         budget_s=config.loop.budget_s,
-        eta_s=None if state.is_final else status.eta_s,
+        eta_s=None if state.is_final or state is JobState.PAUSED else status.eta_s,
         **_figures(record),
         workers=status.fleet,
         wanted_workers=status.wanted_workers or config.rollout.workers,

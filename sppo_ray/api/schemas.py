@@ -134,6 +134,7 @@ class Job(Model):
     with `seconds`.
     """
     eta_s: float | None = None
+    """Estimate of the seconds left; null while the job is paused and after its end."""
     reward: float | None = None
     """Mean reward of the newest step."""
     accuracy: float | None = None
@@ -288,6 +289,21 @@ class Evaluations(Model):
 class RunSettings(Model):
     yaml: str
     settings: dict[str, Any]
+
+
+class Download(Model):
+    name: str
+    """File name that a browser suggests."""
+    bytes: int
+    """Of the files; an archive is a little larger."""
+    files: int
+
+
+class Downloads(Model):
+    export: Download | None = None
+    """The exported models; null before the run has finished."""
+    report: Download | None = None
+    """What `sppo-ray report` wrote; null without it."""
 
 
 class Recipe(Model):

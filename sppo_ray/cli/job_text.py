@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from sppo_ray.formatting import format_seconds
+
 if TYPE_CHECKING:
-    from sppo_ray.api.schemas import Job
+    from sppo_ray.api.schemas import Job, LastError, Worker
 
 
 def describe(job: Job) -> str:
     """Describe a job's state for people, one fact per line, without empty fields."""
-    workers = ", ".join(f"{w.name} {w.state.lower()} v{w.version}" for w in job.workers)
+    workers = ", ".join(_worker(worker) for worker in job.workers)
     facts: list[tuple[str, Any]] = [
         ("job", job.id),
         ("state", f"{job.state} ({job.phase}{f', {job.stage}' if job.stage else ''})"),
-        ("step", position(job) + (f", about {job.eta_s:.0f} s left" if job.eta_s is not None else "")),
+        ("step", position(job) + _time_left(job)),
         (
             "budget",
             None if job.budget_s is None else f"{job.seconds:.0f} of {job.budget_s:.0f} s of training",
@@ -43,14 +45,25 @@ def describe(job: Job) -> str:
             ", ".join(f"step {c.step} ({c.bytes / 2**20:.1f} MiB)" for c in job.checkpoints) or None,
         ),
         ("alerts", "; ".join(alert.message for alert in job.alerts) or None),
-        (
-            "error",
-            None
-            if job.last_error is None
-            else f"{job.last_error.actor or ''} {job.last_error.message}".strip(),
-        ),
+        ("error", None if job.last_error is None else _error(job.last_error)),
     ]
     return harmless("\n".join(f"{name:<12} {value}" for name, value in facts if value is not None))
+
+
+def _worker(worker: Worker) -> str:
+    """Format a worker: "rollout-0 healthy v7"; a new engine has no version before its sync."""
+    version = "" if worker.version is None else f" v{worker.version}"
+    return f"{worker.name} {worker.state.lower()}{version}"
+
+
+def _error(error: LastError) -> str:
+    """Format the error with the failed actor's name, which most messages begin with."""
+    is_named = error.actor is None or error.message.startswith(error.actor)
+    return error.message if is_named else f"{error.actor} {error.message}"
+
+
+def _time_left(job: Job) -> str:
+    return "" if job.eta_s is None else f", about {format_seconds(job.eta_s, whole=True)} left"
 
 
 def harmless(text: str, *, lines: bool = True) -> str:

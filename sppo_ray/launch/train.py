@@ -191,7 +191,7 @@ def _record_failure(recorder: Recorder, error: BaseException) -> None:
     with contextlib.suppress(OSError):
         recorder.event(
             "forced" if was_asked else "failed",
-            str(error) if was_asked else f"{type(error).__name__}: {error}",
+            str(error) if was_asked else _message_of(error),
         )
     with contextlib.suppress(OSError):
         if was_asked:
@@ -205,9 +205,15 @@ def _described(error: BaseException) -> dict[str, Any]:
     stack = "".join(traceback.format_exception(error))
     return {
         "actor": error.worker if isinstance(error, WorkerFailure) else None,
-        "message": redact(f"{type(error).__name__}: {error}"),
+        "message": redact(_message_of(error)),
         "stack": redact(stack[-STACK_CHARACTERS:]),  # the end is the most informative part
     }
+
+
+def _message_of(error: BaseException) -> str:
+    """Return the error's text; only an error that nobody foresaw needs the name of its class."""
+    foreseen = isinstance(error, (UserError, WorkerFailure))
+    return str(error) if foreseen else f"{type(error).__name__}: {error}"
 
 
 def _starting_point(config: RunConfig, run_dir: RunDir, on_skip: Callable[[str], None]) -> StartingPoint:

@@ -4,6 +4,7 @@ live figures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -132,8 +133,10 @@ def require_feasible(
         ("GPUs", sum(b.gpus for b in bundles), sum(node.gpus for node in nodes)),
     ):
         if need > have + EPSILON:
+            share = f"; on one machine --cluster.local_cpus={math.ceil(need)} lets them share its cores"
             raise UserError(
                 f"this run needs {need:g} logical {name}, the Ray cluster has {have:g} ({wanted}): {remedy}"
+                + (share if name == "CPUs" else "")
             )
     for bundle in bundles:
         if not any(

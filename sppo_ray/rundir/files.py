@@ -154,6 +154,37 @@ def names_in(run_dir: Path, folder: str) -> list[str]:
         return []
 
 
+def files_below(run_dir: Path, folder: str, *, most: int, depth: int = 4) -> list[str]:
+    """Return the sorted paths of the regular files below a folder of the run directory, at most
+    `most`, from at most `depth` levels of folders. Links are left out.
+    """
+    found: list[str] = []
+    for name in names_in(run_dir, folder)[:most]:
+        path = f"{folder}/{name}"
+        if is_folder(run_dir, path):
+            found += files_below(run_dir, path, most=most - len(found), depth=depth - 1) if depth > 1 else []
+        elif is_file(run_dir, path):
+            found.append(path)
+    return found[:most]
+
+
+def is_folder(run_dir: Path, name: str) -> bool:
+    try:
+        with _opened_folder(run_dir, name):
+            return True
+    except OSError:
+        return False
+
+
+def is_file(run_dir: Path, name: str) -> bool:
+    """Whether `name` is a regular file that can be read."""
+    try:
+        RunFile(run_dir, name).open().close()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def _opened_folder(run_dir: Path, folder: str) -> Iterator[int]:
     descriptor = _open(str(run_dir), _FOLDER, None)

@@ -9,7 +9,7 @@ run.lock            held by the writing process     trajectories/    Parquet, on
 curve.png           the learning curve              checkpoints/     resumable states
 reliability.png     the critic's, last evaluation   export/          plain Transformers checkpoints
 calibration/        of `sppo-ray calibrate`         control/         commands to the run, answers
-trace.json          with --trace, for Perfetto
+trace.json          with --trace, for Perfetto      report.html      of `sppo-ray report`
 
 Jobs of the REST server also have submission.json, submitted.yaml and output.log.
 """
@@ -54,6 +54,7 @@ DATASET = "dataset.parquet"
 HELD_OUT = "held_out.parquet"
 CURVE = "curve.png"
 RELIABILITY = "reliability.png"
+REPORT = "report.html"
 TRACE = "trace.json"
 CONTROL_INBOX = "control/inbox"
 CONTROL_DONE = "control/done"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ def read_record(path: Path, previous: RunRecord | None = None) -> RunRecord:
         last_step=previous.last_step if previous and unchanged(METRICS) else last_step(path),
         config=previous.config if previous and unchanged(CONFIG, SUBMISSION) else _config_facts(path),
         lock=lock_holder(RunFile(path, LOCK)),
-        checkpoints=previous.checkpoints if previous and unchanged(CHECKPOINTS) else _checkpoints(path),
+        checkpoints=_checkpoints(path, previous.checkpoints if previous and unchanged(CHECKPOINTS) else ()),
         commands=recent_commands(path, SHOWN_COMMANDS),
         config_time=now[CONFIG][1] / 1e9 or None,
     )
@@ -197,13 +197,20 @@ def _config_facts(path: Path) -> ConfigFacts:
         return ConfigFacts()
 
 
-def _checkpoints(path: Path) -> tuple[CheckpointRecord, ...]:
+def _checkpoints(path: Path, known: Sequence[CheckpointRecord]) -> tuple[CheckpointRecord, ...]:
+    """Read the newest checkpoints; those of `known` are not read again. A file system may show a
+    manifest later than its directory, so one that is missing is looked for at every call.
+    """
     steps = sorted(step for name in names_in(path, CHECKPOINTS) if (step := step_of(name)) is not None)
-    found = []
-    for step in steps[-SHOWN_CHECKPOINTS:]:
-        file = RunFile(path, f"{CHECKPOINTS}/{step_name(step)}/{MANIFEST}")
-        manifest = _Manifest.read(file)
-        if manifest is not None:
-            size = sum(entry.bytes for entry in manifest.files.values())
-            found.append(CheckpointRecord(step, file.stamp()[1] / 1e9, size))
-    return tuple(found)
+    by_step = {record.step: record for record in known}
+    found = (by_step.get(step) or _checkpoint(path, step) for step in steps[-SHOWN_CHECKPOINTS:])
+    return tuple(record for record in found if record is not None)
+
+
+def _checkpoint(path: Path, step: int) -> CheckpointRecord | None:
+    file = RunFile(path, f"{CHECKPOINTS}/{step_name(step)}/{MANIFEST}")
+    manifest = _Manifest.read(file)
+    if manifest is None:
+        return None
+    size = sum(entry.bytes for entry in manifest.files.values())
+    return CheckpointRecord(step, file.stamp()[1] / 1e9, size)

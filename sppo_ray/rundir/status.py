@@ -6,6 +6,7 @@ Only keys that were set are written, so a missing key means that the run has not
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from pydantic import field_validator
 from sppo_ray.rundir.commands import CommandRecord
 from sppo_ray.rundir.files import FileModel, Number, RunFile, Whole
 from sppo_ray.rundir.layout import STATUS, RunDir
+
+_FORESEEN = re.compile(r"^(UserError|DiskFull|GuardrailStop|Reward\w+|Worker\w+): ")
 
 
 class FleetRow(FileModel):
@@ -125,6 +128,14 @@ class RunStatus(FileModel):
     @classmethod
     def _error_of_an_old_run(cls, value: Any) -> Any:
         return {"message": value} if isinstance(value, str) else value
+
+    @field_validator("last_error")
+    @classmethod
+    def _without_class(cls, error: ErrorRow | None) -> ErrorRow | None:
+        """Older releases began the message with the class of the error."""
+        if error is None:
+            return None
+        return error.model_copy(update={"message": _FORESEEN.sub("", error.message)})
 
     def but(self, **fields: Any) -> RunStatus:
         """Return a copy with changed `fields`; rows may be mappings or objects with the

@@ -118,6 +118,13 @@ def test_the_client_reads_everything(live: tuple[str, Path, str]) -> None:
         assert client.trajectories("read", limit=1).items[0].index == 1
         assert [entry["step"] for entry in client.evaluations("read").evaluations] == [0, 3]
         assert client.config("read").settings["seed"] == 1
+        (runs / "read" / "export").mkdir()
+        (runs / "read" / "export" / "a").write_text("one")
+        (runs / "read" / "report.html").write_text("<p>")
+        assert client.downloads("read").export == schemas.Download(name="read-export.tar", bytes=3, files=1)
+        # header, padded content, two blocks of zeros
+        assert len(b"".join(client.export("read"))) == 512 + 512 + 1024
+        assert client.report("read") == "<p>"
         assert [event.kind for event in client.event_stream("read")][-1] == "end"
         assert {recipe.name for recipe in client.recipes().recipes} >= {"quickstart"}
         assert (client.healthz().status, client.readyz().status) == ("ok", "degraded")
@@ -319,6 +326,19 @@ def test_how_far_a_job_is(
     progress = {"step": step, "steps": steps, "seconds": seconds, "budget_s": budget_s}
     job = schemas.Job(id="a", name="a", state=schemas.JobState.RUNNING, phase="training", **progress)
     assert f"step         {shown}\n" in describe(job) + "\n"
+
+
+def test_a_new_engine_has_no_version_and_a_paused_run_no_time_left() -> None:
+    workers = [
+        schemas.Worker(name="rollout-0", state="HEALTHY", version=3),
+        schemas.Worker(name="rollout-1", state="RESTARTING"),
+    ]
+    error = schemas.LastError(actor="learner-0", message="learner-0: gone")
+    told = {"phase": "training", "step": 3, "steps": 60, "workers": workers, "last_error": error}
+    text = describe(schemas.Job(id="a", name="a", state=schemas.JobState.RUNNING, eta_s=3222.0, **told))
+    assert "rollout-0 healthy v3, rollout-1 restarting\n" in text
+    assert "3/60, about 53m42s left" in text
+    assert "error        learner-0: gone" in text  # the name once
 
 
 def test_what_a_model_wrote_does_not_steer_a_terminal() -> None:

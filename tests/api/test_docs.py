@@ -29,7 +29,7 @@ def expected(command: str) -> int:
 
 
 def test_the_pages_have_commands() -> None:
-    assert len(curls("api.md")) >= 22
+    assert len(curls("api.md")) >= 25
     assert len(curls("operations.md")) == 1
 
 
@@ -44,6 +44,9 @@ def test_a_documented_call_works(live: tuple[str, Path, str], tmp_path: Path, nu
     for _ in range(steps):
         run.step()
     (run.path / "output.log").write_text("one\ntwo\n")
+    (run.path / "export").mkdir()
+    (run.path / "export" / "a").write_text("one")
+    (run.path / "report.html").write_text("<p>")
     if any(words in command for words in ENDED):
         run.evaluate(0.5)
         run.finish(status="stopped")
@@ -54,6 +57,8 @@ def test_a_documented_call_works(live: tuple[str, Path, str], tmp_path: Path, nu
         assert "event: step" in body and "event: end" in body
     if "logs" in command:
         assert body.startswith("one\ntwo")
+    if "-o export.tar" in command:
+        assert (tmp_path / "export.tar").stat().st_size == 2048
     if "-o metrics.arrow" in command:
         assert pa.ipc.open_stream((tmp_path / "metrics.arrow").read_bytes()).read_all()[
             "step"

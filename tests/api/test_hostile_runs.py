@@ -117,7 +117,10 @@ def test_a_directory_that_may_not_be_looked_into_is_no_run(
 
 
 SECRET = "the-secret-of-another"
-CALLS = ("", "/logs", "/metrics", "/config", "/trajectories", "/evaluations", "/metrics?format=arrow")
+CALLS = (
+    "", "/logs", "/metrics", "/config", "/trajectories", "/evaluations", "/metrics?format=arrow",
+    "/downloads", "/export", "/report",
+)  # fmt: skip
 
 
 def linked(run: Path, name: str, outside: Path) -> None:
@@ -134,6 +137,7 @@ def linked(run: Path, name: str, outside: Path) -> None:
         "job.json",
         "submission.json", "run.lock", "evaluations/step-000001.json", "trajectories/step-000001.parquet",
         "control/inbox/1-a.json", "control/done/1-a.json", "checkpoints/step-000001/manifest.json",
+        "report.html", "export/policy/config.json",
     ],
 )  # fmt: skip
 def test_a_link_to_a_file_elsewhere_is_not_followed(
@@ -152,7 +156,10 @@ def test_a_link_to_a_file_elsewhere_is_not_followed(
         assert SECRET.encode() not in answer.content, call
 
 
-@pytest.mark.parametrize("folder", ["evaluations", "trajectories", "control", "control/done", "checkpoints"])
+FOLDERS = ("evaluations", "trajectories", "control", "control/done", "checkpoints", "export", "export/policy")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_nor_is_a_link_to_a_folder(server: TestClient, runs: Path, tmp_path: Path, folder: str) -> None:
     run, other = LiveRun(runs), LiveRun(tmp_path / "elsewhere", "other")
     other.step(response=SECRET)
@@ -161,6 +168,8 @@ def test_nor_is_a_link_to_a_folder(server: TestClient, runs: Path, tmp_path: Pat
     (other.path / "checkpoints" / "step-000001" / "manifest.json").write_text(
         '{"files": {"a": {"bytes": 777777}}}'
     )
+    (other.path / "export" / "policy").mkdir(parents=True)
+    (other.path / "export" / "policy" / "config.json").write_text(SECRET)
     (other.path / "control" / "done").mkdir(parents=True)
     (other.path / "control" / "done" / "1-a.json").write_text(json.dumps({"id": SECRET, "kind": "stop"}))
     linked(run.path, folder, other.path / folder)

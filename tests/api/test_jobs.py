@@ -73,12 +73,12 @@ def test_every_end_of_a_job(server: TestClient, runs: Path) -> None:
     finished_run(runs, "done")
     stopped, failed, lost = (LiveRun(runs, name) for name in ("stopped", "failed", "lost"))
     stopped.finish(status="stopped")
-    failed.fail(actor="learner", message="WorkerFailure: learner: gone", stack="Traceback")
+    failed.fail(actor="learner", message="learner: gone", stack="Traceback")
     lost.vanish()
     states = {job["id"]: job["state"] for job in server.get("/v1/jobs").json()["jobs"]}
     assert states == {"done": "SUCCEEDED", "stopped": "STOPPED", "failed": "FAILED", "lost": "LOST"}
     error = server.get("/v1/jobs/failed").json()["last_error"]
-    assert error == {"actor": "learner", "message": "WorkerFailure: learner: gone", "stack": "Traceback"}
+    assert error == {"actor": "learner", "message": "learner: gone", "stack": "Traceback"}
 
 
 def test_checkpoints_with_their_size(server: TestClient, runs: Path) -> None:

@@ -8,23 +8,30 @@ are skipped. Screenshots for the documentation: SPPO_RAY_SCREENSHOTS=1 pytest te
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
 import shutil
 import socket
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sppo_ray.api import ray_jobs
 from sppo_ray.api.app import create_app
 from sppo_ray.api.settings import ApiSettings
 from sppo_ray.api.tokens import add_token
+from sppo_ray.rollout.views import WorkerView
+from sppo_ray.rundir.layout import RunDir
 from sppo_ray.rundir.metrics import read_metrics
+from sppo_ray.rundir.status import RunStatus, write_status
 from tests.api.browser import TIMEOUT_MS, WHY_NOT, chromium
 from tests.api.page_runs import ATTACK, MOST_WORKERS, SAMPLES, RecordedRun
 
@@ -235,7 +242,7 @@ def test_a_finished_job_shows_its_curves_and_figures(open_page: Callable[..., An
     page = open_page("#/jobs/finished")
     expect(page.locator(".head-state")).to_contain_text("succeeded")
     expect(page.locator(".chart canvas")).to_have_count(9)
-    expect(page.locator(".chart.wide .where, .chart.empty")).to_have_count(0)
+    expect(page.locator(".chart.wide .where, .chart[hidden]")).to_have_count(0)
     for title, colour in (
         ("Reward and held-out accuracy", "c-green"), ("Value mean", "c-orange"), ("Brier score of the value",
         "c-orange"),
@@ -381,6 +388,187 @@ def test_actions_ask_first_and_show_the_servers_refusal(
     assert [command["kind"] for command in asked] == ["scale", "pause", "checkpoint"]
     assert asked[0]["rollout_workers"] == 3
     expect(page.locator(".panel").filter(has_text="Commands").locator("li")).to_have_count(3)
+
+
+# ---------------------------------------------------------- what is not there, and what is ahead
+
+
+def test_a_run_that_failed_before_its_first_step_has_no_empty_charts(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    run_dir = RunDir.create(tmp_path / "early", resume=False)
+    write_status(run_dir, RunStatus(phase="failed", last_error={"message": "UserError: no such model"}))
+    run_dir.close()
+    with serving(runs=tmp_path) as url:
+        page = open_page("#/jobs/early", at=url)
+        expect(page.get_by_text("This run ended before its first step.")).to_be_visible()
+        expect(page.locator(".chart:visible, .metric-choice:visible")).to_have_count(0)
+        # an older release began the message with the class of the error
+        expect(page.get_by_role("alert").locator("p")).to_have_text("no such model")
+        expect(page.locator(".panel").filter(has_text="Checkpoints")).to_contain_text("No checkpoint yet")
+        page.close()
+
+
+def test_a_new_engine_has_no_version_and_a_paused_run_no_time_left(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = RecordedRun(tmp_path / "paused", seed=8)
+    run.advance(3)
+    workers = [
+        WorkerView("rollout-0", "HEALTHY", 3, 0, 16, 800),
+        WorkerView("rollout-127", "RESTARTING", None, 12, 1024, 0),
+    ]
+    run.recorder.live(fleet=workers, eta_s=3222.0)
+    run.recorder.beat()
+    with serving(runs=tmp_path) as url:
+        page = open_page("#/jobs/paused", at=url)
+        expect(page.locator(".head-progress p")).to_contain_text("about 53 min 42 s left")
+        row = page.locator(".fleet tbody tr").nth(1)
+        expect(row).to_contain_text("rollout-127◌restarting–12")  # the version is a dash
+        expect(row.locator(".behind")).to_have_count(0)
+        for width in (1280, 390):  # the table is not cut
+            page.set_viewport_size({"width": width, "height": 900})
+            assert fits(page)
+            region = page.get_by_role("region", name="Fleet")
+            assert region.evaluate("(part) => part.scrollWidth <= part.clientWidth"), width
+        run.recorder.phase("paused", run.state, paused=True)
+        expect(page.locator(".head-state")).to_contain_text("paused")
+        expect(page.locator(".head-progress p")).not_to_contain_text("left")
+        page.goto(f"{url}/#/")
+        expect(page.locator(".steps small")).to_have_text("3 / 30")
+        page.close()
+    run.end("stopped")
+
+
+def test_a_checkpoint_is_listed_with_its_event_and_an_unfinished_one_later(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = RecordedRun(tmp_path / "saving", seed=9)
+    run.advance(2)
+    path = run.run_dir.checkpoints / "step-000002"
+    path.mkdir(parents=True)
+    panel_text = "Step 2"
+    with serving(runs=tmp_path) as url:
+        page = open_page("#/jobs/saving", at=url)
+        panel = page.locator(".panel").filter(has=page.get_by_role("heading", name="Checkpoints"))
+        expect(panel).to_contain_text("No checkpoint yet")
+        run.recorder.event("checkpoint", path.name)
+        expect(panel).to_contain_text(panel_text)  # by the event, while the file system shows no manifest
+        (path / "manifest.json").write_text('{"files": {"a": {"bytes": 2048}}}')
+        run.recorder.beat()
+        expect(panel).to_contain_text("2.00 KiB")
+        expect(panel.locator("tr")).to_have_count(1)
+        shutil.rmtree(path)
+        run.end("stopped")
+        expect(panel).to_contain_text("Those that this run wrote are deleted")
+        page.close()
+
+
+class RayWithJobs:
+    """A fake of Ray's job server's client; tests/api/test_control_plane.py has the real one."""
+
+    def __init__(self, address: str) -> None: ...
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        entry = "python -m sppo_ray train quickstart"
+        times = {"start_time": 1_000_000, "end_time": 2_000_000}
+        return [
+            SimpleNamespace(
+                submission_id="elsewhere", status="SUCCEEDED", entrypoint=entry, message=None, metadata=None,
+                **times,
+            )
+        ]  # fmt: skip
+
+
+def test_a_run_elsewhere_shows_no_progress(
+    open_page: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_jobs, "_connect", RayWithJobs)
+    with serving(runs=tmp_path) as url:
+        page = open_page(at=url)
+        row = page.locator("table.jobs tbody tr")
+        expect(row.locator(".steps")).to_have_text("no run directory below --runs")
+        expect(page.get_by_role("progressbar")).to_have_count(0)
+        page.goto(f"{url}/#/jobs/elsewhere")
+        expect(page.get_by_text("is not below the directory that this server shows")).to_be_visible()
+        expect(page.locator(".head-progress p")).to_contain_text("no run directory below --runs")
+        expect(page.get_by_role("progressbar")).to_have_count(0)
+        page.close()
+
+
+# ------------------------------------------------------------------ the reader's choice, and files
+
+
+def test_any_metric_can_be_drawn_and_the_choice_is_in_the_address(open_page: Callable[..., Any]) -> None:
+    page = open_page("#/jobs/finished")
+    field = page.get_by_label("Add a metric")
+    expect(page.locator("#metric-names option[value='tokens/total']")).to_have_count(1)
+    field.fill("nothing/like/it")
+    field.fill("seconds/step")
+    expect(page.locator(".own canvas")).to_have_count(1)
+    expect(field).to_have_value("")
+    field.fill("busy/rollout-0")
+    expect(page.locator(".own h3")).to_have_text(["seconds/step", "busy/rollout-0"])
+    assert painted(page, "seconds/step", "c-blue") > 100
+    assert painted(page, "busy/rollout-0", "c-orange") > 50
+    assert page.url.endswith("?metrics=seconds%2Fstep,busy%2Frollout-0")
+    page.reload()
+    expect(page.locator(".own canvas")).to_have_count(2)
+    page.get_by_role("button", name="Remove seconds/step").click()
+    expect(page.locator(".own h3")).to_have_text(["busy/rollout-0"])
+    assert fits(page)
+
+
+def test_a_comparison_draws_chosen_metrics_and_names_the_settings_that_differ(
+    open_page: Callable[..., Any],
+) -> None:
+    page = open_page("#/?compare=finished,stopped")
+    expect(page.locator(".comparison canvas")).to_have_count(4)
+    page.get_by_label("Add a metric").fill("policy/entropy")
+    expect(page.locator(".comparison canvas")).to_have_count(5)
+    assert painted(page, "policy/entropy", "c-blue") > 100
+    assert page.url.endswith("?compare=finished,stopped&metrics=policy%2Fentropy")
+    table = page.get_by_role("region", name="Settings that differ")
+    expect(table.locator("tbody tr")).to_have_text(["seed12"])  # 1 of `finished`, 2 of `stopped`
+    read = (
+        "([a, b]) => import('./ui/differences.js').then((m) => m.differences([a, b]).map(([name, values]) =>"
+        " [name, ...values.map((value) => value ?? null)]))"
+    )
+    one = {"loop": {"steps": 60, "gate": {}}, "list": [1, {"a": 2}], "same": {"x": None}}
+    two = {"loop": {"steps": 61, "gate": {}}, "list": [1, {"a": 3}], "same": {"x": None}, "new": 0}
+    assert page.evaluate(read, [one, two]) == [
+        ["list", [1, {"a": 2}], [1, {"a": 3}]],
+        ["loop.steps", 60, 61],
+        ["new", None, 0],
+    ]
+
+
+def test_export_and_report_are_saved_with_the_readers_token(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = RecordedRun(tmp_path / "runs" / "done", seed=10)
+    run.advance(1)
+    run.run_dir.exported_policy.mkdir(parents=True)
+    (run.run_dir.exported_policy / "config.json").write_text('{"a": 1}')
+    (run.run_dir.path / "report.html").write_text("<h1>Report</h1>")
+    run.end("finished")
+    token = add_token(tmp_path / "tokens", "reader", "viewer")
+    with serving(runs=tmp_path / "runs", tokens=tmp_path / "tokens") as url:
+        page = open_page(at=url, expected="status of 401")
+        page.get_by_label("Bearer token").fill(token)
+        page.get_by_role("button", name="Use this token").click()
+        page.get_by_role("link", name="done", exact=True).click()
+        panel = page.locator(".panel").filter(has_text="Downloads")
+        expect(panel).to_contain_text("policy and critic: 1 file, 8.00 B")
+        saved = {}
+        for kind in ("export", "report"):
+            with page.expect_download() as download:
+                page.get_by_role("button", name=f"Download the {kind}").click()
+            saved[download.value.suggested_filename] = Path(download.value.path()).read_bytes()
+        assert saved["done-report.html"] == b"<h1>Report</h1>"
+        with tarfile.open(fileobj=io.BytesIO(saved["done-export.tar"])) as archive:
+            assert archive.extractfile("done/policy/config.json").read() == b'{"a": 1}'  # type: ignore[union-attr]
+        page.close()
 
 
 # ------------------------------------------------------------------------------------------ samples

@@ -5,7 +5,10 @@ run.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
+from sppo_ray.api.archive import tar_of
 from sppo_ray.api.client import Event, lines_of, parse_events
 from sppo_ray.rundir import tail
 from sppo_ray.rundir.files import RunFile
@@ -318,3 +322,49 @@ def test_a_long_answer_does_not_hold_up_the_others(
     assert len(metrics.json()["rows"]) == 3000 and len(log.text.splitlines()) == 1000
     # An answer that is made in one piece on the event loop leaves it two or three turns.
     assert len(turns) > 20, f"the event loop had {len(turns)} turns while the answers were made"
+
+
+# ---------------------------------------------------------------------------------------- downloads
+
+
+def test_the_export_is_one_tar_and_the_report_one_page_that_no_browser_opens_here(
+    server: TestClient, runs: Path
+) -> None:
+    run = finished_run(runs, "done", steps=1)
+    nothing = server.get("/v1/jobs/done/downloads").json()
+    assert nothing == {"export": None, "report": None}
+    problem(server.get("/v1/jobs/done/export"), 404, "no-export")
+    assert "sppo-ray report" in problem(server.get("/v1/jobs/done/report"), 404, "no-report")["detail"]
+    files = {
+        "policy/config.json": b"{}",
+        "policy/model.safetensors": bytes(1500),
+        "critic/config.json": b"[1]",
+    }
+    for name, content in files.items():
+        path = run.run_dir.export / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    os.mkfifo(run.run_dir.export / "policy" / "pipe")  # is no file
+    (run.path / "report.html").write_text("<script>")
+    assert server.get("/v1/jobs/done/downloads").json() == {
+        "export": {"name": "done-export.tar", "bytes": 2 + 1500 + 3, "files": 3},
+        "report": {"name": "done-report.html", "bytes": 8, "files": 1},
+    }
+    answer = server.get("/v1/jobs/done/export")
+    assert answer.headers["content-disposition"] == 'attachment; filename="done-export.tar"'
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        found = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+    assert found == {f"done/{name}": content for name, content in files.items()}
+    page = server.get("/v1/jobs/done/report")
+    assert page.text == "<script>" and page.headers["content-disposition"].startswith("attachment")
+    assert page.headers["content-security-policy"] == "sandbox"
+
+
+def test_a_file_that_shrinks_while_it_is_sent_tears_the_archive(runs: Path) -> None:
+    (runs / "export").mkdir()
+    (runs / "export" / "a").write_bytes(bytes(3 << 20))
+    pieces = tar_of(runs, ["export/a"], below="export/", root="r")
+    next(pieces), next(pieces)  # the header, the first MiB
+    os.truncate(runs / "export" / "a", 1 << 20)
+    with pytest.raises(OSError, match="shorter"):
+        list(pieces)

@@ -152,6 +152,12 @@ def test_every_process_of_a_job_and_how_often_it_was_made_anew() -> None:
     assert job_of(record("finished", status={"actors": rows}), JobContext(NOW, None, None)).actors == []
 
 
+def test_a_paused_job_has_no_time_left() -> None:
+    for paused, left in ((False, 3222.0), (True, None)):
+        found = record("training", status={"eta_s": 3222.0, "paused": paused})
+        assert job_of(found, JobContext(NOW, None, True)).eta_s == left
+
+
 def test_the_last_error_names_actor_and_stack() -> None:
     error = {
         "actor": "rollout-1",
@@ -160,7 +166,8 @@ def test_the_last_error_names_actor_and_stack() -> None:
     }
     job = job_of(record("failed", status={"last_error": error}), JobContext(NOW, None, None))
     assert job.last_error is not None
-    assert (job.last_error.actor, job.last_error.message) == ("rollout-1", "WorkerFailure: rollout-1 died")
+    # an older release began the message with the class of the error
+    assert (job.last_error.actor, job.last_error.message) == ("rollout-1", "rollout-1 died")
     assert "hf_abc" not in (job.last_error.stack or "")
 
 

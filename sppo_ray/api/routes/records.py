@@ -101,7 +101,7 @@ async def metrics(
     ] = "json",
 ) -> Response:
     """Metrics by name and step range. Unknown names are left out."""
-    run_dir = await _run_dir(ours, job_id)
+    run_dir = await run_dir_of(ours, job_id)
     if format == "arrow":
         stream = metrics_query.metric_stream(run_dir, names=name or (), first=first, last=last)
         return StreamingResponse(stream, media_type=metrics_query.ARROW)
@@ -185,7 +185,7 @@ async def trajectories(
     """The samples of a step: prompt, response, reward and its reason, value, advantage; the most
     surprising first.
     """
-    run_dir, descending, offset = await _run_dir(ours, job_id), order == "desc", int(cursor or 0)
+    run_dir, descending, offset = await run_dir_of(ours, job_id), order == "desc", int(cursor or 0)
 
     def page() -> dict[str, Any]:
         found = samples.sample_page(
@@ -203,7 +203,7 @@ async def trajectories(
 )
 async def evaluations(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
     """Every held-out evaluation in full, by step."""
-    run_dir = await _run_dir(ours, job_id)
+    run_dir = await run_dir_of(ours, job_id)
     return await _json(lambda: {"evaluations": served_evaluations(run_dir, most=EVALUATION_BYTES)})
 
 
@@ -214,11 +214,12 @@ async def evaluations(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
 )
 async def config(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
     """The resolved settings of the run, with secrets redacted."""
-    run_dir = await _run_dir(ours, job_id)
+    run_dir = await run_dir_of(ours, job_id)
     return await _json(lambda: _settings(run_dir))
 
 
-async def _run_dir(ours: Ours, job_id: str) -> Path:
+async def run_dir_of(ours: Ours, job_id: str) -> Path:
+    """Return the job's run directory. Raises ApiProblem (404) without a job or a directory."""
     entry = await ours.index.get(job_id)
     if entry.record is None:
         raise ApiProblem(

@@ -58,6 +58,7 @@ export const api = {
   job: (id, signal) => json(at(id), { signal }),
   metrics: (id, params, signal) => json(`${at(id)}/metrics${query(params)}`, { signal }),
   trajectories: (id, params, signal) => json(`${at(id)}/trajectories${query(params)}`, { signal }),
+  downloads: (id, signal) => json(`${at(id)}/downloads`, { signal }),
   config: (id, signal) => json(`${at(id)}/config`, { signal }),
   logs: async (id, params, signal) => (await send(`${at(id)}/logs${query(params)}`, { signal, headers: { Accept: "text/plain" } })).text(),
   patch: (id, body) => json(at(id), { method: "PATCH", body }),

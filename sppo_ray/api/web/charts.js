@@ -26,7 +26,7 @@ export const faint = (colour, share) => `color-mix(in srgb, ${colour} ${100 * sh
 
 /**
  * One card. `spec`: {title, hint, series: [{label, colour (name of a custom property), width?, dash?, points?, hidden?, format?}],
- * bands?: [{series: [upper, lower], colour}], range?: [min, max], fromZero?, isShare? (ticks in percent), format?, sync?}. `update(x, columns, axis of rows.js, whether more will come)` draws.
+ * bands?: [{series: [upper, lower], colour}], range?: [min, max], fromZero?, isShare? (ticks in percent), format?, sync?}. `update(x, columns, axis of rows.js)` draws.
  */
 export class Chart {
   #plot = null;
@@ -36,20 +36,20 @@ export class Chart {
   constructor(spec, signal) {
     this.spec = { format: number, ...spec };
     this.legend = h("div.legend");
-    this.host = h("div.plot", { role: "img", "aria-label": `${spec.title}: no figures yet` });
-    this.element = h("figure.chart", {}, h("figcaption", {}, h("h3", {}, spec.title), spec.hint && h("p", {}, spec.hint)), this.legend, this.host);
+    this.host = h("div.plot", { role: "img" });
+    this.element = h("figure.chart", { hidden: true }, h("figcaption", {}, h("h3", {}, spec.title), spec.hint && h("p", {}, spec.hint)), this.legend, this.host);
     const observer = new ResizeObserver(() => this.#resize());
     observer.observe(this.host);
     document.addEventListener("themechange", () => this.#redraw(), { signal });
     signal.addEventListener("abort", () => (observer.disconnect(), this.#plot?.destroy()), { once: true });
   }
 
-  update(x, columns, axis, goesOn = true) {
+  /** Draws the figures. A chart without any is hidden. */
+  update(x, columns, axis) {
     const isSameAxis = this.#shown?.axis === axis;
-    this.#shown = { x, columns, axis, goesOn };
-    const isEmpty = columns.every((column) => column.every((value) => value === null));
-    this.element.classList.toggle("empty", isEmpty);
-    if (isEmpty) return fill(this.legend, h("span.muted", {}, goesOn ? "no figures yet" : "this run has no such figures"));
+    this.#shown = { x, columns, axis };
+    this.element.hidden = columns.every((column) => column.every((value) => value === null));
+    if (this.element.hidden) return;
     if (!this.#plot || !isSameAxis) this.#draw();
     else this.#plot.setData([x, ...columns], !this.#isZoomed);
     if (this.#isZoomed) this.#plot.redraw();
@@ -59,7 +59,7 @@ export class Chart {
   #redraw() {
     this.#plot?.destroy();
     this.#plot = null;
-    if (this.#shown) this.update(this.#shown.x, this.#shown.columns, this.#shown.axis, this.#shown.goesOn);
+    if (this.#shown) this.update(this.#shown.x, this.#shown.columns, this.#shown.axis);
   }
 
   #draw() {

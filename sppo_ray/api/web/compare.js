@@ -1,8 +1,10 @@
-// The same curve of several runs in one chart, against steps or training time.
+// The same curve of several runs in one chart, against steps or training time, and the settings in which the runs differ.
 import { api } from "./api.js";
 import { Chart } from "./charts.js";
-import { button, fill, fillOnChange, h, problemNotice } from "./dom.js";
-import { number, percent } from "./format.js";
+import { differencesPanel, Settings } from "./differences.js";
+import { button, fill, fillOnChange, h, notice, problemNotice } from "./dom.js";
+import { number, percent, plural } from "./format.js";
+import { MetricChoice } from "./metric_choice.js";
 import { AXES, Rows } from "./rows.js";
 
 export const COLOURS = ["c-blue", "c-orange", "c-green", "c-violet", "c-red", "c-teal"];
@@ -13,40 +15,58 @@ const CURVES = [
   { title: "Response length", name: "response/length_mean", fromZero: true, format: number },
 ];
 const NAMES = [...CURVES.map(({ name }) => name), "seconds/total"];
+const NAMED = 50; // first rows, whose names are all that a run records
 
 export class Comparison {
-  constructor(signal) {
+  /** `choose(names)` is called when the reader chooses metrics. */
+  constructor(signal, choose) {
     this.signal = signal;
     this.known = new Map(); // id -> Rows
+    this.names = new Map(); // id -> names of all metrics
+    this.settings = new Settings(signal);
+    this.choice = new MetricChoice(choose);
     this.axis = "step";
     this.ids = [];
-    this.element = h("section.comparison", { "aria-label": "Comparison", hidden: true });
+    this.chosen = []; // names of metrics
+    this.head = h("div");
+    this.body = h("div");
+    this.element = h("section.comparison", { "aria-label": "Comparison", hidden: true }, this.head, this.choice.element, this.body);
   }
 
-  /** Shows the curves of `ids`; none hides it. */
-  async show(ids) {
-    this.ids = ids;
+  /** Shows the curves of `ids`, with the metrics `chosen` first; none hides it. */
+  async show(ids, chosen) {
+    if (chosen.some((name) => !this.chosen.includes(name))) this.known.clear(); // they were not loaded
+    Object.assign(this, { ids, chosen });
     this.element.hidden = ids.length === 0;
     if (ids.length === 0) return;
     try {
-      await Promise.all(ids.filter((id) => !this.known.has(id)).map((id) => this.#load(id)));
+      await Promise.all(ids.map((id) => this.#loadNew(id)));
+      this.trees = await this.settings.of(ids);
+      this.loaded = ids;
       if (ids === this.ids) this.#draw();
     } catch (problem) {
-      if (!this.signal.aborted) fill(this.element, problemNotice(problem));
+      delete this.body.dataset.key;
+      if (!this.signal.aborted) fill(this.body, problemNotice(problem));
     }
   }
 
   /** Takes in what the runs that still go on have added. */
   async refresh(isActive) {
-    await Promise.all(this.ids.filter((id) => this.known.has(id) && isActive(id)).map((id) => this.#load(id)));
-    if (this.ids.length) this.#draw();
+    if (this.loaded !== this.ids) return;
+    await Promise.all(this.ids.filter(isActive).map((id) => this.#load(id)));
+    if (this.ids.length && this.loaded === this.ids) this.#draw();
+  }
+
+  async #loadNew(id) {
+    if (!this.names.has(id)) this.names.set(id, (await api.metrics(id, { limit: NAMED }, this.signal)).names);
+    if (!this.known.has(id)) await this.#load(id);
   }
 
   async #load(id) {
     const rows = this.known.get(id) ?? new Rows();
     let from = rows.all.at(-1)?.step ?? null;
     do {
-      const page = await api.metrics(id, { name: NAMES, from }, this.signal);
+      const page = await api.metrics(id, { name: [...NAMES, ...this.chosen], from }, this.signal);
       rows.add(page.rows);
       from = page.next_from ?? null;
     } while (from !== null);
@@ -54,13 +74,16 @@ export class Comparison {
   }
 
   #draw() {
-    fillOnChange(this.element, [this.ids, this.axis, this.ids.map((id) => this.known.get(id).size)], () => {
+    this.choice.draw([...new Set(this.ids.flatMap((id) => this.names.get(id)))].sort(), this.chosen);
+    fillOnChange(this.head, [this.ids, this.axis], () => h("div.section-head", {}, h("h2", {}, `Comparing ${plural(this.ids.length, "run")}`), this.#axes(), h("a", { href: "#/" }, "Clear")));
+    fillOnChange(this.body, [this.ids, this.chosen, this.axis, this.ids.map((id) => this.known.get(id).size)], () => {
       this.charts?.abort();
       this.charts = new AbortController();
       this.signal.addEventListener("abort", () => this.charts.abort(), { once: true });
-      const charts = CURVES.map((curve) => this.#chart(curve));
-      const head = h("div.section-head", {}, h("h2", {}, `Comparing ${this.ids.length} run${this.ids.length === 1 ? "" : "s"}`), this.#axes(), h("a", { href: "#/" }, "Clear"));
-      return [head, h("div.charts", {}, charts)];
+      const own = this.chosen.filter((name) => !CURVES.some((curve) => curve.name === name)).map((name) => ({ title: name, name, format: number }));
+      const charts = [...own, ...CURVES].map((curve) => this.#chart(curve));
+      const isEmpty = charts.every((chart) => chart.hidden);
+      return [isEmpty ? notice("empty", "No curves yet") : null, h("div.charts", {}, charts), differencesPanel(this.ids, this.trees)];
     });
   }
 

@@ -1,8 +1,9 @@
 // The curves of a job: which figures stand together, and what a reader should see in them.
 import { Chart } from "./charts.js";
-import { h } from "./dom.js";
+import { fillOnChange, h, notice } from "./dom.js";
 import { FINAL } from "./feed.js";
 import { percent } from "./format.js";
+import { ChosenCharts, COLOURS } from "./metric_choice.js";
 import { AXES } from "./rows.js";
 
 const share = (value) => percent(value, value > 0 && value < 0.01 ? 2 : 0);
@@ -94,8 +95,15 @@ export class Curves {
   constructor(feed, signal) {
     this.feed = feed;
     this.axis = "step";
-    this.charts = CURVES.map((curve) => ({ curve, chart: new Chart({ ...curve, sync: `job-${feed.id}` }, signal) }));
-    this.element = h("div.charts", {}, this.charts.map(({ chart }) => chart.element));
+    this.chosen = []; // names of metrics
+    const sync = `job-${feed.id}`;
+    this.charts = CURVES.map((curve) => ({ curve, chart: new Chart({ ...curve, sync }, signal) }));
+    this.nothing = h("div");
+    const own = h("div.charts.own");
+    const make = (name, end) => new Chart({ title: name, sync, series: [{ label: "value", colour: COLOURS[this.chosen.indexOf(name) % COLOURS.length] }] }, end);
+    this.ownCharts = new ChosenCharts(own, make, signal);
+    this.element = h("div", {}, this.nothing, own, h("div.charts", {}, this.charts.map(({ chart }) => chart.element)));
+    feed.addEventListener("job", () => this.#explain(), { signal });
     feed.addEventListener("rows", () => this.draw(), { signal });
     this.draw();
   }
@@ -104,7 +112,20 @@ export class Curves {
     const axis = AXES[this.axis];
     const rows = this.feed.rows.all.filter((row) => axis.of(row) !== null);
     const x = rows.map(axis.of);
-    const goesOn = !FINAL.has(this.feed.job?.state);
-    for (const { curve, chart } of this.charts) chart.update(x, curve.names.map((name) => rows.map((row) => row[name] ?? null)), axis, goesOn);
+    const column = (name) => rows.map((row) => row[name] ?? null);
+    for (const { curve, chart } of this.charts) chart.update(x, curve.names.map(column), axis);
+    for (const [name, chart] of this.ownCharts.show(this.chosen)) chart.update(x, [column(name)], axis);
+    this.#explain();
   }
+
+  #explain() {
+    const { job, rows } = this.feed;
+    fillOnChange(this.nothing, [rows.size === 0, job.state, job.run_id], () => (rows.size === 0 ? whyEmpty(job) : null));
+  }
+}
+
+function whyEmpty(job) {
+  if (!job.run_id) return notice("empty", "No curves", "This job's run directory is not below the directory that this server shows (--runs), so its records are not here.");
+  if (!FINAL.has(job.state)) return notice("empty", "No curves yet", "They begin with the first evaluation or step.");
+  return notice("empty", "No curves", "This run ended before its first step.");
 }

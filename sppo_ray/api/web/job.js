@@ -5,7 +5,7 @@ import { Feed, FINAL } from "./feed.js";
 import { ago, compact, DASH, duration, moment, number, percent, plural, whole } from "./format.js";
 import { Overview } from "./overview.js";
 import { Samples } from "./samples.js";
-import { endsByBudget, progressBar, stateChip } from "./state.js";
+import { endsByBudget, hasRecords, progressBar, stateChip } from "./state.js";
 import { LogText, SettingsText } from "./texts.js";
 
 const TABS = {
@@ -92,6 +92,7 @@ function connectionText(connection, isFinal) {
 }
 
 function progressText(job) {
+  if (!hasRecords(job)) return [job.phase, job.ended && `ended ${moment(job.ended)}`].filter(Boolean).join(" · ");
   const byBudget = endsByBudget(job);
   const steps = byBudget || !job.steps ? plural(job.step, "step") : `Step ${whole(job.step)} of ${whole(job.steps)}`;
   const spent = byBudget ? `${duration(job.seconds)} of ${duration(job.budget_s)} of training` : FINAL.has(job.state) && job.seconds ? `${duration(job.seconds)} of training` : null;

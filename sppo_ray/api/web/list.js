@@ -3,8 +3,9 @@ import { api } from "./api.js";
 import { COLOURS, Comparison } from "./compare.js";
 import { button, fill, fillOnChange, h, notice, problemNotice } from "./dom.js";
 import { FINAL } from "./feed.js";
-import { ago, compact, duration, moment, number, percent, plural, whole } from "./format.js";
-import { endsByBudget, progressBar, stateChip } from "./state.js";
+import { ago, compact, DASH, duration, moment, number, percent, plural, whole } from "./format.js";
+import { chosenIn, joined } from "./metric_choice.js";
+import { endsByBudget, hasRecords, progressBar, stateChip } from "./state.js";
 
 const REFRESH = 4000; // ms
 const TYPING = 200; // ms without a key before the server is asked
@@ -18,8 +19,11 @@ const FILTERS = [
   { label: "Failed or lost", states: ["FAILED", "LOST"] },
 ];
 
-/** The route of the list with these jobs compared. */
-export const comparePath = (ids) => (ids.length ? `#/?compare=${ids.map(encodeURIComponent).join(",")}` : "#/");
+/** The route of the list with these jobs compared, and metrics that the reader chose. */
+export function comparePath(ids, metrics = []) {
+  const chosen = metrics.length ? `&metrics=${joined(metrics)}` : "";
+  return ids.length ? `#/?compare=${ids.map(encodeURIComponent).join(",")}${chosen}` : "#/";
+}
 
 export class ListView {
   constructor(target, signal) {
@@ -32,7 +36,7 @@ export class ListView {
     this.filters = h("div.filters", { role: "group", "aria-label": "Filter by state" });
     this.table = h("div.card.table-host", {}, notice("loading", "Loading jobs"));
     this.foot = h("div.list-foot");
-    this.comparison = new Comparison(signal);
+    this.comparison = new Comparison(signal, (metrics) => (location.hash = comparePath(this.compared, metrics)));
     const search = h("input", { type: "search", maxlength: 100, placeholder: "Find by name", "aria-label": "Find by name", on: { input: () => this.#find(search.value) } });
     this.element = h("div.page", {}, h("div.list-head", {}, h("h1", {}, "Jobs"), this.filters, search), this.comparison.element, this.table, this.foot);
     this.update(target);
@@ -41,7 +45,8 @@ export class ListView {
 
   update({ params }) {
     this.compared = (params.get("compare") ?? "").split(",").filter(Boolean).map(decodeURIComponent).slice(0, MOST_COMPARED);
-    this.comparison.show(this.compared);
+    this.metrics = chosenIn(params);
+    this.comparison.show(this.compared, this.metrics);
     this.#draw();
   }
 
@@ -95,7 +100,7 @@ export class ListView {
 
   #toggle(id) {
     const chosen = this.compared.includes(id) ? this.compared.filter((one) => one !== id) : [...this.compared, id];
-    location.hash = comparePath(chosen.slice(-MOST_COMPARED));
+    location.hash = comparePath(chosen.slice(-MOST_COMPARED), this.metrics);
   }
 
   #drawFilters() {
@@ -108,7 +113,7 @@ export class ListView {
     // Ages change with every refresh: a minute is fine enough to keep the table still.
     fillOnChange(this.table, [shown, this.compared, Math.floor(Date.now() / 60000)], () => (shown.length ? this.#rows(shown) : this.#nothing()));
     const more = this.next && button("Show more", () => ((this.pages += 1), this.#load()));
-    const hint = this.compared.length === 0 && this.jobs.length > 1 ? "Tick two to six runs to compare their curves." : null;
+    const hint = this.compared.length === 0 && this.jobs.length > 1 ? "Tick two to six runs to compare their curves and settings." : null;
     const down = this.ray === "down" && h("span.warn", {}, "Ray's job server does not answer: states come from the run directories.");
     fill(this.foot, h("span.muted", {}, plural(this.total, "job")), hint && h("span.muted", {}, hint), down, more);
   }
@@ -130,7 +135,7 @@ export class ListView {
     const what = [job.algorithm, job.recipe ?? job.name, job.seed === null || job.seed === undefined ? null : `seed ${job.seed}`].filter(Boolean).join(" · ");
     const link = h("a", { href: `#/jobs/${encodeURIComponent(job.id)}` }, job.run_id ?? job.id);
     const byBudget = endsByBudget(job);
-    const steps = byBudget ? `${plural(job.step, "step")}, ${duration(job.seconds)} / ${duration(job.budget_s)}` : job.steps ? `${whole(job.step)} / ${whole(job.steps)}` : whole(job.step);
+    const steps = !hasRecords(job) ? job.phase : byBudget ? `${plural(job.step, "step")}, ${duration(job.seconds)} / ${duration(job.budget_s)}` : job.steps ? `${whole(job.step)} / ${whole(job.steps)}` : whole(job.step);
     const cell = (label, className, ...contents) => h("td", { class: className, dataset: { label } }, contents);
     return h(
       "tr",
@@ -143,7 +148,7 @@ export class ListView {
       cell("Reward", "num figure", number(job.reward)),
       cell("Tokens/s", "num figure", compact(job.tokens_per_second)),
       cell("Started", "began", h("span", { title: moment(job.started ?? job.created) }, ago(job.started ?? job.created))),
-      cell("Time", "num figure", duration(job.seconds)),
+      cell("Time", "num figure", hasRecords(job) ? duration(job.seconds) : DASH),
     );
   }
 }

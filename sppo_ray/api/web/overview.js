@@ -1,7 +1,10 @@
 // The first tab: curves and stage times, and beside them the fleet, worker time, staleness, events, checkpoints and commands.
 import { Curves } from "./curves.js";
 import { button, fillOnChange, h, notice } from "./dom.js";
+import { downloadsPanel } from "./downloads.js";
+import { FINAL } from "./feed.js";
 import { bytes, clock, duration, moment, number, percent, whole } from "./format.js";
+import { chosenIn, joined, MetricChoice } from "./metric_choice.js";
 import { AXES } from "./rows.js";
 import { StageTimes } from "./stages.js";
 import { healthChip } from "./state.js";
@@ -10,17 +13,31 @@ import { timesOf, workerTimes } from "./times.js";
 const MOST_SHOWN = 100; // events
 
 export class Overview {
-  constructor(feed, signal) {
+  constructor(feed, signal, target) {
     this.feed = feed;
     this.curves = new Curves(feed, signal);
+    this.choice = new MetricChoice((names) => (location.hash = `#/jobs/${encodeURIComponent(feed.id)}${names.length ? `?metrics=${joined(names)}` : ""}`));
     const axes = h("div.filters.small", { role: "group", "aria-label": "Horizontal axis" });
     const choose = (axis) => ((this.curves.axis = axis), this.curves.draw(), drawAxes());
     const drawAxes = () => axes.replaceChildren(...Object.keys(AXES).map((axis) => button(AXES[axis].label, () => choose(axis), { "aria-pressed": String(axis === this.curves.axis) })));
     drawAxes();
     const hint = h("p.muted.zoom-hint", {}, "Drag to zoom, double-click to reset.");
-    const left = h("section.curves", { "aria-label": "Curves" }, h("div.section-head", {}, h("h2", {}, "Curves"), axes, hint), this.curves.element, new StageTimes(feed, signal).element);
-    const right = h("div.rail", {}, ...PANELS.map((spec) => panel(feed, signal, spec)));
+    const left = h("section.curves", { "aria-label": "Curves" }, h("div.section-head", {}, h("h2", {}, "Curves"), axes, hint), this.choice.element, this.curves.element, new StageTimes(feed, signal).element);
+    const right = h("div.rail", {}, ...PANELS.map((spec) => panel(feed, signal, spec)), downloadsPanel(feed, signal));
     this.element = h("div.overview", {}, left, right);
+    const tellHead = () => {
+      for (const part of [axes, hint]) part.hidden = feed.rows.size === 0;
+      this.choice.draw(feed.rows.names, this.curves.chosen);
+    };
+    feed.addEventListener("rows", tellHead, { signal });
+    this.tellHead = tellHead;
+    this.update(target);
+  }
+
+  update({ params }) {
+    this.curves.chosen = chosenIn(params);
+    this.curves.draw();
+    this.tellHead();
   }
 }
 
@@ -31,7 +48,7 @@ const PANELS = [
   { title: "Held-out evaluations", on: ["rows"], of: ({ rows }) => evaluationsOf(rows), draw: evaluations },
   { title: "Events", on: ["events"], of: ({ events }) => events.slice(0, MOST_SHOWN), draw: events },
   { title: "Commands", on: ["job"], of: ({ job }) => (job.commands ?? []).toReversed(), draw: commands, hideEmpty: true },
-  { title: "Checkpoints", on: ["job"], of: ({ job }) => job.checkpoints.toReversed(), draw: checkpoints },
+  { title: "Checkpoints", on: ["job", "events"], of: checkpointsOf, draw: checkpoints },
 ];
 
 function panel(feed, signal, { title, on, of, draw, hideEmpty }) {
@@ -52,15 +69,14 @@ const busyOf = (job, rows) => Object.fromEntries(job.workers.map(({ name }) => [
 function fleet({ workers, pending, version, busy }) {
   if (!workers.length && !pending.length) return notice("empty", "No rollout workers yet");
   const isBusyKnown = Object.values(busy).some((share) => share !== null);
-  const heads = ["Worker", "State", "Version", "Restarts", "In flight", ...(isBusyKnown ? ["Busy"] : [])];
-  const head = h("tr", {}, heads.map((name, i) => h("th", { scope: "col", class: i > 1 ? "num" : "" }, name)));
+  const heads = ["Worker", "Version", "Restarts", "In flight", ...(isBusyKnown ? ["Busy"] : [])];
+  const head = h("tr", {}, heads.map((name, i) => h("th", { scope: "col", class: i ? "num" : "" }, name)));
   const row = (worker) =>
     h(
       "tr",
       {},
-      h("th.mono", { scope: "row" }, worker.name),
-      h("td", {}, healthChip(worker.state)),
-      h("td.num", { class: worker.version === version ? "" : "behind" }, whole(worker.version)),
+      h("th", { scope: "row" }, h("div.worker", {}, h("span.mono", {}, worker.name), healthChip(worker.state))),
+      h("td.num", { class: isBehind(worker, version) ? "behind" : "" }, whole(worker.version)),
       h("td.num", {}, whole(worker.restarts)),
       h("td.num", {}, whole(worker.in_flight)),
       isBusyKnown && h("td.num", {}, percent(busy[worker.name], 0)),
@@ -69,6 +85,9 @@ function fleet({ workers, pending, version, busy }) {
   const table = h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Fleet" }, h("table.fleet", {}, h("caption.sr", {}, "Rollout workers"), h("thead", {}, head), h("tbody", {}, workers.map(row))));
   return [table, waits.length ? h("ul.pending", {}, waits) : null];
 }
+
+// A new engine has no version before its first weight sync.
+const isBehind = (worker, version) => worker.version !== null && worker.version !== version;
 
 function staleness(ages) {
   const entries = Object.entries(ages).map(([age, count]) => [Number(age), count]).sort(([a], [b]) => a - b);
@@ -100,8 +119,17 @@ function commands(list) {
   return h("ol.events", {}, list.map(line));
 }
 
-function checkpoints(list) {
-  if (!list.length) return notice("empty", "No checkpoint yet");
+/** The job's checkpoints, newest first. An event can tell of one up to some seconds before the job's record does. */
+function checkpointsOf({ job, events }) {
+  const newest = job.checkpoints.at(-1)?.step ?? 0;
+  const written = events.filter(({ kind }) => kind === "checkpoint").map(({ time, message }) => ({ step: Number(/\d+$/.exec(message)?.[0]), time, bytes: null }));
+  const isNew = ({ step }, i) => step > newest && step <= job.step && written.findIndex((one) => one.step === step) === i;
+  const ahead = FINAL.has(job.state) ? [] : written.filter(isNew);
+  return { list: [...ahead, ...job.checkpoints.toReversed()], isDeleted: written.length > 0 };
+}
+
+function checkpoints({ list, isDeleted }) {
+  if (!list.length) return notice("empty", isDeleted ? "Those that this run wrote are deleted" : "No checkpoint yet");
   const row = ({ step, time, bytes: size }) => h("tr", {}, h("th", { scope: "row" }, `Step ${whole(step)}`), h("td", {}, moment(time)), h("td.num", {}, bytes(size)));
   return h("table", {}, h("caption.sr", {}, "Checkpoints"), h("tbody", {}, list.map(row)));
 }

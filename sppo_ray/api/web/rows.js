@@ -1,5 +1,7 @@
 // The rows of metrics.jsonl as columns. A step has up to two: what it trained and, now and then, its evaluation.
 
+const NO_METRICS = new Set(["step", "time"]);
+
 export class Rows {
   #byStep = new Map();
   #sorted = null;
@@ -45,8 +47,9 @@ export class Rows {
     return this.all.find((row) => row[name] !== null && row[name] !== undefined)?.[name] ?? null;
   }
 
-  has(name) {
-    return this.all.some((row) => row[name] !== null && row[name] !== undefined);
+  /** The sorted names of all metrics. */
+  get names() {
+    return [...new Set(this.all.flatMap((row) => Object.keys(row)))].filter((name) => !NO_METRICS.has(name)).sort();
   }
 }
 

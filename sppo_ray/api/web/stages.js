@@ -65,7 +65,7 @@ export class StageTimes {
     this.feed = feed;
     this.legend = h("div.legend");
     this.summary = h("p");
-    this.host = h("div.plot", { role: "img", "aria-label": "Stage times: no figures yet" });
+    this.host = h("div.plot", { role: "img" });
     this.element = h("figure.chart.wide", {}, h("figcaption", {}, h("h3", {}, "Where a step's time goes"), this.summary), this.legend, this.host);
     const observer = new ResizeObserver(() => this.#plot && this.#plot.setSize({ width: this.host.clientWidth, height: HEIGHT }));
     observer.observe(this.host);
@@ -77,8 +77,8 @@ export class StageTimes {
 
   draw() {
     const rows = this.feed.rows.steps;
-    this.element.classList.toggle("empty", rows.length === 0);
-    if (rows.length === 0) return fill(this.legend, h("span.muted", {}, "no figures yet"));
+    this.element.hidden = rows.length === 0;
+    if (rows.length === 0) return;
     this.#stages = stagesOf(rows);
     this.#bars = bars(rows, this.#stages);
     this.#plot?.destroy(); // the stages can change with any row, and a few hundred bars draw in a millisecond

@@ -35,8 +35,12 @@ const shareOfBudget = (job) => (job.budget_s ? job.seconds / job.budget_s : 0);
 /** Whether the budget of seconds, not the number of steps, is what ends the run at its present pace. */
 export const endsByBudget = (job) => Boolean(job.budget_s) && shareOfBudget(job) >= shareOfSteps(job);
 
-/** A bar of how much of the run is done. One that succeeded is done, however it ended. */
+/** Whether the server has the job's run directory: without it, nothing is known of its steps. */
+export const hasRecords = (job) => job.run_id !== null && job.run_id !== undefined;
+
+/** A bar of how much of the run is done, or null without records. One that succeeded is done, however it ended. */
 export function progressBar(job) {
+  if (!hasRecords(job)) return null;
   const share = job.state === "SUCCEEDED" ? 1 : Math.min(Math.max(shareOfSteps(job), shareOfBudget(job)), 1);
   const props = { role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(100 * share)), "aria-label": "done" };
   return h("div.progress", { ...props, dataset: { state: job.state } }, h("span", { style: { width: `${100 * share}%` } }));

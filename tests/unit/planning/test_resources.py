@@ -38,8 +38,9 @@ def test_bundles_add_up_to_the_derived_numbers() -> None:
 def test_too_little_in_total_and_too_little_on_one_node_have_different_errors() -> None:
     # 3 + 0.5 + 0.25 + 0.1 = 3.85
     config = load_config("quickstart", ["--rollout.cpus_per_worker=3"])
-    with pytest.raises(UserError, match=r"needs 3.85 logical CPUs, the Ray cluster has 2 "):
+    with pytest.raises(UserError, match=r"needs 3.85 logical CPUs, the Ray cluster has 2 ") as caught:
         require_feasible(config, [Resources(2, 0)])
+    assert "--cluster.local_cpus=4 lets them share its cores" in str(caught.value)
     with pytest.raises(
         UserError,
         match=r"rollout-0 needs 3 CPUs and 0 GPUs on one node, and no node has them \(the largest: 2 and 0\)",

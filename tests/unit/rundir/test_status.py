@@ -107,13 +107,13 @@ def test_an_old_file_with_fewer_keys_and_others_loads(tmp_path: Path) -> None:
         "phase": "failed",
         "state": {"step": 3, "epoch": 1},
         "fleet": [{"name": "rollout-0", "state": "DEAD", "colour": "red"}],
-        "last_error": "WorkerFailure: rollout-0: gone",
+        "last_error": "WorkerDied: rollout-0: gone",
         "seeds": [1],
     }
     status = read_status(written(tmp_path, json.dumps(old)))
     assert (status.phase, status.state.step, status.state.samples) == ("failed", 3, 0)
     assert (status.fleet[0].state, status.fleet[0].version) == ("DEAD", None)
-    assert status.last_error is not None and status.last_error.message == "WorkerFailure: rollout-0: gone"
+    assert status.last_error is not None and status.last_error.message == "rollout-0: gone"
 
 
 @pytest.mark.parametrize(
