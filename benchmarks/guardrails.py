@@ -169,6 +169,10 @@ FAULTS: dict[str, Callable[[Figures, int], Figures]] = {
         f | {"policy/ratio_mean": f["policy/ratio_mean"] * (1 - 0.5 * _share(age, 8))}
     ),
     "kl": lambda f, age: f | {"policy/approx_kl_k3": f["policy/approx_kl_k3"] + 0.4 * _share(age, 8)},
+    "effective_sample_size": lambda f, age: (
+        f
+        | {"policy/effective_sample_size": f["policy/effective_sample_size"] * (1 - 0.9 * _share(age, 8))}
+    ),
     # An engine at another temperature, or a version behind: a hundredth of a nat where rounding is
     # a ten-millionth.
     "mismatch": lambda f, age: f | {"mismatch/logprob_difference_mean": 0.01},

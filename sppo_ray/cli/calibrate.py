@@ -21,6 +21,7 @@ from sppo_ray.algorithms.shaping import Shaping, unshaped
 from sppo_ray.cli.eval_options import data_source, reward_function, tree_of, typed_settings
 from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, lost_worker, repeated
 from sppo_ray.config import permissions
+from sppo_ray.config.data import answer_notice
 from sppo_ray.config.evaluation import EvaluationConfig, EvaluationData, EvaluationSampling
 from sppo_ray.config.loading import load_config, parse_settings
 from sppo_ray.errors import UserError
@@ -147,6 +148,7 @@ def _subject(options: Options, overrides: Sequence[str]) -> Subject:
         exported, model = options.run_dir, str(RunDir(options.run_dir).exported_policy)
         trained = load_config(str(RunDir(options.run_dir).config))
         tree = tree_of(trained) | {"eval": {}}
+        tree["data"]["critic_suffix"] = trained.data.critic_suffix
         if trained.algorithm.overlong is not None:
             shaped = trained.shaped
             _report(
@@ -162,6 +164,8 @@ def _subject(options: Options, overrides: Sequence[str]) -> Subject:
     if options.reward is not None:
         tree["reward"]["function"] = reward_function(options.reward)
     config = parse_settings(EvaluationConfig, tree | {"model": model}, overrides, "calibrate")
+    if config.data.critic_suffix is not None:
+        _report(answer_notice(config.data.critic_suffix))
     origin = f"run {options.run_dir}" if options.run_dir is not None else f"critic {options.critic}"
     typed = typed_settings(options.reward, overrides)
     permissions.require_all(config.reward, options.granted, typed, origin)

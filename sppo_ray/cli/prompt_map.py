@@ -15,6 +15,7 @@ from typer import Argument, Option
 from sppo_ray.cli.eval_options import data_source
 from sppo_ray.cli.shared import Overrides
 from sppo_ray.config import DataSettings
+from sppo_ray.config.data import answer_notice
 from sppo_ray.config.loading import parse_settings
 from sppo_ray.errors import UserError
 from sppo_ray.settings import Settings
@@ -50,6 +51,8 @@ def map_prompts(
     directory = critic_directory(critic)
     check_value_head(directory, required=True)
     settings = _settings(directory, data, overrides)
+    if settings.data.critic_suffix is not None:
+        print(answer_notice(settings.data.critic_suffix), file=sys.stderr)
     rows = Concatenation("map", open_sources(settings.data.train, "--data"))
     exported = ExportedCritic(directory, device=settings.device)
     encoder = PromptEncoder(exported.tokenizer, exported.tokenizer, settings.data)

@@ -33,6 +33,11 @@ def check_algorithm(
             f"data.curriculum chooses prompts by the prompt critic's value or a tracker's rate, and "
             f"{algorithm.type} has none: set algorithm.type to sppo or spo, or data.curriculum to null"
         )
+    if data.critic_suffix is not None and spec_of(algorithm).critic != "prompt":
+        raise ValueError(
+            f"data.critic_suffix is for a critic that reads prompts, and {algorithm.type} has none: set "
+            "algorithm.type to sppo, or data.critic_suffix to null"
+        )
     low, high = reward.range
     if needs_unit_rewards(algorithm) and (low < 0.0 or high > 1.0):
         is_critic = critic_needs_probabilities(algorithm)

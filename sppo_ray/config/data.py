@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Discriminator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, Discriminator, Field, SerializeAsAny, model_validator
 
 from sppo_ray.config.plugin_types import declared_settings, or_plugin
 from sppo_ray.settings import PositiveInt, Settings
+
+ROW_FIELD = re.compile(r"\{(ground_truth|extra\.[^{}\s]+)\}")
+"""A field of the row in critic_suffix."""
+
+
+def _names_a_field(suffix: str) -> str:
+    if not ROW_FIELD.search(suffix):
+        raise ValueError(
+            "names no field of the row: write {ground_truth} or {extra.NAME} in it, or use prompt_suffix for "
+            "a text that the policy reads too"
+        )
+    return suffix
+
+
+def answer_notice(suffix: str) -> str:
+    """Return what a user of a critic with this critic_suffix has to know."""
+    return (
+        f"this critic reads each prompt with {suffix!r}: its values need data with these fields, and are "
+        "no guide to prompts without them"
+    )
+
+
+CriticSuffix = Annotated[str, AfterValidator(_names_a_field)]
 
 
 class SourceSettings(Settings):
@@ -137,6 +161,11 @@ class DataSettings(Settings):
     """Added before messages that have no system message."""
     prompt_suffix: str | None = None
     """Appended to the last user message, e.g. how to mark the final answer."""
+    critic_suffix: CriticSuffix | None = None
+    """Appended to the last user message for the prompt critic alone, with {ground_truth} and
+    {extra.NAME} replaced by the row's, e.g. " Reference answer: {ground_truth}". null = the critic
+    reads what the policy reads.
+    """
 
     @property
     def samples_per_step(self) -> int:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from sppo_ray.config import ClusterSettings, DataSource, RewardSettings, RolloutSettings, WeightSyncSettings
 from sppo_ray.config.checks import check_engine_device
+from sppo_ray.config.data import CriticSuffix
 from sppo_ray.settings import PositiveInt, Settings
 
 
@@ -25,6 +26,8 @@ class EvaluationData(Settings):
     """
     system_prompt: str | None = None
     prompt_suffix: str | None = None
+    critic_suffix: CriticSuffix | None = None
+    """Used by `sppo-ray calibrate`, for the critic."""
 
     @model_validator(mode="after")
     def _names_a_source(self) -> EvaluationData:

@@ -67,6 +67,10 @@ class GuardrailSettings(Settings):
     """The share of clipped tokens exceeds the usual share by more than this."""
     ratio_drift: Positive | None = 0.2
     """The mean importance ratio differs from 1 by more than this."""
+    effective_sample_size: Probability | None = 0.5
+    """The share of a minibatch's tokens that their ratios pi / pi_engine are worth,
+    (sum r)^2 / (n sum r^2), is below this.
+    """
     kl: Positive | None = 0.1
     """approx_kl_k3 between the sampling policy and the learner is above this (nats a token)."""
     mismatch: Positive | None = 0.1

@@ -9,6 +9,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from sppo_ray.config import DataSettings
+from sppo_ray.data.critic_suffix import filled
 from sppo_ray.data.render_guard import (
     GROWTH_BYTES,
     LONGEST_TEXT,
@@ -29,8 +30,9 @@ Messages = list[dict[str, str]]
 class PromptEncoder:
     """Applies `system_prompt`, `prompt_suffix` and each model's chat template, and tokenizes.
 
-    Prompts are never truncated. `prompt_suffix` is appended without a space. Without a chat
-    template, the text of a prompt is the content of its messages, joined by two line breaks.
+    Prompts are never truncated. `prompt_suffix` is appended without a space, and after it, for the
+    critic alone, `critic_suffix`. Without a chat template, the text of a prompt is the content of
+    its messages, joined by two line breaks.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class PromptEncoder:
     ) -> None:
         self._settings = settings
         self._policy = _Reader(policy_tokenizer, "policy")
-        shared = _read_alike(policy_tokenizer, critic_tokenizer)
+        shared = settings.critic_suffix is None and _read_alike(policy_tokenizer, critic_tokenizer)
         self._critic = self._policy if shared else _Reader(critic_tokenizer, "critic")
 
     def encode(self, examples: Sequence[Example]) -> list[Prompt]:
@@ -53,7 +55,10 @@ class PromptEncoder:
         conversations = [self._messages(example) for example in examples]
         ids = [example.id for example in examples]
         texts, policy_ids = self._policy.read(conversations, ids)
-        critic_ids = policy_ids if self._critic is self._policy else self._critic.read(conversations, ids)[1]
+        if self._critic is self._policy:
+            critic_ids = policy_ids
+        else:
+            critic_ids = self._critic.read(self._for_critic(conversations, examples), ids)[1]
         return [
             Prompt(example.id, example.source, text, policy, critic, example.ground_truth, example.extra)
             for example, text, policy, critic in zip(examples, texts, policy_ids, critic_ids, strict=True)
@@ -63,16 +68,32 @@ class PromptEncoder:
         messages = [dict(message) for message in example.messages]
         system, suffix = self._settings.system_prompt, self._settings.prompt_suffix
         if suffix:
-            from_user = [message for message in messages if message["role"] == "user"]
-            if not from_user:
-                raise UserError(
-                    f"prompt {example.id}: has no user message for data.prompt_suffix: remove the row or the "
-                    "setting"
-                )
-            from_user[-1]["content"] += suffix
+            _append(messages, suffix, example, "data.prompt_suffix")
         if system and all(message["role"] != "system" for message in messages):
             messages.insert(0, {"role": "system", "content": system})
         return messages
+
+
+    def _for_critic(
+        self, conversations: Sequence[Messages], examples: Sequence[Example]
+    ) -> Sequence[Messages]:
+        suffix = self._settings.critic_suffix
+        if suffix is None:
+            return conversations
+        own = [[dict(message) for message in messages] for messages in conversations]
+        for messages, example in zip(own, examples, strict=True):
+            _append(messages, filled(suffix, example), example, "data.critic_suffix")
+        return own
+
+
+def _append(messages: Messages, text: str, example: Example, setting: str) -> None:
+    """Append `text` to the last user message. Raises UserError when there is none."""
+    from_user = [message for message in messages if message["role"] == "user"]
+    if not from_user:
+        raise UserError(
+            f"prompt {example.id}: has no user message for {setting}: remove the row or the setting"
+        )
+    from_user[-1]["content"] += text
 
 
 def longest(prompt: Prompt) -> int:

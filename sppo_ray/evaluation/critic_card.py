@@ -69,6 +69,7 @@ def write_card(
             "data": {
                 "system_prompt": config.data.system_prompt,
                 "prompt_suffix": config.data.prompt_suffix,
+                "critic_suffix": config.data.critic_suffix,
                 "max_prompt_tokens": config.data.max_prompt_tokens,
             },
             "rollout": {
@@ -148,8 +149,8 @@ def check_warm_start(directory: Path, data: DataSettings, chat_template: str | N
     card = read_card(directory)
     if card is None:
         return
-    for name in ("system_prompt", "prompt_suffix"):
-        learned, now = card["settings"]["data"][name], getattr(data, name)
+    for name in ("system_prompt", "prompt_suffix", "critic_suffix"):
+        learned, now = card["settings"]["data"].get(name), getattr(data, name)  # older: no critic_suffix
         if learned != now:
             raise UserError(
                 f"critic.model {directory}: it learned on prompts with data.{name} {_shown(learned)}, this "
@@ -199,9 +200,8 @@ def _readme(card: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Reads a prompt and predicts the {card['predicts']} (for rewards 0 and 1: the probability that it "
         "solves it). A "
-        "Transformers sequence classifier with one label; it sees the prompt only, so a prediction costs one "
-        "short forward "
-        "and no generation."
+        f"Transformers sequence classifier with one label; it sees the prompt {_reads(card)}, so a "
+        "prediction costs one short forward and no generation."
     )
     yield ""
     yield (
@@ -224,6 +224,11 @@ def _readme(card: Mapping[str, Any]) -> Iterator[str]:
     yield from _caveats(card)
 
 
+def _reads(card: Mapping[str, Any]) -> str:
+    suffix = card["settings"]["data"]["critic_suffix"]
+    return "only" if suffix is None else "and its reference answer"
+
+
 def _usage(card: Mapping[str, Any]) -> Iterator[str]:
     data, templated = card["settings"]["data"], card["chat_template_sha256"] is not None
     yield "The value is the sigmoid of the one logit at the last prompt token."
@@ -231,6 +236,12 @@ def _usage(card: Mapping[str, Any]) -> Iterator[str]:
         yield f"In front of the prompt belongs the system message {_shown(data['system_prompt'])}."
     if data["prompt_suffix"]:
         yield f"The last user message ends in {_shown(data['prompt_suffix'])}."
+    if data["critic_suffix"]:
+        yield (
+            f"**It needs the reference answer**: {_shown(data['critic_suffix'])} follows the last user "
+            "message, with the row's fields in place of the names in braces. Without them its values mean "
+            "nothing."
+        )
     yield ""
     yield "```python"
     yield "from transformers import AutoModelForSequenceClassification, AutoTokenizer"
@@ -301,10 +312,11 @@ def _caveats(card: Mapping[str, Any]) -> Iterator[str]:
         "- Its figures hold for prompts like those above, written in the same way; elsewhere it may be sure "
         "and wrong."
     )
-    yield (
-        f"- It learned on prompts of at most {longest} tokens, and never sees an answer: it judges prompts, "
-        "not responses."
-    )
+    if card["settings"]["data"]["critic_suffix"] is None:
+        sees = "never sees an answer: it judges prompts, not responses"
+    else:
+        sees = "sees the reference answer but no response: it cannot value prompts whose answer is unknown"
+    yield f"- It learned on prompts of at most {longest} tokens, and {sees}."
     yield (
         "- A mean of few rewards is a noisy solve rate: Brier score, log-loss and correlations would look "
         "better against the "

@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),  # "<source>/<row>"
         pa.field("source", pa.string(), nullable=False),
-        # as the critic reads it: its chat template applied
+        # as the critic reads it: its chat template applied, without data.critic_suffix
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("prompt_tokens", pa.int32(), nullable=False),  # of the critic's tokenizer
         pa.field(

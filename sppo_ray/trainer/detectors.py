@@ -170,6 +170,14 @@ def kl(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     return Anomaly(f"policy/approx_kl_k3 is {now:.2g} nats a token") if now > limit else None
 
 
+def effective_sample_size(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
+    now = figures["policy/effective_sample_size"]
+    masked = figures.get("policy/masked_fraction", 0.0)
+    if now >= limit:
+        return None
+    return Anomaly(f"policy/effective_sample_size is {now:.2g} with {masked:.1%} of the tokens masked")
+
+
 def mismatch(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     now = figures["mismatch/logprob_difference_mean"]
     return Anomaly(f"mismatch/logprob_difference_mean is {now:.2g} nats") if now > limit else None
@@ -278,6 +286,13 @@ DETECTORS: dict[str, Detector] = {
         meaning="samples that are not of the policy that the learner takes for theirs",
         remedy="lower loop.max_staleness or learner.optimizer.lr; with mismatch too, the engine computes "
         "something else",
+    ),
+    "effective_sample_size": Detector(
+        effective_sample_size,
+        ("policy/effective_sample_size",),
+        meaning="samples of a policy so far from the learner's that few tokens outweigh all others",
+        remedy="lower loop.max_staleness or learner.optimizer.lr, take fewer minibatches a step, or set "
+        "algorithm.loss to dis or dppo",
     ),
     "kl": Detector(
         kl,

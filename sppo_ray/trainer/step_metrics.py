@@ -7,9 +7,14 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from sppo_ray.evaluation.calibration import calibration
 from sppo_ray.evaluation.scores import BEST_REWARD, is_solved
 from sppo_ray.types import TrainingSample
+
+NEAR = 0.05
+"""A value this close to 0 or 1 counts as near it."""
 
 
 def summarise_samples(
@@ -34,6 +39,7 @@ def summarise_samples(
         | _accuracy(samples, best_reward)
         | _responses(samples)
         | _values(samples)
+        | _histories(samples)
         | _advantages([sample.mean_advantage for sample in samples])
         | _staleness([learner_version - item.trajectory.policy_version for item in scored])
     )
@@ -72,8 +78,43 @@ def _values(samples: Sequence[TrainingSample]) -> dict[str, float]:
     if not pairs:
         return {}
     values, rewards = zip(*pairs, strict=True)
-    spread = {"value/mean": _mean(values), "value/std": statistics.pstdev(values)}
+    spread = {
+        "value/mean": _mean(values),
+        "value/std": statistics.pstdev(values),
+        "value/near_0": _mean([value < NEAR for value in values]),
+        "value/near_1": _mean([value > 1.0 - NEAR for value in values]),
+        "value/explained_variance": explained_variance(values, rewards),
+    }
+    if len(samples[0].token_values):
+        spread["value/token_explained_variance"] = explained_variance(
+            np.concatenate([sample.token_values for sample in samples]),
+            np.repeat([s.shaped_reward for s in samples], [len(s.token_values) for s in samples]),
+        )
     return spread | {f"value/{name}": figure for name, figure in calibration(values, rewards).items()}
+
+
+def _histories(samples: Sequence[TrainingSample]) -> dict[str, float]:
+    """Compare the tracker's rates with the rewards. Empty without a tracker."""
+    known = [(s.scored.history, s.shaped_reward) for s in samples if s.scored.history is not None]
+    if not known:
+        return {}
+    histories, rewards = zip(*known, strict=True)
+    return {
+        "tracker/known": _mean([history.weight > 0.0 for history in histories]),
+        "tracker/share": _mean([history.share for history in histories]),
+        "tracker/explained_variance": explained_variance([history.rate for history in histories], rewards),
+    }
+
+
+def explained_variance(
+    estimates: Sequence[float] | np.ndarray, rewards: Sequence[float] | np.ndarray
+) -> float:
+    """Return 1 - Var(R - V) / Var(R): 1 = perfect, 0 = no better than a constant, below 0 = worse.
+    It is 0 when the rewards do not vary.
+    """
+    actual = np.asarray(rewards, dtype=np.float64)
+    variance = float(actual.var())
+    return 1.0 - float((actual - np.asarray(estimates)).var()) / variance if variance > 1e-12 else 0.0
 
 
 def _advantages(advantages: Sequence[float]) -> dict[str, float]:

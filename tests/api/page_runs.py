@@ -106,6 +106,9 @@ class RecordedRun:
         self.clock += 0.05
         surge = math.exp(-(((state.step - 8) / 4) ** 2))
         metrics = {
+            "policy/effective_sample_size": 0.99 - 0.1 * surge * self.random.random(),
+            "policy/masked_fraction": 0.004 * surge * self.random.random(),
+            "value/explained_variance": 0.3 + 0.1 * self.random.random(),
             "policy/clip_fraction_low": 0.0003 + 0.004 * surge * self.random.random(),
             "policy/clip_fraction_high": 0.0001 + 0.002 * surge * self.random.random(),
             "policy/approx_kl_k3": 2e-5 + 1.5e-3 * surge * self.random.random(),

@@ -241,11 +241,12 @@ def test_chosen_runs_are_compared_in_one_chart(open_page: Callable[..., Any]) ->
 def test_a_finished_job_shows_its_curves_and_figures(open_page: Callable[..., Any], runs: Path) -> None:
     page = open_page("#/jobs/finished")
     expect(page.locator(".head-state")).to_contain_text("succeeded")
-    expect(page.locator(".chart canvas")).to_have_count(9)
+    expect(page.locator(".chart canvas")).to_have_count(11)
     expect(page.locator(".chart.wide .where, .chart[hidden]")).to_have_count(0)
     for title, colour in (
         ("Reward and held-out accuracy", "c-green"), ("Value mean", "c-orange"), ("Brier score of the value",
         "c-orange"),
+        ("Explained variance of the reward", "c-orange"), ("Effective sample size", "c-blue"),
         ("Clip fraction", "c-red"), ("KL to the sampling policy", "c-violet"), ("Response length", "c-teal"),
         ("Entropy", "c-gold"), ("Where a step's time goes", "c-blue"),
     ):  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from sppo_ray.models.bundled import resolve_model
+from sppo_ray.models.tokenizers import load_tokenizer
 from sppo_ray.rundir.metrics import read_metrics
 from sppo_ray.rundir.trajectories import read_step
 from tests.ray.test_train import train
@@ -224,3 +225,21 @@ def test_reinforce_pp(tmp_path: Path) -> None:
     mean, deviation = statistics.fmean(rewards), statistics.pstdev(rewards)
     wanted = [(r - mean) / (deviation + 1e-8) for r in rewards]
     assert [row["advantage"] for row in rows] == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_a_critic_that_reads_the_reference_answer(tmp_path: Path) -> None:
+    run_dir = trained(
+        tmp_path,
+        "--data.critic_suffix=+{ground_truth}=",
+        "--data.max_prompt_tokens=48",
+        "--checkpoint.export=true",
+    )
+    rows = [row for step in range(1, STEPS + 1) for row in read_step(run_dir, step).to_pylist()]
+    characters = load_tokenizer(run_dir / "export" / "critic")
+    for row in rows:
+        told = row["prompt_text"] + f"+{row['ground_truth']}="
+        assert row["critic_prompt_ids"] == characters(told, add_special_tokens=False)["input_ids"]
+        assert row["prompt_ids"] == characters(row["prompt_text"], add_special_tokens=False)["input_ids"]
+        assert row["advantage"] == row["reward"] - row["value"]
+    assert "It needs the reference answer" in (run_dir / "export" / "critic" / "README.md").read_text()

@@ -56,6 +56,26 @@ const CURVES = [
     fromZero: true,
   },
   {
+    title: "Explained variance of the reward",
+    hint: "1 is a perfect value, 0 no better than the mean reward.",
+    names: ["value/explained_variance", "value/token_explained_variance", "tracker/explained_variance"],
+    series: [
+      { label: "value", colour: "c-orange", width: 2 },
+      { label: "token values", colour: "c-gold" },
+      { label: "past rate", colour: "c-teal" },
+    ],
+  },
+  {
+    title: "Effective sample size",
+    hint: "What the tokens are worth after weighting by their ratio, and the share without a gradient.",
+    names: ["policy/effective_sample_size", "policy/masked_fraction"],
+    series: [
+      { label: "effective", colour: "c-blue", width: 2 },
+      { label: "masked", colour: "c-red" },
+    ],
+    range: [0, 1],
+  },
+  {
     title: "KL to the sampling policy",
     hint: "k3 estimate in nats a token.",
     names: ["policy/approx_kl_k3"],

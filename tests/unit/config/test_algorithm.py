@@ -199,6 +199,14 @@ def test_a_curriculum_without_a_prompt_critic() -> None:
     assert quickstart("algorithm.type=spo", "data.curriculum.candidates=4").prompt_rounds == 4
 
 
+def test_a_critic_suffix_needs_a_prompt_critic_and_a_field_of_the_row() -> None:
+    assert quickstart("data.critic_suffix='={ground_truth}'").data.critic_suffix == "={ground_truth}"
+    message = refusal("algorithm.type=grpo", "data.critic_suffix='={ground_truth}'", *GROUPS)
+    assert "data.critic_suffix" in message and "grpo has none" in message and "sppo" in message
+    message = refusal("data.critic_suffix='the answer is {x}'")
+    assert "names no field of the row: write {ground_truth} or {extra.NAME}" in message
+
+
 def test_frozen_parameters_of_the_critic() -> None:
     assert quickstart("critic.frozen_parameters=self_attn").critic.frozen_parameters == "self_attn"
     message = refusal("critic.frozen_parameters='(attn'")

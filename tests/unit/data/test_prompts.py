@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,22 @@ class TestEncoder:
         lonely = Example("set/0", "set", ({"role": "system", "content": "w1"},), "7")
         with pytest.raises(UserError, match="prompt set/0: has no user message for data.prompt_suffix"):
             encode(lonely, prompt_suffix="w9")
+
+    def test_only_the_critic_reads_the_reference_answer(self) -> None:
+        example = replace(question("w1"), ground_truth="w7", extra={"steps": "w3 w4", "level": 5})
+        plain = encode(example, prompt_suffix=" w9")
+        told = encode(example, prompt_suffix=" w9", critic_suffix=" w8 {ground_truth} {extra.steps}")
+        # The policy's prompt is the same; the critic's goes on after the suffix of both.
+        assert (told.text, told.token_ids.tolist()) == (plain.text, plain.token_ids.tolist())
+        words = [word(text) for text in ("w1", "w9", "w8", "w7", "w3", "w4")]
+        assert told.critic_token_ids.tolist() == [BOS, USER, *words, END, GO]
+        assert plain.critic_token_ids.tolist() == plain.token_ids.tolist()
+
+    def test_a_field_that_the_row_lacks_names_prompt_and_field(self) -> None:
+        with pytest.raises(UserError, match="prompt set/0: has no extra.hint, which the critic reads"):
+            encode(question("w1"), critic_suffix="{extra.hint}")
+        with pytest.raises(UserError, match="has no ground_truth"):
+            encode(replace(question("w1"), ground_truth=""), critic_suffix="{ground_truth}")
 
     def test_a_template_that_refuses_the_messages(self) -> None:
         said = (

@@ -187,6 +187,46 @@ def test_a_warm_start_needs_prompts_written_as_the_critic_learned_them(carded: P
         check_warm_start(carded, fitting, TEMPLATE + "!")
 
 
+def told_critic(base: Path, directory: Path) -> Path:
+    """A critic with a card that reads reference answers."""
+    save_critic(directory, base)
+    write_card(
+        directory,
+        config(critic_suffix="+{ground_truth}="),
+        step=60,
+        policy_version=60,
+        critic_version=240,
+        chat_template=TEMPLATE,
+        evaluation=None,
+    )
+    return directory
+
+
+def test_a_critic_that_reads_the_answer_says_so(
+    base: Path, carded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = told_critic(base, tmp_path / "told")
+    text = (told / "README.md").read_text()
+    assert "**It needs the reference answer**: '+{ground_truth}=' follows the last user message" in text
+    assert "cannot value prompts whose answer is unknown" in text and "needs" not in (
+        carded / "README.md"
+    ).read_text().partition("## Calibration")[0].partition("## How")[2]
+    train = [{"type": "running-sum"}]
+    check_warm_start(told, DataSettings(train=train, critic_suffix="+{ground_truth}="), TEMPLATE)
+    with pytest.raises(UserError, match="data.critic_suffix '\\+{ground_truth}=', this run has null"):
+        check_warm_start(told, DataSettings(train=train), TEMPLATE)
+    out = tmp_path / "map.parquet"
+    data = prompts_file(tmp_path / "sums.jsonl", 3)
+    assert main(["map", str(told), "--data", str(data), "--out", str(out)]) == 0
+    assert "reads each prompt with '+{ground_truth}='" in capsys.readouterr().err
+    rows = pq.read_table(out).to_pylist()
+    # <bos>a1b2 + 3 = : the answer is read, and the map shows the prompt alone
+    tokenizer = AutoTokenizer.from_pretrained(told)
+    ids = tuple(tokenizer("<bos>a1b2=+3=", add_special_tokens=False)["input_ids"])
+    assert (rows[1]["prompt"], rows[1]["prompt_tokens"]) == ("<bos>a1b2=", len(ids))
+    assert rows[1]["value"] == pytest.approx(ExportedCritic(told).values([ids])[0].value, abs=1e-6)
+
+
 # ------------------------------------------------------------------------------------------ its map
 
 

@@ -33,7 +33,7 @@ CALM = {
     "policy/loss": 0.01,
     "policy/grad_norm": 0.1, "policy/skipped": 0.0, "critic/loss": 0.5, "critic/grad_norm": 0.6,
     "critic/skipped": 0.0,
-    "mismatch/logprob_difference_mean": 2e-8,
+    "mismatch/logprob_difference_mean": 2e-8, "policy/effective_sample_size": 0.999,
 }  # fmt: skip
 
 
@@ -43,6 +43,9 @@ def real_runs(health: str = "good") -> dict[str, list[dict[str, float]]]:
     for line in FIGURES.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         name = row.pop("run")
+        if "policy/approx_kl_k3" in row:
+            # Recorded before this metric existed: to second order 1 / (1 + Var r), Var r = 2 k3.
+            row["policy/effective_sample_size"] = 1.0 / (1.0 + 2.0 * row["policy/approx_kl_k3"])
         if row.pop("health") == health:
             runs[name].append(row)
     return runs
