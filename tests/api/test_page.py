@@ -283,7 +283,7 @@ def test_a_finished_job_shows_its_curves_and_figures(open_page: Callable[..., An
 
 def test_the_cursor_reads_a_step_off_every_chart(open_page: Callable[..., Any], runs: Path) -> None:
     page = open_page("#/jobs/finished")
-    expect(page.locator(".chart canvas")).to_have_count(9)
+    expect(page.locator(".chart canvas")).to_have_count(11)
     box = page.locator(".chart .u-over").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)  # the middle of 0 to 30
     expect(page.locator(".chart:not(.wide) .where")).to_have_text(["step 15"] * 8)
@@ -668,7 +668,7 @@ def test_it_fits_a_phone(open_page: Callable[..., Any], address: str) -> None:
 
 def test_dark_and_light_follow_the_system_until_chosen(open_page: Callable[..., Any]) -> None:
     page = open_page("#/jobs/finished", color_scheme="dark")
-    expect(page.locator(".chart canvas")).to_have_count(9)
+    expect(page.locator(".chart canvas")).to_have_count(11)
     background = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(background) == "rgb(15, 18, 22)"
     assert painted(page, "Entropy", "c-gold") > 100
