@@ -68,8 +68,8 @@ class Link:
         self.kinds: dict[str, type[Exception]] = {}
 
     def await_program(self, subjects: list[str], kinds: list[str], required: list[str]) -> None:
-        """Let the program run its definitions and wait for them; its message is unread. Not before
-        the tests are ready: it could take the processor from their start and their imports.
+        """Let the program run its definitions and wait for them; its message is not read. Not
+        before the tests are ready: it could take the processor from their start and imports.
         `subjects` are the functions and classes under test; calling one that is missing fails.
         `kinds` are names that the tests use as exceptions. Raises ProgramGone without one of the
         `required` names.
