@@ -360,7 +360,8 @@ def time_row(recipe: str, steps: int, cores: int) -> dict[str, Any]:
     from benchmarks.versus_trl import train
     from sppo_ray.config.loading import load_config
     from sppo_ray.planning.devices import CPU, Cluster, Node
-    from sppo_ray.planning.plan import make_plan, models_of
+    from sppo_ray.planning.models import models_of
+    from sppo_ray.planning.plan import make_plan
     from sppo_ray.planning.time import Assumptions
 
     quietly = {"loop.steps": steps, "eval.every": 0, "eval.at_start": "false", "checkpoint.every": 0}

@@ -50,7 +50,8 @@ def plan(
 ) -> int:
     """Plan a recipe: memory, placement, time. Exit code 1 when it does not fit."""
     from sppo_ray.planning.changes import advise
-    from sppo_ray.planning.plan import make_plan, models_of
+    from sppo_ray.planning.models import models_of
+    from sppo_ray.planning.plan import make_plan
     from sppo_ray.planning.shapes import read_shape
     from sppo_ray.planning.text import plan_json, plan_text
     from sppo_ray.planning.time import assume as read_assumptions

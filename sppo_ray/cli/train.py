@@ -151,7 +151,8 @@ def _plan(config: RunConfig) -> list[str]:
     """Return the plan as comments, or why there is none."""
     from sppo_ray.cli.plan import cluster_of
     from sppo_ray.planning.changes import advise
-    from sppo_ray.planning.plan import make_plan, models_of
+    from sppo_ray.planning.models import models_of
+    from sppo_ray.planning.plan import make_plan
     from sppo_ray.planning.text import plan_text
 
     try:

@@ -27,7 +27,8 @@ from sppo_ray.launch.worker_manager import run_workers
 from sppo_ray.models.finite import require_finite_files
 from sppo_ray.planning.advice import advice_of
 from sppo_ray.planning.changes import require_memory
-from sppo_ray.planning.plan import live_cluster, models_of
+from sppo_ray.planning.models import models_of
+from sppo_ray.planning.plan import live_cluster
 from sppo_ray.planning.preflight import check_files, check_policy
 from sppo_ray.planning.resources import Resources, bundles_of, require_local_cpus
 from sppo_ray.planning.shapes import read_shape

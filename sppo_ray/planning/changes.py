@@ -12,7 +12,8 @@ from sppo_ray.config.loading import parse_config, set_setting
 from sppo_ray.errors import UserError
 from sppo_ray.formatting import format_seconds
 from sppo_ray.planning.devices import GPUS_PER_NODE, Cluster, Node
-from sppo_ray.planning.plan import Models, Plan, make_plan
+from sppo_ray.planning.models import Models
+from sppo_ray.planning.plan import Plan, make_plan
 from sppo_ray.planning.time import Assumptions
 
 Change = Mapping[str, Any]

@@ -14,22 +14,20 @@ from dataclasses import dataclass, replace
 
 from sppo_ray.config import ModelSettings, RunConfig
 from sppo_ray.planning.devices import CPU, GIB, Cluster, Device, Node, machine_memory, ray_cluster
+from sppo_ray.planning.disk import disk_bytes, effective_stage, one_checkpoint
+from sppo_ray.planning.engine_memory import Engine, EngineMemory, engine_memory, kv_bytes_a_token
 from sppo_ray.planning.lora import adapters_of, trained_parameters
 from sppo_ray.planning.memory import (
     DTYPE_BYTES,
     PROCESS,
-    Engine,
-    EngineMemory,
     RankMemory,
     Training,
-    checkpoint_bytes,
-    engine_memory,
     head_memory,
-    kv_bytes_a_token,
     reference_memory,
     shared_memory_bytes,
     training_memory,
 )
+from sppo_ray.planning.models import Models
 from sppo_ray.planning.placement import Place, place
 from sppo_ray.planning.problems import (
     Problem,
@@ -39,7 +37,7 @@ from sppo_ray.planning.problems import (
     warnings_of,
 )
 from sppo_ray.planning.resources import Resources, bundles_of, resolve_device
-from sppo_ray.planning.shapes import ModelShape, find_shape
+from sppo_ray.planning.shapes import ModelShape
 from sppo_ray.planning.time import (
     Assumptions,
     Generation,
@@ -55,14 +53,6 @@ from sppo_ray.planning.turns import moved_bytes, phase_bytes, with_moved_states
 
 CPU_KV_CACHE = 4 * GIB
 """vLLM's KV cache on a CPU where rollout.kv_cache_gib is null."""
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """Shapes of policy and critic; None = the algorithm has no critic."""
-
-    policy: ModelShape
-    critic: ModelShape | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +102,6 @@ class Plan:
         return self.hours * self.gpus
 
 
-def models_of(
-    config: RunConfig, policy: ModelShape | None = None, critic: ModelShape | None = None
-) -> Models:
-    """Return the shapes of a run's models; given ones are not looked up. Raises UserError."""
-    policy = policy or find_shape(config.learner.model)
-    if not config.has_critic:
-        return Models(policy, None)
-    if critic is None:
-        same = config.critic.model == config.learner.model
-        critic = policy if same else find_shape(config.critic.model)
-    return Models(policy, critic)
-
-
 def make_plan(
     config: RunConfig,
     cluster: Cluster,
@@ -162,7 +139,7 @@ def make_plan(
         places=places,
         host_bytes=host,
         shared_memory=shared,
-        disk=_disk(config, models),
+        disk=disk_bytes(config, models),
         logits_chunk=head_memory(_policy_training(config, models.policy, device)),
         cached_tokens=engine.cached_tokens,
         stages=stages,
@@ -203,7 +180,7 @@ def training_of(
         shape=shape,
         parameters=shape.critic_parameters if is_critic else shape.parameters,
         item_bytes=DTYPE_BYTES[settings.dtype],
-        stage=_stage(settings),
+        stage=effective_stage(settings),
         ranks=settings.ranks,
         offload=settings.offload_optimizer,
         gradient_checkpointing=settings.gradient_checkpointing,
@@ -216,11 +193,6 @@ def training_of(
         transfer=transfer,
         adapters=adapters_of(settings.lora, shape, is_critic=is_critic),
     )
-
-
-def _stage(settings: ModelSettings) -> int:
-    """As `actors/deepspeed.py`, effective_stage: bfloat16 at stage 0 is stage 2."""
-    return settings.zero_stage or 2 if settings.dtype == "bfloat16" else settings.zero_stage
 
 
 def _roles(
@@ -361,31 +333,6 @@ def _sync_part(memory: RankMemory) -> int:
     return memory.phases[memory.peak_phase].get("sync buffer", 0)
 
 
-def _disk(config: RunConfig, models: Models) -> int:
-    """Return the bytes of `checkpoint.keep` checkpoints, one that is being written, and the
-    export.
-    """
-    export = models.policy.parameters * DTYPE_BYTES[config.learner.dtype]
-    if models.critic is not None:
-        export += models.critic.critic_parameters * DTYPE_BYTES[config.critic.dtype]
-    kept = _one_checkpoint(config, models) * (config.checkpoint.keep + 1)
-    return kept + export * config.checkpoint.export
-
-
-def _one_checkpoint(config: RunConfig, models: Models) -> int:
-    roles: list[tuple[ModelSettings, ModelShape, bool]] = [(config.learner, models.policy, False)]
-    if models.critic is not None:
-        roles.append((config.critic, models.critic, True))
-    return sum(
-        checkpoint_bytes(
-            trained_parameters(settings.lora, shape, is_critic=is_critic),
-            DTYPE_BYTES[settings.dtype],
-            _stage(settings),
-        )
-        for settings, shape, is_critic in roles
-    )
-
-
 # --------------------------------------------------------------------------------------- seconds
 
 
@@ -451,7 +398,7 @@ def _stages(
         size, device, assumed, other_nodes=other_nodes, transport=config.transport
     )
     if config.checkpoint.every:
-        stages["checkpoint"] = _one_checkpoint(config, models) / assumed.disk / config.checkpoint.every
+        stages["checkpoint"] = one_checkpoint(config, models) / assumed.disk / config.checkpoint.every
     return stages
 
 

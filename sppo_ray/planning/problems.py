@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from sppo_ray.config import RunConfig
 from sppo_ray.planning.devices import GIB, Cluster, Device
-from sppo_ray.planning.memory import EngineMemory, RankMemory
+from sppo_ray.planning.engine_memory import EngineMemory
+from sppo_ray.planning.memory import RankMemory
 from sppo_ray.planning.placement import Place
 from sppo_ray.planning.resources import Bundle
 from sppo_ray.planning.turns import PHASE_OF

@@ -14,7 +14,8 @@ import yaml
 
 from sppo_ray.config.loading import load_config
 from sppo_ray.planning.devices import parse_gpus
-from sppo_ray.planning.plan import make_plan, models_of
+from sppo_ray.planning.models import models_of
+from sppo_ray.planning.plan import make_plan
 from sppo_ray.planning.resources import Resources, require_feasible
 from tests.unit.deploy.files import (
     DEPLOY,

@@ -9,15 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sppo_ray.config import LoraSettings
+from sppo_ray.planning.engine_memory import Engine, engine_memory, kv_bytes_a_token
 from sppo_ray.planning.lora import Adapters, adapters_of
 from sppo_ray.planning.memory import (
-    Engine,
     Training,
     activations,
     checkpoint_bytes,
-    engine_memory,
     head_memory,
-    kv_bytes_a_token,
     largest_gradients,
     layer_activations,
     pinned_bytes,

@@ -10,9 +10,11 @@ from sppo_ray.config.loading import load_config
 from sppo_ray.errors import UserError
 from sppo_ray.planning.changes import faster_split, nearest_change, require_memory, smallest_cluster
 from sppo_ray.planning.devices import CPU, GIB, Cluster, Node, find_gpu, parse_gpus, ray_cluster
-from sppo_ray.planning.memory import CUDA_CONTEXT, CUDA_GRAPHS
+from sppo_ray.planning.engine_memory import CUDA_GRAPHS
+from sppo_ray.planning.memory import CUDA_CONTEXT
+from sppo_ray.planning.models import models_of
 from sppo_ray.planning.placement import place
-from sppo_ray.planning.plan import Plan, live_cluster, make_plan, models_of
+from sppo_ray.planning.plan import Plan, live_cluster, make_plan
 from sppo_ray.planning.resources import Bundle, Resources
 from sppo_ray.planning.shapes import KNOWN
 from sppo_ray.planning.time import Assumptions, assume, forward_flops, sync_seconds

@@ -1,0 +1,29 @@
+"""The shapes of a run's models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sppo_ray.config import RunConfig
+from sppo_ray.planning.shapes import ModelShape, find_shape
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Shapes of policy and critic; None = the algorithm has no critic."""
+
+    policy: ModelShape
+    critic: ModelShape | None
+
+
+def models_of(
+    config: RunConfig, policy: ModelShape | None = None, critic: ModelShape | None = None
+) -> Models:
+    """Return the shapes of a run's models; given ones are not looked up. Raises UserError."""
+    policy = policy or find_shape(config.learner.model)
+    if not config.has_critic:
+        return Models(policy, None)
+    if critic is None:
+        same = config.critic.model == config.learner.model
+        critic = policy if same else find_shape(config.critic.model)
+    return Models(policy, critic)
