@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,9 +106,12 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_runs(tmp_path: Path) -> None:
-    """Its blocks of Python, one after the other, as a script."""
+    """Its blocks of Python, one after the other, below a running event loop as in a notebook."""
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 5
-    (tmp_path / "page.py").write_text("\n".join(blocks))
+    cells = textwrap.indent("\n".join(blocks), "    ")
+    (tmp_path / "page.py").write_text(
+        f"import asyncio\n\nasync def cells():\n{cells}\n\nasyncio.run(cells())\n"
+    )
     printed = python("page.py", cwd=tmp_path)
     assert "finished" in printed and (tmp_path / "runs" / "mine" / "reward.pkl").is_file()
