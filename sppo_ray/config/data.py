@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, Discriminator, Field, SerializeAsAny, model_validator
@@ -96,6 +97,24 @@ class HFDiskData(SourceSettings):
     ground_truth_key: str = "ground_truth"
 
 
+class HFData(SourceSettings):
+    """A dataset of the Hugging Face hub, e.g. openai/gsm8k. The driver downloads it into the cache
+    of the package datasets, or reads it from there offline (HF_HUB_OFFLINE=1).
+    """
+
+    type: Literal["hf"] = "hf"
+    name: str | None = None
+    dataset: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """owner/name"""
+    subset: str | None = None
+    """One of its configurations, e.g. main; null = the only one."""
+    split: str = "train"
+    revision: str | None = None
+    """A branch, tag or commit; give a commit to read the same rows for ever."""
+    prompt_key: str = "prompt"
+    ground_truth_key: str = "ground_truth"
+
+
 class ReasoningGymData(SourceSettings):
     """A procedural task of the reasoning-gym package, scored by its own verifier."""
 
@@ -111,13 +130,22 @@ class ReasoningGymData(SourceSettings):
         return f"reasoning-gym/{self.task}"
 
 
-_Own = Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData]
+_Own = Union[RunningSumData, ParquetData, JsonlData, HFDiskData, HFData, ReasoningGymData]
 DataSource = Annotated[
     _Own,
     Discriminator("type"),
     SerializeAsAny(),
     or_plugin("data", _Own, partial(declared_settings, "data", base=SourceSettings)),
 ]
+
+
+def source_name(source: DataSource) -> str:
+    """Return the name of a source in ids and metrics, without the directories of this machine."""
+    if isinstance(source, (ParquetData, JsonlData, HFDiskData)):
+        return source.name or Path(source.path).stem
+    if isinstance(source, HFData):
+        return source.name or source.dataset
+    return source.name if isinstance(source, (RunningSumData, ReasoningGymData)) else source.type
 
 
 class CurriculumSettings(Settings):

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sppo_ray.config import DataSettings, DataSource, RunConfig
+from sppo_ray.config import DataSettings, RunConfig
+from sppo_ray.config.data import source_name
 from sppo_ray.errors import UserError
 from sppo_ray.evaluation.calibration import CalibrationReport
 from sppo_ray.evaluation.last import LastEvaluation, last_evaluation
@@ -61,8 +62,8 @@ def write_card(
         },
         "critic": {"model": _model_name(config.critic.model), "critic_version": critic_version},
         "sources": {
-            "train": [_source_name(source) for source in config.data.train],
-            "held_out": [_source_name(source) for source in config.data.held_out],
+            "train": [source_name(source) for source in config.data.train],
+            "held_out": [source_name(source) for source in config.data.held_out],
         },
         # The settings needed to write prompts for the critic and to measure it again.
         "settings": {
@@ -180,10 +181,6 @@ def _digest(chat_template: str | None) -> str | None:
 def _model_name(model: str) -> str:
     """Return the name without the directories of this machine."""
     return model if model.startswith("builtin:") else Path(model).name
-
-
-def _source_name(source: DataSource) -> str:
-    return source.name or Path(source.path).stem
 
 
 def _readme(card: Mapping[str, Any]) -> Iterator[str]:

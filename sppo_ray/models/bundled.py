@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,12 @@ def resolve_model(name_or_path: str, report: Report | None = None) -> Path:
 
 
 def find_model(name_or_path: str) -> Path | None:
-    """Return the checkpoint directory of a model setting, without making it; None for a built-in
-    model. Raises UserError as `resolve_model` does.
+    """Return the checkpoint directory of a model setting; None for a built-in model that has not
+    been made yet. Raises UserError as `resolve_model` does.
     """
     if name_or_path.startswith(PREFIX):
-        _require_builtin(name_or_path.removeprefix(PREFIX))
-        return None
+        target = _builtin_directory(name_or_path.removeprefix(PREFIX))
+        return target if target is not None and target.is_dir() else None
     directory = Path(name_or_path).expanduser().absolute()  # actors have another working directory
     check_checkpoint(directory)
     return directory
@@ -121,17 +121,23 @@ def weights_digest(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _require_builtin(name: str) -> None:
+def _builtin_directory(name: str) -> Path | None:
+    """Return the place of a built-in model; None where torch, which it depends on, is missing."""
     if name not in BUNDLED:
         raise UserError(
             f"model {PREFIX}{name}: no such built-in model; there are "
             f"{', '.join(PREFIX + known for known in BUNDLED)}"
         )
+    try:
+        return cache_directory() / f"{name}-{recipe_key(name)}"
+    except PackageNotFoundError:
+        return None
 
 
 def _resolve_builtin(name: str, report: Report) -> Path:
-    _require_builtin(name)
-    target = cache_directory() / f"{name}-{recipe_key(name)}"
+    target = _builtin_directory(name)
+    if target is None:
+        raise UserError(f"model {PREFIX}{name}: torch makes it and is not installed: see docs/install.md")
     if target.is_dir():
         return target
     from filelock import FileLock

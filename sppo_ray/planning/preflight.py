@@ -26,8 +26,8 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def check_settings(config: RunConfig, *, code: bool = True) -> None:
-    """Check data, reward function and models. A built-in model is made when the run starts, and
-    only looked up here. `code`: whether the reward function's module has to be on this machine.
+    """Check data, reward function and models. A built-in model that is not in the cache is made
+    when the run starts. `code`: whether the reward function's module has to be on this machine.
     """
     check_data(config)
     if code:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from sppo_ray import plugins
 from sppo_ray.config import DataSource
+from sppo_ray.config.data import source_name
 from sppo_ray.data.sources.base import Concatenation, Source
 from sppo_ray.data.sources.files import (
+    open_hf,
     open_hf_disk,
     open_jsonl,
     open_parquet,
@@ -26,6 +27,7 @@ _OPEN: dict[str, Callable[..., Source]] = {
     "parquet": open_parquet,
     "jsonl": open_jsonl,
     "hf-disk": open_hf_disk,
+    "hf": open_hf,
     "reasoning-gym": open_reasoning_gym,
 }
 
@@ -61,17 +63,11 @@ def open_sources(settings: Sequence[DataSource], origin: str = "data.train") -> 
             raise UserError(
                 f"{where} repeats {origin}[{first}], every prompt of it would come twice: remove one of them"
             )
-        base = _name_of(source)
+        base = source_name(source)
         uses[base] = uses.get(base, 0) + 1
         name = base if uses[base] == 1 else f"{base}#{uses[base]}"
         sources.append(_open(source, name, where))
     return sources
-
-
-def _name_of(source: DataSource) -> str:
-    if source.type not in _OPEN:
-        return source.type
-    return source.name or Path(source.path).stem
 
 
 def _open(source: DataSource, name: str, where: str) -> Source:

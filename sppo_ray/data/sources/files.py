@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sppo_ray.config import HFDiskData, JsonlData, ParquetData
+from sppo_ray.config import HFData, HFDiskData, JsonlData, ParquetData
 from sppo_ray.data.parquet_limits import read_bounded
 from sppo_ray.data.sources.base import Concatenation
 from sppo_ray.data.sources.jsonl import check_first_row, read_jsonl
@@ -76,7 +76,30 @@ def peek_hf_disk(settings: HFDiskData, where: str) -> None:
 def open_hf_disk(settings: HFDiskData, name: str, where: str) -> TableSource:
     """Open a `Dataset`, or one split of a `DatasetDict`, that `save_to_disk` wrote."""
     path = str(Path(settings.path).expanduser())
-    dataset = _load_hf(path, settings.split, where)
+    return _table_of(_load_hf(path, settings.split, where), settings, name, path)
+
+
+def open_hf(settings: HFData, name: str, where: str) -> TableSource:
+    """Open a dataset of the hub, from the cache where it is there."""
+    if Path(settings.dataset).exists():  # load_dataset would read it instead
+        raise UserError(
+            f"{where}.dataset: {settings.dataset}: is a path here: use type parquet, jsonl or hf-disk, or "
+            "start elsewhere"
+        )
+    datasets = _import_datasets(where)
+    try:
+        loaded = datasets.load_dataset(
+            settings.dataset, settings.subset, split=settings.split, revision=settings.revision
+        )
+    except Exception as error:  # boundary: datasets, hub and network raise errors of many kinds
+        raise UserError(
+            f"{where}.dataset: {settings.dataset} cannot be loaded ({type(error).__name__}: {error}): check "
+            "the name, subset, split or revision; a private one needs HF_TOKEN in the environment"
+        ) from None
+    return _table_of(loaded, settings, name, settings.dataset)
+
+
+def _table_of(dataset: Any, settings: HFDiskData | HFData, name: str, path: str) -> TableSource:
     fields = Fields(prompt=settings.prompt_key, ground_truth=settings.ground_truth_key)
     require_fields(dataset.features.arrow_schema, fields, path)
     if dataset.num_rows == 0:
@@ -162,13 +185,18 @@ def _require_directory(path: str, where: str) -> None:
         )
 
 
-def _load_hf(path: str, split: str | None, where: str) -> Any:
-    """Load a `datasets.Dataset`."""
-    _require_directory(path, where)
+def _import_datasets(where: str) -> Any:
     try:
         import datasets
     except ImportError:
         raise UserError(f"{where}: the package datasets is not installed: pip install datasets") from None
+    return datasets
+
+
+def _load_hf(path: str, split: str | None, where: str) -> Any:
+    """Load a `datasets.Dataset`."""
+    _require_directory(path, where)
+    datasets = _import_datasets(where)
     try:
         loaded = datasets.load_from_disk(path)
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:

@@ -115,7 +115,8 @@ def test_an_interrupt_before_training_counts_when_it_begins() -> None:
         with signals.stopping(lambda: stops.append(1)):
             pass
 
-    asyncio.run(train())
+    with signals.taken():  # restores the handlers
+        asyncio.run(train())
     assert stops == [1]
 
 

@@ -13,7 +13,8 @@ import pytest
 from sppo_ray.config.loading import load_config
 from sppo_ray.data.sources import files
 from sppo_ray.errors import UserError
-from sppo_ray.planning.preflight import CPU_HEAD_SIZES, check_files, check_policy
+from sppo_ray.models.bundled import recipe_key
+from sppo_ray.planning.preflight import CPU_HEAD_SIZES, check_files, check_policy, check_settings
 
 MODEL = {"hidden_size": 64, "num_attention_heads": 2, "max_position_embeddings": 256, "vocab_size": 40}
 TOKENIZER = {"model": {"vocab": {"a": 0, "b": 38}}, "added_tokens": [{"id": 39}]}
@@ -116,3 +117,23 @@ def test_a_reward_function_is_read_and_not_run(
     else:
         with pytest.raises(UserError, match=said):
             check_files(wanted)
+
+
+def test_all_settings_of_a_run_are_checked_without_making_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPPO_RAY_CACHE", str(tmp_path))
+    check_settings(load_config("quickstart"))
+    with pytest.raises(UserError, match="no such built-in model"):
+        check_settings(load_config("quickstart", ["--critic.model=builtin:runnin"]))
+    with pytest.raises(UserError, match="no such directory; give a Transformers checkpoint"):
+        check_settings(load_config("quickstart", ["--learner.model=models/none"]))
+    custom = ["--reward.function={type: custom, function: 'no_such.module:f'}"]
+    with pytest.raises(UserError, match="no module no_such.module"):
+        check_settings(load_config("quickstart", custom))
+    check_settings(load_config("quickstart", custom), code=False)
+    assert not list(tmp_path.iterdir())
+    made = tmp_path / f"running-sum-{recipe_key('running-sum')}"  # one that is in the cache is looked at
+    made.mkdir()
+    with pytest.raises(UserError, match="config.json: cannot be read as JSON"):
+        check_settings(load_config("quickstart"))
