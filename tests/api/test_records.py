@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
-from sppo_ray.api.archive import tar_of
+from sppo_ray.api.archive import entries_of, tar_of
 from sppo_ray.api.client import Event, lines_of, parse_events
 from sppo_ray.rundir import tail
 from sppo_ray.rundir.files import RunFile
@@ -352,6 +352,8 @@ def test_the_export_is_one_tar_and_the_report_one_page_that_no_browser_opens_her
     }
     answer = server.get("/v1/jobs/done/export")
     assert answer.headers["content-disposition"] == 'attachment; filename="done-export.tar"'
+    # three headers, contents of 1, 3 and 1 blocks, two blocks of zeros
+    assert answer.headers["content-length"] == str(512 * (3 + 5 + 2)) == str(len(answer.content))
     with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
         found = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
     assert found == {f"done/{name}": content for name, content in files.items()}
@@ -363,7 +365,7 @@ def test_the_export_is_one_tar_and_the_report_one_page_that_no_browser_opens_her
 def test_a_file_that_shrinks_while_it_is_sent_tears_the_archive(runs: Path) -> None:
     (runs / "export").mkdir()
     (runs / "export" / "a").write_bytes(bytes(3 << 20))
-    pieces = tar_of(runs, ["export/a"], below="export/", root="r")
+    pieces = tar_of(entries_of(runs, ["export/a"], below="export/", root="r"))
     next(pieces), next(pieces)  # the header, the first MiB
     os.truncate(runs / "export" / "a", 1 << 20)
     with pytest.raises(OSError, match="shorter"):

@@ -42,13 +42,15 @@ async def downloads(job_id: JobId, ours: Ours, caller: Viewer) -> Downloads:
 async def export(job_id: JobId, ours: Ours, caller: Viewer, visit: Visiting) -> Response:
     """The exported policy and critic, plain Transformers checkpoints, as one tar archive."""
     run_dir = await run_dir_of(ours, job_id)
-    names = await asyncio.to_thread(_export_files, run_dir)
-    if not names:
+    entries = await asyncio.to_thread(_export, run_dir)
+    if not entries:
         raise ApiProblem(404, "this run has no export: it is written when a run finishes", kind="no-export")
     ours.streams.require_free(visit.share)
-    pieces = archive.tar_of(run_dir, names, below=f"{EXPORT}/", root=run_dir.name)
-    stream = ours.streams.counted(iterate_in_threadpool(pieces), visit)
-    return StreamingResponse(stream, media_type=TAR, headers=_saved_as(f"{run_dir.name}-export.tar"))
+    stream = ours.streams.counted(iterate_in_threadpool(archive.tar_of(entries)), visit)
+    # With its length, an archive that is cut off is an error for every client.
+    length = {"Content-Length": str(archive.archived_size(entries))}
+    headers = _saved_as(f"{run_dir.name}-export.tar") | length
+    return StreamingResponse(stream, media_type=TAR, headers=headers)
 
 
 @router.get(
@@ -68,17 +70,18 @@ async def report(job_id: JobId, ours: Ours, caller: Viewer) -> Response:
 
 
 def _downloads(run_dir: Path) -> Downloads:
-    sizes = [archive.file_size(run_dir, name) for name in _export_files(run_dir)]
-    exported = Download(name=f"{run_dir.name}-export.tar", bytes=sum(sizes), files=len(sizes))
-    reported = None
-    if is_file(run_dir, REPORT):
-        size = archive.file_size(run_dir, REPORT)
-        reported = Download(name=f"{run_dir.name}-report.html", bytes=size, files=1)
-    return Downloads(export=exported if sizes else None, report=reported)
+    entries = _export(run_dir)
+    exported = Download(
+        name=f"{run_dir.name}-export.tar", bytes=sum(entry.size for entry in entries), files=len(entries)
+    )
+    size = RunFile(run_dir, REPORT).stamp()[2] if is_file(run_dir, REPORT) else None
+    reported = None if size is None else Download(name=f"{run_dir.name}-report.html", bytes=size, files=1)
+    return Downloads(export=exported if entries else None, report=reported)
 
 
-def _export_files(run_dir: Path) -> list[str]:
-    return files_below(run_dir, EXPORT, most=archive.MOST_FILES)
+def _export(run_dir: Path) -> list[archive.Entry]:
+    names = files_below(run_dir, EXPORT, most=archive.MOST_FILES)
+    return archive.entries_of(run_dir, names, below=f"{EXPORT}/", root=run_dir.name)
 
 
 def _saved_as(name: str) -> dict[str, str]:
