@@ -234,3 +234,48 @@ def test_a_resumed_critic_equals_the_uninterrupted_one_bit_for_bit(
     assert fresh.token_update(PROMPTS, RESPONSES, RETURNS, 7) | {"seconds": 0} == uninterrupted
     assert fresh.token_values(PROMPTS, RESPONSES).tolist() == critic.token_values(PROMPTS, RESPONSES).tolist()
     fresh.close()
+
+
+# ----------------------------------------------------------------------------------- frozen weights
+
+
+def trained_weights(rank: TokenCriticRank) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in rank.engine.parameters()}
+
+
+def test_frozen_parameters_stay_and_the_others_resume_exactly(llama: Path, tmp_path: Path) -> None:
+    first, second = batch(6, seed=1), batch(6, seed=2)
+    rank = started(llama, frozen_parameters="self_attn")
+    before = trained_weights(rank)
+
+    def update(one: TokenCriticRank, data: TokenCriticBatch) -> dict[str, float]:
+        return one.token_update(data.prompts, data.responses, data.returns, len(data.returns))
+
+    update(rank, first)
+    update(rank, first)  # the head starts at zero, so the first update moves only the head
+    rank.save(tmp_path / "state")
+    metrics = update(rank, second)
+    after = trained_weights(rank)
+    frozen = {name for name in after if "self_attn" in name}
+    assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+    assert all(not torch.equal(before[name], after[name]) for name in after.keys() - frozen)
+    rank.close()
+
+    again = started(llama, frozen_parameters="self_attn")
+    again.load(tmp_path / "state")
+    assert {k: v for k, v in update(again, second).items() if k != "seconds"} == {
+        k: v for k, v in metrics.items() if k != "seconds"
+    }
+    assert all(torch.equal(tensor, after[name]) for name, tensor in trained_weights(again).items())
+    again.close()
+
+    other = started(save_llama(tmp_path / "other", seed=9), frozen_parameters="self_attn")
+    with pytest.raises(UserError, match="its weights were trained on other weights than those in"):
+        other.load(tmp_path / "state")
+    other.close()
+
+
+def test_a_pattern_without_a_parameter_names_some(llama: Path) -> None:
+    told = r"frozen_parameters 'experts' matches none of its parameters \(.*embed"
+    with pytest.raises(UserError, match=told):
+        started(llama, frozen_parameters="experts")
