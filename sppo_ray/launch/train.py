@@ -20,7 +20,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.launch.cluster import cluster_with_room
 from sppo_ray.launch.job import job_start, write_job
 from sppo_ray.launch.recovery import Ended, RecoveryLoop, StartingPoint
-from sppo_ray.launch.run_inputs import RunInputs, gather_inputs, model_paths
+from sppo_ray.launch.run_inputs import RunInputs, commits_of, gather_inputs, model_paths, pin_models
 from sppo_ray.launch.shutdown import EndSignals, Forced
 from sppo_ray.launch.worker_manager import run_workers
 from sppo_ray.models.finite import require_finite_files
@@ -34,6 +34,7 @@ from sppo_ray.protocols import WorkerFailure
 from sppo_ray.redaction import redact
 from sppo_ray.rundir.commands import Inbox
 from sppo_ray.rundir.heartbeat import heartbeat
+from sppo_ray.rundir.job import ContinuedRun, read_job, remember_models
 from sppo_ray.rundir.layout import RunDir
 from sppo_ray.rundir.metrics import read_metrics
 from sppo_ray.rundir.summary import Summary
@@ -49,9 +50,12 @@ STACK_CHARACTERS = 20_000
 CHECKED_BYTES = 1 << 30  # of a checkpoint that is read whole before Ray starts, about a second
 
 
-def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
+def train(
+    config: RunConfig, run_path: Path, *, resume: bool = False, continues: ContinuedRun | None = None
+) -> int:
     """Run (or continue) a training run in `run_path` and return the exit code: 0 finished,
-    interrupted or stopped by a command, 143 terminated.
+    interrupted or stopped by a command, 143 terminated. `continues` is the run whose export the
+    config's models are.
 
     Raises UserError for an error that the user can fix, WorkerFailure when the restarts are used
     up, and Forced on a second signal; all leave the run directory resumable.
@@ -59,7 +63,7 @@ def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
     with EndSignals().taken() as signals:
         run_dir = RunDir.create(run_path.resolve(), resume=resume)
         try:
-            return _in_run_dir(config, run_dir, signals)
+            return _in_run_dir(config, run_dir, signals, continues)
         except SystemExit as ended:
             if isinstance(ended, Forced):
                 raise
@@ -69,11 +73,13 @@ def train(config: RunConfig, run_path: Path, *, resume: bool = False) -> int:
             run_dir.close()
 
 
-def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
+def _in_run_dir(
+    config: RunConfig, run_dir: RunDir, signals: EndSignals, continues: ContinuedRun | None
+) -> int:
     recorder = None
     try:
         is_stopped = _is_stopped(run_dir)  # must run before job.json names this start
-        write_job(run_dir, config)
+        write_job(run_dir, config, continues)
         skipped: list[str] = []
         start = _starting_point(config, run_dir, skipped.append)
         progress = make_progress(config.logging.progress, config.name)
@@ -99,14 +105,16 @@ def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
         with heartbeat(recorder.beat, recorder.stage_changed):
             # what can be told in milliseconds is told before Ray starts
             check_files(config)
-            paths = model_paths(config, recorder.message)
+            paths = model_paths(pin_models(config, read_job(run_dir.path).models), recorder.message)
+            commits = commits_of(config, paths)
+            remember_models(run_dir, commits)
             check_policy(config, paths[0])
             for path in dict.fromkeys(paths):
                 require_finite_files(path, CHECKED_BYTES)
             if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
                 require_local_cpus(config, config.cluster.local_cpus or os.cpu_count() or 1)
             # Both take seconds, mostly on different cores.
-            loading = in_daemon_thread(lambda: gather_inputs(config, recorder.message))
+            loading = in_daemon_thread(lambda: gather_inputs(pin_models(config, commits), recorder.message))
 
             def check(device: str, nodes: Sequence[Resources]) -> None:
                 _check_memory(config, loading.result(), recorder, device, nodes)

@@ -1,4 +1,4 @@
-"""`sppo-ray init`: what it writes is a recipe that the command line takes, and a reward that works."""
+"""`sppo-ray init` writes a recipe that the command line takes, and a reward that works."""
 
 from __future__ import annotations
 
