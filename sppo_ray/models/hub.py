@@ -103,7 +103,9 @@ def _snapshot(model: HubModel, report: Report) -> Path:
     from huggingface_hub.errors import DryRunError
 
     files = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
-    with explained(f"model {model}"):
+    here = f"neither a directory here nor (whole) in the cache {constants.HF_HUB_CACHE}, and "
+    away = "fetch it where there is a network with `hf download NAME --local-dir DIR`, and give DIR"
+    with explained(f"model {model}", here=here, away=away):
         try:
             listed = snapshot_download(model.repository, revision=model.revision, dry_run=True, **files)
             missing = [file for file in listed if file.will_download]
@@ -122,12 +124,15 @@ def _snapshot(model: HubModel, report: Report) -> Path:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into a UserError that begins with `what`."""
+def explained(what: str, *, here: str = "", away: str = "try again later") -> Iterator[None]:
+    """Turn the errors of huggingface_hub into a UserError that begins with `what`. `here` says what
+    this machine does not have, `away` what to do when the hub cannot be reached.
+    """
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
@@ -144,34 +149,29 @@ def explained(what: str) -> Iterator[None]:
         ) from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"{what}: no such directory on this machine, and the hub shows no such repository: correct the "
-            f"name; if it is private, {log_in}"
+            f"{what}: {here}the hub shows no such repository: correct the name; if it is private, {log_in}"
         ) from None
     except RevisionNotFoundError:
         raise UserError(
             f"{what}: the repository has no such revision: name a branch, tag or commit"
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise UserError(f"{what}: {_away(error)}") from None
+        raise UserError(f"{what}: {here}{_away(error)}: {away}") from None
     except (LocalTokenNotFoundError, HFValidationError) as error:
         raise UserError(f"{what}: {_first_line(error)}: {log_in}") from None
     except HfHubHTTPError as error:
         denied = error.response.status_code in (401, 403)
         remedy = f"the token may not do that: {log_in}" if denied else "try again later"
         raise UserError(f"{what}: the hub refused ({_first_line(error)}): {remedy}") from None
-    except (ConnectionError, TimeoutError) as error:
-        raise UserError(f"{what}: {_away(error)}") from None
+    except (HTTPError, ConnectionError, TimeoutError) as error:
+        raise UserError(f"{what}: {here}{_away(error)}: {away}") from None
 
 
 def _away(error: Exception) -> str:
     from huggingface_hub import constants
 
     cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _first_line(error.__cause__ or error)
-    return (
-        f"no such directory on this machine, not (whole) in the cache {constants.HF_HUB_CACHE}, and the hub "
-        f"cannot be asked ({cause}): fetch it where there is a network with `hf download NAME --local-dir "
-        "DIR`, and give DIR"
-    )
+    return f"the hub cannot be asked ({cause})"
 
 
 def _first_line(error: BaseException) -> str:

@@ -123,12 +123,12 @@ def find_shape(model: str) -> ModelShape:
     name = name.removeprefix("builtin:").removeprefix("meta-")
     if model.startswith("builtin:"):
         return _builtin(name, model)
+    if name in KNOWN:
+        return KNOWN[name]
     on_hub = hub_model(model)
     cached = None if on_hub is None else cached_file(on_hub, "config.json")
     if cached is not None:
         return read_shape(cached)
-    if name in KNOWN:
-        return KNOWN[name]
     raise UserError(
         f"the shape of model {model!r} is not known: there is no such directory on this machine, and the "
         f"planner knows {', '.join(sorted(KNOWN))} by name: give its config.json with --model-config PATH (a "

@@ -2,8 +2,8 @@
 server neither delays nor ends the run.
 
 The run's id in W&B and MLflow is kept in trackers.json, so a resumed run continues there. Neither
-can remove a point: of the steps that a resumed run repeats, W&B keeps the first values and MLflow
-shows both. metrics.jsonl has the true ones.
+can remove a point, so the steps that a resumed run repeats stay as well (MLflow), or are ignored
+(W&B). metrics.jsonl has the true ones.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def test_what_the_hub_refuses_is_one_message_with_the_remedy(served: Hub, tmp_pa
     for text, wanted in zip(
         texts,
         (
-            "model org/none: no such directory on this machine, and the hub shows no such repository",
+            "hub, and the hub shows no such repository: correct the name; if it is private, log in",
             "model org/gated: the repository is gated: ask for access on its page on the hub, then log in",
             "model org/tiny@v2: the repository has no such revision: name a branch, tag or commit",
             "has no *.safetensors file",
