@@ -72,6 +72,7 @@ def report_html(run_dir: Path) -> str:
 def _facts(run_dir: Path) -> dict[str, str]:
     status, job = read_status(run_dir), read_job(run_dir)
     summary, state = Summary.read(RunFile(run_dir, SUMMARY)), status.state
+    ends = summary or state
     facts = {
         "name": status.name or "",
         "state": status.phase or "unknown",
@@ -82,7 +83,7 @@ def _facts(run_dir: Path) -> dict[str, str]:
         "generated tokens": f"{state.response_tokens:,}",
         "held-out accuracy": " → ".join(
             format_fraction(math.nan if value is None else value)
-            for value in (state.initial_accuracy, state.final_accuracy)
+            for value in (ends.initial_accuracy, ends.final_accuracy)
         ),
         "restarts": str(state.restarts),
         "reward errors": str(state.reward_errors),

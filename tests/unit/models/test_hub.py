@@ -115,9 +115,9 @@ def test_push_uploads_policy_and_critic_with_cards(served: Hub, tmp_path: Path) 
     (run.exported_critic / "README.md").write_text("---\ntags: [sppo]\n---\n# Critic of quickstart\n")
     command = [sys.executable, "-m", "sppo_ray", "push", str(run.path), "me/sums", "--private"]
     env = environment(served, tmp_path / "home", HF_TOKEN=TOKEN)
-    for _ in range(2):  # the second time the repository exists
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
+    served.repositories["me/sums-critic"] = Repository({}, private=True)  # one that exists
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
     assert f"policy: {served.address}/me/sums" in done.stdout
     policy, critic = served.repositories["me/sums"], served.repositories["me/sums-critic"]
     assert policy.private and critic.private
