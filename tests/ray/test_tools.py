@@ -12,21 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from sppo_ray.models.bundled import weights_digest
+from sppo_ray.models.bundled import resolve_model, weights_digest
 from sppo_ray.rundir.metrics import is_training_step, read_metrics
 from sppo_ray.rundir.trajectories import read_step
+from tests.hub_stand_in import Repository, hub
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = ["--loop.steps=2", "--data.prompts_per_step=16", "--data.minibatch_size=16", "--eval.prompts=16"]
 
 
-def sppo_ray(folder: Path, *words: str) -> str:
+def sppo_ray(folder: Path, *words: str, **environment: str) -> str:
     """Run a command as a user would in `folder`, with this checkout as the installed package."""
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-m", "sppo_ray", *words],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": path} | environment,
         capture_output=True,
         text=True,
         timeout=600,
@@ -73,3 +74,25 @@ def test_from_an_empty_directory_to_a_comparison(tmp_path: Path) -> None:
 
     table = sppo_ray(project, "compare", "runs/first", "runs/second")
     assert "learner.optimizer.lr  0.0005" in table
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_fetched_once_and_a_resumed_run_takes_the_same(tmp_path: Path) -> None:
+    """The hub is a FAKE behind real HTTP."""
+    files = {file.name: file.read_bytes() for file in resolve_model("builtin:running-sum").iterdir()}
+    with hub({"org/sums": Repository(files)}) as served:
+        commit = served.repositories["org/sums"].commit
+        words = ["train", "quickstart", "--learner.model=org/sums", "--critic.model=org/sums"]
+        words += ["--run-dir", "run", *SMALL]
+        environment = {"HF_ENDPOINT": served.address, "HF_HOME": str(tmp_path / "home")}
+        environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        printed = sppo_ray(tmp_path, *words, **environment)
+        assert "fetching model org/sums from the hub" in printed and commit in printed
+        fetched = [request for request in served.requests if request.startswith("GET /org/sums/resolve/")]
+        assert len(fetched) == len(set(fetched))
+
+        served.repositories["org/sums"].files["added.txt"] = b"a newer commit"
+        served.requests.clear()
+        sppo_ray(tmp_path, *words, "--resume", "--loop.steps=3", **environment)
+        assert served.requests == []
+    assert json.loads((tmp_path / "run/job.json").read_text())["models"] == {"org/sums": commit}

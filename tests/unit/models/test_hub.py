@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from tests.hub_stand_in import TOKEN, Hub, Repository, hub
 from tests.training_data import save_llama
 from tests.unit.ended_run import ended_run
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 RESOLVE = """
 import json, sys
 from sppo_ray.errors import UserError
@@ -172,3 +174,9 @@ def test_a_resumed_run_takes_the_commit_of_its_first_start(tmp_path: Path) -> No
     pinned = pin_models(config, commits)
     assert (pinned.learner.model, pinned.critic.model) == (f"org/a@{'1' * 40}", f"org/b@{'2' * 40}")
     assert pin_models(config, {}) == config
+
+
+def test_no_actor_can_download() -> None:
+    for file in (REPOSITORY / "actors").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"resolve_model|models\.hub|snapshot_download|huggingface_hub", text), file
