@@ -179,4 +179,4 @@ def test_a_resumed_run_takes_the_commit_of_its_first_start(tmp_path: Path) -> No
 def test_no_actor_can_download() -> None:
     for file in (REPOSITORY / "actors").rglob("*.py"):
         text = file.read_text(encoding="utf-8")
-        assert not re.search(r"resolve_model|models\.hub|snapshot_download|huggingface_hub", text), file
+        assert not re.search(r"resolve_model|models\.hub|snapshot_download|hf_hub_download", text), file
