@@ -21,7 +21,7 @@ PY   := $(VENV)/bin/python
 ENV  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow test-fast test-cluster chaos soak fuzz fuzz-rewards lint audit doctor docs
+.PHONY: help env train test test-slow test-fast test-cluster test-trackers chaos soak fuzz fuzz-rewards lint audit doctor docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,15 @@ test-cluster: $(ENV) ## a Ray cluster of three hosts (network namespaces), as de
 
 test-fast: $(ENV) ## the tests that start neither Ray nor vLLM
 	@$(PY) -m pytest tests/unit $(ARGS)
+
+test-trackers: .venv-trackers/.installed ## W&B (offline) and MLflow (a local store) for real, in an environment on top of .venv
+	@.venv-trackers/bin/python -m pytest tests/trackers $(ARGS)
+
+.venv-trackers/.installed: $(ENV) requirements/trackers.lock
+	@$(PY) -m venv .venv-trackers
+	@$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > `.venv-trackers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"`/below.pth
+	@.venv-trackers/bin/python -m pip install -qq --disable-pip-version-check --no-deps $(PIP_ARGS) -r requirements/trackers.lock
+	@touch $@
 
 chaos: $(ENV) ## the fault matrix on real runs, about a minute a cell; what is done is kept: ARGS="--cells 'rollout/*'"
 	@$(PY) -m tests.chaos --work runs/chaos --report benchmarks/results/chaos $(ARGS)

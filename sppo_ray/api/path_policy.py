@@ -17,6 +17,7 @@ from sppo_ray.api.settings import ApiSettings
 from sppo_ray.config import RunConfig
 from sppo_ray.config.loading import parse_config
 from sppo_ray.config.permissions import Grants, asks_for
+from sppo_ray.models.hub import parse_name
 
 
 def allowed_path(path: str, settings: ApiSettings, where: str) -> Path:
@@ -53,7 +54,7 @@ def confined(config: RunConfig, settings: ApiSettings) -> RunConfig:
     for role in ("learner", "critic"):
         model = tree[role]["model"]
         if not model.startswith("builtin:"):
-            tree[role]["model"] = str(allowed_path(model, settings, f"{role}.model"))
+            tree[role]["model"] = str(_allowed_model(model, settings, f"{role}.model"))
     if config.cluster.address is not None:
         where, what = "cluster.address", "a submitted job joins the cluster that it runs on: leave it out"
         raise ApiProblem(
@@ -63,6 +64,18 @@ def confined(config: RunConfig, settings: ApiSettings) -> RunConfig:
         if asked.kind == "module":  # the server's permission includes an installed package
             tree["reward"]["function"]["packages"] = [asked.name.partition(".")[0]]
     return parse_config(tree)
+
+
+def _allowed_model(model: str, settings: ApiSettings, where: str) -> Path:
+    path = allowed_path(model, settings, where)
+    if parse_name(model) is not None and not path.exists():
+        detail = (
+            f"{where}: there is no directory {model!r} below those that this server allows, and its jobs do "
+            "not download from the hub: fetch the model there with `hf download NAME --local-dir DIR`"
+        )
+        errors = [FieldError(path=where, message="no such directory")]
+        raise ApiProblem(400, detail, kind="path-outside", errors=errors)
+    return path
 
 
 def require_as_stored(config: RunConfig, settings: ApiSettings) -> None:

@@ -1,4 +1,4 @@
-"""`sppo-ray compare`: run several algorithms, and print a report."""
+"""`sppo-ray compare`: run a recipe with several algorithms and report, or compare finished runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, repeate
 from sppo_ray.config import permissions
 from sppo_ray.errors import UserError
 from sppo_ray.formatting import format_seconds, printable
+from sppo_ray.rundir.record import is_run_directory
 
 if TYPE_CHECKING:
     from sppo_ray.compare.plan import Plan
@@ -21,12 +22,21 @@ if TYPE_CHECKING:
 
 DEFAULT_ARMS = "sppo,grpo,ppo,rloo,remax"
 EXIT_RUNS_FAILED = 1
+Names = Annotated[
+    list[str] | None,
+    Argument(
+        metavar="[RECIPE | RUN RUN...]",
+        help="a recipe as for train: run it with several algorithms; left out, the comparison in --out is "
+        "continued as planned; two or more run directories: compare these runs",
+    ),
+]
+Targets = Annotated[
+    str | None, Option(metavar="A,B", help="held-out accuracies to measure the way to (default: by a rule)")
+]
 
 
 def compare(
-    recipe: Annotated[
-        str | None, Argument(help="as for train; left out, the comparison in --out is continued as planned")
-    ] = None,
+    names: Names = None,
     *,
     arms: Annotated[
         str | None, Option(help=f"built-in arms between commas (default: {DEFAULT_ARMS})")
@@ -40,10 +50,10 @@ def compare(
         float | None, Option(metavar="SECONDS", help="of training for each run, evaluations not counted")
     ] = None,
     concurrent: Annotated[int, Option(help="runs at a time, each on its own share of the cores")] = 1,
-    targets: Annotated[
-        str | None,
-        Option(metavar="A,B", help="held-out accuracies to measure the way to (default: by a rule)"),
+    plot: Annotated[
+        Path | None, Option(metavar="FILE.png", help="of finished runs: draw their learning curves")
     ] = None,
+    targets: Targets = None,
     baseline: Annotated[
         str | None, Option(help="arm that the others' speed is measured against (default: the first)")
     ] = None,
@@ -63,15 +73,21 @@ def compare(
     ] = False,
     overrides: Overrides,
 ) -> int:
-    """Run a recipe with several algorithms and the same budget, and write a report."""
+    """Run a recipe with several algorithms and report, or compare finished runs."""
     from sppo_ray.compare.comparison import compare, proceed, report_from
     from sppo_ray.compare.plan import make_plan, read_plan
 
     accuracies = _numbers(targets) if targets else None
+    given = {"--arms": arms, "--arm": arm, "--seeds": seeds, "--budget": budget}
+    typed = [*(name for name in given if given[name]), *overrides]
+    if len(names or ()) > 1 or (names and is_run_directory(Path(names[0]))):
+        return _compare_runs(names or [], plot, accuracies or (), typed)
+    if plot is not None:
+        raise UserError("--plot draws finished runs: give two or more run directories")
+    recipe = names[0] if names else None
     granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
     if report_only or recipe is None:
-        given = {"--arms": arms, "--arm": arm, "--seeds": seeds, "--budget": budget}
-        place = _required_out(out, [*(name for name in given if given[name]), *overrides])
+        place = _required_out(out, typed)
         if report_only:
             return _conclude(report_from(place, targets=accuracies, baseline=baseline), place)
         if accuracies or baseline:
@@ -97,6 +113,26 @@ def compare(
         return 0
     place = out or runs_directory() / f"compare-{Path(recipe).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return _conclude(compare(recipe, out=place, mix_commits=mix_commits, **arguments), place)
+
+
+def _compare_runs(
+    names: Sequence[str], plot: Path | None, targets: Sequence[float], typed: Sequence[str]
+) -> int:
+    from sppo_ray.compare.finished import comparison_text, draw_runs, read_runs
+
+    others = [name for name in names if not is_run_directory(Path(name))]
+    if others:
+        raise UserError(f"{others[0]}: is no run directory: give one recipe, or two or more runs")
+    if len(names) == 1:
+        raise UserError(f"{names[0]} is a run: give the directory of another run too, or a recipe")
+    if typed:
+        raise UserError(f"{typed[0]} needs a recipe: finished runs are compared as they are")
+    runs = read_runs([Path(name) for name in names])
+    print(printable(comparison_text(runs, targets), sys.stdout), flush=True)
+    if plot is not None:
+        draw_runs(runs, plot)
+        print(f"\n{plot}")
+    return 0
 
 
 def _require_permission(

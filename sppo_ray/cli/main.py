@@ -24,8 +24,10 @@ from sppo_ray.cli.jobs import list_jobs, logs, status
 from sppo_ray.cli.plan import plan
 from sppo_ray.cli.prepare import prepare
 from sppo_ray.cli.prompt_map import map_prompts
+from sppo_ray.cli.push import push
 from sppo_ray.cli.recipes import recipes
 from sppo_ray.cli.replay import replay
+from sppo_ray.cli.report import report
 from sppo_ray.cli.score import score
 from sppo_ray.cli.serve import serve
 from sppo_ray.cli.settings import settings
@@ -37,7 +39,8 @@ from sppo_ray.errors import UserError
 from sppo_ray.redaction import redact
 
 COMMANDS = {
-    "init": init, "train": train, "plan": plan, "prepare": prepare, "compare": compare,
+    "init": init, "train": train, "plan": plan, "prepare": prepare,
+    "compare": compare, "report": report, "push": push,
     "eval": evaluate, "calibrate": calibrate, "map": map_prompts, "replay": replay, "score": score,
     "serve": serve, "token": token, "submit": submit, "list": list_jobs, "status": status, "logs": logs,
     "scale": scale, "pause": pause, "resume": resume, "checkpoint": checkpoint, "stop": stop,

@@ -18,6 +18,7 @@ from sppo_ray.cli.shared import Overrides, lost_worker
 from sppo_ray.config import RunConfig
 from sppo_ray.config.loading import load_config
 from sppo_ray.errors import UserError
+from sppo_ray.rundir.job import read_job
 from sppo_ray.rundir.layout import RunDir
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def replay(
     """Recompute a recorded step and compare; exit code 0 = it matches, 1 = it differs."""
     config = _config_of(run_dir, overrides)
 
+    from sppo_ray.launch.run_inputs import pin_models
     from sppo_ray.replay.records import Records, starting_point
     from sppo_ray.replay.report import make_report
     from sppo_ray.replay.table import headline, replay_table
@@ -53,7 +55,8 @@ def replay(
     config = _as_long_as_then(config, records, start, target.step)
     steps = [records.step(earlier) for earlier in range(start.state.step + 1, target.step)]
     _report(f"replays step {target.step} from {start.name}")
-    found = rederive(config, target, start, [*steps, target], _report)
+    pinned = pin_models(config, read_job(run_dir).models)
+    found = rederive(pinned, target, start, [*steps, target], _report)
     report = make_report(str(run_dir), config, target, start, records.weights, found)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from sppo_ray.cli.continuation import continuation
 from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, lost_worker, runs_directory
 from sppo_ray.config import RunConfig, permissions
 from sppo_ray.config.loading import dump_config, load_config, recipe_names
 from sppo_ray.errors import DiskFull, UserError, is_disk_full
+from sppo_ray.tracking import require_trackers
 
 if TYPE_CHECKING:
     from sppo_ray.planning.devices import Cluster
@@ -21,9 +23,17 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        str, Argument(help=f"a recipe that ships ({', '.join(recipe_names())}) or a .yaml file")
-    ],
+        str | None,
+        Argument(
+            help=f"a recipe that ships ({', '.join(recipe_names())}) or a .yaml file; with --from the "
+            "default is that run's"
+        ),
+    ] = None,
     *,
+    continued: Annotated[
+        Path | None,
+        Option("--from", metavar="RUN", help="start a new run from the export of a finished one"),
+    ] = None,
     run_dir: Annotated[Path | None, Option(help="run directory (default: runs/NAME-seedN-TIME)")] = None,
     seed: Annotated[int | None, Option(help="overrides the recipe's seed")] = None,
     resume: Annotated[
@@ -46,15 +56,26 @@ def train(
     ] = False,
     overrides: Overrides,
 ) -> int:
-    """Train a recipe; any setting can be overridden as --section.key=value."""
+    """Train a recipe. Any of its settings can be overridden by its path and an equals sign, e.g.
+    --loop.steps=20 --data.train.0.path=rows.jsonl; `sppo-ray settings` lists them.
+    """
     if seed is not None:
         overrides = [*overrides, f"--seed={seed}"]
     if trace:
         overrides = [*overrides, "--logging.trace=true"]
-    config = load_config(recipe, overrides, sha256=config_sha256)
+    start = None
+    if continued is not None:
+        start = continuation(continued, recipe, overrides, sha256=config_sha256)
+        recipe = start.recipe
+    if recipe is None:
+        raise UserError(f"name a recipe: a .yaml file, or one that ships ({', '.join(recipe_names())})")
+    config = start.config if start else load_config(recipe, overrides, sha256=config_sha256)
     granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
     permissions.require_for_file(config.reward, granted, permissions.settings_in(overrides), recipe)
     config = fitted_here(config)
+    require_trackers(config.logging)
+    if start is not None:
+        print(f"# {start.note}" if dry_run else start.note, flush=True)
     if dry_run:
         print(_describe(config))
         _require_startable(config, run_dir, resume)
@@ -63,12 +84,13 @@ def train(
         raise UserError("--resume needs the --run-dir of the run to continue")
     place = run_dir or runs_directory() / f"{config.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not restarts:
-        return run_training(config, place, resume=resume)
+        return run_training(config, place, resume=resume, continues=start.record if start else None)
 
     from sppo_ray.launch.supervisor import Supervisor, train_command
 
     same = [f"--config-sha256={config_sha256}"] if config_sha256 else []
-    command = train_command([recipe, *granted.flags, *same, *overrides], place)
+    source = [] if continued is None else [f"--from={continued}"]
+    command = train_command([recipe, *source, *granted.flags, *same, *overrides], place)
     return Supervisor(command, place, restarts=restarts).run(resume=resume)
 
 

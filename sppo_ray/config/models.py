@@ -79,8 +79,8 @@ class LoraSettings(Settings):
 
 class ModelSettings(Settings):
     model: str
-    """A Transformers checkpoint directory, or `builtin:NAME` for one that the package makes
-    (sppo-ray prepare).
+    """A Transformers checkpoint directory, `org/name` or `org/name@revision` of the Hugging Face
+    hub, or `builtin:NAME` for one that the package makes (both listed in docs/tools.md).
     """
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
     """0 = the ranks run on CPUs. A rank uses one GPU. It may share that GPU (0.5) if it is the only

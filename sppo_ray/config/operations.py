@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from sppo_ray.settings import PositiveInt, Settings
 
@@ -30,8 +30,18 @@ class RecoverySettings(Settings):
     """A rank that answers probes but works on one micro-batch for this long counts as dead."""
 
 
+def _list_if_one(given: object) -> object:
+    return (given,) if isinstance(given, str) else given
+
+
 class LoggingSettings(Settings):
     tensorboard: bool = True
+    trackers: Annotated[tuple[str, ...], BeforeValidator(_list_if_one)] = ()
+    """More experiment trackers, e.g. [wandb, mlflow] (pip install "sppo-ray[trackers]"), also those
+    that an installed package registers; tensorboard is the setting above. See docs/tools.md.
+    """
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")] = "sppo-ray"
+    """The run's project in W&B, its experiment in MLflow."""
     trajectories: bool = True
     progress: Literal["auto", "live", "plain", "off"] = "auto"
     trace: bool = False

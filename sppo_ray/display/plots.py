@@ -61,6 +61,14 @@ def learning_curve(run_dir: Path, *, title: str | None = None) -> Path:
     steps and against training time; below, response length, the critic's log-loss against the best
     constant's, and the time of each stage. Raises UserError when the run has no metrics yet.
     """
+    image = draw_learning_curve(run_dir, title=title)
+    path = RunDir(run_dir).curve
+    write_atomically(path, image)
+    return path
+
+
+def draw_learning_curve(run_dir: Path, *, title: str | None = None, dpi: int = 150) -> bytes:
+    """Return the PNG of `learning_curve`."""
     rows = _rows(run_dir)
     # matplotlib takes a second to load and most commands draw nothing. Without pyplot there is no
     # display and no global state.
@@ -69,7 +77,7 @@ def learning_curve(run_dir: Path, *, title: str | None = None) -> Path:
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(11, 7.4), dpi=150, facecolor="white", layout="constrained")
+        figure = Figure(figsize=(11, 7.4), dpi=dpi, facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
         figure.get_layout_engine().set(w_pad=0.14, h_pad=0.12)
         figure.suptitle(title or _headline(run_dir, rows), x=0.014, ha="left", fontsize=13, fontweight="bold")
@@ -84,9 +92,7 @@ def learning_curve(run_dir: Path, *, title: str | None = None) -> Path:
             draw(axes, rows)
         image = io.BytesIO()
         figure.savefig(image, format="png")
-    path = RunDir(run_dir).curve
-    write_atomically(path, image.getvalue())
-    return path
+    return image.getvalue()
 
 
 def curve_text(run_dir: Path) -> str:

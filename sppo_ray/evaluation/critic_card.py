@@ -20,6 +20,8 @@ from sppo_ray.errors import UserError
 from sppo_ray.evaluation.calibration import CalibrationReport
 from sppo_ray.evaluation.last import LastEvaluation, last_evaluation
 from sppo_ray.formatting import format_fraction
+from sppo_ray.redaction import redact
+from sppo_ray.rundir.job import read_job
 from sppo_ray.rundir.jsonlines import finite_json, write_atomically
 from sppo_ray.rundir.layout import RunDir
 
@@ -111,6 +113,17 @@ def write_card_of_run(
         chat_template=load_tokenizer(directory).chat_template,
         evaluation=last_evaluation(run_dir),
     )
+
+
+def publish_card(run_dir: Path, config: RunConfig) -> None:
+    """Add the run's command, recipe and versions to the exported critic's README.md."""
+    from sppo_ray.evaluation.policy_card import made_by
+
+    path = RunDir(run_dir).exported_critic / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"# Critic of {config.name}\n"
+    text = text.partition("\n## Made with\n")[0].rstrip()
+    lines = [text, *made_by(run_dir, config, read_job(run_dir))]
+    write_atomically(path, redact("\n".join(lines) + "\n"))
 
 
 def read_card(directory: Path) -> Mapping[str, Any] | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sppo_ray.config import RunConfig
 from sppo_ray.redaction import redact
-from sppo_ray.rundir.job import JobRecord, read_job, write_job_record
+from sppo_ray.rundir.job import ContinuedRun, JobRecord, read_job, write_job_record
 from sppo_ray.rundir.layout import RunDir
 
 # set by `launch.supervisor` for its child processes: its own id
@@ -24,9 +24,9 @@ SUPERVISOR = "SPPO_RAY_SUPERVISOR"
 RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def write_job(run_dir: RunDir, config: RunConfig) -> None:
+def write_job(run_dir: RunDir, config: RunConfig, continues: ContinuedRun | None = None) -> None:
     """Write job.json. `started` is the time of this start, `job_started` of the job's first start,
-    `created` of the run's first start.
+    `created` of the run's first start. `continues` is the run whose export this one starts from.
     """
     now = time.time()
     before = read_job(run_dir.path)
@@ -43,6 +43,8 @@ def write_job(run_dir: RunDir, config: RunConfig) -> None:
             created=before.created or now,
             job_started=job_start(run_dir) or now,
             started=now,
+            models=before.models,
+            continues=continues or before.continues,
         ),
     )
 

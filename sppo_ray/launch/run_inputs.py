@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sppo_ray.config import RewardSettings, RunConfig, UserReward
 from sppo_ray.errors import UserError
+from sppo_ray.models.hub import commit_of, hub_model
 from sppo_ray.protocols import PromptSource
 from sppo_ray.types import Prompt, ScoreRequest
 
@@ -130,6 +131,30 @@ def model_paths(config: RunConfig, report: Report) -> tuple[Path, Path]:
         else policy_path
     )
     return policy_path, critic_path
+
+
+def pin_models(config: RunConfig, commits: Mapping[str, str]) -> RunConfig:
+    """Return the config with the known commit in the name of each model of the hub."""
+    roles = {"learner": config.learner, "critic": config.critic}
+    pinned = {
+        role: settings.model_copy(
+            update={"model": f"{settings.model.partition('@')[0]}@{commits[settings.model]}"}
+        )
+        for role, settings in roles.items()
+        if settings.model in commits
+    }
+    return config.model_copy(update=pinned)
+
+
+def commits_of(config: RunConfig, paths: tuple[Path, Path]) -> dict[str, str]:
+    """Return the commits of the hub's models by their setting; `paths` are policy and critic."""
+    names = (config.learner.model, config.critic.model if config.has_critic else config.learner.model)
+    found = {
+        name: commit_of(path)
+        for name, path in zip(names, paths, strict=True)
+        if hub_model(name) is not None
+    }
+    return {name: commit for name, commit in found.items() if commit is not None}
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

@@ -21,7 +21,7 @@ from sppo_ray.launch.callbacks import Callbacks
 from sppo_ray.launch.cluster import cluster_with_room, starts_cluster
 from sppo_ray.launch.job import job_start, write_job
 from sppo_ray.launch.recovery import Ended, RecoveryLoop, StartingPoint
-from sppo_ray.launch.run_inputs import RunInputs, gather_inputs, model_paths
+from sppo_ray.launch.run_inputs import RunInputs, commits_of, gather_inputs, model_paths, pin_models
 from sppo_ray.launch.shutdown import EndSignals, Forced
 from sppo_ray.launch.worker_manager import run_workers
 from sppo_ray.models.finite import require_finite_files
@@ -36,6 +36,7 @@ from sppo_ray.protocols import WorkerFailure
 from sppo_ray.redaction import redact
 from sppo_ray.rundir.commands import Inbox
 from sppo_ray.rundir.heartbeat import heartbeat
+from sppo_ray.rundir.job import ContinuedRun, read_job, remember_models
 from sppo_ray.rundir.layout import RunDir
 from sppo_ray.rundir.metrics import read_metrics
 from sppo_ray.rundir.summary import Summary
@@ -56,11 +57,13 @@ def train(
     run_path: Path,
     *,
     resume: bool = False,
+    continues: ContinuedRun | None = None,
     callbacks: Callbacks | None = None,
     signals: EndSignals | None = None,
 ) -> int:
     """Run (or continue) a training run in `run_path` and return the exit code: 0 finished,
-    interrupted or stopped by a command, 143 terminated.
+    interrupted or stopped by a command, 143 terminated. `continues` is the run whose export the
+    config's models are.
 
     Raises UserError for an error that the user can fix, WorkerFailure when the restarts are used
     up, and Forced on a second signal; all leave the run directory resumable.
@@ -72,7 +75,7 @@ def train(
     with (signals or EndSignals()).taken() as taken:
         run_dir = RunDir.create(run_path.resolve(), resume=resume)
         try:
-            return _in_run_dir(config, run_dir, taken, callbacks or Callbacks(()))
+            return _in_run_dir(config, run_dir, taken, continues, callbacks or Callbacks(()))
         except SystemExit as ended:
             if isinstance(ended, Forced):
                 raise
@@ -82,11 +85,17 @@ def train(
             run_dir.close()
 
 
-def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals, callbacks: Callbacks) -> int:
+def _in_run_dir(
+    config: RunConfig,
+    run_dir: RunDir,
+    signals: EndSignals,
+    continues: ContinuedRun | None,
+    callbacks: Callbacks,
+) -> int:
     recorder = None
     try:
         is_stopped = _is_stopped(run_dir)  # must run before job.json names this start
-        write_job(run_dir, config)
+        write_job(run_dir, config, continues)
         skipped: list[str] = []
         start = _starting_point(config, run_dir, skipped.append)
         progress = make_progress(config.logging.progress, config.name)
@@ -112,14 +121,16 @@ def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals, callbac
         with heartbeat(recorder.beat, recorder.stage_changed):
             # what can be told in milliseconds is told before Ray starts
             check_files(config)
-            paths = model_paths(config, recorder.message)
+            paths = model_paths(pin_models(config, read_job(run_dir.path).models), recorder.message)
+            commits = commits_of(config, paths)
+            remember_models(run_dir, commits)
             check_policy(config, paths[0])
             for path in dict.fromkeys(paths):
                 require_finite_files(path, CHECKED_BYTES)
             if starts_cluster(config):
                 require_local_cpus(config, config.cluster.local_cpus or os.cpu_count() or 1)
             # Both take seconds, mostly on different cores.
-            loading = in_daemon_thread(lambda: gather_inputs(config, recorder.message))
+            loading = in_daemon_thread(lambda: gather_inputs(pin_models(config, commits), recorder.message))
 
             def check(device: str, nodes: Sequence[Resources]) -> None:
                 _check_memory(config, loading.result(), recorder, device, nodes)

@@ -18,6 +18,7 @@ from sppo_ray.library.run import Run
 from sppo_ray.library.settings import Recipe, apply, names_in, tree_of
 from sppo_ray.library.start import start
 from sppo_ray.rundir.layout import DATASET, HELD_OUT, REWARD, RunDir
+from sppo_ray.tracking import require_trackers
 
 
 def train(
@@ -75,6 +76,7 @@ def train(
         tree.setdefault("data", {})["held_out"] = [source]
     apply(tree, changes)
     config = parse_config(tree, origin)
+    require_trackers(config.logging)
     granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
     if isinstance(recipe, (str, Path)):
         permissions.require_for_file(config.reward, granted, typed, str(recipe))

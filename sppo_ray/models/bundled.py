@@ -31,6 +31,7 @@ from typing import Any
 from sppo_ray.environments import running_sum
 from sppo_ray.errors import UserError
 from sppo_ray.models import tiny
+from sppo_ray.models.hub import download, hub_model
 from sppo_ray.models.prepare import LONG, SupervisedStart, build_running_sum
 
 PREFIX = "builtin:"
@@ -49,13 +50,18 @@ class Bundled:
 
 
 def resolve_model(name_or_path: str, report: Report | None = None) -> Path:
-    """Return the checkpoint directory of a model setting, and create a missing built-in model.
+    """Return the checkpoint directory of a model setting; create a missing built-in model, fetch a
+    missing one of the hub.
 
     `report` gets progress lines (default: standard error). Raises UserError with the remedy for an
     unknown name, an incomplete Transformers checkpoint, or a missing package.
     """
     if name_or_path.startswith(PREFIX):
         return _resolve_builtin(name_or_path.removeprefix(PREFIX), report or _print_to_stderr)
+    if (on_hub := hub_model(name_or_path)) is not None:
+        directory = download(on_hub, report or _print_to_stderr)
+        check_checkpoint(directory)
+        return directory
     found = find_model(name_or_path)
     assert found is not None
     return found
@@ -63,11 +69,13 @@ def resolve_model(name_or_path: str, report: Report | None = None) -> Path:
 
 def find_model(name_or_path: str) -> Path | None:
     """Return the checkpoint directory of a model setting; None for a built-in model that has not
-    been made yet. Raises UserError as `resolve_model` does.
+    been made yet, or one of the hub. Raises UserError as `resolve_model` does.
     """
     if name_or_path.startswith(PREFIX):
         target = _builtin_directory(name_or_path.removeprefix(PREFIX))
         return target if target is not None and target.is_dir() else None
+    if hub_model(name_or_path) is not None:
+        return None
     directory = Path(name_or_path).expanduser().absolute()  # actors have another working directory
     check_checkpoint(directory)
     return directory
@@ -88,8 +96,8 @@ def check_checkpoint(directory: Path) -> None:
     if not directory.is_dir():
         raise UserError(
             f"model {str(directory)!r}: no such directory; give a Transformers checkpoint directory (fetch "
-            "one with "
-            f"`hf download NAME --local-dir DIR`) or one of {', '.join(PREFIX + name for name in BUNDLED)}"
+            "one with `hf download NAME --local-dir DIR`), a name on the hub (org/name) or one of "
+            f"{', '.join(PREFIX + name for name in BUNDLED)}"
         )
     _read_json(directory / "config.json", "save the model with save_pretrained, which writes it")
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):

@@ -11,6 +11,7 @@ from typing import Any
 
 from sppo_ray.errors import UserError
 from sppo_ray.models import tiny
+from sppo_ray.models.hub import cached_file, hub_model
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3")
 """Values of model_type whose layers have the parameters that `ModelShape.parameters` counts."""
@@ -110,19 +111,24 @@ KNOWN = {
 
 
 def find_shape(model: str) -> ModelShape:
-    """Return the shape of a model setting: its config.json, a built-in model, or a known name.
+    """Return the shape of a model setting: its config.json (also in the hub's cache), a built-in
+    model, or a known name.
 
     Raises:
         UserError: none of these says it.
     """
     if Path(model).is_dir():
         return read_shape(Path(model) / "config.json")
-    name = re.sub(r"-(instruct|base|it)$", "", model.rstrip("/").split("/")[-1].lower())
+    name = re.sub(r"-(instruct|base|it)$", "", model.partition("@")[0].rstrip("/").split("/")[-1].lower())
     name = name.removeprefix("builtin:").removeprefix("meta-")
     if model.startswith("builtin:"):
         return _builtin(name, model)
     if name in KNOWN:
         return KNOWN[name]
+    on_hub = hub_model(model)
+    cached = None if on_hub is None else cached_file(on_hub, "config.json")
+    if cached is not None:
+        return read_shape(cached)
     raise UserError(
         f"the shape of model {model!r} is not known: there is no such directory on this machine, and the "
         f"planner knows {', '.join(sorted(KNOWN))} by name: give its config.json with --model-config PATH (a "

@@ -11,6 +11,20 @@ from sppo_ray.rundir.jsonlines import finite_json, write_atomically
 from sppo_ray.rundir.layout import JOB, SUBMISSION, RunDir
 
 
+class ContinuedRun(FileModel):
+    """A finished run that another one starts from."""
+
+    path: str
+    name: str = ""
+    algorithm: str = ""
+    seed: Whole = 0
+    steps: Whole = 0
+    model: str = ""
+    """What it started from itself."""
+    critic: bool = False
+    """Whether its critic is used, too."""
+
+
 class JobRecord(FileModel):
     """Process, host and job of a run."""
 
@@ -29,6 +43,10 @@ class JobRecord(FileModel):
     """First start of this job."""
     started: Number = None
     """This start."""
+    models: dict[str, str] = {}
+    """Commit of each model of the hub; a resumed run takes the same."""
+    continues: ContinuedRun | None = None
+    """The run whose export this one started from (`train --from`)."""
 
 
 class SubmissionRecord(FileModel):
@@ -52,6 +70,13 @@ def read_job(run_dir: Path) -> JobRecord:
 
 def write_job_record(run_dir: RunDir, record: JobRecord) -> None:
     run_dir.write_json(JOB, record.model_dump())
+
+
+def remember_models(run_dir: RunDir, commits: dict[str, str]) -> None:
+    """Add the commits of hub models to job.json."""
+    record = read_job(run_dir.path)
+    if commits.items() - record.models.items():
+        write_job_record(run_dir, record.model_copy(update={"models": record.models | commits}))
 
 
 def read_submission(run_dir: Path) -> SubmissionRecord | None:

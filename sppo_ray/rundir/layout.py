@@ -9,7 +9,8 @@ run.lock            held by the writing process     trajectories/    Parquet, on
 curve.png           the learning curve              checkpoints/     resumable states
 reliability.png     the critic's, last evaluation   export/          plain Transformers checkpoints
 calibration/        of `sppo-ray calibrate`         control/         commands to the run, answers
-trace.json          with --trace, for Perfetto      report.html      of `sppo-ray report`
+trace.json          with --trace, for Perfetto      trackers.json    the run's id in W&B, MLflow
+report.html         of `sppo-ray report`            trackers/        files of other trackers
 
 Jobs of the REST server also have submission.json, submitted.yaml and output.log.
 """
@@ -42,6 +43,8 @@ METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 WEIGHTS = "weights.jsonl"
 TENSORBOARD = "tensorboard"
+TRACKED = "trackers.json"
+TRACKERS = "trackers"
 EVALUATIONS = "evaluations"
 TRAJECTORIES = "trajectories"
 CHECKPOINTS = "checkpoints"
@@ -176,6 +179,10 @@ class RunDir:
         return self.path / TENSORBOARD
 
     @property
+    def trackers(self) -> Path:
+        return self.path / TRACKERS
+
+    @property
     def evaluations(self) -> Path:
         return self.path / EVALUATIONS
 
@@ -194,6 +201,10 @@ class RunDir:
     @property
     def reliability(self) -> Path:
         return self.path / RELIABILITY
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT
 
     @property
     def calibration(self) -> Path:

@@ -20,12 +20,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sppo_ray.config import RunConfig
+from sppo_ray.config.flat import flatten
 from sppo_ray.errors import UserError
 from sppo_ray.file_digests import FileDigest, digest_file
 from sppo_ray.rollout.tasks import all_or_none
@@ -206,10 +207,10 @@ def resumable_settings(config: RunConfig) -> dict[str, Any]:
     Settings of workers, cluster, logging and evaluation may change. The number of steps may change
     too; a linear schedule then ends at the new last step.
     """
-    flat = _flatten("", config.model_dump(mode="json"))
+    flat = flatten(config.model_dump(mode="json"))
     return {
         name: value
-        for name, value in flat
+        for name, value in flat.items()
         if name.startswith(_DECIDES_THE_RESULT) and not name.endswith(_ONLY_DECIDES_HOW)
     }
 
@@ -220,15 +221,6 @@ def differing_settings(path: Path, settings: Mapping[str, Any]) -> list[str]:
     names = sorted(n for n in stored.keys() | settings.keys() if not n.endswith(_ONLY_DECIDES_HOW))
     then = {n: stored.get(n, _ADDED_LATER.get(n) if n in settings else None) for n in names}
     return [f"{n}: {then[n]!r} then, {settings.get(n)!r} now" for n in names if then[n] != settings.get(n)]
-
-
-def _flatten(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, (dict, list)) and node:
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        for key, child in items:
-            yield from _flatten(f"{prefix}.{key}" if prefix else str(key), child)
-    else:
-        yield prefix, node
 
 
 def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ class Recorder:
         self._config = config
         self._progress = progress
         self._metrics = MetricsWriter(run_dir.path)
-        self._trackers = open_trackers(config.logging, run_dir)
+        self._trackers = open_trackers(config, run_dir, progress.message)
         self._events = EventLog(run_dir.path)
         self._weights = WeightLog(run_dir.path)
         self._guardrails = self._new_guardrails()

@@ -24,12 +24,12 @@ Call = Callable[[str], tuple[int, str, str]]
 # command: its positional arguments and flags
 GRAMMAR = {
     "init": "DIRECTORY",
-    "train": "RECIPE --run-dir --seed --resume --restarts --config-sha256 --allow-module "
+    "train": "RECIPE --from --run-dir --seed --resume --restarts --config-sha256 --allow-module "
     "--allow-unconfined --dry-run",
     "plan": "RECIPE --gpus --cpus --host-memory --model-config --critic-config --steps-done --assume --json",
     "prepare": "TARGET",
-    "compare": "RECIPE --arms --arm --seeds --budget --concurrent --targets --baseline --out --dry-run "
-    "--allow-module --allow-unconfined --report-only",
+    "compare": "RECIPE RUN --plot --arms --arm --seeds --budget --concurrent --targets --baseline --out "
+    "--dry-run --allow-module --allow-unconfined --report-only",
     "eval": "MODEL --data --recipe -k --samples-per-prompt --pass-k --temperature --max-response-tokens "
     "--limit --seed --reward --workers --allow-module --allow-unconfined --out",
     "calibrate": "RUN --critic --policy --data --seen --reward --allow-module --allow-unconfined -k "
@@ -50,6 +50,8 @@ GRAMMAR = {
     "checkpoint": "JOB --url --json",
     "stop": "JOB --url --json --force",
     "delete": "JOB --url --yes",
+    "report": "RUN --out",
+    "push": "RUN REPO --private --critic-repo --no-critic",
     "recipes": "",
     "settings": "",
     "doctor": "",
@@ -68,6 +70,8 @@ LEAST = {
     "score": "file",
     "token": "anna --tokens file",
     "submit": "quickstart",
+    "report": "run",
+    "push": "run org/name",
     "scale": "job --rollout-workers 1",
     **dict.fromkeys(("status", "logs", "pause", "resume", "checkpoint", "stop", "delete"), "job"),
 }
@@ -266,7 +270,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_train(call: Call, noted: list[tuple[Any, ...]]) -> None:
     words = "--loop.steps=3 --run-dir 'a b' quickstart --rollout.workers=2 --seed=7 --resume"
     assert call(f"train {words}")[0] == 0
-    ((config, run_dir, resume),) = noted
+    ((config, run_dir, resume, _),) = noted
     assert (config.seed, config.loop.steps, config.rollout.workers) == (7, 3, 2)
     assert (run_dir, resume) == (Path("a b"), True)
 
@@ -295,7 +299,7 @@ def test_where_settings_may_stand(call: Call, noted: list[tuple[Any, ...]], line
 )
 def test_the_seed(call: Call, noted: list[tuple[Any, ...]], words: str, seed: int) -> None:
     assert call(f"train quickstart {words}")[0] == 0
-    ((config, run_dir, resume),) = noted
+    ((config, run_dir, resume, _),) = noted
     assert (config.seed, run_dir.parent, resume) == (seed, Path("runs"), False)
     assert run_dir.name.startswith(f"quickstart-seed{seed}-")
 
