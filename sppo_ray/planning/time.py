@@ -159,11 +159,13 @@ def sync_seconds(
 
     flat: copy to the host, digest, object store, network (one engine's node after the other), copy
     to the device, digest of the loaded bytes. nccl and ipc: digest by the learner, broadcast (the
-    network once for all nodes) or copy on the device, digest by the engine.
+    network once for all nodes) or copy on the device, digest by the engine. On a GPU the engine
+    also compares its memory with what it received: two digests, after one more copy by flat.
     """
     if transport == "flat" or device.kind == "cpu":
         rates = [assumed.digest, assumed.object_store, assumed.digest]
-        rates += [assumed.device_to_host, assumed.host_to_device] if device.kind == "cuda" else []
+        if device.kind == "cuda":
+            rates += [assumed.device_to_host, *[assumed.host_to_device, assumed.device_digest] * 2]
         return sum(size / rate for rate in rates) + other_nodes * size / assumed.network
     copy = device.bandwidth / 2 if transport == "ipc" else assumed.nccl
-    return 2 * size / assumed.device_digest + size / (assumed.network if other_nodes else copy)
+    return 4 * size / assumed.device_digest + size / (assumed.network if other_nodes else copy)

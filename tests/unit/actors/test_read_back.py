@@ -1,10 +1,14 @@
 """Reading a model's memory back after a load, on a TOY model whose loaders fuse and cut parameters
-as vLLM's do. A real engine is in tests/ray/test_weight_transfer.py.
+as vLLM's do, and on vLLM's own. A real engine is in tests/ray/test_weight_transfer.py.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from torch import Tensor, nn
 
 from actors.weights.read_back import ReadBack, find_places, is_readable
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 SHAPES = {
     "embed": (10, 4),
     "q_proj": (8, 4),
@@ -113,3 +118,16 @@ def test_packed_weights_cannot_be_read() -> None:
     assert is_readable(model)
     model.down_proj = nn.Parameter(torch.empty(0))
     assert not is_readable(model)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_loaders_of_vllms_own_models_say_where_everything_lies() -> None:
+    """Llama with a head of its own; Qwen2 with biases and a tied head."""
+    command = [sys.executable, "-m", "tests.unit.actors.vllm_read_back"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "untied_llama": {"all": 21, "found": 21, "one stayed behind": 20, "one bit": 20},
+        "tied_qwen": {"all": 26, "found": 26, "one stayed behind": 25, "one bit": 25},
+    }

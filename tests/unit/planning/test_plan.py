@@ -158,9 +158,10 @@ def test_overlap_takes_the_slower_of_generation_and_update() -> None:
 
 
 def test_seconds_follow_the_stated_rates() -> None:
-    # 8e9 bytes: 2 s to the host, .8 digest, 2 store, 8 / 6 to the GPU, .8 digest
+    # 8e9 bytes: 2 s to the host, .8 digest, 2 store, 8 / 6 to the GPU, .8 digest; 8 / 6 to the GPU
+    # again, to compare, with two digests of .02 there
     assert sync_seconds(8 * 10**9, parse_gpus("H100").device, Assumptions(), other_nodes=0) == pytest.approx(
-        2 + 0.8 + 2 + 8 / 6 + 0.8
+        2 + 0.8 + 2 + 8 / 6 + 0.8 + 8 / 6 + 2 * 0.02
     )
     shape = models_of(load_config("paper-7b")).policy
     # 2 x 7.07e9 a token (without the embedding), and attention 2 x 28 x 3,584 x 1,000
@@ -175,15 +176,15 @@ def test_seconds_follow_the_stated_rates() -> None:
 
 def test_a_broadcast_takes_the_digests_and_one_copy() -> None:
     h100 = parse_gpus("H100").device
-    # two digests of 8 GB at 400 GB/s are 0.04 s; 8 GB at 50 GB/s (NCCL) 0.16 s, at 3 GB/s 2.67 s
+    # four digests of 8 GB at 400 GB/s are 0.08 s; 8 GB at 50 GB/s (NCCL) 0.16 s, at 3 GB/s 2.67 s
     seconds = {
         nodes: sync_seconds(8 * 10**9, h100, Assumptions(), other_nodes=nodes, transport="nccl")
         for nodes in (0, 2)
     }
-    assert seconds == pytest.approx({0: 0.2, 2: 0.04 + 8 / 3})
+    assert seconds == pytest.approx({0: 0.24, 2: 0.08 + 8 / 3})
     # on the device each byte is read and written: 8 GB at half of 3.35 TB/s
     ipc = sync_seconds(8 * 10**9, h100, Assumptions(), other_nodes=0, transport="ipc")
-    assert ipc == pytest.approx(0.04 + 16e9 / 3.35e12, rel=1e-3)
+    assert ipc == pytest.approx(0.08 + 16e9 / 3.35e12, rel=1e-3)
 
 
 def test_a_faster_device_and_more_engines_shorten_a_step() -> None:
