@@ -34,6 +34,7 @@ from sppo_ray.evaluation.sampler import Batch, GradedTrajectory, bootstrap_seed
 from sppo_ray.evaluation.scores import EvalReport, evaluate
 from sppo_ray.formatting import format_seconds
 from sppo_ray.launch.sampling import Checkpoint, open_checkpoint, sample
+from sppo_ray.launch.shutdown import EndSignals
 from sppo_ray.models.bundled import resolve_model
 from sppo_ray.rewards.pool.pool import VerifierPool
 from sppo_ray.rundir.environment import environment
@@ -59,11 +60,12 @@ class Plan:
         return sum(len(one.prompts) * one.samples_per_prompt for one in self.sets)
 
 
-def run_evaluation(config: EvaluationConfig, out: Path) -> int:
+def run_evaluation(config: EvaluationConfig, out: Path, signals: EndSignals | None = None) -> int:
     """Evaluate, print the table, and write `out`. Returns the exit code: 0, or 143 when terminated.
 
-    Raises UserError for errors that the user can fix, if possible before an engine starts, and
-    WorkerFailure when no worker is left; nothing is written then.
+    `signals` interrupts an evaluation in another thread than the main one. Raises UserError for
+    errors that the user can fix, if possible before an engine starts, and WorkerFailure when no
+    worker is left; nothing is written then.
     """
     _require_new(out)
     if isinstance(config.reward.function, UserReward):
@@ -73,7 +75,7 @@ def run_evaluation(config: EvaluationConfig, out: Path) -> int:
         plan = make_plan(config, progress.message)
         _announce(plan, progress)
         started = time.perf_counter()
-        graded = _sample(plan, progress)
+        graded = _sample(plan, progress, signals)
     finally:
         progress.close()
     if graded is None:
@@ -170,7 +172,9 @@ async def _require_verifier(settings: RewardSettings) -> None:
         await pool.close()
 
 
-def _sample(plan: Plan, progress: EvaluationProgress) -> list[GradedTrajectory] | None:
+def _sample(
+    plan: Plan, progress: EvaluationProgress, signals: EndSignals | None
+) -> list[GradedTrajectory] | None:
     """Return all responses in the order of prompts and samples; None after SIGTERM."""
 
     def follow(graded: Sequence[GradedTrajectory]) -> None:
@@ -189,6 +193,7 @@ def _sample(plan: Plan, progress: EvaluationProgress) -> list[GradedTrajectory] 
         plan.config,
         report=progress.message,
         on_start=lambda: progress.start(plan.num_responses),
+        signals=signals,
     )
     return None if sampled is None else sampled[0]
 

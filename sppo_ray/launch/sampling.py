@@ -19,7 +19,7 @@ from sppo_ray.data.encoder import longest
 from sppo_ray.evaluation.sampler import Batch, GradedTrajectory, Sampler
 from sppo_ray.launch.cluster import cluster_with_room
 from sppo_ray.launch.run_inputs import decoder, stop_token_ids_of
-from sppo_ray.launch.shutdown import in_main_thread
+from sppo_ray.launch.shutdown import EndSignals, in_main_thread
 from sppo_ray.launch.workers import serving
 from sppo_ray.planning.resources import serving_bundles_of
 from sppo_ray.types import SamplingSettings
@@ -54,11 +54,13 @@ def sample(
     *,
     report: Callable[[str], None],
     on_start: Callable[[], None] = lambda: None,
+    signals: EndSignals | None = None,
 ) -> Sampled | None:
     """Return the graded responses of each batch, in the order of prompts and samples; None after
     SIGTERM. No process outlives the call. `report` receives a line for each event; `on_start()` is
-    called when engines and verifier run. Raises UserError when the cluster is too small,
-    WorkerFailure when no worker is left, and what a batch's `follow` raises.
+    called when engines and verifier run. `signals.interrupt` cancels it in another thread than the
+    main one, where no signal arrives. Raises UserError when the cluster is too small, WorkerFailure
+    when no worker is left, and what a batch's `follow` raises.
     """
     context = max(longest(prompt) for batch in batches for prompt in batch.prompts)
     data = config.data.model_copy(update={"max_prompt_tokens": context})
@@ -66,7 +68,7 @@ def sample(
     with cluster_with_room(fitted, serving_bundles_of(fitted), report=report) as device:
         report(f"starting {config.rollout.workers} engine(s) on {device}")
         sampling = _sample(checkpoint, batches, fitted, device=device, report=report, on_start=on_start)
-        return asyncio.run(_unless_terminated(sampling))
+        return asyncio.run(_unless_terminated(sampling, signals))
 
 
 async def _sample(
@@ -98,13 +100,14 @@ async def _sample(
         return [await sampler.sample(batch) for batch in batches]
 
 
-async def _unless_terminated(work: Awaitable[Sampled]) -> Sampled | None:
+async def _unless_terminated(work: Awaitable[Sampled], signals: EndSignals | None) -> Sampled | None:
     """Return the result of `work`; None when SIGTERM cancelled it. Its `finally` blocks run, as on
     Ctrl-C.
     """
     loop, task, received = asyncio.get_running_loop(), asyncio.current_task(), []
-    if not in_main_thread():  # signals are for the main thread
-        return await work
+    if not in_main_thread():
+        with (signals or EndSignals()).stopping(task.cancel):
+            return await work
     loop.add_signal_handler(signal.SIGTERM, lambda: (received.append(signal.SIGTERM), task.cancel()))
     try:
         return await work

@@ -17,6 +17,7 @@ from sppo_ray.cli.shared import runs_directory
 from sppo_ray.config import permissions
 from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.config.loading import parse_settings
+from sppo_ray.launch.shutdown import EndSignals
 from sppo_ray.library import objects
 from sppo_ray.library.run import Run
 from sppo_ray.library.settings import apply, names_in
@@ -91,7 +92,8 @@ def evaluate(
         permissions.require_for_file(config.reward, granted, typed, str(recipe))
     elif dataset is None:
         permissions.require_all(config.reward, granted, typed, f"run {named}")
-    code = wait_for(lambda: run_evaluation(config, place))
+    signals = EndSignals()
+    code = wait_for(lambda: run_evaluation(config, place, signals), signals.interrupt)
     if code:
         raise SystemExit(code)
     return Evaluation(place)

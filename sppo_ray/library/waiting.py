@@ -19,8 +19,8 @@ def wait_for(work: Callable[[], T], interrupt: Callable[[], None] = lambda: None
     """
     try:
         return _in_thread(work, interrupt) if _is_below_a_loop() else work()
-    except Forced as forced:
-        raise KeyboardInterrupt(str(forced)) from None
+    except (Forced, asyncio.CancelledError) as ended:
+        raise KeyboardInterrupt(str(ended)) from None
 
 
 def _is_below_a_loop() -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sppo_ray.config.loading import load_config
 from sppo_ray.display.progress import SilentProgress
 from sppo_ray.errors import UserError
 from sppo_ray.evaluation.sampler import Evaluator
+from sppo_ray.launch.callbacks import Callbacks
 from sppo_ray.rollout.pipeline import SamplePipeline
 from sppo_ray.rundir.layout import RunDir
 from sppo_ray.rundir.metrics import read_metrics
@@ -140,6 +141,27 @@ def test_synchronous_order(tmp_path: Path) -> None:
         16,
     )
     assert verify_checkpoint(run.path / "checkpoints" / "step-000002") == state
+
+
+def test_callbacks_see_each_row_and_an_error_stops_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    run, rows = Run(tmp_path, "--loop.steps=4"), []
+
+    def second(row: Mapping[str, float]) -> None:
+        rows.append(row)
+        if row["step"] == 2:
+            raise ValueError("enough")
+
+    callbacks = Callbacks([second])
+
+    async def train() -> TrainerState:
+        async with run.trainer(TrainerState.initial()) as (trainer, recorder):
+            recorder.after_step = callbacks.of_run(recorder, stop=trainer.stop)
+            return await trainer.run()
+
+    assert asyncio.run(train()).step == 2 and str(callbacks.error) == "enough"
+    for recorded, row in zip(read_metrics(run.path), rows, strict=True):
+        assert {name: value for name, value in recorded.items() if name != "time"} == row
+    assert verify_checkpoint(run.path / "checkpoints" / "step-000002").step == 2
 
 
 @pytest.mark.parametrize("staleness", [1, 2])
