@@ -82,6 +82,13 @@ def test_a_relative_path_of_a_run_is_refused_with_the_remedy(runs: Path, tmp_pat
     assert (asked.status, asked.kind) == (409, "relative-path")
 
 
+def test_a_server_does_not_download_from_the_hub(runs: Path, tmp_path: Path) -> None:
+    stopped(runs, "--learner.model=org/none")
+    asked = refused({"run_name": "first", "resume": True}, runs, allow=(tmp_path,))
+    assert (asked.status, asked.kind, asked.errors[0].path) == (400, "path-outside", "learner.model")
+    assert "hf download" in asked.detail
+
+
 @pytest.mark.parametrize(
     "text",
     ["a: &a [1]\nb: *a", "[" * 5000, "name: x\nname: y", "\0", "- 1", "nothing: 1", "x: " + "y" * 2_000_000],

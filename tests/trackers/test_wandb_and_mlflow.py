@@ -36,6 +36,7 @@ _BLOCK = 32 * 1024
 def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    wandb.teardown()  # W&B keeps the settings of the first run of a process
 
 
 def test_wandb_gets_every_finite_metric_and_the_settings(tmp_path: Path) -> None:
@@ -102,6 +103,15 @@ def test_a_server_that_is_away_stops_a_new_run_and_not_a_resumed_one(
     assert len(said) == 1 and said[0].endswith("; the run continues without it")
 
 
+def test_wandb_without_a_login_stops_a_new_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WANDB_MODE": "online", "HOME": str(tmp_path), "NETRC": str(tmp_path / "n")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="logging.trackers: wandb does not start .*API key"):
+        trackers(tmp_path / "run", "wandb")
+
+
 def test_the_lock_is_closed_on_top_of_the_other() -> None:
     below, lock = (pins(name) for name in ("cpu.lock", "trackers.lock"))
     for name in lock:
@@ -141,6 +151,7 @@ def finite(row: dict[str, Any]) -> dict[str, float]:
 
 def wandb_runs(run_dir: Path) -> list[dict[str, Any]]:
     """What W&B wrote offline, one entry a start, in order of time."""
+    wandb.teardown()  # ends its service, which writes the files after a run has finished
     files = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
     return [_read(file) for file in files]
 

@@ -28,11 +28,13 @@ RESOLVE = """
 import json, sys
 from sppo_ray.errors import UserError
 from sppo_ray.models.bundled import resolve_model
+from sppo_ray.planning.shapes import find_shape
 found = []
 for model in sys.argv[1:]:
     said = []
     try:
         found.append([str(resolve_model(model, said.append)), said])
+        find_shape(model)  # by its config.json in the cache
     except UserError as error:
         found.append([str(error), said])
 print(json.dumps(found))
