@@ -56,6 +56,7 @@ class HalfSettings(sr.AlgorithmSettings):
 HALF = sr.AlgorithmSpec(HalfSettings, lambda samples, _: [s.reward - 0.5 for s in samples], needs="sample")
 
 
+@pytest.mark.slow
 def test_runs_in_a_notebook_with_a_ray_session_of_its_own(ray_cluster: Any, tmp_path: Path) -> None:
     """Twice in one process, with objects for everything; the session stays, its actors go."""
     steps: list[float] = []
