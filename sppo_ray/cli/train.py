@@ -133,7 +133,7 @@ def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) ->
     without torch, Ray or the user's code.
     """
     from sppo_ray.planning.changes import require_memory
-    from sppo_ray.planning.plan import models_of
+    from sppo_ray.planning.models import models_of
     from sppo_ray.planning.preflight import check_settings
     from sppo_ray.planning.resources import require_feasible
     from sppo_ray.rundir.layout import RunDir
