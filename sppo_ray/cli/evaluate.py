@@ -128,7 +128,7 @@ def make_report(plan: Plan, graded: Sequence[GradedTrajectory], seconds: float) 
         step=0,
         policy_version=0,
         pass_sizes=plan.config.eval.pass_k,
-        best_reward=plan.config.reward.range[1],
+        best_reward=plan.config.reward_range[1],
         seconds=seconds,
         seed=bootstrap_seed(plan.config.seed),
     )
@@ -175,7 +175,7 @@ def _sample(plan: Plan, progress: EvaluationProgress) -> list[GradedTrajectory] 
 
     def follow(graded: Sequence[GradedTrajectory]) -> None:
         newest = graded[-1]
-        progress.advance(newest.verdict.reward, len(newest.trajectory.response_ids))
+        progress.advance(newest.verdict.reward, newest.trajectory.num_actions)
         require_decisions(graded)
 
     batch = Batch(

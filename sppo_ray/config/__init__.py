@@ -1,6 +1,7 @@
 """The settings of a run: a frozen pydantic tree, read from a YAML recipe and `--a.b=c` overrides.
 
-    run: RunConfig --+-- algorithm, data, reward, guardrails    the section of that name
+    run: RunConfig --+-- algorithm, data, reward,               the section of that name
+                     |   environment, guardrails
                      +-- models: learner, critic, reference     a section checks itself;
                      +-- rollout: rollout, weight_sync          what two cannot have together:
                                                                 checks
@@ -20,12 +21,15 @@ from sppo_ray.config.data import (
     CurriculumSettings,
     DataSettings,
     DataSource,
+    GuessNumberData,
     HFDiskData,
     JsonlData,
     ParquetData,
+    ProductData,
     ReasoningGymData,
     RunningSumData,
 )
+from sppo_ray.config.environment import EnvironmentSettings
 from sppo_ray.config.guardrails import GuardrailSettings
 from sppo_ray.config.loop import CheckpointSettings, EvalSettings, LoopSettings
 from sppo_ray.config.models import (
@@ -60,8 +64,10 @@ __all__ = [
     "CustomReward",
     "DataSettings",
     "DataSource",
+    "EnvironmentSettings",
     "EvalSettings",
     "GuardrailSettings",
+    "GuessNumberData",
     "HFDiskData",
     "JsonlData",
     "LearnerSettings",
@@ -72,6 +78,7 @@ __all__ = [
     "ModelSettings",
     "OptimizerSettings",
     "ParquetData",
+    "ProductData",
     "ReasoningGymData",
     "ReasoningGymReward",
     "RecoverySettings",

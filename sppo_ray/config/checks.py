@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, spec_of
 from sppo_ray.config.data import DataSettings
+from sppo_ray.config.environment import EnvironmentSettings
 from sppo_ray.config.loop import LoopSettings
 from sppo_ray.config.models import CriticSettings, LearnerSettings, ModelSettings, ReferenceSettings
 from sppo_ray.config.operations import ClusterSettings
@@ -22,7 +23,7 @@ def check_algorithm(
     *,
     data: DataSettings,
     loop: LoopSettings,
-    reward: RewardSettings,
+    reward_range: tuple[float, float],
     rollout: RolloutSettings,
 ) -> None:
     """Check samples, prompts and rewards against the needs of the algorithm."""
@@ -33,19 +34,49 @@ def check_algorithm(
             "set algorithm.type to "
             "sppo, or data.curriculum to null"
         )
-    low, high = reward.range
+    low, high = reward_range
     if critic_needs_probabilities(algorithm) and (low < 0.0 or high > 1.0):
         raise ValueError(
             f"reward.function.range is [{low:g}, {high:g}], but the critic of {algorithm.type} is trained by "
             "binary "
             "cross-entropy and needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), "
-            "and declare [0, 1]"
+            "and declare [0, 1] (with an environment: environment.range)"
         )
     overlong = algorithm.overlong
     if overlong is not None and overlong.buffer_tokens > rollout.max_response_tokens:
         raise ValueError(
             f"algorithm.overlong.buffer_tokens {overlong.buffer_tokens} exceeds rollout.max_response_tokens "
             f"{rollout.max_response_tokens}: lower it"
+        )
+
+
+def reward_range(reward: RewardSettings, environment: EnvironmentSettings | None) -> tuple[float, float]:
+    """Return the lowest and highest reward of a response or an episode."""
+    if environment is None:
+        return reward.range
+    if not environment.asks_reward_function:
+        return environment.range
+    (low, high), (least, most) = reward.range, environment.range
+    return low + least, high + most
+
+
+def check_environment(
+    environment: EnvironmentSettings | None, *, data: DataSettings, rollout: RolloutSettings
+) -> None:
+    """Check turns against the length of a response, and the environment against the data."""
+    games = {source.type for source in (*data.train, *data.held_out)} & {"guess-number"}
+    kind = None if environment is None else environment.type
+    if games and kind not in games | {"custom"}:
+        raise ValueError(
+            f"data of type {min(games)} is a game of several turns: set environment.type to {min(games)}"
+        )
+    if environment is None:
+        return
+    if environment.max_turn_tokens > rollout.max_response_tokens:
+        raise ValueError(
+            f"environment.max_turn_tokens {environment.max_turn_tokens} exceeds rollout.max_response_tokens "
+            f"{rollout.max_response_tokens}, which is for all turns of an episode: lower the one or raise "
+            "the other"
         )
 
 

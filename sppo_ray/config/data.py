@@ -23,6 +23,26 @@ class RunningSumData(Settings):
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
 
 
+class GuessNumberData(Settings):
+    """Numbers to find (`sppo_ray.environments.guess_number`), for the environment of that name."""
+
+    type: Literal["guess-number"] = "guess-number"
+    name: str = "guess-number"
+    size: PositiveInt = 100_000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class ProductData(Settings):
+    """Products of two numbers (`sppo_ray.environments.product`), for the environment tools with a
+    calculator.
+    """
+
+    type: Literal["product"] = "product"
+    name: str = "product"
+    size: PositiveInt = 100_000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class ParquetData(Settings):
     """Parquet in the field's common format: data_source, prompt (chat messages or a string),
     reward_model.ground_truth, extra_info. Other columns are named by the keys.
@@ -77,7 +97,10 @@ class ReasoningGymData(Settings):
 
 
 DataSource = Annotated[
-    Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData], Field(discriminator="type")
+    Union[
+        RunningSumData, GuessNumberData, ProductData, ParquetData, JsonlData, HFDiskData, ReasoningGymData
+    ],
+    Field(discriminator="type"),
 ]
 
 

@@ -66,7 +66,10 @@ def test_derived_columns() -> None:
 def test_every_column_is_filled_and_no_field_may_be_missing() -> None:
     table = to_table(1, [make_sample()], 4)
     assert table.schema.equals(SCHEMA, check_metadata=True)
-    without = {"baseline_reward", "baseline_tokens"}  # only ReMax has one
+    baseline = {"baseline_reward", "baseline_tokens"}  # only ReMax has one
+    # only an environment has them
+    turns = {"turn_lengths", "turn_versions", "turn_rewards", "turn_reason", "turn_seconds"}
+    without = baseline | turns
     assert {name for name in table.column_names if table[name].null_count} == without
     # A critic and a greedy response are what an algorithm may do without.
     critic = {"value_logit", "value", "critic_version", "surprise"}
@@ -121,7 +124,7 @@ def test_a_file_of_the_version_before_is_read_without_its_minibatches(tmp_path: 
     path = write_step(tmp_path, to_table(1, samples, 4))
     older = (
         to_table(1, samples, 4)
-        .drop_columns(["minibatch"])
+        .drop_columns(["minibatch", "turn_lengths", "turn_versions"])
         .replace_schema_metadata({"sppo_ray.trajectory_schema": "2"})
     )
     pq.write_table(older, path)
@@ -130,6 +133,16 @@ def test_a_file_of_the_version_before_is_read_without_its_minibatches(tmp_path: 
     assert read_step(tmp_path, 1, columns=["reward"])["reward"].to_pylist() == [1.0, 0.0]
     with pytest.raises(UserError, match="recorded by an older release"):
         to_minibatches(read_step(tmp_path, 1))
+
+
+def test_a_file_from_before_environments_is_read_without_turns(tmp_path: Path) -> None:
+    samples = [make_sample(), make_sample(reward=0.0)]
+    path = write_step(tmp_path, to_table(1, samples, 4))
+    table = to_table(1, samples, 4)
+    older = table.drop_columns([name for name in table.column_names if name.startswith("turn_")])
+    pq.write_table(older.replace_schema_metadata({"sppo_ray.trajectory_schema": "3"}), path)
+    assert read_step(tmp_path, 1).schema.equals(SCHEMA, check_metadata=True)
+    assert to_minibatches(read_step(tmp_path, 1)) == [samples]
 
 
 def test_a_table_crosses_the_wire_as_arrow() -> None:
@@ -179,7 +192,7 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     pq.write_table(
         to_table(3, [make_sample()], 4).replace_schema_metadata({"sppo_ray.trajectory_schema": "9"}), path
     )
-    with pytest.raises(UserError, match="has trajectory schema 9, not 3"):
+    with pytest.raises(UserError, match="has trajectory schema 9, not 4"):
         read_step(tmp_path, 3)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="step-000003.parquet: cannot be read"):
