@@ -33,6 +33,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.evaluation.sampler import Batch, GradedTrajectory, bootstrap_seed
 from sppo_ray.evaluation.scores import EvalReport, evaluate
 from sppo_ray.formatting import format_seconds
+from sppo_ray.launch.run_inputs import try_environment
 from sppo_ray.launch.sampling import Checkpoint, open_checkpoint, sample
 from sppo_ray.models.bundled import resolve_model
 from sppo_ray.rewards.pool.pool import VerifierPool
@@ -107,7 +108,8 @@ def make_plan(config: EvaluationConfig, message: Any) -> Plan:
             "tokens: lower it"
         )
     limit = min(bound for bound in (config.data.max_prompt_tokens, room, sys.maxsize) if bound is not None)
-    encoder = PromptEncoder(checkpoint.tokenizer, checkpoint.tokenizer, config.data)
+    tools = try_environment(config.environment)
+    encoder = PromptEncoder(checkpoint.tokenizer, checkpoint.tokenizer, config.data, tools=tools)
     sets = load_evaluation_sets(config, encoder, limit)
     prompt_tokens = max(longest(prompt) for one in sets for prompt in one.prompts)
     response_tokens = given or min(DEFAULT_RESPONSE_TOKENS, (context or sys.maxsize) - prompt_tokens)

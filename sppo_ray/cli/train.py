@@ -48,7 +48,7 @@ def train(
         overrides = [*overrides, "--logging.trace=true"]
     config = load_config(recipe, overrides, sha256=config_sha256)
     granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
-    permissions.require_for_file(config.reward, granted, permissions.settings_in(overrides), recipe)
+    permissions.require_for_file(config, granted, permissions.settings_in(overrides), recipe)
     if dry_run:
         print(_describe(config))
         return 0

@@ -6,10 +6,10 @@ and reports the first error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, spec_of
-from sppo_ray.config.data import DataSettings
+from sppo_ray.config.data import DataSettings, DataSource
 from sppo_ray.config.environment import EnvironmentSettings
 from sppo_ray.config.loop import LoopSettings
 from sppo_ray.config.models import CriticSettings, LearnerSettings, ModelSettings, ReferenceSettings
@@ -61,10 +61,10 @@ def reward_range(reward: RewardSettings, environment: EnvironmentSettings | None
 
 
 def check_environment(
-    environment: EnvironmentSettings | None, *, data: DataSettings, rollout: RolloutSettings
+    environment: EnvironmentSettings | None, *, sources: Sequence[DataSource], rollout: RolloutSettings
 ) -> None:
     """Check turns against the length of a response, and the environment against the data."""
-    games = {source.type for source in (*data.train, *data.held_out)} & {"guess-number"}
+    games = {source.type for source in sources} & {"guess-number"}
     kind = None if environment is None else environment.type
     if games and kind not in games | {"custom"}:
         raise ValueError(

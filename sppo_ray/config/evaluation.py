@@ -18,7 +18,7 @@ from sppo_ray.config import (
     RolloutSettings,
     WeightSyncSettings,
 )
-from sppo_ray.config.checks import check_engine_device, reward_range
+from sppo_ray.config.checks import check_engine_device, check_environment, reward_range
 from sppo_ray.settings import PositiveInt, Settings
 
 
@@ -115,4 +115,5 @@ class EvaluationConfig(Settings):
                 "evaluate them apart, each with its own --reward"
             )
         check_engine_device(self.device, self.rollout, {})
+        check_environment(self.environment, sources=self.data.held_out, rollout=self.rollout)
         return self

@@ -73,7 +73,8 @@ class RunConfig(Settings):
             reward_range=self.reward_range,
             rollout=self.rollout,
         )
-        check_environment(self.environment, data=self.data, rollout=self.rollout)
+        sources = (*self.data.train, *self.data.held_out)
+        check_environment(self.environment, sources=sources, rollout=self.rollout)
         check_ranks(self.learner, self.data)
         if self.has_critic:
             check_warmup(self.critic, self.loop)

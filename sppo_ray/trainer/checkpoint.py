@@ -190,11 +190,14 @@ def _set_aside(path: Path) -> Path:
 
 
 _DECIDES_THE_RESULT = (
-    "seed", "algorithm.", "data.", "learner.", "critic.", "reward.function.", "loop.max_staleness",
-    "loop.minibatch_order",
+    "seed", "algorithm.", "data.", "learner.", "critic.", "reward.function.", "environment",
+    "loop.max_staleness", "loop.minibatch_order",
     "rollout.max_response_tokens", "rollout.temperature", "rollout.dtype",
 )  # fmt: skip
-_ONLY_DECIDES_HOW = ("cpus_per_rank", "gpus_per_rank", "attention", "timeout_s")
+_ONLY_DECIDES_HOW = (
+    "cpus_per_rank", "gpus_per_rank", "attention", "timeout_s",
+    "environment.deadline_s", "environment.processes", "environment.memory_mib", "environment.cpus",
+)  # fmt: skip
 
 
 def resumable_settings(config: RunConfig) -> dict[str, Any]:
