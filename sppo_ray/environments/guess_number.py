@@ -1,11 +1,11 @@
 """Guess a number in a few turns: a game of several turns that a tiny transformer learns with RL.
 
-    prompt        31?          the number is from 1 to 31
-    action        16
+    prompt        15?          the number is from 1 to 15
+    action        8
     observation   +            it is higher (-: lower)
-    action        24           ... and so on; the number itself ends the episode with reward 1
+    action        12           ... and so on; the number itself ends the episode with reward 1
 
-An action that is no number in the range gets the observation `x`. With `environment.max_turns` 5 a
+An action that is no number in the range gets the observation `x`. With `environment.max_turns` 4 a
 search by halves finds every number. A policy that ignores the answers, or does not halve, misses
 some. The range is in the prompt, so a critic can predict the difficulty.
 
@@ -19,8 +19,8 @@ import re
 
 from sppo_ray.environments.base import Observation, Row
 
-CEILINGS = (7, 31)  # the largest number of an episode is drawn from this range, both ends included
-TURNS = 5
+CEILINGS = (3, 15)  # the largest number of an episode is drawn from this range, both ends included
+TURNS = 4
 HIGHER, LOWER, NO_GUESS = "+", "-", "x"
 _GUESS = re.compile(r"([0-9]{1,3})")
 _PROMPT = re.compile(r"([0-9]{1,3})\?")
@@ -40,7 +40,7 @@ def ceiling_of(prompt: str) -> int:
     """Return the largest number of the range in a prompt. Raises ValueError without one."""
     found = _PROMPT.search(prompt)
     if found is None:
-        raise ValueError(f"{prompt[-40:]!r} has no range like '31?' of a guess-number prompt")
+        raise ValueError(f"{prompt[-40:]!r} has no range like '15?' of a guess-number prompt")
     return int(found[1])
 
 

@@ -276,7 +276,7 @@ BUNDLED: dict[str, Bundled] = {
     "running-sum": _running_sum(SupervisedStart()),
     "running-sum-long": _running_sum(LONG),
     "calculator-tool": _game(TurnsStart("product")),
-    "guess-number": _game(TurnsStart("guess-number")),
+    "guess-number": _game(TurnsStart("guess-number", steps=800)),
     "smollm2-135m": Bundled(_build_smollm2, _smollm2_recipe),
     "byte-critic": _byte_critic(tiny.BYTE_CRITIC_SHAPE),
     "tiny-critic": _byte_critic(tiny.TINY_CRITIC_SHAPE),

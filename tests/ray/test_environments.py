@@ -93,7 +93,7 @@ def test_every_recorded_episode_is_a_game_by_the_rules(whole_run: Path) -> None:
                 assert tokenizer.decode(observation) == answer and not found
         assert row["reward"] == float(found) == sum(row["turn_rewards"])
         assert len(row["response_logprobs"]) == sum(map(len, actions))
-        assert row["finish_reason"] == ("stop" if found else "turns" if len(actions) == 5 else "length")
+        assert row["finish_reason"] == ("stop" if found else "turns" if len(actions) == 4 else "length")
 
 
 def test_learner_and_engine_agree_on_the_actions(whole_run: Path) -> None:
@@ -101,7 +101,7 @@ def test_learner_and_engine_agree_on_the_actions(whole_run: Path) -> None:
     for metrics in (row for row in read_metrics(whole_run) if "mismatch/first_batch_tokens" in row):
         assert metrics["mismatch/first_batch_difference"] < 1e-4
         assert metrics["mismatch/first_batch_tokens"] > 16
-        assert 1 <= metrics["episode/turns_mean"] <= 5
+        assert 1 <= metrics["episode/turns_mean"] <= 4
 
 
 def test_a_killed_environment_process_changes_nothing(whole_run: Path, tmp_path: Path) -> None:

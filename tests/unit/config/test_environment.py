@@ -47,5 +47,5 @@ def test_what_cannot_work_is_refused(recipe: str, override: str, message: str) -
 def test_a_resumed_run_has_the_same_rules() -> None:
     config = load_config("guess-number")
     kept = resumable_settings(config)
-    assert kept["environment.max_turns"] == 5 and "environment.processes" not in kept
+    assert kept["environment.max_turns"] == 4 and "environment.processes" not in kept
     assert resumable_settings(load_config("quickstart"))["environment"] is None
