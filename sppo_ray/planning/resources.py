@@ -54,8 +54,9 @@ def bundles_of(config: RunConfig) -> list[Bundle]:
     """Return the bundles of a run, in a fixed order. Layout separate: one for each actor. Layout
     colocated: gpu-i with engine i, learner rank i and critic rank i; reward.
     """
-    *ranks, reward = _separate_bundles(config)
-    return [*_by_gpu(config, ranks), reward]
+    judging = _judging_bundles(config)
+    ranks = _separate_bundles(config)[: -len(judging)]
+    return [*_by_gpu(config, ranks), *judging]
 
 
 def _by_gpu(config: RunConfig, ranks: Sequence[Bundle]) -> list[Bundle]:
@@ -79,7 +80,9 @@ def _shared_bundle(name: str, members: Sequence[Bundle]) -> Bundle:
 
 
 def _separate_bundles(config: RunConfig) -> list[Bundle]:
-    """Return one bundle per actor: rollout-*, learner-*, critic-*, reference-*, reward."""
+    """Return one bundle per actor: rollout-*, learner-*, critic-*, reference-*, environment,
+    reward.
+    """
     rollout, learner, critic, reference = config.rollout, config.learner, config.critic, config.reference
     critics = critic.ranks if config.has_critic else 0
     references = learner.ranks if config.has_reference else 0
@@ -94,8 +97,15 @@ def _separate_bundles(config: RunConfig) -> list[Bundle]:
             Bundle(f"reference-{i}", reference.cpus_per_rank, reference.gpus_per_rank)
             for i in range(references)
         ),
-        Bundle("reward", config.reward.cpus, 0.0),
+        *_judging_bundles(config),
     ]
+
+
+def _judging_bundles(config: RunConfig | EvaluationConfig) -> list[Bundle]:
+    """Return the bundles of what answers and scores responses: environment, reward."""
+    environment = config.environment
+    environments = [] if environment is None else [Bundle("environment", environment.cpus, 0.0)]
+    return [*environments, Bundle("reward", config.reward.cpus, 0.0)]
 
 
 def serving_bundles_of(config: RunConfig | EvaluationConfig) -> list[Bundle]:
@@ -105,14 +115,15 @@ def serving_bundles_of(config: RunConfig | EvaluationConfig) -> list[Bundle]:
         Bundle(f"rollout-{i}", rollout.cpus_per_worker, rollout.gpus_per_worker)
         for i in range(rollout.workers)
     ]
-    return [*workers, Bundle("reward", config.reward.cpus, 0.0)]
+    return [*workers, *_judging_bundles(config)]
 
 
 def learning_bundles_of(config: RunConfig) -> list[Bundle]:
     """Return the bundles for training without engines and verifier: learner-*, critic-*,
     reference-*; in layout colocated gpu-i.
     """
-    ranks = [bundle for bundle in _separate_bundles(config)[:-1] if not bundle.role.startswith("rollout-")]
+    others = ("rollout-", "environment", "reward")
+    ranks = [bundle for bundle in _separate_bundles(config) if not bundle.role.startswith(others)]
     return _by_gpu(config, ranks)
 
 
@@ -169,7 +180,7 @@ def fitted_cpus(config: RunConfig, cpus: float) -> RunConfig:
         ("critic", "cpus_per_rank"): config.critic.ranks if config.has_critic else 0,
         ("reference", "cpus_per_rank"): config.learner.ranks if config.has_reference else 0,
         ("reward", "cpus"): 1,
-    }
+    } | ({} if config.environment is None else {("environment", "cpus"): 1})
     is_free = {key: key[1] not in _section(config, key).model_fields_set for key in shares}
     free = {key: count for key, count in shares.items() if is_free[key]}
     unset = sum(count * getattr(_section(config, key), key[1]) for key, count in free.items())

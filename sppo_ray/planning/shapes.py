@@ -177,6 +177,8 @@ def _builtin(name: str, model: str) -> ModelShape:
     shapes = {
         "running-sum": (tiny.RUNNING_SUM_SHAPE, characters),
         "running-sum-long": (tiny.RUNNING_SUM_SHAPE, characters),
+        "calculator-tool": (tiny.RUNNING_SUM_SHAPE, len(tiny.TOOL_CHARACTERS)),
+        "guess-number": (tiny.RUNNING_SUM_SHAPE, len(tiny.TOOL_CHARACTERS)),
         "byte-critic": (tiny.BYTE_CRITIC_SHAPE, byte_tokens),
         "tiny-critic": (tiny.TINY_CRITIC_SHAPE, byte_tokens),
     }

@@ -192,13 +192,16 @@ def _set_aside(path: Path) -> Path:
 
 
 _DECIDES_THE_RESULT = (
-    "seed", "algorithm.", "data.", "learner.", "critic.", "reward.function.", "loop.max_staleness",
-    "loop.minibatch_order",
+    "seed", "algorithm.", "data.", "learner.", "critic.", "reward.function.", "environment",
+    "loop.max_staleness", "loop.minibatch_order",
     "rollout.max_response_tokens", "rollout.temperature", "rollout.dtype",
 )  # fmt: skip
 _ADDED_LATER = {"critic.updates_per_minibatch": 1, "data.curriculum.floor": 1e-4}
 """Settings that older checkpoints lack, with what their releases did; null is not listed."""
-_ONLY_DECIDES_HOW = ("cpus_per_rank", "gpus_per_rank", "attention", "timeout_s")
+_ONLY_DECIDES_HOW = (
+    "cpus_per_rank", "gpus_per_rank", "attention", "timeout_s",
+    "environment.deadline_s", "environment.processes", "environment.memory_mib", "environment.cpus",
+)  # fmt: skip
 
 
 def resumable_settings(config: RunConfig) -> dict[str, Any]:

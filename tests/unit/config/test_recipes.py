@@ -20,7 +20,7 @@ COLOCATED = {
 
 
 def test_the_recipes_that_ship() -> None:
-    others = ("quickstart", "long-sum", "smollm2-arithmetic")
+    others = ("quickstart", "long-sum", "smollm2-arithmetic", "calculator-tool", "guess-number")
     assert recipe_names() == sorted([*PAPER, *COLOCATED, *others])
 
 
