@@ -32,7 +32,12 @@ LAST_NUMBER = "sppo_ray.rewards.last_number:reward"
 
 _SUFFIX_TYPES = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
 _SOURCES = {model.model_fields["type"].default: model for model in models_in(DataSource)}
-_REWARDS = [model.model_fields["type"].default for model in models_in(RewardFunction)]
+_REWARDS = [
+    model.model_fields["type"].default
+    for model in models_in(RewardFunction)
+    if not any(field.is_required() for field in model.model_fields.values())
+]
+"""Reward functions without a setting that has to be given."""
 
 
 @lost_worker("Nothing was written: run the evaluation again")
@@ -139,8 +144,8 @@ def reward_function(text: str) -> dict[str, Any]:
         return {"type": "custom", "function": LAST_NUMBER}
     if ":" in text:  # typing it permits the package
         return {"type": "custom", "function": text, "packages": [text.partition(":")[0].partition(".")[0]]}
-    if text not in _REWARDS or text == "custom":
-        known = ", ".join(name for name in _REWARDS if name != "custom")
+    if text not in _REWARDS:
+        known = ", ".join(_REWARDS)
         raise UserError(
             f"--reward {text}: no such reward function; there are {known}, last-number, or "
             "package.module:function"

@@ -66,8 +66,9 @@ def run_evaluation(config: EvaluationConfig, out: Path) -> int:
     WorkerFailure when no worker is left; nothing is written then.
     """
     _require_new(out)
-    if config.reward.function.type == "custom":
-        asyncio.run(_require_verifier(config.reward))
+    for _, leaf in config.reward.leaves:
+        if leaf.type == "custom":
+            asyncio.run(_require_verifier(config.reward.model_copy(update={"function": leaf})))
     progress = make_evaluation_progress(sys.stderr)
     try:
         plan = make_plan(config, progress.message)

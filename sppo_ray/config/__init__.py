@@ -24,6 +24,7 @@ from sppo_ray.config.data import (
     JsonlData,
     ParquetData,
     ReasoningGymData,
+    RecallData,
     RunningSumData,
 )
 from sppo_ray.config.guardrails import GuardrailSettings
@@ -37,19 +38,21 @@ from sppo_ray.config.models import (
     ReferenceSettings,
 )
 from sppo_ray.config.operations import ClusterSettings, LoggingSettings, RecoverySettings
-from sppo_ray.config.reward import (
+from sppo_ray.config.reward import RewardFunction, RewardSettings
+from sppo_ray.config.reward_models import AffineTransform, JudgeReward, ModelReward, SigmoidTransform
+from sppo_ray.config.reward_parts import ProductReward, RoutedReward, SumReward
+from sppo_ray.config.rollout import AutoscaleSettings, RolloutSettings, WeightSyncSettings
+from sppo_ray.config.run import RunConfig
+from sppo_ray.config.verifiers import (
     CodeReward,
     CustomReward,
     MathReward,
     ReasoningGymReward,
-    RewardFunction,
-    RewardSettings,
     RunningSumReward,
 )
-from sppo_ray.config.rollout import AutoscaleSettings, RolloutSettings, WeightSyncSettings
-from sppo_ray.config.run import RunConfig
 
 __all__ = [
+    "AffineTransform",
     "Algorithm",
     "AutoscaleSettings",
     "CheckpointSettings",
@@ -64,24 +67,31 @@ __all__ = [
     "GuardrailSettings",
     "HFDiskData",
     "JsonlData",
+    "JudgeReward",
     "LearnerSettings",
     "LoggingSettings",
     "LoopSettings",
     "LoraSettings",
     "MathReward",
+    "ModelReward",
     "ModelSettings",
     "OptimizerSettings",
     "ParquetData",
+    "ProductReward",
     "ReasoningGymData",
     "ReasoningGymReward",
+    "RecallData",
     "RecoverySettings",
     "ReferenceSettings",
     "RewardFunction",
     "RewardSettings",
     "RolloutSettings",
+    "RoutedReward",
     "RunConfig",
     "RunningSumData",
     "RunningSumReward",
     "SPPOSettings",
+    "SigmoidTransform",
+    "SumReward",
     "WeightSyncSettings",
 ]

@@ -23,6 +23,18 @@ class RunningSumData(Settings):
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
 
 
+class RecallData(Settings):
+    """The package's task of preferences: write the letters of the prompt, each once
+    (`sppo_ray.environments.recall`).
+    """
+
+    type: Literal["recall"] = "recall"
+    name: str = "recall"
+    size: PositiveInt = 100_000
+    """Number of prompts. Prompt i is generated from (seed, i)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class ParquetData(Settings):
     """Parquet in the field's common format: data_source, prompt (chat messages or a string),
     reward_model.ground_truth, extra_info. Other columns are named by the keys.
@@ -77,7 +89,8 @@ class ReasoningGymData(Settings):
 
 
 DataSource = Annotated[
-    Union[RunningSumData, ParquetData, JsonlData, HFDiskData, ReasoningGymData], Field(discriminator="type")
+    Union[RunningSumData, RecallData, ParquetData, JsonlData, HFDiskData, ReasoningGymData],
+    Field(discriminator="type"),
 ]
 
 

@@ -10,14 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from sppo_ray.config import CustomReward, RewardSettings
+from sppo_ray.config import CustomReward, JudgeReward, RewardSettings
+from sppo_ray.config.reward_parts import leaves
 from sppo_ray.errors import UserError
 
 # reward functions of this package; its other names need permission
-OWN_FUNCTIONS = ("sppo_ray.rewards.last_number:reward",)
-_FLAGS = {"module": "--allow-module", "package": "--allow-module", "unconfined": "--allow-unconfined"}
+OWN_FUNCTIONS = ("sppo_ray.rewards.last_number:reward", "sppo_ray.environments.recall:reward")
+_FLAGS = {
+    "module": "--allow-module",
+    "package": "--allow-module",
+    "unconfined": "--allow-unconfined",
+    "network": "--allow-unconfined",
+}
 _RUN_FILES = ("job.json", "status.json", "submission.json", "run.lock", "metrics.jsonl", "compare.json")
 
 
@@ -25,8 +31,8 @@ _RUN_FILES = ("job.json", "status.json", "submission.json", "run.lock", "metrics
 class Permission:
     """A permission that settings ask for."""
 
-    kind: Literal["module", "package", "unconfined"]
-    name: str  # the module or package whose code it is
+    kind: Literal["module", "package", "unconfined", "network"]
+    name: str  # the module or package whose code it is; of "network" the judge's host, with its port
     setting: str  # the setting that asks for it
 
     @property
@@ -38,17 +44,22 @@ class Permission:
             "module": f"code of module {self.name[:100]!r}",
             "package": f"code of the installed package {self.name[:100]!r}",
             "unconfined": f"network, files and environment for {self.name[:100]!r}",
+            "network": f"requests to {self.name[:100]!r} with prompts, responses and the judge's key",
         }[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """The granted permissions: names of modules, each including its submodules."""
+    """The granted permissions: names of modules, each including its submodules; in `unconfined`
+    also the hosts of judges.
+    """
 
     modules: tuple[str, ...] = ()
     unconfined: tuple[str, ...] = ()
 
     def allows(self, asked: Permission) -> bool:
+        if asked.kind == "network":
+            return asked.name in self.unconfined
         if asked.kind == "unconfined":
             return _is_within(asked.name, self.unconfined)
         inner = asked.kind == "package" and any(
@@ -66,15 +77,20 @@ class Grants:
 
 def asks_for(reward: RewardSettings) -> list[Permission]:
     """Return the permissions that these settings need; empty for code of this package."""
-    function = reward.function
+    return [asked for path, leaf in leaves(reward.function) for asked in _asks_for(path, leaf)]
+
+
+def _asks_for(path: str, function: Any) -> list[Permission]:
+    if isinstance(function, JudgeReward):
+        return [Permission("network", function.host, f"{path}.url")]
     if not isinstance(function, CustomReward):
         return []
     module = function.function.partition(":")[0]
     own = function.function in OWN_FUNCTIONS
-    asked = [] if own else [Permission("module", module, "reward.function.function")]
-    asked += [Permission("package", package, "reward.function.packages") for package in function.packages]
+    asked = [] if own else [Permission("module", module, f"{path}.function")]
+    asked += [Permission("package", package, f"{path}.packages") for package in function.packages]
     if not function.model_dump().get("confined", True):
-        asked.append(Permission("unconfined", module, "reward.function.confined"))
+        asked.append(Permission("unconfined", module, f"{path}.confined"))
     return asked
 
 

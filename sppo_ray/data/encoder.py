@@ -55,8 +55,19 @@ class PromptEncoder:
         texts, policy_ids = self._policy.read(conversations, ids)
         critic_ids = policy_ids if self._critic is self._policy else self._critic.read(conversations, ids)[1]
         return [
-            Prompt(example.id, example.source, text, policy, critic, example.ground_truth, example.extra)
-            for example, text, policy, critic in zip(examples, texts, policy_ids, critic_ids, strict=True)
+            Prompt(
+                example.id,
+                example.source,
+                text,
+                policy,
+                critic,
+                example.ground_truth,
+                example.extra,
+                tuple(messages),
+            )
+            for example, messages, text, policy, critic in zip(
+                examples, conversations, texts, policy_ids, critic_ids, strict=True
+            )
         ]
 
     def _messages(self, example: Example) -> Messages:

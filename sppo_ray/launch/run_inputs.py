@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sppo_ray.config import RewardSettings, RunConfig
 from sppo_ray.errors import UserError
+from sppo_ray.planning.preflight import check_reward_model
 from sppo_ray.types import Prompt, ScoreRequest
 
 if TYPE_CHECKING:
@@ -85,8 +86,10 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
     held_out = load_held_out(config.data, encoder, config.eval.prompts)
     # Disjoint from ALL held-out prompts, so that eval.prompts may change on resume.
     prompts = PromptStream(open_sources(config.data.train), encoder, config.data, config.seed)
-    if config.reward.function.type == "custom":
-        asyncio.run(try_reward(config.reward, prompts.cohort(0)[0]))
+    for path, leaf in config.reward.leaves:
+        if leaf.type == "custom" and ".routes." not in path:  # a route's may refuse another's rows
+            own = config.reward.model_copy(update={"function": leaf})
+            asyncio.run(try_reward(own, prompts.cohort(0)[0]))
     return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out)
 
 
@@ -123,6 +126,21 @@ def model_paths(config: RunConfig, report: Report) -> tuple[Path, Path]:
         else policy_path
     )
     return policy_path, critic_path
+
+
+def check_reward_models(reward: RewardSettings, report: Report) -> None:
+    """Reach the judges, and find or make the reward models and check that they are such. Raises
+    UserError.
+    """
+    from sppo_ray.models.bundled import resolve_model
+    from sppo_ray.rewards.build import judge_keys
+    from sppo_ray.rewards.judge import require_judge
+
+    keys = judge_keys(reward)
+    for judge in reward.judges:
+        require_judge(judge, keys.get(judge.key_variable or ""))
+    for model in reward.models:
+        check_reward_model(resolve_model(model.model, report), model.model)
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

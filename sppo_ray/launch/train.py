@@ -20,7 +20,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.launch.cluster import cluster_with_room
 from sppo_ray.launch.job import job_start, write_job
 from sppo_ray.launch.recovery import Ended, RecoveryLoop, StartingPoint
-from sppo_ray.launch.run_inputs import RunInputs, gather_inputs, model_paths
+from sppo_ray.launch.run_inputs import RunInputs, check_reward_models, gather_inputs, model_paths
 from sppo_ray.launch.shutdown import EndSignals, Forced
 from sppo_ray.launch.worker_manager import run_workers
 from sppo_ray.models.finite import require_finite_files
@@ -101,6 +101,7 @@ def _in_run_dir(config: RunConfig, run_dir: RunDir, signals: EndSignals) -> int:
             check_files(config)
             paths = model_paths(config, recorder.message)
             check_policy(config, paths[0])
+            check_reward_models(config.reward, recorder.message)
             for path in dict.fromkeys(paths):
                 require_finite_files(path, CHECKED_BYTES)
             if not (config.cluster.address or os.environ.get("RAY_ADDRESS")):

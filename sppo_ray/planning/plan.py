@@ -39,6 +39,7 @@ from sppo_ray.planning.problems import (
     warnings_of,
 )
 from sppo_ray.planning.resources import Resources, bundles_of, resolve_device
+from sppo_ray.planning.rewards import reward_memories, reward_shapes
 from sppo_ray.planning.shapes import ModelShape, find_shape
 from sppo_ray.planning.time import (
     Assumptions,
@@ -58,17 +59,20 @@ CPU_KV_CACHE = 4 * GIB
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """Shapes of policy and critic; None = the algorithm has no critic."""
+    """Shapes of policy and critic, and of each reward model. critic: None = the algorithm has no
+    critic; a reward model: None = its shape is not known.
+    """
 
     policy: ModelShape
     critic: ModelShape | None
+    rewards: tuple[ModelShape | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RolePlan:
     """Equal processes: engines or the ranks of a role."""
 
-    role: str  # rollout, learner, critic, reference
+    role: str  # rollout, learner, critic, reference, reward-model-0, ...
     count: int
     memory: RankMemory
     peaks: tuple[int, ...] | None = None  # with and without gradient checkpointing
@@ -114,12 +118,13 @@ def models_of(
 ) -> Models:
     """Return the shapes of a run's models; given ones are not looked up. Raises UserError."""
     policy = policy or find_shape(config.learner.model)
+    rewards = reward_shapes(config.reward)
     if not config.has_critic:
-        return Models(policy, None)
+        return Models(policy, None, rewards)
     if critic is None:
         same = config.critic.model == config.learner.model
         critic = policy if same else find_shape(config.critic.model)
-    return Models(policy, critic)
+    return Models(policy, critic, rewards)
 
 
 def make_plan(
@@ -225,6 +230,9 @@ def _roles(
         item = DTYPE_BYTES[config.reference.dtype]
         frozen = replace(policy, item_bytes=item, sync_bytes=0, adapters=None)
         roles.append(RolePlan("reference", config.learner.ranks, reference_memory(frozen)))
+    on_cuda = device.kind == "cuda"
+    scoring = reward_memories(config.reward, models.rewards, on_cuda=on_cuda)
+    roles += [RolePlan(role, count, memory) for role, count, memory in scoring]
     if _takes_turns(config, device):
         trains = ("learner", "critic")
         roles = [

@@ -194,7 +194,10 @@ _DECIDES_THE_RESULT = (
     "loop.minibatch_order",
     "rollout.max_response_tokens", "rollout.temperature", "rollout.dtype",
 )  # fmt: skip
-_ONLY_DECIDES_HOW = ("cpus_per_rank", "gpus_per_rank", "attention", "timeout_s")
+_ONLY_DECIDES_HOW = (
+    "cpus_per_rank", "gpus_per_rank", "attention", "timeout_s", "cpus_per_replica", "gpus_per_replica",
+    ".replicas", ".url", ".key_variable", ".concurrency", ".retries", ".cache",
+)  # fmt: skip
 
 
 def resumable_settings(config: RunConfig) -> dict[str, Any]:

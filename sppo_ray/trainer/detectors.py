@@ -140,6 +140,19 @@ def reward_error_rate(figures: Figures, usual: Baseline, limit: float) -> Anomal
     return Anomaly(f"{errors:.0f} of {errors + scored:.0f} responses could not be scored")
 
 
+def over_optimisation(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
+    """The reward that is trained rises and a second opinion falls (arXiv 2210.10760)."""
+    if not usual.is_known or figures["reward/mean"] < usual("reward/mean"):
+        return None
+    now, before = figures["reward/watched"], usual("reward/watched")
+    if now > before - limit:
+        return None
+    return Anomaly(
+        f"reward/watched is {now:.3g}, usually {before:.3g}, while reward/mean rose from "
+        f"{usual('reward/mean'):.3g} to {figures['reward/mean']:.3g}"
+    )
+
+
 def clip_fraction_rise(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     if not usual.is_known:
         return None
@@ -249,6 +262,13 @@ DETECTORS: dict[str, Detector] = {
         "from the updates",
         remedy="see the reward-error events, try one with `sppo-ray score`; raise reward.deadline_s or "
         "reward.memory_mib",
+    ),
+    "over_optimisation": Detector(
+        over_optimisation,
+        ("reward/mean", "reward/watched"),
+        meaning="a policy that exploits what its reward model gets wrong",
+        remedy="go on from a checkpoint before it; set algorithm.kl, train the reward model on responses of "
+        "the present policy, or add a second reward to the first",
     ),
     "clip_fraction_rise": Detector(
         clip_fraction_rise,
