@@ -24,7 +24,7 @@ def score_file(path: str, settings: RewardSettings, out: TextIO) -> int:
     JSON-lines file.
 
     Writes one line {"reward", "reason", "seconds", "answer"} each, in order, with "parts" where the
-    reward has any; reward is null where the verifier could not decide. Returns the number of such
+    reward has any. Returns the number of such
     lines. Raises UserError naming file and line before anything is scored.
     """
     requests = read_requests(path)

@@ -24,8 +24,8 @@ from sppo_ray.config.data import (
     JsonlData,
     ParquetData,
     ReasoningGymData,
-    RecallData,
     RunningSumData,
+    VowelsData,
 )
 from sppo_ray.config.guardrails import GuardrailSettings
 from sppo_ray.config.loop import CheckpointSettings, EvalSettings, LoopSettings
@@ -80,7 +80,7 @@ __all__ = [
     "ProductReward",
     "ReasoningGymData",
     "ReasoningGymReward",
-    "RecallData",
+    "VowelsData",
     "RecoverySettings",
     "ReferenceSettings",
     "RewardFunction",

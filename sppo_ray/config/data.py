@@ -23,13 +23,13 @@ class RunningSumData(Settings):
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
 
 
-class RecallData(Settings):
-    """The package's task of preferences: write the letters of the prompt, each once
-    (`sppo_ray.environments.recall`).
+class VowelsData(Settings):
+    """The package's task of preferences: write vowels, neither too few nor too many
+    (`sppo_ray.environments.vowels`).
     """
 
-    type: Literal["recall"] = "recall"
-    name: str = "recall"
+    type: Literal["vowels"] = "vowels"
+    name: str = "vowels"
     size: PositiveInt = 100_000
     """Number of prompts. Prompt i is generated from (seed, i)."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -89,7 +89,7 @@ class ReasoningGymData(Settings):
 
 
 DataSource = Annotated[
-    Union[RunningSumData, RecallData, ParquetData, JsonlData, HFDiskData, ReasoningGymData],
+    Union[RunningSumData, VowelsData, ParquetData, JsonlData, HFDiskData, ReasoningGymData],
     Field(discriminator="type"),
 ]
 

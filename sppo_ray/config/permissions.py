@@ -17,7 +17,7 @@ from sppo_ray.config.reward_parts import leaves
 from sppo_ray.errors import UserError
 
 # reward functions of this package; its other names need permission
-OWN_FUNCTIONS = ("sppo_ray.rewards.last_number:reward", "sppo_ray.environments.recall:reward")
+OWN_FUNCTIONS = ("sppo_ray.rewards.last_number:reward", "sppo_ray.environments.vowels:reward")
 _FLAGS = {
     "module": "--allow-module",
     "package": "--allow-module",

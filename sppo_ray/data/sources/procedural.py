@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from sppo_ray.config import ReasoningGymData, RecallData, RunningSumData
+from sppo_ray.config import ReasoningGymData, RunningSumData, VowelsData
 from sppo_ray.errors import UserError
 from sppo_ray.types import Example
 
@@ -18,7 +18,7 @@ class _ProceduralSource(ABC):
 
     procedural = True
 
-    def __init__(self, settings: RunningSumData | RecallData | ReasoningGymData, name: str) -> None:
+    def __init__(self, settings: RunningSumData | VowelsData | ReasoningGymData, name: str) -> None:
         self.name = name
         self._size = settings.size
         self._label = settings.name
@@ -59,20 +59,19 @@ class RunningSumSource(_ProceduralSource):
         return text, truth, {}
 
 
-class RecallSource(_ProceduralSource):
-    """The package's task of preferences; see `sppo_ray.environments.recall`. The ground truth is
-    the prompt.
+class VowelsSource(_ProceduralSource):
+    """The package's task of preferences; see `sppo_ray.environments.vowels`. It has no ground
+    truth.
     """
 
-    def __init__(self, settings: RecallData, name: str) -> None:
+    def __init__(self, settings: VowelsData, name: str) -> None:
         super().__init__(settings, name)
         self._seed = settings.seed
 
     def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
-        from sppo_ray.environments.recall import generate_prompt
+        from sppo_ray.environments.vowels import generate_prompt
 
-        prompt = generate_prompt(row, seed=self._seed)
-        return prompt, prompt, {}
+        return generate_prompt(row, seed=self._seed), "", {}
 
 
 class ReasoningGymSource(_ProceduralSource):
@@ -99,8 +98,8 @@ def open_running_sum(settings: RunningSumData, name: str, where: str) -> Running
     return RunningSumSource(settings, name)
 
 
-def open_recall(settings: RecallData, name: str, where: str) -> RecallSource:
-    return RecallSource(settings, name)
+def open_vowels(settings: VowelsData, name: str, where: str) -> VowelsSource:
+    return VowelsSource(settings, name)
 
 
 def open_reasoning_gym(settings: ReasoningGymData, name: str, where: str) -> ReasoningGymSource:

@@ -57,7 +57,7 @@ def test_preference() -> None:
     assert config.derived()["samples in all"] == 10_240  # 256 * 40
     assert config.logical_cpus() <= 2.1
     assert config.reward.range == (0.0, 1.0) and config.reward.watched == ("truth",)
-    assert [model.model for model in config.reward.models] == ["builtin:recall-reward"]
+    assert [model.model for model in config.reward.models] == ["builtin:vowels-reward"]
     assert config.data.train[0].seed < 1_000_000 <= config.data.held_out[0].seed
 
 

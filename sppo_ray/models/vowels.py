@@ -1,4 +1,4 @@
-"""Trains the bundled models of the recall task: a base policy by imitation, and reward models from
+"""Trains the bundled models of the vowels task: a base policy by imitation, and reward models from
 pairs of responses.
 
 Pairs are labelled by the Bradley-Terry model of the true preference p (Biometrika 39, 1952): a is
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppo_ray.environments import recall
+from sppo_ray.environments import vowels
 from sppo_ray.models import tiny
 from sppo_ray.models.prepare import SupervisedStart, lr_factor, one_thread
 
@@ -38,11 +38,10 @@ class RewardModelStart:
     """Settings of a reward model; part of its cache key."""
 
     few: int | None = None
-    """Number of distinct pairs, all of responses of the base policy; None = new ones in each step,
-    half of the responses of any kind. Few pairs are read by a new model and as a whole; else the
-    model starts from the base policy, and each prefix of two responses is a pair, too.
+    """Number of distinct pairs, of responses of the base policy; None = new ones in each step, half
+    of the responses of any kind.
     """
-    steps: int = 400
+    steps: int = 600
     batch_size: int = 48
     lr: float = 3e-3
     warmup_steps: int = 30
@@ -52,23 +51,23 @@ class RewardModelStart:
 
 
 WEAK = RewardModelStart(few=200, steps=100, lr=2e-3)
-POLICY = SupervisedStart(steps=700, batch_size=64)
+POLICY = SupervisedStart(steps=300, batch_size=64, lr=4e-3)
 
 
-def build_recall(directory: Path, settings: SupervisedStart, report: Report) -> None:
+def build_vowels(directory: Path, settings: SupervisedStart, report: Report) -> None:
     """Write the base policy to `directory`. Equal settings, machine and versions give equal
     bytes.
     """
     import torch
 
     tokenizer = tiny.character_tokenizer()
-    rng = random.Random(f"recall/policy/{settings.seed}")
+    rng = random.Random(f"vowels/policy/{settings.seed}")
     with one_thread():
         model = tiny.new_model(tiny.RUNNING_SUM_SHAPE, tokenizer, seed=settings.seed).train()
 
         def loss_of_batch() -> Tensor:
             prompts = [_training_prompt(rng) for _ in range(settings.batch_size)]
-            texts = [tiny.BOS + p + recall.base_response(p, rng) + tiny.EOS for p in prompts]
+            texts = [tiny.BOS + p + vowels.base_response(p, rng) + tiny.EOS for p in prompts]
             rows, _ = _padded(tokenizer, texts)
             targets = rows[:, 1:].clone()
             for row, prompt in zip(targets, prompts, strict=True):
@@ -82,104 +81,49 @@ def build_recall(directory: Path, settings: SupervisedStart, report: Report) -> 
     tokenizer.save_pretrained(directory)
 
 
-def build_recall_reward(
-    directory: Path, settings: RewardModelStart, report: Report, policy: Path | None = None
-) -> None:
-    """Write a reward model to `directory`; reproducible as the policy. `policy`: the base policy
-    that it starts from.
-    """
+def build_vowels_reward(directory: Path, settings: RewardModelStart, report: Report) -> None:
+    """Write a reward model to `directory`; reproducible as the policy."""
     tokenizer = tiny.character_tokenizer()
-    rng = random.Random(f"recall/reward/{settings.seed}")
-    kept = [draw_pair(rng, any_kind=False) for _ in range(settings.few or 0)]
+    rng = random.Random(f"vowels/reward/{settings.seed}")
+    few = [draw_pair(rng, any_kind=False) for _ in range(settings.few or 0)]
     with one_thread():
         model = _new_classifier(tokenizer, settings.seed).train()
-        if policy is not None:
-            model.model.load_state_dict(_body_of(policy))
 
         def loss_of_batch() -> Tensor:
             count = settings.batch_size
-            if kept:
-                return pair_loss(model, tokenizer, rng.sample(kept, count))
-            both = [_two_responses(rng, any_kind=True) for _ in range(count)]
-            return pair_loss(model, tokenizer, [pair for one in both for pair in prefix_pairs(*one, rng)])
+            pairs = rng.sample(few, count) if few else [draw_pair(rng, any_kind=True) for _ in range(count)]
+            return pair_loss(model, tokenizer, pairs)
 
         _optimise(model, settings, loss_of_batch, "reward model", report)
     model.eval().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-def draw_pair(rng: random.Random, *, any_kind: bool) -> Pair:
-    """Draw a prompt with two responses, and label them. `any_kind`: half of the responses are of
-    any kind, and the others of the base policy.
-    """
-    return label(*_two_responses(rng, any_kind=any_kind), rng)
-
-
-def _two_responses(rng: random.Random, *, any_kind: bool) -> Pair:
-    prompt = _training_prompt(rng)
-    draws: list[Draw] = [recall.base_response] + [recall.any_response] * any_kind
-    first, second = (rng.choice(draws)(prompt, rng) for _ in range(2))
-    return prompt, first, second
-
-
-def label(prompt: str, first: str, second: str, rng: random.Random) -> Pair:
-    """Choose one of two responses by the Bradley-Terry model."""
-    gap = recall.preference(prompt, first) - recall.preference(prompt, second)
-    is_first = rng.random() < 1.0 / (1.0 + math.exp(-SHARPNESS * gap))
-    return (prompt, first, second) if is_first else (prompt, second, first)
-
-
-def prefix_pairs(prompt: str, first: str, second: str, rng: random.Random) -> list[Pair]:
-    """Return two responses, and their prefixes of equal length, as labelled pairs."""
-    pairs = [label(prompt, first, second, rng)]
-    for length in range(1, min(len(first), len(second))):
-        pairs.append(label(prompt, first[:length], second[:length], rng))
-    return pairs
-
-
 def pair_loss(model: Any, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) -> Tensor:
-    """Return the mean of -log sigmoid(s_chosen - s_rejected) + CENTRE (s_chosen + s_rejected)^2.
-
-    A decoder's score of a text is also that of a prefix of a longer one, so texts that are a prefix
-    of another are read with it.
-    """
+    """Return the mean of -log sigmoid(s_chosen - s_rejected) + CENTRE (s_chosen + s_rejected)^2."""
     import torch
 
-    texts = [prompt + response for prompt, *both in pairs for response in both]
-    rows, places = _without_prefixes(texts)
-    ids, real = _padded(tokenizer, [tiny.BOS + row for row in rows])
-    hidden = model.model(input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state
-    row, position = torch.tensor(places).unbind(dim=1)
-    scores = model.score(hidden[row, position]).view(-1, 2)  # BOS is at position 0
+    texts = [tiny.BOS + prompt + response for prompt, *both in pairs for response in both]
+    rows, real = _padded(tokenizer, texts)
+    scores = model(input_ids=rows, attention_mask=real, use_cache=False).logits.view(-1, 2)
     likelihood = torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1])
     return (CENTRE * scores.sum(dim=1) ** 2 - likelihood).mean()
 
 
-def _without_prefixes(texts: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:
-    """Return the texts that are no prefix of another, and for each text (number of such a one that
-    begins with it, its own length).
+def draw_pair(rng: random.Random, *, any_kind: bool) -> Pair:
+    """Draw a prompt with two responses, and choose one of them by the Bradley-Terry model.
+    `any_kind`: half of the responses are of any kind, and the others of the base policy.
     """
-    rows: list[str] = []
-    row_of: dict[str, int] = {}
-    for text in sorted(set(texts), reverse=True):  # a text comes before its prefixes
-        if not (rows and rows[-1].startswith(text)):
-            rows.append(text)
-        row_of[text] = len(rows) - 1
-    return rows, [(row_of[text], len(text)) for text in texts]
-
-
-def _body_of(policy: Path) -> dict[str, Tensor]:
-    """Return the weights of a causal LM without its head."""
-    from safetensors.torch import load_file
-
-    weights = load_file(policy / "model.safetensors")
-    return {
-        name.removeprefix("model."): weight for name, weight in weights.items() if name.startswith("model.")
-    }
+    prompt = _training_prompt(rng)
+    draws: list[Draw] = [vowels.base_response] + [vowels.any_response] * any_kind
+    first, second = (rng.choice(draws)(prompt, rng) for _ in range(2))
+    gap = vowels.preference(first) - vowels.preference(second)
+    is_first = rng.random() < 1.0 / (1.0 + math.exp(-SHARPNESS * gap))
+    return (prompt, first, second) if is_first else (prompt, second, first)
 
 
 def _training_prompt(rng: random.Random) -> str:
-    while recall.is_held_out(prompt := recall.draw_prompt(rng)):
+    while vowels.is_held_out(prompt := vowels.draw_prompt(rng)):
         pass
     return prompt
 
@@ -234,5 +178,5 @@ def _optimise(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 0 or step == settings.steps:
+        if step % 100 == 0 or step == settings.steps:
             report(f"{name}: step {step}/{settings.steps}, loss {loss.item():.3f}")
