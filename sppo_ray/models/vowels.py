@@ -50,7 +50,7 @@ class RewardModelStart:
     seed: int = 0
 
 
-WEAK = RewardModelStart(few=200, steps=100, lr=2e-3)
+WEAK = RewardModelStart(few=200, steps=30, lr=2e-3)
 POLICY = SupervisedStart(steps=300, batch_size=64, lr=4e-3)
 
 

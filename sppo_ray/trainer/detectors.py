@@ -22,6 +22,7 @@ SATURATED = 0.02  # a mean value this close to 0 or 1 is saturated
 MEAN_GAP = 0.15  # |mean value - mean reward| of a failed critic: 2.5 standard errors of 32 samples
 # The same for a critic that never distinguished prompts, and its minimum change in one step.
 LARGE_MEAN_GAP, VALUE_JUMP = 0.3, 0.1
+PEAK_STEPS = 5
 REWARD_GAIN = 0.05  # when the mean reward rises by this much, entropy may fall
 MISMATCH_RISE = (
     1e-3,
@@ -49,6 +50,12 @@ class Baseline:
 
     def __call__(self, name: str) -> float:
         return statistics.median(row[name] for row in self._rows)
+
+    def peak(self, name: str) -> float:
+        """Return the highest median of PEAK_STEPS successive normal steps."""
+        figures = [row[name] for row in self._rows]
+        starts = range(max(1, len(figures) - PEAK_STEPS + 1))
+        return max(statistics.median(figures[start : start + PEAK_STEPS]) for start in starts)
 
 
 Judge = Callable[[Figures, Baseline, float], Anomaly | None]
@@ -144,12 +151,12 @@ def over_optimisation(figures: Figures, usual: Baseline, limit: float) -> Anomal
     """The reward that is trained rises and a second opinion falls (arXiv 2210.10760)."""
     if not usual.is_known or figures["reward/mean"] < usual("reward/mean"):
         return None
-    now, before = figures["reward/watched"], usual("reward/watched")
+    now, before = figures["reward/watched"], usual.peak("reward/watched")
     if now > before - limit:
         return None
     return Anomaly(
-        f"reward/watched is {now:.3g}, usually {before:.3g}, while reward/mean rose from "
-        f"{usual('reward/mean'):.3g} to {figures['reward/mean']:.3g}"
+        f"reward/watched is {now:.3g} after a peak of {before:.3g}, while reward/mean is "
+        f"{figures['reward/mean']:.3g}, usually {usual('reward/mean'):.3g}"
     )
 
 

@@ -54,7 +54,7 @@ def test_quickstart() -> None:
 
 def test_preference() -> None:
     config = load_config("preference")
-    assert config.derived()["samples in all"] == 10_240  # 256 * 40
+    assert config.derived()["samples in all"] == 5_120  # 128 * 40
     assert config.logical_cpus() <= 2.1
     assert config.reward.range == (0.0, 1.0) and config.reward.watched == ("truth",)
     assert [model.model for model in config.reward.models] == ["builtin:vowels-reward"]
