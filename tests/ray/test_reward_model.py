@@ -22,6 +22,8 @@ from sppo_ray.types import ScoreRequest
 from tests.training_data import save_llama
 from tests.unit.models.test_reward_model import save
 
+pytestmark = pytest.mark.slow  # half a minute: three processes that import torch
+
 REQUESTS = [ScoreRequest(text, "", "test", f"a{n}b5=", {}) for n in range(5) for text in ("12", "a+7=07;")]
 
 
