@@ -59,6 +59,18 @@ class RunningSumData(SourceSettings):
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
 
 
+class VowelsData(SourceSettings):
+    """The package's task of preferences: write vowels, neither too few nor too many
+    (`sppo_ray.environments.vowels`).
+    """
+
+    type: Literal["vowels"] = "vowels"
+    name: str = "vowels"
+    size: PositiveInt = 100_000
+    """Number of prompts. Prompt i is generated from (seed, i)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class ParquetData(SourceSettings):
     """Parquet in the field's common format: data_source, prompt (chat messages or a string),
     reward_model.ground_truth, extra_info. Other columns are named by the keys.
@@ -130,7 +142,7 @@ class ReasoningGymData(SourceSettings):
         return f"reasoning-gym/{self.task}"
 
 
-_Own = Union[RunningSumData, ParquetData, JsonlData, HFDiskData, HFData, ReasoningGymData]
+_Own = Union[RunningSumData, VowelsData, ParquetData, JsonlData, HFDiskData, HFData, ReasoningGymData]
 DataSource = Annotated[
     _Own,
     Discriminator("type"),

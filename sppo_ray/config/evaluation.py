@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sppo_ray.config import ClusterSettings, DataSource, RewardSettings, RolloutSettings, WeightSyncSettings
-from sppo_ray.config.checks import check_engine_device
+from sppo_ray.config.checks import check_engine_device, check_reward_models
 from sppo_ray.config.data import CriticSuffix
 from sppo_ray.settings import PositiveInt, Settings
 
@@ -81,10 +81,10 @@ class EvaluationConfig(Settings):
         return self.rollout.temperature if self.eval.temperature is None else self.eval.temperature
 
     def logical_cpus(self) -> float:
-        return round(self.rollout.workers * self.rollout.cpus_per_worker + self.reward.cpus, 4)
+        return round(self.rollout.workers * self.rollout.cpus_per_worker + self.reward.logical_cpus, 4)
 
     def logical_gpus(self) -> float:
-        return round(self.rollout.workers * self.rollout.gpus_per_worker, 4)
+        return round(self.rollout.workers * self.rollout.gpus_per_worker + self.reward.logical_gpus, 4)
 
     @model_validator(mode="after")
     def _possible_together(self) -> EvaluationConfig:
@@ -103,4 +103,5 @@ class EvaluationConfig(Settings):
                 "evaluate them apart, each with its own --reward"
             )
         check_engine_device(self.device, self.rollout, {})
+        check_reward_models(self.device, self.reward, self.rollout)
         return self

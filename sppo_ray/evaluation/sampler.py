@@ -53,6 +53,7 @@ class GradedTrajectory:
             num_tokens=len(self.trajectory.response_ids),
             truncated=self.trajectory.finish_reason == "length",
             answer=self.verdict.answer,
+            parts=self.verdict.parts,
         )
 
 
@@ -126,10 +127,7 @@ class Sampler:
     ) -> list[GradedTrajectory]:
         texts = self._decode([trajectory.response_ids for _, _, trajectory in burst])
         verdicts = await self._reward_client.score(
-            [
-                ScoreRequest(text, prompt.ground_truth, prompt.source, prompt.text, prompt.extra)
-                for (prompt, _, _), text in zip(burst, texts, strict=True)
-            ]
+            [ScoreRequest.of(prompt, text) for (prompt, _, _), text in zip(burst, texts, strict=True)]
         )
         for (prompt, _, _), verdict in zip(burst, verdicts, strict=True):
             require_reward_in_range(verdict, prompt, self._reward_range)

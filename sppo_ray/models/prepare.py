@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sppo_ray.environments import running_sum
 from sppo_ray.models import tiny
@@ -52,7 +52,7 @@ def build_running_sum(directory: Path, settings: SupervisedStart, report: Callab
     bytes.
     """
     tokenizer = tiny.character_tokenizer()
-    with _one_thread():
+    with one_thread():
         model = train(settings, tokenizer, report)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -82,7 +82,7 @@ def train(
     return model.eval()
 
 
-def lr_factor(step: int, settings: SupervisedStart) -> float:
+def lr_factor(step: int, settings: Schedule) -> float:
     """Linear warm-up, then a cosine from 1 to `final_lr_fraction`."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
@@ -123,8 +123,22 @@ def response_loss(model: LlamaForCausalLM, prompt_ids: Tensor, response_ids: Ten
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), response_ids.flatten())
 
 
+class Schedule(Protocol):
+    """The settings of `lr_factor`."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def warmup_steps(self) -> int: ...
+
+    @property
+    def final_lr_fraction(self) -> float: ...
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute in one thread within the block."""
     # Sums over several threads differ in their last bits, but the base must be reproducible.
     import torch
 

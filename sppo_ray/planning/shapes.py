@@ -177,6 +177,9 @@ def _builtin(name: str, model: str) -> ModelShape:
     shapes = {
         "running-sum": (tiny.RUNNING_SUM_SHAPE, characters),
         "running-sum-long": (tiny.RUNNING_SUM_SHAPE, characters),
+        **dict.fromkeys(
+            ("vowels", "vowels-reward", "vowels-reward-weak"), (tiny.RUNNING_SUM_SHAPE, characters)
+        ),
         "byte-critic": (tiny.BYTE_CRITIC_SHAPE, byte_tokens),
         "tiny-critic": (tiny.TINY_CRITIC_SHAPE, byte_tokens),
     }

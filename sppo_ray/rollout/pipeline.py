@@ -245,12 +245,7 @@ class SamplePipeline:
         try:
             texts = self._decode([one.trajectory.response_ids for one in arrivals])
             verdicts = await self._reward_client.score(
-                [
-                    ScoreRequest(
-                        text, one.prompt.ground_truth, one.prompt.source, one.prompt.text, one.prompt.extra
-                    )
-                    for one, text in zip(arrivals, texts, strict=True)
-                ]
+                [ScoreRequest.of(one.prompt, text) for one, text in zip(arrivals, texts, strict=True)]
             )
         except Exception as error:  # boundary: the loop raises it when it takes the outcomes
             _fail([one.outcome for one in arrivals], error)
@@ -281,7 +276,14 @@ class SamplePipeline:
         require_reward_in_range(verdict, prompt, self._reward_range)
         value = (await values)[arrival.index]
         scored = ScoredTrajectory(
-            prompt, trajectory, text, verdict.reward, verdict.reason, verdict.seconds, value
+            prompt,
+            trajectory,
+            text,
+            verdict.reward,
+            verdict.reason,
+            verdict.seconds,
+            value,
+            parts=verdict.parts,
         )
         return scored if greedy is None else _with_baseline(scored, greedy)
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from sppo_ray.config import ReasoningGymData, RunningSumData
+from sppo_ray.config import ReasoningGymData, RunningSumData, VowelsData
 from sppo_ray.errors import UserError
 from sppo_ray.types import Example
 
@@ -18,7 +18,7 @@ class _ProceduralSource(ABC):
 
     procedural = True
 
-    def __init__(self, settings: RunningSumData | ReasoningGymData, name: str) -> None:
+    def __init__(self, settings: RunningSumData | VowelsData | ReasoningGymData, name: str) -> None:
         self.name = name
         self._size = settings.size
         self._label = settings.name
@@ -59,6 +59,21 @@ class RunningSumSource(_ProceduralSource):
         return text, truth, {}
 
 
+class VowelsSource(_ProceduralSource):
+    """The package's task of preferences; see `sppo_ray.environments.vowels`. It has no ground
+    truth.
+    """
+
+    def __init__(self, settings: VowelsData, name: str) -> None:
+        super().__init__(settings, name)
+        self._seed = settings.seed
+
+    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
+        from sppo_ray.environments.vowels import generate_prompt
+
+        return generate_prompt(row, seed=self._seed), "", {}
+
+
 class ReasoningGymSource(_ProceduralSource):
     """A task of the reasoning-gym package.
 
@@ -81,6 +96,10 @@ class ReasoningGymSource(_ProceduralSource):
 
 def open_running_sum(settings: RunningSumData, name: str, where: str) -> RunningSumSource:
     return RunningSumSource(settings, name)
+
+
+def open_vowels(settings: VowelsData, name: str, where: str) -> VowelsSource:
+    return VowelsSource(settings, name)
 
 
 def open_reasoning_gym(settings: ReasoningGymData, name: str, where: str) -> ReasoningGymSource:
