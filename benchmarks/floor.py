@@ -241,7 +241,7 @@ def critic_alone(run: Path) -> float:
 
 
 def verifier_alone(run: Path) -> float:
-    from sppo_ray.config.reward import MathReward
+    from sppo_ray.config import MathReward
     from sppo_ray.rewards.registry import build_verifier
 
     verifier, answers = build_verifier(MathReward()), math_answers()
@@ -256,7 +256,7 @@ def verifier_alone(run: Path) -> float:
 
 def pool_alone(run: Path) -> float:
     """One process of the pool, which shares the core with the driver."""
-    from sppo_ray.config.reward import MathReward, RewardSettings
+    from sppo_ray.config import MathReward, RewardSettings
     from sppo_ray.protocols import ScoreRequest
     from sppo_ray.rewards.pool.pool import VerifierPool
 

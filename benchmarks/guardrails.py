@@ -162,6 +162,13 @@ FAULTS: dict[str, Callable[[Figures, int], Figures]] = {
     "all_truncated": lambda f, age: f | {"response/truncation_rate": 1.0},
     # below reward.max_error_rate
     "reward_error_rate": lambda f, age: f | {"reward/errors": 0.08 * f["samples/count"]},
+    "over_optimisation": lambda f, age: (
+        f
+        | {
+            "reward/mean": f["reward/mean"] + 0.2 * _share(age, 8),
+            "reward/watched": f["reward/watched"] - 0.2 * _share(age, 8),
+        }
+    ),
     "clip_fraction_rise": lambda f, age: (
         f | {"policy/clip_fraction_low": f["policy/clip_fraction_low"] + 0.2 * _share(age, 8)}
     ),

@@ -111,6 +111,8 @@ class Prompt(Comparable):
     critic_token_ids: np.ndarray
     ground_truth: str
     extra: Mapping[str, Any] = field(default_factory=dict)
+    # what `text` was rendered from; reward models and judges read it
+    messages: tuple[Mapping[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         shared = self.critic_token_ids is self.token_ids
@@ -267,6 +269,13 @@ class ScoreRequest:
     prompt: str
     # `Example.extra`; reasoning-gym tasks and user functions read it
     extra: Mapping[str, Any]
+    messages: tuple[Mapping[str, str], ...] = ()  # of the prompt
+
+    @classmethod
+    def of(cls, prompt: Prompt, response: str) -> ScoreRequest:
+        return cls(
+            response, prompt.ground_truth, prompt.source, prompt.text, prompt.extra, prompt.messages
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +292,8 @@ class Verdict:
     seconds: float
     # the answer that the verifier extracted; maj@k votes on it; None = no answer found
     answer: str | None = None
+    # what the reward consists of, by name: a reward model's "score", the parts of a combination
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_error(self) -> bool:
@@ -335,6 +346,7 @@ class ScoredTrajectory:
     baseline: GreedyBaseline | None = None
     # of the prompt before the step; None without a tracker
     history: PromptHistory | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)  # `Verdict.parts`
 
     @property
     def group(self) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.schemas import FieldError
 from sppo_ray.api.settings import ApiSettings
-from sppo_ray.config import RunConfig
-from sppo_ray.config.loading import parse_config
+from sppo_ray.config import ModelReward, RunConfig
+from sppo_ray.config.loading import parse_config, set_setting
 from sppo_ray.config.permissions import Grants, asks_for
 from sppo_ray.models.hub import parse_name
 
@@ -62,7 +62,12 @@ def confined(config: RunConfig, settings: ApiSettings) -> RunConfig:
         )
     for asked in asks_for(config.reward):
         if asked.kind == "module":  # the server's permission includes an installed package
-            tree["reward"]["function"]["packages"] = [asked.name.partition(".")[0]]
+            setting = asked.setting.removesuffix(".function") + ".packages"
+            set_setting(tree, setting, [asked.name.partition(".")[0]])
+    for path, leaf in config.reward.leaves:
+        if isinstance(leaf, ModelReward) and not leaf.model.startswith("builtin:"):
+            model = allowed_path(leaf.model, settings, f"{path}.model")
+            set_setting(tree, f"{path}.model", str(model))
     return parse_config(tree)
 
 
@@ -85,7 +90,13 @@ def require_as_stored(config: RunConfig, settings: ApiSettings) -> None:
     sources = (*config.data.train, *config.data.held_out)
     paths = [source.path for source in sources if source.type in ("parquet", "jsonl", "hf-disk")]
     paths += [
-        model for model in (config.learner.model, config.critic.model) if not model.startswith("builtin:")
+        model
+        for model in (
+            config.learner.model,
+            config.critic.model,
+            *(reward.model for reward in config.reward.models),
+        )
+        if not model.startswith("builtin:")
     ]
     confined(config, settings)
     for path in paths:
@@ -107,7 +118,11 @@ def require_permission(config: RunConfig, settings: ApiSettings) -> None:
     for asked in asks_for(config.reward, config.environment):
         if not granted.allows(asked):
             known = (
-                ", ".join(settings.allow_unconfined if asked.kind == "unconfined" else settings.allow_modules)
+                ", ".join(
+                    settings.allow_unconfined
+                    if asked.flag == "--allow-unconfined"
+                    else settings.allow_modules
+                )
                 or "none"
             )
             detail = (

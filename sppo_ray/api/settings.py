@@ -35,7 +35,7 @@ class ApiSettings(Settings):
     """
     allow_unconfined: tuple[str, ...] = ()
     """Of these, modules that may have network, files and environment
-    (reward.function.confined=false).
+    (reward.function.confined=false); and hosts of judges, with their port (reward.function.url).
     """
     cors_origins: tuple[str, ...] = ()
     """Origins of foreign pages that may call the API from a browser; none by default."""

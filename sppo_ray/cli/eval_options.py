@@ -33,12 +33,12 @@ LAST_NUMBER = "sppo_ray.rewards.last_number:reward"
 
 _SUFFIX_TYPES = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
 _SOURCES = {model.model_fields["type"].default: model for model in models_in(DataSource)}
-_NOT_BY_NAME = ("custom", "pickled")
 _REWARDS = [
     model.model_fields["type"].default
     for model in models_in(RewardFunction)
-    if model.model_fields["type"].default not in _NOT_BY_NAME
+    if not any(field.is_required() for field in model.model_fields.values())
 ]
+"""Reward functions without a setting that has to be given."""
 
 
 @lost_worker("Nothing was written: run the evaluation again")

@@ -69,8 +69,9 @@ def run_evaluation(config: EvaluationConfig, out: Path, signals: EndSignals | No
     worker is left; nothing is written then.
     """
     _require_new(out)
-    if isinstance(config.reward.function, UserReward):
-        asyncio.run(_require_verifier(config.reward))
+    for _, leaf in config.reward.leaves:
+        if isinstance(leaf, UserReward):
+            asyncio.run(_require_verifier(config.reward.model_copy(update={"function": leaf})))
     progress = make_evaluation_progress(sys.stderr)
     try:
         plan = make_plan(config, progress.message)

@@ -20,7 +20,8 @@ def prepare(
         models = [target]
     else:
         config = load_config(target, overrides)
-        models = sorted({config.learner.model, config.critic.model})
+        rewards = (model.model for model in config.reward.models)
+        models = sorted({config.learner.model, config.critic.model, *rewards})
     for model in models:
         print(f"{model}: {resolve_model(model)}")
     return 0

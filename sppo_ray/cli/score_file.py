@@ -11,7 +11,9 @@ from typing import Any, TextIO
 
 from sppo_ray.config import RewardSettings
 from sppo_ray.errors import UserError
-from sppo_ray.rewards.pool.pool import VerifierPool
+from sppo_ray.rewards.build import build_scorer, judge_keys
+from sppo_ray.rewards.judge import require_judge
+from sppo_ray.rewards.local import LocalModels
 from sppo_ray.types import ScoreRequest, Verdict
 
 _CHUNK = 512  # verdicts are printed in order, so a hanging sample delays at most this many
@@ -21,11 +23,14 @@ def score_file(path: str, settings: RewardSettings, out: TextIO) -> tuple[int, i
     """Score the lines {"response", "ground_truth"} (optional "extra", "source", "prompt") of a
     JSON-lines file.
 
-    Writes one line {"reward", "reason", "seconds", "answer"} each, in order; reward is null where
-    the verifier could not decide. Returns the numbers of scored and of such lines. Raises UserError
-    naming file and line before anything is scored.
+    Writes one line {"reward", "reason", "seconds", "answer"} each, in order, with "parts" where the
+    reward has any; reward is null where the verifier could not decide. Returns the numbers of
+    scored and of such lines. Raises UserError naming file and line before anything is scored.
     """
     requests = read_requests(path)
+    keys = judge_keys(settings)
+    for judge in settings.judges:
+        require_judge(judge, keys.get(judge.key_variable or ""))
     errors = asyncio.run(_score(requests, settings, out))
     return len(requests) - errors, errors
 
@@ -82,16 +87,16 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
 
 
 async def _score(requests: Sequence[ScoreRequest], settings: RewardSettings, out: TextIO) -> int:
-    pool = VerifierPool(settings)
+    scorer = build_scorer(settings, LocalModels(), judge_keys(settings))
     errors = 0
     try:
         for chunk in _chunks(requests):
-            for verdict in await asyncio.gather(*(pool.score(request) for request in chunk)):
+            for verdict in await scorer.score_all(chunk):
                 out.write(_line(verdict))
                 errors += verdict.is_error
             out.flush()
     finally:
-        await pool.close()
+        await scorer.close()
     return errors
 
 
@@ -100,4 +105,7 @@ def _chunks(requests: Sequence[ScoreRequest]) -> Iterator[Sequence[ScoreRequest]
 
 
 def _line(verdict: Verdict) -> str:
-    return json.dumps(asdict(verdict) | {"seconds": round(verdict.seconds, 6)}) + "\n"
+    row = asdict(verdict) | {"seconds": round(verdict.seconds, 6)}
+    if not verdict.parts:
+        del row["parts"]
+    return json.dumps(row) + "\n"

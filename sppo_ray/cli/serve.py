@@ -37,7 +37,10 @@ def serve(
     ],
     allow_unconfined: Annotated[
         list[str],
-        repeated(metavar="NAME", help="of these modules, those that may use network, files and environment"),
+        repeated(
+            metavar="NAME",
+            help="of these modules, those that may use network, files and environment; HOST:PORT of judges",
+        ),
     ],
     cors_origins: Annotated[
         list[str], repeated("--cors-origin", metavar="ORIGIN", help="its pages may call the API")

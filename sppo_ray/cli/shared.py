@@ -37,7 +37,8 @@ AllowModule = Annotated[
     ),
 ]
 AllowUnconfined = Annotated[
-    list[str], repeated(metavar="NAME", help="of these, a module that may use network and files")
+    list[str],
+    repeated(metavar="NAME", help="of these, a module that may use network and files; HOST:PORT of a judge"),
 ]
 JobId = Annotated[str, Argument(help="id of the job, see `sppo-ray list`")]
 Url = Annotated[

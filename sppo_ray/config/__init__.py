@@ -30,6 +30,7 @@ from sppo_ray.config.data import (
     ReasoningGymData,
     RunningSumData,
     SourceSettings,
+    VowelsData,
 )
 from sppo_ray.config.environment import EnvironmentSettings
 from sppo_ray.config.guardrails import GuardrailSettings
@@ -43,22 +44,24 @@ from sppo_ray.config.models import (
     ReferenceSettings,
 )
 from sppo_ray.config.operations import ClusterSettings, LoggingSettings, RecoverySettings
-from sppo_ray.config.reward import (
+from sppo_ray.config.reward import RewardFunction, RewardSettings
+from sppo_ray.config.reward_models import AffineTransform, JudgeReward, ModelReward, SigmoidTransform
+from sppo_ray.config.reward_parts import ProductReward, RoutedReward, SumReward
+from sppo_ray.config.rollout import AutoscaleSettings, RolloutSettings, WeightSyncSettings
+from sppo_ray.config.run import RunConfig
+from sppo_ray.config.verifiers import (
     CodeReward,
     CustomReward,
     MathReward,
     PickledReward,
     PluginReward,
     ReasoningGymReward,
-    RewardFunction,
-    RewardSettings,
     RunningSumReward,
     UserReward,
 )
-from sppo_ray.config.rollout import AutoscaleSettings, RolloutSettings, WeightSyncSettings
-from sppo_ray.config.run import RunConfig
 
 __all__ = [
+    "AffineTransform",
     "Algorithm",
     "AutoscaleSettings",
     "CheckpointSettings",
@@ -76,29 +79,36 @@ __all__ = [
     "HFData",
     "HFDiskData",
     "JsonlData",
+    "JudgeReward",
     "LearnerSettings",
     "LoggingSettings",
     "LoopSettings",
     "LoraSettings",
     "MathReward",
+    "ModelReward",
     "ModelSettings",
     "OptimizerSettings",
     "ParquetData",
     "PickledReward",
     "PluginReward",
     "ProductData",
+    "ProductReward",
     "ReasoningGymData",
     "ReasoningGymReward",
+    "VowelsData",
     "RecoverySettings",
     "ReferenceSettings",
     "RewardFunction",
     "RewardSettings",
     "RolloutSettings",
+    "RoutedReward",
     "RunConfig",
     "RunningSumData",
     "RunningSumReward",
     "SPPOSettings",
     "SourceSettings",
     "UserReward",
+    "SigmoidTransform",
+    "SumReward",
     "WeightSyncSettings",
 ]

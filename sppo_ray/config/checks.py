@@ -15,6 +15,7 @@ from sppo_ray.config.loop import LoopSettings
 from sppo_ray.config.models import CriticSettings, LearnerSettings, ModelSettings, ReferenceSettings
 from sppo_ray.config.operations import ClusterSettings
 from sppo_ray.config.reward import RewardSettings
+from sppo_ray.config.reward_models import ModelReward
 from sppo_ray.config.rollout import RolloutSettings
 
 
@@ -23,7 +24,8 @@ def check_algorithm(
     *,
     data: DataSettings,
     loop: LoopSettings,
-    reward_range: tuple[float, float],
+    reward: RewardSettings,
+    environment: EnvironmentSettings | None,
     rollout: RolloutSettings,
 ) -> None:
     """Check samples, prompts and rewards against the needs of the algorithm."""
@@ -39,8 +41,10 @@ def check_algorithm(
             f"data.critic_suffix is for a critic that reads prompts, and {algorithm.type} has none: set "
             "algorithm.type to sppo, or data.critic_suffix to null"
         )
-    low, high = reward_range
+    low, high = reward_range(reward, environment)
     if needs_unit_rewards(algorithm) and (low < 0.0 or high > 1.0):
+        if environment is None or environment.asks_reward_function:
+            _check_transforms(algorithm.type, reward)
         is_critic = critic_needs_probabilities(algorithm)
         why = "critic of {} is trained by binary cross-entropy" if is_critic else "tracker of {} keeps rates"
         raise ValueError(
@@ -84,6 +88,16 @@ def check_environment(
             f"{rollout.max_response_tokens}, which is for all turns of an episode: lower the one or raise "
             "the other"
         )
+
+
+def _check_transforms(name: str, reward: RewardSettings) -> None:
+    for model in reward.models:
+        if model.transform is None:
+            raise ValueError(
+                f"the score of reward model {model.model} has no limits, but the critic of {name} is "
+                "trained by binary cross-entropy and needs rewards in [0, 1]: set its transform to "
+                "{type: sigmoid} or {type: affine, low: L, high: H}"
+            )
 
 
 def _check_samples(algorithm: Algorithm, data: DataSettings, loop: LoopSettings) -> None:
@@ -194,6 +208,27 @@ def check_engine_device(device: str, rollout: RolloutSettings, others: Mapping[s
         raise ValueError(
             f"rollout.gpus_per_worker is {gpus:g}, and an engine of rollout.tensor_parallel_size "
             f"{tensor_parallel} uses {tensor_parallel}: set both to the same number"
+        )
+
+
+def check_reward_models(device: str, reward: RewardSettings, rollout: RolloutSettings) -> None:
+    """Check the GPUs of reward models. They may stay on CPUs in any run."""
+    for model in reward.models:
+        _check_replica(device, model, rollout)
+
+
+def _check_replica(device: str, model: ModelReward, rollout: RolloutSettings) -> None:
+    share = model.gpus_per_replica
+    if device == "cpu" and share > 0:
+        raise ValueError(
+            f"the reward model {model.model} has gpus_per_replica {share:g}, but device is cpu: set it to 0, "
+            "or device to auto"
+        )
+    if share > 0 and rollout.gpus_per_worker == 0:
+        raise ValueError(
+            f"the reward model {model.model} has gpus_per_replica {share:g}, so this run needs a machine "
+            "with GPUs, but rollout.gpus_per_worker is 0: give each engine its GPUs, e.g. 1, or set both "
+            "to 0"
         )
 
 

@@ -79,6 +79,18 @@ class ProductData(SourceSettings):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class VowelsData(SourceSettings):
+    """The package's task of preferences: write vowels, neither too few nor too many
+    (`sppo_ray.environments.vowels`).
+    """
+
+    type: Literal["vowels"] = "vowels"
+    name: str = "vowels"
+    size: PositiveInt = 100_000
+    """Number of prompts. Prompt i is generated from (seed, i)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class ParquetData(SourceSettings):
     """Parquet in the field's common format: data_source, prompt (chat messages or a string),
     reward_model.ground_truth, extra_info. Other columns are named by the keys.
@@ -152,6 +164,7 @@ class ReasoningGymData(SourceSettings):
 
 _Own = Union[
     RunningSumData,
+    VowelsData,
     GuessNumberData,
     ProductData,
     ParquetData,
@@ -174,7 +187,7 @@ def source_name(source: DataSource) -> str:
         return source.name or Path(source.path).stem
     if isinstance(source, HFData):
         return source.name or source.dataset
-    procedural = (RunningSumData, GuessNumberData, ProductData, ReasoningGymData)
+    procedural = (RunningSumData, VowelsData, GuessNumberData, ProductData, ReasoningGymData)
     return source.name if isinstance(source, procedural) else source.type
 
 

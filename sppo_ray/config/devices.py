@@ -42,7 +42,8 @@ def _resolve(given: Any, info: ValidationInfo) -> Any:
 
 
 def _device(info: ValidationInfo) -> Device:
-    return role_device(info.data.get("gpus_per_worker", info.data.get("gpus_per_rank", 0.0)))
+    shares = (info.data.get(name) for name in ("gpus_per_worker", "gpus_per_rank", "gpus_per_replica"))
+    return role_device(next((share for share in shares if share is not None), 0.0))
 
 
 ByDevice = BeforeValidator(_resolve)

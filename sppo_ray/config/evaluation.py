@@ -18,7 +18,7 @@ from sppo_ray.config import (
     RolloutSettings,
     WeightSyncSettings,
 )
-from sppo_ray.config.checks import check_engine_device, check_environment, reward_range
+from sppo_ray.config.checks import check_engine_device, check_environment, check_reward_models, reward_range
 from sppo_ray.config.data import CriticSuffix
 from sppo_ray.settings import PositiveInt, Settings
 
@@ -96,10 +96,10 @@ class EvaluationConfig(Settings):
     def logical_cpus(self) -> float:
         environment = 0.0 if self.environment is None else self.environment.cpus
         engines = self.rollout.workers * self.rollout.cpus_per_worker
-        return round(engines + self.reward.cpus + environment, 4)
+        return round(engines + self.reward.logical_cpus + environment, 4)
 
     def logical_gpus(self) -> float:
-        return round(self.rollout.workers * self.rollout.gpus_per_worker, 4)
+        return round(self.rollout.workers * self.rollout.gpus_per_worker + self.reward.logical_gpus, 4)
 
     @model_validator(mode="after")
     def _possible_together(self) -> EvaluationConfig:
@@ -119,4 +119,5 @@ class EvaluationConfig(Settings):
             )
         check_engine_device(self.device, self.rollout, {})
         check_environment(self.environment, sources=self.data.held_out, rollout=self.rollout)
+        check_reward_models(self.device, self.reward, self.rollout)
         return self

@@ -63,6 +63,11 @@ class GuardrailSettings(Settings):
     """More than this share of a step's responses could not be scored. reward.max_error_rate ends
     the run at once.
     """
+    over_optimisation: Positive | None = 0.1
+    """The watched parts of the reward (those of weight 0 in a sum) are on average this much below
+    their peak (a median of 5 steps), while the reward is not below the usual one. Without such
+    parts nothing is checked.
+    """
     clip_fraction_rise: Probability | None = 0.1
     """The share of clipped tokens exceeds the usual share by more than this."""
     ratio_drift: Positive | None = 0.2

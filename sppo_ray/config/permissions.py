@@ -11,19 +11,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from sppo_ray.config import CustomReward, EnvironmentSettings, PickledReward, RewardSettings, UserReward
+from sppo_ray.config import (
+    CustomReward,
+    EnvironmentSettings,
+    JudgeReward,
+    PickledReward,
+    RewardSettings,
+    UserReward,
+)
 from sppo_ray.config.environment import CustomEnvironment, ToolsEnvironment
+from sppo_ray.config.reward_parts import leaves
 from sppo_ray.errors import UserError
 
 # reward functions of this package; its other names need permission
-OWN_FUNCTIONS = ("sppo_ray.rewards.last_number:reward",)
+OWN_FUNCTIONS = ("sppo_ray.rewards.last_number:reward", "sppo_ray.environments.vowels:reward")
 _FLAGS = {
     "module": "--allow-module",
     "package": "--allow-module",
     "pickle": "--allow-module",
     "unconfined": "--allow-unconfined",
+    "network": "--allow-unconfined",
 }
 _RUN_FILES = ("job.json", "status.json", "submission.json", "run.lock", "metrics.jsonl", "compare.json")
 
@@ -32,8 +41,10 @@ _RUN_FILES = ("job.json", "status.json", "submission.json", "run.lock", "metrics
 class Permission:
     """A permission that settings ask for."""
 
-    kind: Literal["module", "package", "pickle", "unconfined"]
-    name: str  # the module, package or plugin whose code it is; the SHA-256 of a pickle
+    kind: Literal["module", "package", "pickle", "unconfined", "network"]
+    # the module, package or plugin whose code it is; the SHA-256 of a pickle; of "network" the
+    # judge's host, with its port
+    name: str
     setting: str  # the setting that asks for it
 
     @property
@@ -46,17 +57,22 @@ class Permission:
             "package": f"code of the installed package {self.name[:100]!r}",
             "pickle": f"the code in the pickle of sha256 {self.name[:100]}",
             "unconfined": f"network, files and environment for {self.name[:100]!r}",
+            "network": f"requests to {self.name[:100]!r} with prompts, responses and the judge's key",
         }[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """The granted permissions: names of modules, each including its submodules."""
+    """The granted permissions: names of modules, each including its submodules; in `unconfined`
+    also the hosts of judges.
+    """
 
     modules: tuple[str, ...] = ()
     unconfined: tuple[str, ...] = ()
 
     def allows(self, asked: Permission) -> bool:
+        if asked.kind == "network":
+            return asked.name in self.unconfined
         if asked.kind == "unconfined":
             return _is_within(asked.name, self.unconfined)
         inner = asked.kind == "package" and any(
@@ -109,28 +125,33 @@ def _asked_by_environment(environment: EnvironmentSettings | None) -> list[Permi
 
 
 def _asked_by_reward(reward: RewardSettings) -> list[Permission]:
-    function = reward.function
+    return [asked for path, leaf in leaves(reward.function) for asked in _asks_for(path, leaf)]
+
+
+def _asks_for(path: str, function: Any) -> list[Permission]:
+    if isinstance(function, JudgeReward):
+        return [Permission("network", function.host, f"{path}.url")]
     if not isinstance(function, UserReward):
         return []
-    code, asked = _code_of(function)
+    code, asked = _code_of(path, function)
     if not function.confined:
-        asked.append(Permission("unconfined", code, "reward.function.confined"))
+        asked.append(Permission("unconfined", code, f"{path}.confined"))
     return asked
 
 
-def _code_of(function: UserReward) -> tuple[str, list[Permission]]:
+def _code_of(path: str, function: UserReward) -> tuple[str, list[Permission]]:
     """Return the name of the code and the permissions to run it. A plugin needs none: whoever
     installed its package made it a reward function.
     """
     if isinstance(function, PickledReward):
-        return function.sha256, [Permission("pickle", function.sha256, "reward.function.file")]
+        return function.sha256, [Permission("pickle", function.sha256, f"{path}.file")]
     if not isinstance(function, CustomReward):
         return function.type, []
     module = function.function.partition(":")[0]
     own = function.function in OWN_FUNCTIONS
-    asked = [] if own else [Permission("module", module, "reward.function.function")]
+    asked = [] if own else [Permission("module", module, f"{path}.function")]
     return module, asked + [
-        Permission("package", package, "reward.function.packages") for package in function.packages
+        Permission("package", package, f"{path}.packages") for package in function.packages
     ]
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -48,11 +48,20 @@ def _section(path: str, model: type[BaseModel], shown: dict[type[BaseModel], str
     yield ""
     for name, field in nested.items():
         members = models_in(field.annotation)
+        if len(members) > 1 and all(member in shown for member in members):
+            yield from [f"## {path}.{name}", "", _as_before(members, shown), ""]
+            continue
         for member in members:
             tag = member.model_fields["type"].default if "type" in member.model_fields else None
             yield from _section(
                 f"{path}.{name}".lstrip(".") + (f" (type: {tag})" if tag else ""), member, shown
             )
+
+
+def _as_before(members: Sequence[type[BaseModel]], shown: Mapping[type[BaseModel], str]) -> str:
+    """Refer to the section of a union whose members are described."""
+    *types, last = (member.model_fields["type"].default for member in members)
+    return f"As {shown[members[0]].partition(' (type')[0]}: type {', '.join(types)} or {last}."
 
 
 def _entry(name: str, field: FieldInfo) -> str:

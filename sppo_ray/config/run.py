@@ -20,6 +20,7 @@ from sppo_ray.config.checks import (
     check_layout,
     check_learner_input,
     check_ranks,
+    check_reward_models,
     check_warmup,
     reward_range,
 )
@@ -72,7 +73,8 @@ class RunConfig(Settings):
             self.algorithm,
             data=self.data,
             loop=self.loop,
-            reward_range=self.reward_range,
+            reward=self.reward,
+            environment=self.environment,
             rollout=self.rollout,
         )
         sources = (*self.data.train, *self.data.held_out)
@@ -87,6 +89,7 @@ class RunConfig(Settings):
             critic=self.critic if self.has_critic else None,
             reference=self.reference if self.has_reference else None,
         )
+        check_reward_models(self.device, self.reward, self.rollout)
         check_transport(
             self.weight_sync, rollout=self.rollout, learner=self.learner, in_turns=self._in_turns
         )
@@ -190,18 +193,19 @@ class RunConfig(Settings):
             + self.learner.ranks * self.learner.cpus_per_rank
             + self.has_critic * self.critic.ranks * self.critic.cpus_per_rank
             + self.has_reference * self.learner.ranks * self.reference.cpus_per_rank
-            + self.reward.cpus
+            + self.reward.logical_cpus
             + (0.0 if self.environment is None else self.environment.cpus),
             4,
         )
 
     def logical_gpus(self) -> float:
         if self._in_turns:  # ranks share the engines' GPUs
-            return self.rollout.workers * self.rollout.gpus_per_worker
+            return self.rollout.workers * self.rollout.gpus_per_worker + self.reward.logical_gpus
         return round(
             self.rollout.workers * self.rollout.gpus_per_worker
             + self.learner.ranks * self.learner.gpus_per_rank
             + self.has_critic * self.critic.ranks * self.critic.gpus_per_rank
-            + self.has_reference * self.learner.ranks * self.reference.gpus_per_rank,
+            + self.has_reference * self.learner.ranks * self.reference.gpus_per_rank
+            + self.reward.logical_gpus,
             4,
         )

@@ -67,8 +67,19 @@ class PromptEncoder:
         else:
             critic_ids = self._critic.read(self._for_critic(conversations, examples), ids)[1]
         return [
-            Prompt(example.id, example.source, text, policy, critic, example.ground_truth, example.extra)
-            for example, text, policy, critic in zip(examples, texts, policy_ids, critic_ids, strict=True)
+            Prompt(
+                example.id,
+                example.source,
+                text,
+                policy,
+                critic,
+                example.ground_truth,
+                example.extra,
+                tuple(messages),
+            )
+            for example, messages, text, policy, critic in zip(
+                examples, conversations, texts, policy_ids, critic_ids, strict=True
+            )
         ]
 
     def _messages(self, example: Example) -> Messages:

@@ -55,6 +55,7 @@ class GradedTrajectory:
             num_tokens=self.trajectory.num_actions,
             truncated=self.trajectory.finish_reason in ("length", "context"),
             answer=self.verdict.answer,
+            parts=self.verdict.parts,
         )
 
 

@@ -43,6 +43,7 @@ class GradedResponse:
     num_tokens: int
     truncated: bool  # cut at max_response_tokens
     answer: str | None  # as the verifier reads it; maj@k votes on it
+    parts: Mapping[str, float] = field(default_factory=dict)  # `Verdict.parts`
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ class EvalReport:
     critic: Mapping[str, float] = field(default_factory=dict)
     critic_bins: tuple[ReliabilityBin, ...] = ()  # the table behind `critic`; () = no values
     seconds: float = 0.0
+    # mean of each part of the reward with its 95 % interval, bootstrapped over prompts
+    parts: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -100,6 +103,9 @@ class EvalReport:
         for scores in self.by_source:
             flat |= _score_metrics(f"eval/{scores.source}", scores, self.k)
         flat |= {f"eval/value/{name}": figure for name, figure in self.critic.items()}
+        for name, (mean, low, high) in self.parts.items():
+            flat |= {f"eval/reward/{name}": mean}
+            flat |= {f"eval/reward/{name}_low": low, f"eval/reward/{name}_high": high}
         return flat | {"eval/seconds": self.seconds}
 
 
@@ -135,7 +141,15 @@ def evaluate(
     overall = _scores(ALL, list(prompts.values()), pass_sizes, best_reward, seed)
     critic = _critic_calibration(prompts, values, shaped) if values else NOT_VALUED
     return EvalReport(
-        step, policy_version, k, overall, tuple(by_source), critic.figures, critic.bins, seconds
+        step,
+        policy_version,
+        k,
+        overall,
+        tuple(by_source),
+        critic.figures,
+        critic.bins,
+        seconds,
+        _parts(list(prompts.values()), seed),
     )
 
 
@@ -224,6 +238,16 @@ def _scores(
         reward_errors=errors,
         reward_error_rate=errors / len(responses),
     )
+
+
+def _parts(groups: Sequence[Group], seed: int) -> dict[str, tuple[float, float, float]]:
+    names = sorted({name for group in groups for response in group for name in response.parts})
+    found = {}
+    for name in names:
+        known = [[response.parts[name] for response in group if name in response.parts] for group in groups]
+        means = [_mean(figures) for figures in known if figures]
+        found[name] = (_mean(means), *bootstrap_interval(means, seed=seed))
+    return found
 
 
 def _rewards(group: Group) -> list[float]:

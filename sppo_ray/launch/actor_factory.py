@@ -13,8 +13,9 @@ from sppo_ray.config import ModelSettings, RunConfig
 from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.launch.actor_registry import ActorRegistry, ActorRow, ProcessLocation
 from sppo_ray.launch.placement_pool import ROLLOUT, RayPlacementPool, reserve_group
-from sppo_ray.planning.resources import Bundle
+from sppo_ray.planning.resources import Bundle, reward_model_names
 from sppo_ray.protocols import Critic, EnvironmentClient, Learner, Reference, RewardClient, RolloutWorker
+from sppo_ray.rewards.build import judge_keys
 from sppo_ray.rollout.views import PendingView
 
 if TYPE_CHECKING:
@@ -194,12 +195,39 @@ class ActorFactory:
         from actors.reward import RewardActor
         from actors.reward_client import RayRewardClient
 
+        settings = self._config.reward
+        models = self._reward_models()
         handle = self._actor(
-            RewardActor, "reward", "reward", self._config.reward, env={"OMP_NUM_THREADS": "1"}
+            RewardActor,
+            "reward",
+            "reward",
+            settings,
+            env={"OMP_NUM_THREADS": "1"},
+            models=[[models[name] for name in names] for names in reward_model_names(settings)],
+            keys=judge_keys(settings),
         )
-        client = RayRewardClient(handle, deadline_s=self._config.reward.deadline_s)
+        client = RayRewardClient(handle, deadline_s=settings.longest_s, models=models)
         await _or_kill(client, client.ready(self._config.cluster.ready_timeout_s))
         return client
+
+    def _reward_models(self) -> dict[str, ActorHandle]:
+        """Create the replicas of each reward model, by name."""
+        from actors.reward_model import RewardModelActor
+        from sppo_ray.models.bundled import resolve_model
+
+        settings = self._config.reward
+        return {
+            name: self._actor(
+                RewardModelActor,
+                name,
+                name,
+                model,
+                env=_rank_env(model.cpus_per_replica),
+                model_path=str(resolve_model(model.model)),
+            )
+            for model, names in zip(settings.models, reward_model_names(settings), strict=True)
+            for name in names
+        }
 
     async def environment_client(self) -> EnvironmentClient | None:
         """Create the environment; None without one."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sppo_ray.config import EnvironmentSettings, RewardSettings, RunConfig, UserReward
 from sppo_ray.errors import UserError
 from sppo_ray.models.hub import commit_of, hub_model
+from sppo_ray.planning.preflight import check_reward_model
 from sppo_ray.protocols import PromptSource
 from sppo_ray.types import Prompt, ScoreRequest
 
@@ -103,8 +104,9 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
             f"the policy's tokenizer has no chat template: messages are joined as plain text; prompt "
             f"{first.id} is read as {first.text[:SHOWN_CHARACTERS]!r}"
         )
-    if isinstance(config.reward.function, UserReward):
-        asyncio.run(try_reward(config.reward, first))
+    for path, leaf in config.reward.leaves:
+        if isinstance(leaf, UserReward) and ".routes." not in path:  # a route's may refuse another's rows
+            asyncio.run(try_reward(config.reward.model_copy(update={"function": leaf}), first))
     return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out, observations)
 
 
@@ -212,6 +214,19 @@ def commits_of(config: RunConfig, paths: tuple[Path, Path]) -> dict[str, str]:
         if hub_model(name) is not None
     }
     return {name: commit for name, commit in found.items() if commit is not None}
+def check_reward_models(reward: RewardSettings, report: Report) -> None:
+    """Reach the judges, and find or make the reward models and check that they are such. Raises
+    UserError.
+    """
+    from sppo_ray.models.bundled import resolve_model
+    from sppo_ray.rewards.build import judge_keys
+    from sppo_ray.rewards.judge import require_judge
+
+    keys = judge_keys(reward)
+    for judge in reward.judges:
+        require_judge(judge, keys.get(judge.key_variable or ""))
+    for model in reward.models:
+        check_reward_model(resolve_model(model.model, report), model.model)
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

@@ -18,7 +18,13 @@ from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.data.encoder import longest
 from sppo_ray.evaluation.sampler import Batch, GradedTrajectory, Sampler
 from sppo_ray.launch.cluster import cluster_with_room
-from sppo_ray.launch.run_inputs import decoder, episodes_of, observation_encoder, stop_token_ids_of
+from sppo_ray.launch.run_inputs import (
+    check_reward_models,
+    decoder,
+    episodes_of,
+    observation_encoder,
+    stop_token_ids_of,
+)
 from sppo_ray.launch.shutdown import EndSignals, in_main_thread
 from sppo_ray.launch.workers import serving
 from sppo_ray.planning.resources import serving_bundles_of
@@ -62,6 +68,7 @@ def sample(
     main one, where no signal arrives. Raises UserError when the cluster is too small, WorkerFailure
     when no worker is left, and what a batch's `follow` raises.
     """
+    check_reward_models(config.reward, report)
     context = max(longest(prompt) for batch in batches for prompt in batch.prompts)
     data = config.data.model_copy(update={"max_prompt_tokens": context})
     fitted = config.model_copy(update={"data": data})

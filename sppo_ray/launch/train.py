@@ -21,7 +21,14 @@ from sppo_ray.launch.callbacks import Callbacks
 from sppo_ray.launch.cluster import cluster_with_room, starts_cluster
 from sppo_ray.launch.job import job_start, write_job
 from sppo_ray.launch.recovery import Ended, RecoveryLoop, StartingPoint
-from sppo_ray.launch.run_inputs import RunInputs, commits_of, gather_inputs, model_paths, pin_models
+from sppo_ray.launch.run_inputs import (
+    RunInputs,
+    check_reward_models,
+    commits_of,
+    gather_inputs,
+    model_paths,
+    pin_models,
+)
 from sppo_ray.launch.shutdown import EndSignals, Forced
 from sppo_ray.launch.worker_manager import run_workers
 from sppo_ray.models.finite import require_finite_files
@@ -125,6 +132,7 @@ def _in_run_dir(
             commits = commits_of(config, paths)
             remember_models(run_dir, commits)
             check_policy(config, paths[0])
+            check_reward_models(config.reward, recorder.message)
             for path in dict.fromkeys(paths):
                 require_finite_files(path, CHECKED_BYTES)
             if starts_cluster(config):

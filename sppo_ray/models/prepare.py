@@ -82,17 +82,6 @@ def train(
     return model.eval()
 
 
-class Schedule(Protocol):
-    """What `lr_factor` reads of the settings of a base."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def final_lr_fraction(self) -> float: ...
-
-
 def lr_factor(step: int, settings: Schedule) -> float:
     """Linear warm-up, then a cosine from 1 to `final_lr_fraction`."""
     if step < settings.warmup_steps:
@@ -134,9 +123,22 @@ def response_loss(model: LlamaForCausalLM, prompt_ids: Tensor, response_ids: Ten
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), response_ids.flatten())
 
 
+class Schedule(Protocol):
+    """The settings of `lr_factor`."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def warmup_steps(self) -> int: ...
+
+    @property
+    def final_lr_fraction(self) -> float: ...
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread in the block."""
+    """Compute in one thread within the block."""
     # Sums over several threads differ in their last bits, but the base must be reproducible.
     import torch
 

@@ -37,6 +37,7 @@ from sppo_ray.planning.problems import (
     warnings_of,
 )
 from sppo_ray.planning.resources import Resources, bundles_of, resolve_device
+from sppo_ray.planning.rewards import reward_memories
 from sppo_ray.planning.shapes import ModelShape
 from sppo_ray.planning.time import (
     Assumptions,
@@ -59,7 +60,7 @@ CPU_KV_CACHE = 4 * GIB
 class RolePlan:
     """Equal processes: engines or the ranks of a role."""
 
-    role: str  # rollout, learner, critic, reference
+    role: str  # rollout, learner, critic, reference, reward-model-0, ...
     count: int
     memory: RankMemory
     peaks: tuple[int, ...] | None = None  # with and without gradient checkpointing
@@ -206,6 +207,9 @@ def _roles(
         item = DTYPE_BYTES[config.reference.dtype]
         frozen = replace(policy, item_bytes=item, sync_bytes=0, transfer=0, adapters=None)
         roles.append(RolePlan("reference", config.learner.ranks, reference_memory(frozen)))
+    on_cuda = device.kind == "cuda"
+    scoring = reward_memories(config.reward, models.rewards, on_cuda=on_cuda)
+    roles += [RolePlan(role, count, memory) for role, count, memory in scoring]
     if _takes_turns(config, device):
         trains = ("learner", "critic")
         roles = [
@@ -314,7 +318,8 @@ def _host(
         for found in here:
             role = found.role.rpartition("-")[0] or found.role
             if role not in memories:
-                total += PROCESS["other"] * (1 + config.reward.processes)
+                pool = config.environment if role == "environment" else config.reward
+                total += PROCESS["other"] * (1 + (0 if pool is None else pool.processes))
                 continue
             memory = memories[role]
             total += memory.host_peak if on_cuda else memory.peak + PROCESS["train"] * (role != "rollout")

@@ -51,9 +51,10 @@ def check_data(config: RunConfig) -> None:
 
 
 def check_reward(config: RunConfig) -> None:
-    """Read the source of the reward function, without running it."""
-    if isinstance(config.reward.function, CustomReward):
-        require_function(config.reward.function.function, config.reward.function.packages)
+    """Read the source of the reward functions, without running it."""
+    for _, leaf in config.reward.leaves:
+        if isinstance(leaf, CustomReward):
+            require_function(leaf.function, leaf.packages)
 
 
 def check_policy(config: RunConfig, directory: Path) -> None:
@@ -65,6 +66,33 @@ def check_policy(config: RunConfig, directory: Path) -> None:
     _check_vocabulary(directory / "tokenizer.json", model.get("vocab_size"), name)
     if config.rollout.gpus_per_worker == 0:
         _check_head_size(model, name)
+
+
+def check_reward_model(directory: Path, name: str) -> None:
+    """Check that a checkpoint is a reward model: a sequence classifier with one output and a chat
+    template. `name` is that of its setting.
+    """
+    name = f"reward model {name}"
+    model = _read_json(directory / "config.json")
+    kinds = model.get("architectures") or ["no architecture"]
+    if not str(kinds[0]).endswith("ForSequenceClassification"):
+        raise UserError(
+            f"{name}: it is a {kinds[0]}, which has no classification head: use a model of the kind "
+            "...ForSequenceClassification that was trained as a reward model"
+        )
+    labels = model.get("num_labels") or len(model.get("id2label") or (0, 1))
+    if labels != 1:
+        raise UserError(
+            f"{name}: its head has {labels} outputs, and a score is one: use a model that was trained with "
+            "num_labels=1"
+        )
+    settings = directory / "tokenizer_config.json"
+    template = _read_json(settings).get("chat_template") if settings.is_file() else None
+    if template is None and not any(directory.glob("chat_template.*")):
+        raise UserError(
+            f"{name}: its tokenizer has no chat template, so it cannot read conversations: save the "
+            "tokenizer with the template that the model was trained with (tokenizer.chat_template)"
+        )
 
 
 def _check_context(config: RunConfig, model: Mapping[str, Any], name: str) -> None:

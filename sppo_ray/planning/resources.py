@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sppo_ray.config import RunConfig
+from sppo_ray.config import RewardSettings, RunConfig
 from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.errors import UserError
 from sppo_ray.settings import Settings
@@ -52,11 +52,9 @@ class Bundle:
 
 def bundles_of(config: RunConfig) -> list[Bundle]:
     """Return the bundles of a run, in a fixed order. Layout separate: one for each actor. Layout
-    colocated: gpu-i with engine i, learner rank i and critic rank i; reward.
+    colocated: gpu-i with engine i, learner rank i and critic rank i; reward-*, reward.
     """
-    judging = _judging_bundles(config)
-    ranks = _separate_bundles(config)[: -len(judging)]
-    return [*_by_gpu(config, ranks), *judging]
+    return [*_by_gpu(config, _separate_bundles(config)), *_judging_bundles(config)]
 
 
 def _by_gpu(config: RunConfig, ranks: Sequence[Bundle]) -> list[Bundle]:
@@ -80,9 +78,7 @@ def _shared_bundle(name: str, members: Sequence[Bundle]) -> Bundle:
 
 
 def _separate_bundles(config: RunConfig) -> list[Bundle]:
-    """Return one bundle per actor: rollout-*, learner-*, critic-*, reference-*, environment,
-    reward.
-    """
+    """Return one bundle per actor: rollout-*, learner-*, critic-*, reference-*."""
     rollout, learner, critic, reference = config.rollout, config.learner, config.critic, config.reference
     critics = critic.ranks if config.has_critic else 0
     references = learner.ranks if config.has_reference else 0
@@ -97,19 +93,36 @@ def _separate_bundles(config: RunConfig) -> list[Bundle]:
             Bundle(f"reference-{i}", reference.cpus_per_rank, reference.gpus_per_rank)
             for i in range(references)
         ),
-        *_judging_bundles(config),
+    ]
+
+
+def reward_bundles(reward: RewardSettings) -> list[Bundle]:
+    """Return one bundle per actor: reward-model-*-*, reward."""
+    models = [
+        Bundle(name, model.cpus_per_replica, model.gpus_per_replica)
+        for model, names in zip(reward.models, reward_model_names(reward), strict=True)
+        for name in names
+    ]
+    return [*models, Bundle("reward", reward.cpus, 0.0)]
+
+
+def reward_model_names(reward: RewardSettings) -> list[list[str]]:
+    """Return the names of the replicas of each reward model: reward-model-M-R."""
+    return [
+        [f"reward-model-{number}-{replica}" for replica in range(model.replicas)]
+        for number, model in enumerate(reward.models)
     ]
 
 
 def _judging_bundles(config: RunConfig | EvaluationConfig) -> list[Bundle]:
-    """Return the bundles of what answers and scores responses: environment, reward."""
+    """Return the bundles of what answers and scores responses: environment, reward-*, reward."""
     environment = config.environment
     environments = [] if environment is None else [Bundle("environment", environment.cpus, 0.0)]
-    return [*environments, Bundle("reward", config.reward.cpus, 0.0)]
+    return [*environments, *reward_bundles(config.reward)]
 
 
 def serving_bundles_of(config: RunConfig | EvaluationConfig) -> list[Bundle]:
-    """Return the bundles for sampling and scoring without training: rollout-*, reward."""
+    """Return the bundles for sampling and scoring without training: rollout-*, reward-*."""
     rollout = config.rollout
     workers = [
         Bundle(f"rollout-{i}", rollout.cpus_per_worker, rollout.gpus_per_worker)
@@ -122,8 +135,7 @@ def learning_bundles_of(config: RunConfig) -> list[Bundle]:
     """Return the bundles for training without engines and verifier: learner-*, critic-*,
     reference-*; in layout colocated gpu-i.
     """
-    others = ("rollout-", "environment", "reward")
-    ranks = [bundle for bundle in _separate_bundles(config) if not bundle.role.startswith(others)]
+    ranks = [bundle for bundle in _separate_bundles(config) if not bundle.role.startswith("rollout-")]
     return _by_gpu(config, ranks)
 
 

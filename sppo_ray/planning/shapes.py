@@ -179,6 +179,9 @@ def _builtin(name: str, model: str) -> ModelShape:
         "running-sum-long": (tiny.RUNNING_SUM_SHAPE, characters),
         "calculator-tool": (tiny.RUNNING_SUM_SHAPE, len(tiny.TOOL_CHARACTERS)),
         "guess-number": (tiny.RUNNING_SUM_SHAPE, len(tiny.TOOL_CHARACTERS)),
+        **dict.fromkeys(
+            ("vowels", "vowels-reward", "vowels-reward-weak"), (tiny.RUNNING_SUM_SHAPE, characters)
+        ),
         "byte-critic": (tiny.BYTE_CRITIC_SHAPE, byte_tokens),
         "tiny-critic": (tiny.TINY_CRITIC_SHAPE, byte_tokens),
     }

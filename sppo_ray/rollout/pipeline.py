@@ -278,7 +278,14 @@ class SamplePipeline:
         require_reward_in_range(verdict, prompt, self._reward_range)
         value = (await values)[arrival.index]
         scored = ScoredTrajectory(
-            prompt, trajectory, text, verdict.reward, verdict.reason, verdict.seconds, value
+            prompt,
+            trajectory,
+            text,
+            verdict.reward,
+            verdict.reason,
+            verdict.seconds,
+            value,
+            parts=verdict.parts,
         )
         return scored if greedy is None else _with_baseline(scored, greedy)
 

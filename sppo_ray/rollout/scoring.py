@@ -36,9 +36,7 @@ async def score_responses(
         if trajectory.turns is None or (asks_function and trajectory.finish_reason != "error")
     ]
     requests = [
-        ScoreRequest(judged[index], prompt.ground_truth, prompt.source, prompt.text, prompt.extra)
-        for index in asked
-        for prompt in [rows[index][0]]
+        ScoreRequest.of(rows[index][0], judged[index]) for index in asked
     ]
     verdicts = dict(zip(asked, await reward_client.score(requests) if requests else [], strict=True))
     return [

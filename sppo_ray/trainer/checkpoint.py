@@ -199,7 +199,8 @@ _DECIDES_THE_RESULT = (
 _ADDED_LATER = {"critic.updates_per_minibatch": 1, "data.curriculum.floor": 1e-4}
 """Settings that older checkpoints lack, with what their releases did; null is not listed."""
 _ONLY_DECIDES_HOW = (
-    "cpus_per_rank", "gpus_per_rank", "attention", "timeout_s",
+    "cpus_per_rank", "gpus_per_rank", "attention", "timeout_s", "cpus_per_replica", "gpus_per_replica",
+    ".replicas", ".url", ".key_variable", ".concurrency", ".retries", ".cache",
     "environment.deadline_s", "environment.processes", "environment.memory_mib", "environment.cpus",
 )  # fmt: skip
 

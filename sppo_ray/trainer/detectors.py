@@ -22,6 +22,7 @@ SATURATED = 0.02  # a mean value this close to 0 or 1 is saturated
 MEAN_GAP = 0.15  # |mean value - mean reward| of a failed critic: 2.5 standard errors of 32 samples
 # The same for a critic that never distinguished prompts, and its minimum change in one step.
 LARGE_MEAN_GAP, VALUE_JUMP = 0.3, 0.1
+PEAK_STEPS = 5
 REWARD_GAIN = 0.05  # when the mean reward rises by this much, entropy may fall
 MISMATCH_RISE = (
     1e-3,
@@ -49,6 +50,12 @@ class Baseline:
 
     def __call__(self, name: str) -> float:
         return statistics.median(row[name] for row in self._rows)
+
+    def peak(self, name: str) -> float:
+        """Return the highest median of PEAK_STEPS successive normal steps."""
+        figures = [row[name] for row in self._rows]
+        starts = range(max(1, len(figures) - PEAK_STEPS + 1))
+        return max(statistics.median(figures[start : start + PEAK_STEPS]) for start in starts)
 
 
 Judge = Callable[[Figures, Baseline, float], Anomaly | None]
@@ -144,6 +151,19 @@ def reward_error_rate(figures: Figures, usual: Baseline, limit: float) -> Anomal
     if errors <= limit * (errors + scored):
         return None
     return Anomaly(f"{errors:.0f} of {errors + scored:.0f} responses could not be scored")
+
+
+def over_optimisation(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
+    """The reward that is trained rises and a second opinion falls (arXiv 2210.10760)."""
+    if not usual.is_known or figures["reward/mean"] < usual("reward/mean"):
+        return None
+    now, before = figures["reward/watched"], usual.peak("reward/watched")
+    if now > before - limit:
+        return None
+    return Anomaly(
+        f"reward/watched is {now:.3g} after a peak of {before:.3g}, while reward/mean is "
+        f"{figures['reward/mean']:.3g}, usually {usual('reward/mean'):.3g}"
+    )
 
 
 def clip_fraction_rise(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
@@ -273,6 +293,13 @@ DETECTORS: dict[str, Detector] = {
         "from the updates",
         remedy="see the reward-error events, try one with `sppo-ray score`; raise reward.deadline_s or "
         "reward.memory_mib",
+    ),
+    "over_optimisation": Detector(
+        over_optimisation,
+        ("reward/mean", "reward/watched"),
+        meaning="a policy that exploits what its reward model gets wrong",
+        remedy="go on from a checkpoint before it; set algorithm.kl, train the reward model on responses of "
+        "the present policy, or add a second reward to the first",
     ),
     "clip_fraction_rise": Detector(
         clip_fraction_rise,

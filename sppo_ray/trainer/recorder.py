@@ -43,6 +43,7 @@ from sppo_ray.rundir.weights_log import WeightLog
 from sppo_ray.tracking import open_trackers
 from sppo_ray.trainer.checkpoint import TrainerState
 from sppo_ray.trainer.guardrails import Guardrails
+from sppo_ray.trainer.score_drift import ScoreDrift
 from sppo_ray.trainer.step_metrics import summarise_samples
 from sppo_ray.trainer.timing import StageClock
 from sppo_ray.trainer.worker_times import WorkerTimes
@@ -70,6 +71,8 @@ class Recorder:
         self._events = EventLog(run_dir.path)
         self._weights = WeightLog(run_dir.path)
         self._guardrails = self._new_guardrails()
+        self._drift = ScoreDrift()
+        self._watched = [f"reward/{part}" for part in config.reward.watched]
         self.raised: tuple[Alert, ...] = ()  # new alarms of the last step
         self.after_step: Callable[[Mapping[str, float]], None] | None = None
         """Called with each step's metrics by `call_back`; never raises."""
@@ -125,7 +128,9 @@ class Recorder:
         self.times.next_step(())
         self._cpu_seconds = time.thread_time()
         self._guardrails = self._new_guardrails()  # without the steps that will be repeated
-        self._guardrails.remember(read_metrics(self._run_dir.path))
+        rows = read_metrics(self._run_dir.path)
+        self._drift = ScoreDrift.since_the_first_of(rows)
+        self._guardrails.remember(rows)
         self.phase("training", state, alerts=self._guardrails.alarms)
 
     @contextmanager
@@ -173,6 +178,9 @@ class Recorder:
         self._trained_on += [
             (s.scored.value.value, s.shaped_reward) for s in samples if s.scored.value is not None
         ]
+        figures |= self._drift.of(figures)
+        seen = [figures[name] for name in self._watched if name in figures]
+        figures |= {"reward/watched": math.fsum(seen) / len(seen)} if seen else {}
         figures |= metrics
         figures |= {
             "reward/errors": sum(self._reward_errors.values()),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import numpy as np
 
 from sppo_ray.evaluation.calibration import calibration
 from sppo_ray.evaluation.scores import BEST_REWARD, is_solved
+from sppo_ray.trainer.score_drift import is_score
 from sppo_ray.types import FinishReason, TrainingSample, Trajectory
 
 NEAR = 0.05
@@ -37,6 +38,7 @@ def summarise_samples(
             "reward/std": statistics.pstdev(rewards),
         }
         | _spread("reward/seconds_", [item.reward_seconds for item in scored])
+        | _parts([item.parts for item in scored])
         | _accuracy(samples, best_reward)
         | _responses(samples)
         | _values(samples)
@@ -44,6 +46,19 @@ def summarise_samples(
         | _advantages([sample.mean_advantage for sample in samples])
         | _staleness([learner_version - item.trajectory.policy_version for item in scored])
     )
+
+
+def _parts(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return reward/<part>, the mean over the samples that have it, and the standard deviation of
+    scores.
+    """
+    names = sorted({name for parts in samples for name in parts})
+    known = {name: [parts[name] for parts in samples if name in parts] for name in names}
+    return {f"reward/{name}": _mean(figures) for name, figures in known.items()} | {
+        f"reward/{name}_std": statistics.pstdev(figures)
+        for name, figures in known.items()
+        if is_score(name)
+    }
 
 
 def _accuracy(samples: Sequence[TrainingSample], best_reward: float) -> dict[str, float]:

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from sppo_ray.api.path_policy import confined
 from sppo_ray.api.problems import ApiProblem
 from sppo_ray.api.schemas import JobRequest
 from sppo_ray.api.settings import ApiSettings
 from sppo_ray.api.submission import Submission, checked_config, prepare
 from sppo_ray.cli.main import main
+from sppo_ray.config import RunConfig
 from sppo_ray.config.loading import load_config
 from sppo_ray.errors import UserError
 from tests.api.run_directories import LiveRun, own_module
@@ -262,3 +264,27 @@ def test_a_recipe_with_aliases_is_refused(runs: Path, tmp_path: Path) -> None:
     assert asked.status == 422 and "the anchor &a" in asked.detail
     with pytest.raises(UserError, match="the anchor"):
         load_config(str(recipe))
+
+
+def test_a_reward_model_lies_below_the_allowed_directories(tmp_path: Path) -> None:
+    allowed = tmp_path / "allowed"
+    (allowed / "reward").mkdir(parents=True)
+    settings = ApiSettings(runs=tmp_path, allow=(allowed,))
+
+    def config(model: str) -> RunConfig:
+        part = f"{{name: liked, function: {{type: model, model: '{model}', transform: {{type: sigmoid}}}}}}"
+        return load_config("quickstart", [f"--reward.function={{type: sum, parts: [{part}]}}"])
+
+    (model,) = confined(config("reward"), settings).reward.models
+    assert model.model == str(allowed / "reward")
+    with pytest.raises(ApiProblem, match="reward.function.parts.0.function.model"):
+        confined(config("/etc"), settings)
+
+
+def test_a_judge_is_reached_only_with_permission(runs: Path) -> None:
+    judge = "{type: judge, url: 'http://judge.test:8000/v1', model: m, rubric: '{response}'}"
+    stopped(runs, f"--reward.function={judge}")
+    asked = refused({"run_name": "first", "resume": True}, runs)
+    assert "requests to 'judge.test:8000'" in asked.detail and "--allow-unconfined" in asked.detail
+    job = submitted({"run_name": "first", "resume": True}, runs, allow_unconfined=("judge.test:8000",))
+    assert "--allow-unconfined=judge.test:8000" in words(job)

@@ -71,9 +71,9 @@ def test_nothing_is_unpickled_but_what_a_parent_sends_its_child() -> None:
     unpickled = [
         where for name in ("load", "loads", "Unpickler") for where, _ in calls(name) if "pickle." in where
     ]
-    # worker.py: from parent to child; pickled.py: a reward function that was given as an object, with
-    # its SHA-256 in the settings and permission for a run of somebody else's; ipc.py, of a benchmark:
-    # a tensor's handle, from parent to child
+    # worker.py: from parent to child; pickled.py: a reward function that was given as an object,
+    # with its SHA-256 in the settings and permission for a run of somebody else's; ipc.py, of a
+    # benchmark: a tensor's handle, from parent to child
     found = {Path(where.partition(":")[0]).name for where in unpickled}
     assert found == {"worker.py", "pickled.py", "ipc.py"}
 

@@ -22,6 +22,7 @@ from sppo_ray.data.sources.procedural import (
     open_product,
     open_reasoning_gym,
     open_running_sum,
+    open_vowels,
 )
 from sppo_ray.errors import UserError
 
@@ -31,6 +32,7 @@ _OPEN: dict[str, Callable[..., Source]] = {
     "running-sum": open_running_sum,
     "guess-number": open_guess_number,
     "product": open_product,
+    "vowels": open_vowels,
     "parquet": open_parquet,
     "jsonl": open_jsonl,
     "hf-disk": open_hf_disk,

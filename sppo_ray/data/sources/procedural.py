@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from sppo_ray.config import GuessNumberData, ProductData, ReasoningGymData, RunningSumData
+from sppo_ray.config import GuessNumberData, ProductData, ReasoningGymData, RunningSumData, VowelsData
 from sppo_ray.errors import UserError
 from sppo_ray.types import Example
 
@@ -19,7 +19,9 @@ class _ProceduralSource(ABC):
     procedural = True
 
     def __init__(
-        self, settings: RunningSumData | GuessNumberData | ProductData | ReasoningGymData, name: str
+        self,
+        settings: RunningSumData | VowelsData | GuessNumberData | ProductData | ReasoningGymData,
+        name: str,
     ) -> None:
         self.name = name
         self._size = settings.size
@@ -87,6 +89,21 @@ class ProductSource(_ProceduralSource):
         return *generate_example(row, seed=self._seed), {}
 
 
+class VowelsSource(_ProceduralSource):
+    """The package's task of preferences; see `sppo_ray.environments.vowels`. It has no ground
+    truth.
+    """
+
+    def __init__(self, settings: VowelsData, name: str) -> None:
+        super().__init__(settings, name)
+        self._seed = settings.seed
+
+    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
+        from sppo_ray.environments.vowels import generate_prompt
+
+        return generate_prompt(row, seed=self._seed), "", {}
+
+
 class ReasoningGymSource(_ProceduralSource):
     """A task of the reasoning-gym package.
 
@@ -117,6 +134,10 @@ def open_guess_number(settings: GuessNumberData, name: str, where: str) -> Guess
 
 def open_product(settings: ProductData, name: str, where: str) -> ProductSource:
     return ProductSource(settings, name)
+
+
+def open_vowels(settings: VowelsData, name: str, where: str) -> VowelsSource:
+    return VowelsSource(settings, name)
 
 
 def open_reasoning_gym(settings: ReasoningGymData, name: str, where: str) -> ReasoningGymSource:

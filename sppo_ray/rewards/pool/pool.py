@@ -20,8 +20,8 @@ import pickle
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from sppo_ray.config import MathReward, RewardFunction, RewardSettings, UserReward
 from sppo_ray.errors import UserError
@@ -125,6 +125,10 @@ class VerifierPool:
         await self._ready.wait()
         if self._failure is not None:
             raise self._failure
+
+    def counts(self) -> Mapping[str, int]:
+        """The counters by name."""
+        return asdict(self.counters)
 
     async def close(self) -> None:
         """End every process; samples without a verdict raise VerifierPoolFailed."""

@@ -20,7 +20,8 @@ COLOCATED = {
 
 
 def test_the_recipes_that_ship() -> None:
-    others = ("quickstart", "long-sum", "smollm2-arithmetic", "calculator-tool", "guess-number")
+    tasks = ("calculator-tool", "guess-number", "preference")
+    others = ("quickstart", "long-sum", "smollm2-arithmetic", *tasks)
     assert recipe_names() == sorted([*PAPER, *COLOCATED, *others])
 
 
@@ -50,6 +51,15 @@ def test_quickstart() -> None:
     assert derived["GPUs"] == 0
     assert config.logical_cpus() <= 2  # what a bare machine has
     # on the two sides of the split
+    assert config.data.train[0].seed < 1_000_000 <= config.data.held_out[0].seed
+
+
+def test_preference() -> None:
+    config = load_config("preference")
+    assert config.derived()["samples in all"] == 5_120  # 128 * 40
+    assert config.logical_cpus() <= 2.1
+    assert config.reward.range == (0.0, 1.0) and config.reward.watched == ("truth",)
+    assert [model.model for model in config.reward.models] == ["builtin:vowels-reward"]
     assert config.data.train[0].seed < 1_000_000 <= config.data.held_out[0].seed
 
 

@@ -18,4 +18,6 @@ def test_it_names_types_defaults_and_meaning() -> None:
     assert "- `clip_low` (float; default `0.2`): Ratios below 1 - clip_low are clipped." in page
     assert "- `importance_cap` (float or null; default `null`)" in page
     assert "- `path` (str; required): A file, a directory of files, or a glob." in page
-    assert "As data.train (type: parquet)." in page  # data.held_out takes the same sources
+    # data.held_out takes the same sources
+    types = "running-sum, vowels, guess-number, product, parquet, jsonl, hf-disk, hf or reasoning-gym"
+    assert f"As data.train: type {types}." in page

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sppo_ray.config import CustomReward, RewardSettings
+from sppo_ray.config import CustomReward, JudgeReward, ModelReward, RewardSettings, SigmoidTransform
 from sppo_ray.errors import UserError
-from sppo_ray.launch.run_inputs import decoder, try_reward
+from sppo_ray.launch.run_inputs import check_reward_models, decoder, try_reward
 from sppo_ray.types import Prompt
+from tests.training_data import save_llama
 
 PROMPT = Prompt("own/0", "own", "The sum of 20 and 22?", np.array([1]), np.array([1]), "42")
 
@@ -37,3 +40,17 @@ def test_a_reward_function_that_fails_on_the_first_row_is_told_before_an_actor_s
         trial("returns_text")
     with pytest.raises(UserError, match="outside its declared range"):
         trial("returns_seven")
+
+
+def test_judges_and_reward_models_are_checked_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        judge = JudgeReward(url=url, model="m", rubric="{response}")
+        with pytest.raises(UserError, match=f"judge {url}: cannot be reached"):
+            check_reward_models(RewardSettings(function=judge), lambda line: None)
+    model = ModelReward(model=str(save_llama(tmp_path)), transform=SigmoidTransform())
+    with pytest.raises(UserError, match="it is a LlamaForCausalLM, which has no classification head"):
+        check_reward_models(RewardSettings(function=model), lambda line: None)
+    with pytest.raises(UserError, match="nowhere.*no such directory"):
+        check_reward_models(RewardSettings(function=ModelReward(model="nowhere")), lambda line: None)

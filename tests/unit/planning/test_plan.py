@@ -342,3 +342,14 @@ def test_weights_that_are_sent_in_turns_are_on_the_gpu_twice() -> None:
 
 def weight_bytes(recipe: str) -> int:
     return 2 * models_of(load_config(recipe)).policy.parameters
+def test_a_reward_model_is_counted() -> None:
+    model = "{type: model, model: Qwen2.5-7B, transform: {type: sigmoid}, gpus_per_replica: 1, replicas: 2}"
+    plan = plan_of("paper-7b", "8xH100", f"--reward.function={model}")
+    role = next(role for role in plan.roles if role.role == "reward-model-0")
+    # layers and last norm, 152064 * 3584 of the embedding, 3584 of the head: 2 bytes each
+    assert role.memory.phases["forward"]["weights"] == 2 * (6_525_621_760 + 152_064 * 3584 + 3584)
+    assert role.count == 2 and sum(place.role.startswith("reward-model") for place in plan.places) == 2
+    unknown = plan_of("paper-7b", "8xH100", f"--reward.function={model.replace('Qwen2.5-7B', 'other')}")
+    assert unknown.roles[-1].memory.phases["forward"]["weights"] == 0
+    on_cpu = plan_of("paper-7b", "8xH100", f"--reward.function={model.replace('_replica: 1', '_replica: 0')}")
+    assert on_cpu.roles[-1].memory.peak == 0 and on_cpu.roles[-1].memory.host["weights"] > 0

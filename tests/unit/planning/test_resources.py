@@ -113,3 +113,12 @@ def test_shares_that_nobody_set_are_fitted_to_the_machine() -> None:
     # nothing left for the others: refused as before
     all_ = parse_config(MINIMAL | {"rollout": {"max_response_tokens": 80, "cpus_per_worker": 2}})
     assert fitted_cpus(all_, 2) is all_
+def test_each_replica_of_a_reward_model_has_its_bundle() -> None:
+    model = "{type: model, model: m, transform: {type: sigmoid}, replicas: 2, cpus_per_replica: 0.25}"
+    config = load_config("quickstart", [f"--reward.function={model}"])
+    bundles = bundles_of(config)
+    assert [b.role for b in bundles[3:]] == ["reward-model-0-0", "reward-model-0-1", "reward"]
+    # 0.5 + 0.5 + 0.25 + 2 * 0.25 + 0.1
+    assert sum(b.cpus for b in bundles) == pytest.approx(1.85) == config.logical_cpus()
+    on_gpu = f"--reward.function={model.replace('replicas: 2', 'replicas: 2, gpus_per_replica: 1')}"
+    assert load_config("colocated-4gpu", [on_gpu]).logical_gpus() == 4 + 2
