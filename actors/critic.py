@@ -220,7 +220,7 @@ class CriticRank(ValueRank):
 
 
 class TokenCriticRank(ValueRank):
-    """The critic of PPO and SAO: predicts the return before each response token from the preceding
+    """The critic of PPO and SAO: predicts the return before each action token from the preceding
     tokens.
 
     The last response token ends the episode, so the critic never reads it. See `TrainingRank` for
@@ -237,40 +237,58 @@ class TokenCriticRank(ValueRank):
         return outputs if self.critic_loss == "mse" else 1.0 / (1.0 + np.exp(-outputs.astype(np.float64)))
 
     def token_update(
-        self, prompts: TokenRows, responses: TokenRows, returns: np.ndarray, num_global_tokens: int
+        self,
+        prompts: TokenRows,
+        responses: TokenRows,
+        returns: np.ndarray,
+        num_global_tokens: int,
+        action_mask: np.ndarray | None = None,
     ) -> dict[str, float]:
         """Do one optimizer step on this rank's samples. A collective.
 
-        `num_global_tokens` is the number of response tokens of all ranks.
+        `num_global_tokens` is the number of action tokens of all ranks, which have a return each;
+        `action_mask` says which response tokens they are, [response tokens] bool, None = all.
 
         Returns:
-            Means over the global batch's response tokens: loss, value_mean, reward_mean (of the
+            Means over the global batch's action tokens: loss, value_mean, reward_mean (of the
             returns), brier (squared error), explained_variance; and grad_norm (before clipping),
             lr, skipped, skipped_total, seconds.
 
         Raises:
             UserError: the loss is cross-entropy and a return is outside [0, 1].
-            ValueError: returns and responses differ in length, or a response is empty.
+            ValueError: returns and actions differ in length, or a response is empty.
         """
         started = time.perf_counter()
         rows, counts = self._rows(prompts, responses), responses.lengths
-        if len(returns) != counts.sum():
-            raise ValueError("returns and responses differ in length")
-        wanted = np.split(returns, counts.cumsum()[:-1])
+        masks = None if action_mask is None else np.split(action_mask, counts.cumsum()[:-1])
+        actions = counts if masks is None else np.array([mask.sum() for mask in masks], dtype=np.int64)
+        if len(returns) != actions.sum():
+            raise ValueError("returns and actions differ in length")
+        wanted = np.split(returns, actions.cumsum()[:-1])
         metrics = self._learn(
             self._loss(
-                rows.pick(indices), counts[indices], [wanted[index] for index in indices], num_global_tokens
+                rows.pick(indices),
+                counts[indices],
+                _joined([wanted[index] for index in indices], np.float32),
+                None if masks is None else _joined([masks[index] for index in indices], bool),
+                num_global_tokens,
             )
             for indices in self._batches(rows, collective=True)
         )
         return _explained(metrics) | {"seconds": time.perf_counter() - started}
 
     def _loss(
-        self, rows: TokenRows, counts: np.ndarray, returns: Sequence[np.ndarray], num_global_tokens: int
+        self,
+        rows: TokenRows,
+        counts: np.ndarray,
+        returns: np.ndarray,
+        action_mask: np.ndarray | None,
+        num_global_tokens: int,
     ) -> ValueLoss:
         outputs = self._forward(rows, counts)
-        flat = np.concatenate(returns) if returns else np.empty(0, np.float32)
-        wanted = torch.tensor(flat, dtype=torch.float32, device=self.device)
+        if action_mask is not None:
+            outputs = outputs[torch.from_numpy(action_mask).to(self.device)]
+        wanted = torch.tensor(returns, dtype=torch.float32, device=self.device)
         return token_value_loss(outputs, wanted, kind=self.critic_loss, num_global_tokens=num_global_tokens)
 
     def _rows(self, prompts: TokenRows, responses: TokenRows) -> TokenRows:
@@ -280,6 +298,10 @@ class TokenCriticRank(ValueRank):
         self._note_prompts(prompts)
         pairs = zip(prompts, responses, strict=True)
         return TokenRows.of([np.concatenate((prompt, response[:-1])) for prompt, response in pairs])
+
+
+def _joined(rows: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(rows) if rows else np.empty(0, dtype)
 
 
 def _explained(metrics: dict[str, float]) -> dict[str, float]:

@@ -373,15 +373,22 @@ class CriticGroup:
 
     async def token_update(self, batch: TokenCriticBatch) -> Mapping[str, float]:
         prompts, responses = batch.prompts, batch.responses
-        returns = np.split(batch.returns, responses.lengths.cumsum()[:-1])
+        shards = self._deal(prompts, responses)
+        masks = None
+        counts = responses.lengths
+        if batch.action_mask is not None:
+            masks = np.split(batch.action_mask, responses.lengths.cumsum()[:-1])
+            counts = np.array([mask.sum() for mask in masks])
+        returns = np.split(batch.returns, counts.cumsum()[:-1])
         calls = [
             handle.token_update.remote(
                 prompts.pick(own),
                 responses.pick(own),
                 np.concatenate([returns[index] for index in own]) if own else np.empty(0, np.float32),
                 len(batch.returns),
+                None if masks is None else np.concatenate([np.empty(0, bool), *(masks[i] for i in own)]),
             )
-            for handle, own in zip(self._ranks.handles, self._deal(prompts, responses), strict=True)
+            for handle, own in zip(self._ranks.handles, shards, strict=True)
         ]
         self._version += 1
         return (await self._ranks.gather("a critic update", calls))[0]

@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, Protocol, cast
 import numpy as np
 
 from sppo_ray.config import RecoverySettings
+from sppo_ray.environments.base import StepRequest, StepResult
 from sppo_ray.file_digests import FileDigest
 from sppo_ray.types import (
     CriticBatch,
@@ -31,7 +32,7 @@ from sppo_ray.types import (
     Verdict,
 )
 
-RoleName = Literal["rollout", "learner", "critic", "reference", "reward", "fleet"]
+RoleName = Literal["rollout", "learner", "critic", "reference", "reward", "environment", "fleet"]
 
 
 class WorkerFailure(Exception):
@@ -304,4 +305,16 @@ class RewardClient(RoleWorker, Protocol):
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Verdict]:
         """Return the verdicts in the order of the requests."""
+        ...
+
+
+class EnvironmentClient(RoleWorker, Protocol):
+    """Calls the environment actor, whose processes hold the episodes."""
+
+    async def step(self, request: StepRequest) -> StepResult:
+        """Answer an action. An error of the environment is in the result."""
+        ...
+
+    def forget(self, episodes: Sequence[str]) -> None:
+        """Drop episodes that have ended, without waiting."""
         ...

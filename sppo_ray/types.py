@@ -8,9 +8,14 @@
                                                                                ---------'
 
 This module imports neither Ray nor torch. Its types cross process boundaries and are stored in
-Parquet. Token ids are int32 arrays. Log-probs are float32 arrays with one entry per response
-token: the natural log of the sampled token's probability under the sampling distribution
-(temperature included).
+Parquet. Token ids are int32 arrays. Log-probs are float32 arrays with one entry per action token:
+the natural log of the sampled token's probability under the sampling distribution (temperature
+included).
+
+A response is everything after the prompt. Its action tokens are those that the policy sampled: all
+of them, or with an environment those of its turns, between which stand the tokens of observations.
+Log-probs, advantages, values and returns exist for action tokens only, so an observation has no
+place in a loss.
 """  # noqa: E501, W505 (a drawing)
 
 from __future__ import annotations
@@ -25,7 +30,11 @@ import numpy as np
 NO_TOKENS = np.empty(0)
 """[0] float64: the token values and returns of a sample without a token critic."""
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "turns", "context", "timeout", "error"]
+"""stop: the policy or the environment ended it. length: an action was cut at its token limit. Of
+episodes only: the last allowed turn, no room for a further turn, their time is up, the environment
+failed.
+"""
 
 
 class Comparable:
@@ -142,6 +151,8 @@ class RolloutRequest(Comparable):
     prompt_id: str
     token_ids: np.ndarray  # [T] int32
     seed: int  # [0, 2**63)
+    # the worker that has most of these tokens in its prefix cache; "" = none in particular
+    prefers: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", token_array(self.token_ids))
@@ -157,24 +168,52 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Turns(Comparable):
+    """The K turns of an episode. Its response is action, observation, action, ..., action."""
+
+    # tokens of each action and of the observation after it; the last observation has none
+    lengths: np.ndarray  # [K, 2] int32
+    versions: np.ndarray  # [K, 2] int64: policy version of each action's first and last token
+    rewards: np.ndarray  # [K] float64: the environment's part of the reward for each action
+    reason: str  # the environment's last word: "found", ..., or "error: <what happened>"
+    seconds: float  # in the environment
+
+    @property
+    def action_mask(self) -> np.ndarray:
+        """Whether the policy sampled each response token, [R] bool."""
+        return np.repeat(np.tile([True, False], len(self.lengths)), self.lengths.reshape(-1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Trajectory(Comparable):
-    """A finished response of R tokens."""
+    """A finished response of R tokens, A of which are actions."""
 
     request_id: RequestId
     prompt_id: str
     response_ids: np.ndarray  # [R] int32, stop token included when finish_reason == "stop"
-    response_logprobs: np.ndarray  # [R] float32, from the engine, after temperature
-    finish_reason: FinishReason  # "length" = truncated at max_tokens
+    response_logprobs: np.ndarray  # [A] float32, from the engine, after temperature
+    finish_reason: FinishReason
     policy_version: int  # weights that sampled the first token; staleness is measured from it
     # weights that sampled the last token; differs after a weight sync during generation
     policy_version_end: int
-    worker: str
+    worker: str  # of an episode: the engine of the last turn
     seconds: float  # from submission to the engine until the last token
+    turns: Turns | None = None  # None without an environment: all tokens are actions
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "response_ids", token_array(self.response_ids))
         logprobs = np.asarray(self.response_logprobs, dtype=np.float32)
         object.__setattr__(self, "response_logprobs", logprobs)
+
+    @property
+    def action_mask(self) -> np.ndarray | None:
+        """Whether the policy sampled each response token, [R] bool; None = all of them."""
+        return None if self.turns is None else self.turns.action_mask
+
+    @property
+    def num_actions(self) -> int:
+        """The number of action tokens, A."""
+        return len(self.response_ids) if self.turns is None else int(self.turns.lengths[:, 0].sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -317,30 +356,30 @@ class ScoredTrajectory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSample(Comparable):
-    """A scored trajectory of R response tokens with its advantage; input of learner, critic and
+    """A scored trajectory of A action tokens with its advantage; input of learner, critic and
     trajectory log.
     """
 
     scored: ScoredTrajectory
-    # one number per response (SPPO: reward - value), or one per response token (PPO), [R] float64
+    # one number per response (SPPO: reward - value), or one per action token (PPO), [A] float64
     advantage: float | np.ndarray
     # the reward used for advantage and critic; equals `scored.reward` without overlong shaping
     shaped_reward: float
-    # token critic: value before each response token, [R] float64; else empty
+    # token critic: value before each action token, [A] float64; else empty
     token_values: np.ndarray = field(default_factory=lambda: NO_TOKENS)
-    # token critic: target of the value before each response token, [R] float64; else empty
+    # token critic: target of the value before each action token, [A] float64; else empty
     returns: np.ndarray = field(default_factory=lambda: NO_TOKENS)
 
     @property
     def token_advantages(self) -> np.ndarray:
-        """The advantage of each response token, [R] float64."""
+        """The advantage of each action token, [A] float64."""
         if isinstance(self.advantage, np.ndarray):
             return self.advantage
-        return np.full(len(self.scored.trajectory.response_ids), self.advantage)
+        return np.full(self.scored.trajectory.num_actions, self.advantage)
 
     @property
     def mean_advantage(self) -> float:
-        """The mean advantage of the response's tokens, from their exact sum."""
+        """The mean advantage of the action tokens, from their exact sum."""
         if isinstance(self.advantage, np.ndarray):
             return math.fsum(self.advantage.data) / len(self.advantage)
         return self.advantage
@@ -350,7 +389,7 @@ class TrainingSample(Comparable):
 class MicroBatch(Comparable):
     """The samples of one forward pass on one rank: B rows with T tokens, concatenated.
 
-    The [N] arrays have one entry per response token, row after row. A filler row has weight 0. It
+    The [N] arrays have one entry per action token, row after row. A filler row has weight 0. It
     only keeps the number of forward passes equal on all ranks.
     """
 
@@ -364,19 +403,30 @@ class MicroBatch(Comparable):
     weights: np.ndarray  # [B] float32, 1 or 0
     # from the frozen starting policy; None without a KL penalty
     reference_logprobs: np.ndarray | None = None  # [N] float32
+    # [sum of response_lengths] bool: which response tokens are actions; None = all
+    action_mask: np.ndarray | None = None
 
     @property
-    def response_ids(self) -> np.ndarray:
-        """The response tokens, row after row, [N] int32."""
-        return self.token_ids[self.response_positions]
+    def action_ids(self) -> np.ndarray:
+        """The action tokens, row after row, [N] int32."""
+        return self.token_ids[self.action_positions]
 
     @property
-    def response_positions(self) -> np.ndarray:
-        """The positions of the response tokens in `token_ids`, [N] int64."""
+    def action_lengths(self) -> np.ndarray:
+        """The number of action tokens of each row, [B] int32."""
+        if self.action_mask is None:
+            return self.response_lengths
+        starts = self.response_lengths.cumsum() - self.response_lengths
+        return np.add.reduceat(self.action_mask, starts, dtype=np.int32)
+
+    @property
+    def action_positions(self) -> np.ndarray:
+        """The positions of the action tokens in `token_ids`, [N] int64."""
         lengths = self.response_lengths.astype(np.int64)
         ends = (self.prompt_lengths + lengths).cumsum()
         first = np.repeat(ends - lengths - (lengths.cumsum() - lengths), lengths)
-        return first + np.arange(len(first))
+        positions = first + np.arange(len(first))
+        return positions if self.action_mask is None else positions[self.action_mask]
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +437,7 @@ class Minibatch:
     """
 
     ranks: tuple[tuple[MicroBatch, ...], ...]  # [rank][micro-batch], equally many per rank
-    num_global_tokens: int  # response tokens with weight 1, over all ranks
+    num_global_tokens: int  # action tokens with weight 1, over all ranks
     num_global_samples: int  # rows with weight 1, over all ranks
 
 
@@ -404,5 +454,7 @@ class TokenCriticBatch(Comparable):
     """The data of one update of a token critic, over all ranks."""
 
     prompts: TokenRows  # R rows, policy's tokenizer
-    responses: TokenRows  # R rows with N tokens
-    returns: np.ndarray  # [N] float32, target of the value before each response token
+    responses: TokenRows  # R rows
+    returns: np.ndarray  # [N] float32, target of the value before each of the N action tokens
+    # [tokens of responses] bool: which response tokens are actions; None = all
+    action_mask: np.ndarray | None = None

@@ -13,16 +13,16 @@ from sppo_ray.types import MicroBatch
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """The loss's input for B samples with N response tokens, besides the policy's outputs.
+    """The loss's input for B samples with N action tokens, besides the policy's outputs.
 
-    The [N] tensors hold the response tokens, sample after sample.
+    The [N] tensors hold the action tokens, sample after sample.
     """
 
     old_logprobs: Tensor  # [N] float32, log pi_old
     rollout_logprobs: Tensor  # [N] float32, log-probs of the engine
     advantages: Tensor  # [N] float32
     weights: Tensor  # [B] float32, 1, or 0 for a filler row
-    lengths: Tensor  # [B] int64, response tokens of each sample
+    lengths: Tensor  # [B] int64, action tokens of each sample
     reference_logprobs: Tensor | None  # [N] float32; None without a KL penalty
 
 
@@ -30,9 +30,10 @@ def to_tensors(batch: MicroBatch, device: torch.device | str = "cpu") -> TokenBa
     """Copy the loss's input of a micro-batch to `device`.
 
     Raises:
-        ValueError: log-probs or advantages do not have one entry per response token.
+        ValueError: log-probs or advantages do not have one entry per action token.
     """
-    total = int(batch.response_lengths.sum())
+    lengths = batch.action_lengths
+    total = int(lengths.sum())
     reference = batch.reference_logprobs
     columns = {
         "log-probs": batch.old_logprobs,
@@ -52,6 +53,6 @@ def to_tensors(batch: MicroBatch, device: torch.device | str = "cpu") -> TokenBa
         rollout_logprobs=tensor(batch.rollout_logprobs),
         advantages=tensor(batch.advantages),
         weights=tensor(batch.weights),
-        lengths=tensor(batch.response_lengths, torch.int64),
+        lengths=tensor(lengths, torch.int64),
         reference_logprobs=None if reference is None else tensor(reference),
     )

@@ -115,7 +115,7 @@ def grants_of(settings: ApiSettings) -> Grants:
 def require_permission(config: RunConfig, settings: ApiSettings) -> None:
     """Raises ApiProblem (400) for code that this server may not run, for new and resumed jobs."""
     granted = grants_of(settings)
-    for asked in asks_for(config.reward):
+    for asked in asks_for(config.reward, config.environment):
         if not granted.allows(asked):
             known = (
                 ", ".join(

@@ -99,7 +99,7 @@ def _written(config: RunConfig, run_dir: Path, settings: ApiSettings, *, resume:
     text = as_yaml(config.model_dump(mode="json"))
     write_atomically(run_dir / SUBMITTED_CONFIG, text)
     checked = [
-        *flags_for(asks_for(config.reward)),
+        *flags_for(asks_for(config.reward, config.environment)),
         f"--config-sha256={hashlib.sha256(text.encode()).hexdigest()}",
     ]
     return entrypoint(run_dir, settings.python, resume=resume, checked=checked)

@@ -168,7 +168,7 @@ def _subject(options: Options, overrides: Sequence[str]) -> Subject:
         _report(answer_notice(config.data.critic_suffix))
     origin = f"run {options.run_dir}" if options.run_dir is not None else f"critic {options.critic}"
     typed = typed_settings(options.reward, overrides)
-    permissions.require_all(config.reward, options.granted, typed, origin)
+    permissions.require_all(config, options.granted, typed, origin)
     critic, policy = critic_directory(exported), resolve_model(model)
     # The eval section belongs to `sppo-ray eval`; this command uses -k, --prompts and
     # rollout.temperature.
@@ -183,9 +183,11 @@ def _prompt_sets(
     from sppo_ray.data.encoder import PromptEncoder
     from sppo_ray.evaluation.calibration import HELD_OUT, SEEN
     from sppo_ray.evaluation.critic_measurement import seen_prompts
+    from sppo_ray.launch.run_inputs import try_environment
 
     data = subject.config.data
-    encoder = PromptEncoder(policy.tokenizer, critic.tokenizer, data)
+    tools = try_environment(subject.config.environment)
+    encoder = PromptEncoder(policy.tokenizer, critic.tokenizer, data, tools=tools)
     held_out = _load(data, encoder, options.prompts)
     if options.data and subject.run is not None:
         _refuse_trained(held_out, subject.run)

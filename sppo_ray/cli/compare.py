@@ -143,11 +143,11 @@ def _require_permission(
     """
     names = permissions.settings_in(typed)
     for arm in plan.arms:
-        reward = plan.config(arm).reward
+        config = plan.config(arm)
         if origin is None:
-            permissions.require_for_file(reward, granted, names, plan.recipe)
+            permissions.require_for_file(config, granted, names, plan.recipe)
         else:
-            permissions.require_all(reward, granted, names, origin)
+            permissions.require_all(config, granted, names, origin)
 
 
 def _arms(named: str | None, own: list[str]) -> list[str]:

@@ -90,9 +90,9 @@ def evaluate(
     granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
     typed = typed_settings(reward, overrides)
     if recipe is not None:
-        permissions.require_for_file(config.reward, granted, typed, recipe)
+        permissions.require_for_file(config, granted, typed, recipe)
     elif not data:
-        permissions.require_all(config.reward, granted, typed, f"run {model}")
+        permissions.require_all(config, granted, typed, f"run {model}")
     name = Path(model).name.removeprefix("builtin:")
     place = out or runs_directory() / f"eval-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
@@ -195,7 +195,8 @@ def tree_of(config: RunConfig) -> dict[str, Any]:
     run = config.model_dump(mode="json")
     data = ("held_out", "max_prompt_tokens", "overlong_prompts", "system_prompt", "prompt_suffix")
     sampling = ("samples_per_prompt", "prompts", "temperature")
-    return {name: run[name] for name in ("seed", "device", "rollout", "reward", "cluster")} | {
+    shared = ("seed", "device", "rollout", "reward", "environment", "cluster")
+    return {name: run[name] for name in shared} | {
         "data": {name: run["data"][name] for name in data},
         "eval": {name: run["eval"][name] for name in sampling},
     }

@@ -33,6 +33,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.evaluation.sampler import Batch, GradedTrajectory, bootstrap_seed
 from sppo_ray.evaluation.scores import EvalReport, evaluate
 from sppo_ray.formatting import format_seconds
+from sppo_ray.launch.run_inputs import try_environment
 from sppo_ray.launch.sampling import Checkpoint, open_checkpoint, sample
 from sppo_ray.launch.shutdown import EndSignals
 from sppo_ray.models.bundled import resolve_model
@@ -110,7 +111,8 @@ def make_plan(config: EvaluationConfig, message: Any) -> Plan:
             "tokens: lower it"
         )
     limit = min(bound for bound in (config.data.max_prompt_tokens, room, sys.maxsize) if bound is not None)
-    encoder = PromptEncoder(checkpoint.tokenizer, checkpoint.tokenizer, config.data)
+    tools = try_environment(config.environment)
+    encoder = PromptEncoder(checkpoint.tokenizer, checkpoint.tokenizer, config.data, tools=tools)
     sets = load_evaluation_sets(config, encoder, limit)
     prompt_tokens = max(longest(prompt) for one in sets for prompt in one.prompts)
     response_tokens = given or min(DEFAULT_RESPONSE_TOKENS, (context or sys.maxsize) - prompt_tokens)
@@ -131,7 +133,7 @@ def make_report(plan: Plan, graded: Sequence[GradedTrajectory], seconds: float) 
         step=0,
         policy_version=0,
         pass_sizes=plan.config.eval.pass_k,
-        best_reward=plan.config.reward.range[1],
+        best_reward=plan.config.reward_range[1],
         seconds=seconds,
         seed=bootstrap_seed(plan.config.seed),
     )
@@ -180,7 +182,7 @@ def _sample(
 
     def follow(graded: Sequence[GradedTrajectory]) -> None:
         newest = graded[-1]
-        progress.advance(newest.verdict.reward, len(newest.trajectory.response_ids))
+        progress.advance(newest.verdict.reward, newest.trajectory.num_actions)
         require_decisions(graded)
 
     batch = Batch(

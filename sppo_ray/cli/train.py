@@ -71,7 +71,7 @@ def train(
         raise UserError(f"name a recipe: a .yaml file, or one that ships ({', '.join(recipe_names())})")
     config = start.config if start else load_config(recipe, overrides, sha256=config_sha256)
     granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
-    permissions.require_for_file(config.reward, granted, permissions.settings_in(overrides), recipe)
+    permissions.require_for_file(config, granted, permissions.settings_in(overrides), recipe)
     config = fitted_here(config)
     require_trackers(config.logging)
     if start is not None:

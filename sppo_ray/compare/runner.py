@@ -146,7 +146,8 @@ class Runner:
         settings, run = self._out / "arms" / f"{job.arm}.yaml", run_path(self._out, job)
         arm = next(arm for arm in self._plan.arms if arm.name == job.arm)
         # when the comparison started or continued
-        granted = flags_for(asks_for(self._plan.config(arm).reward))
+        config = self._plan.config(arm)
+        granted = flags_for(asks_for(config.reward, config.environment))
         words = [
             sys.executable,
             "-m",

@@ -1,6 +1,7 @@
 """The settings of a run: a frozen pydantic tree, read from a YAML recipe and `--a.b=c` overrides.
 
-    run: RunConfig --+-- algorithm, data, reward, guardrails    the section of that name
+    run: RunConfig --+-- algorithm, data, reward,               the section of that name
+                     |   environment, guardrails
                      +-- models: learner, critic, reference     a section checks itself;
                      +-- rollout: rollout, weight_sync          what two cannot have together:
                                                                 checks
@@ -20,15 +21,18 @@ from sppo_ray.config.data import (
     CurriculumSettings,
     DataSettings,
     DataSource,
+    GuessNumberData,
     HFData,
     HFDiskData,
     JsonlData,
     ParquetData,
+    ProductData,
     ReasoningGymData,
     RunningSumData,
     SourceSettings,
     VowelsData,
 )
+from sppo_ray.config.environment import EnvironmentSettings
 from sppo_ray.config.guardrails import GuardrailSettings
 from sppo_ray.config.loop import CheckpointSettings, EvalSettings, LoopSettings
 from sppo_ray.config.models import (
@@ -68,8 +72,10 @@ __all__ = [
     "CustomReward",
     "DataSettings",
     "DataSource",
+    "EnvironmentSettings",
     "EvalSettings",
     "GuardrailSettings",
+    "GuessNumberData",
     "HFData",
     "HFDiskData",
     "JsonlData",
@@ -85,6 +91,7 @@ __all__ = [
     "ParquetData",
     "PickledReward",
     "PluginReward",
+    "ProductData",
     "ProductReward",
     "ReasoningGymData",
     "ReasoningGymReward",

@@ -6,10 +6,11 @@ and reports the first error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, needs_unit_rewards, spec_of
-from sppo_ray.config.data import DataSettings
+from sppo_ray.config.data import DataSettings, DataSource
+from sppo_ray.config.environment import EnvironmentSettings
 from sppo_ray.config.loop import LoopSettings
 from sppo_ray.config.models import CriticSettings, LearnerSettings, ModelSettings, ReferenceSettings
 from sppo_ray.config.operations import ClusterSettings
@@ -24,6 +25,7 @@ def check_algorithm(
     data: DataSettings,
     loop: LoopSettings,
     reward: RewardSettings,
+    environment: EnvironmentSettings | None,
     rollout: RolloutSettings,
 ) -> None:
     """Check samples, prompts and rewards against the needs of the algorithm."""
@@ -39,21 +41,52 @@ def check_algorithm(
             f"data.critic_suffix is for a critic that reads prompts, and {algorithm.type} has none: set "
             "algorithm.type to sppo, or data.critic_suffix to null"
         )
-    low, high = reward.range
+    low, high = reward_range(reward, environment)
     if needs_unit_rewards(algorithm) and (low < 0.0 or high > 1.0):
-        _check_transforms(algorithm.type, reward)
+        if environment is None or environment.asks_reward_function:
+            _check_transforms(algorithm.type, reward)
         is_critic = critic_needs_probabilities(algorithm)
         why = "critic of {} is trained by binary cross-entropy" if is_critic else "tracker of {} keeps rates"
         raise ValueError(
             f"reward.function.range is [{low:g}, {high:g}], but the {why.format(algorithm.type)} "
             "and needs rewards in [0, 1]: rescale the function, e.g. (r - low) / (high - low), "
-            "and declare [0, 1]"
+            "and declare [0, 1] (with an environment: environment.range)"
         )
     overlong = algorithm.overlong
     if overlong is not None and overlong.buffer_tokens > rollout.max_response_tokens:
         raise ValueError(
             f"algorithm.overlong.buffer_tokens {overlong.buffer_tokens} exceeds rollout.max_response_tokens "
             f"{rollout.max_response_tokens}: lower it"
+        )
+
+
+def reward_range(reward: RewardSettings, environment: EnvironmentSettings | None) -> tuple[float, float]:
+    """Return the lowest and highest reward of a response or an episode."""
+    if environment is None:
+        return reward.range
+    if not environment.asks_reward_function:
+        return environment.range
+    (low, high), (least, most) = reward.range, environment.range
+    return low + least, high + most
+
+
+def check_environment(
+    environment: EnvironmentSettings | None, *, sources: Sequence[DataSource], rollout: RolloutSettings
+) -> None:
+    """Check turns against the length of a response, and the environment against the data."""
+    games = {source.type for source in sources} & {"guess-number"}
+    kind = None if environment is None else environment.type
+    if games and kind not in games | {"custom"}:
+        raise ValueError(
+            f"data of type {min(games)} is a game of several turns: set environment.type to {min(games)}"
+        )
+    if environment is None:
+        return
+    if environment.max_turn_tokens > rollout.max_response_tokens:
+        raise ValueError(
+            f"environment.max_turn_tokens {environment.max_turn_tokens} exceeds rollout.max_response_tokens "
+            f"{rollout.max_response_tokens}, which is for all turns of an episode: lower the one or raise "
+            "the other"
         )
 
 

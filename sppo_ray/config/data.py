@@ -59,6 +59,26 @@ class RunningSumData(SourceSettings):
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
 
 
+class GuessNumberData(SourceSettings):
+    """Numbers to find (`sppo_ray.environments.guess_number`), for the environment of that name."""
+
+    type: Literal["guess-number"] = "guess-number"
+    name: str = "guess-number"
+    size: PositiveInt = 100_000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class ProductData(SourceSettings):
+    """Products of two numbers (`sppo_ray.environments.product`), for the environment tools with a
+    calculator.
+    """
+
+    type: Literal["product"] = "product"
+    name: str = "product"
+    size: PositiveInt = 100_000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class VowelsData(SourceSettings):
     """The package's task of preferences: write vowels, neither too few nor too many
     (`sppo_ray.environments.vowels`).
@@ -142,7 +162,17 @@ class ReasoningGymData(SourceSettings):
         return f"reasoning-gym/{self.task}"
 
 
-_Own = Union[RunningSumData, VowelsData, ParquetData, JsonlData, HFDiskData, HFData, ReasoningGymData]
+_Own = Union[
+    RunningSumData,
+    VowelsData,
+    GuessNumberData,
+    ProductData,
+    ParquetData,
+    JsonlData,
+    HFDiskData,
+    HFData,
+    ReasoningGymData,
+]
 DataSource = Annotated[
     _Own,
     Discriminator("type"),
@@ -157,7 +187,8 @@ def source_name(source: DataSource) -> str:
         return source.name or Path(source.path).stem
     if isinstance(source, HFData):
         return source.name or source.dataset
-    return source.name if isinstance(source, (RunningSumData, ReasoningGymData)) else source.type
+    procedural = (RunningSumData, VowelsData, GuessNumberData, ProductData, ReasoningGymData)
+    return source.name if isinstance(source, procedural) else source.type
 
 
 class CurriculumSettings(Settings):

@@ -10,8 +10,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sppo_ray.config import ClusterSettings, DataSource, RewardSettings, RolloutSettings, WeightSyncSettings
-from sppo_ray.config.checks import check_engine_device, check_reward_models
+from sppo_ray.config import (
+    ClusterSettings,
+    DataSource,
+    EnvironmentSettings,
+    RewardSettings,
+    RolloutSettings,
+    WeightSyncSettings,
+)
+from sppo_ray.config.checks import check_engine_device, check_environment, check_reward_models, reward_range
 from sppo_ray.config.data import CriticSuffix
 from sppo_ray.settings import PositiveInt, Settings
 
@@ -69,7 +76,13 @@ class EvaluationConfig(Settings):
     eval: EvaluationSampling = EvaluationSampling()
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
+    environment: EnvironmentSettings | None = None
     cluster: ClusterSettings = ClusterSettings()
+
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        """The lowest and highest reward of a response or an episode."""
+        return reward_range(self.reward, self.environment)
 
     @property
     def weight_sync(self) -> WeightSyncSettings:
@@ -81,7 +94,9 @@ class EvaluationConfig(Settings):
         return self.rollout.temperature if self.eval.temperature is None else self.eval.temperature
 
     def logical_cpus(self) -> float:
-        return round(self.rollout.workers * self.rollout.cpus_per_worker + self.reward.logical_cpus, 4)
+        environment = 0.0 if self.environment is None else self.environment.cpus
+        engines = self.rollout.workers * self.rollout.cpus_per_worker
+        return round(engines + self.reward.logical_cpus + environment, 4)
 
     def logical_gpus(self) -> float:
         return round(self.rollout.workers * self.rollout.gpus_per_worker + self.reward.logical_gpus, 4)
@@ -103,5 +118,6 @@ class EvaluationConfig(Settings):
                 "evaluate them apart, each with its own --reward"
             )
         check_engine_device(self.device, self.rollout, {})
+        check_environment(self.environment, sources=self.data.held_out, rollout=self.rollout)
         check_reward_models(self.device, self.reward, self.rollout)
         return self

@@ -1,4 +1,5 @@
-"""Permissions of settings: which reward code they may run, and whether it may run unconfined.
+"""Permissions of settings: whose reward functions, environments and tools they may run, and whether
+these may run unconfined.
 
 Settings cannot grant permissions to themselves. The command line grants them (`--allow-module`,
 `--allow-unconfined`, or the setting itself, typed there), or the flags of the REST server. Resume
@@ -10,9 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from sppo_ray.config import CustomReward, JudgeReward, PickledReward, RewardSettings, UserReward
+from sppo_ray.config import (
+    CustomReward,
+    EnvironmentSettings,
+    JudgeReward,
+    PickledReward,
+    RewardSettings,
+    UserReward,
+)
+from sppo_ray.config.environment import CustomEnvironment, ToolsEnvironment
 from sppo_ray.config.reward_parts import leaves
 from sppo_ray.errors import UserError
 
@@ -79,8 +88,43 @@ class Grants:
         ]
 
 
-def asks_for(reward: RewardSettings) -> list[Permission]:
+class RunsCode(Protocol):
+    """Settings of a run or of an evaluation."""
+
+    @property
+    def reward(self) -> RewardSettings: ...
+    @property
+    def environment(self) -> EnvironmentSettings | None: ...
+
+
+def asks_for(
+    reward: RewardSettings, environment: EnvironmentSettings | None = None
+) -> list[Permission]:
     """Return the permissions that these settings need; empty for code of this package."""
+    return [*_asked_by_reward(reward), *_asked_by_environment(environment)]
+
+
+def _asked_by_environment(environment: EnvironmentSettings | None) -> list[Permission]:
+    if isinstance(environment, CustomEnvironment):
+        paths = {"environment.environment": environment.environment}
+    elif isinstance(environment, ToolsEnvironment):
+        paths = {
+            f"environment.tools.{index}.function": tool.function
+            for index, tool in enumerate(environment.tools)
+            if tool.type == "function"
+        }
+    else:
+        return []
+    modules = {setting: path.partition(":")[0] for setting, path in paths.items()}
+    asked = [Permission("module", module, setting) for setting, module in modules.items()]
+    if environment.walls == "none":
+        asked += [
+            Permission("unconfined", module, "environment.confined") for module in modules.values()
+        ]
+    return asked
+
+
+def _asked_by_reward(reward: RewardSettings) -> list[Permission]:
     return [asked for path, leaf in leaves(reward.function) for asked in _asks_for(path, leaf)]
 
 
@@ -116,29 +160,30 @@ def flags_for(asked: Iterable[Permission]) -> list[str]:
     return list(dict.fromkeys(f"{one.flag}={one.name}" for one in asked))
 
 
-def require_own(reward: RewardSettings, granted: Grants, typed: Sequence[str], origin: str) -> None:
+def require_own(config: RunsCode, granted: Grants, typed: Sequence[str], origin: str) -> None:
     """Check the permissions of a file that the user names. A module of the working directory is the
     user's own; all other code needs a flag. `typed` settings, which stand on the command line, are
     granted. Raises UserError naming the flag.
     """
-    _require((one for one in asks_for(reward) if one.kind != "module"), granted, typed, origin)
+    asked = asks_for(config.reward, config.environment)
+    _require((one for one in asked if one.kind != "module"), granted, typed, origin)
 
 
-def require_all(reward: RewardSettings, granted: Grants, typed: Sequence[str], origin: str) -> None:
+def require_all(config: RunsCode, granted: Grants, typed: Sequence[str], origin: str) -> None:
     """Check the permissions of settings of unknown origin: of a run directory or a critic's card.
     Raises UserError naming the flag.
     """
-    _require(asks_for(reward), granted, typed, origin)
+    _require(asks_for(config.reward, config.environment), granted, typed, origin)
 
 
-def require_for_file(reward: RewardSettings, granted: Grants, typed: Sequence[str], file: str) -> None:
+def require_for_file(config: RunsCode, granted: Grants, typed: Sequence[str], file: str) -> None:
     """Call `require_all` for a file of a run directory, `require_own` for any other file; a shipped
     recipe needs nothing.
     """
     if Path(file).suffix in (".yaml", ".yml"):
         folder = Path(file).resolve().parent
         is_of_run = any((place / name).exists() for place in (folder, folder.parent) for name in _RUN_FILES)
-        (require_all if is_of_run else require_own)(reward, granted, typed, file)
+        (require_all if is_of_run else require_own)(config, granted, typed, file)
 
 
 def settings_in(overrides: Iterable[str]) -> list[str]:
@@ -153,7 +198,7 @@ def _require(asked: Iterable[Permission], granted: Grants, typed: Sequence[str],
         raise UserError(
             f"{origin}: {missing[0].setting} asks for {missing[0]}, and settings cannot grant that to "
             "themselves: read that "
-            f"code, then add {flags}; or choose another reward function"
+            f"code, then add {flags}; or choose another reward function or environment"
         )
 
 

@@ -16,13 +16,16 @@ from sppo_ray.config.checks import (
     check_algorithm,
     check_critic_input,
     check_devices,
+    check_environment,
     check_layout,
     check_learner_input,
     check_ranks,
     check_reward_models,
     check_warmup,
+    reward_range,
 )
 from sppo_ray.config.data import DataSettings
+from sppo_ray.config.environment import EnvironmentSettings
 from sppo_ray.config.guardrails import GuardrailSettings
 from sppo_ray.config.loop import CheckpointSettings, EvalSettings, LoopSettings
 from sppo_ray.config.models import CriticSettings, LearnerSettings, ReferenceSettings
@@ -48,6 +51,8 @@ class RunConfig(Settings):
     reference: ReferenceSettings = ReferenceSettings()
     rollout: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
+    environment: EnvironmentSettings | None = None
+    """What answers the policy's actions, in several turns. null = a response is one action."""
     weight_sync: WeightSyncSettings = WeightSyncSettings()
     loop: LoopSettings = LoopSettings()
     eval: EvalSettings = EvalSettings()
@@ -65,8 +70,15 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _possible_together(self) -> RunConfig:
         check_algorithm(
-            self.algorithm, data=self.data, loop=self.loop, reward=self.reward, rollout=self.rollout
+            self.algorithm,
+            data=self.data,
+            loop=self.loop,
+            reward=self.reward,
+            environment=self.environment,
+            rollout=self.rollout,
         )
+        sources = (*self.data.train, *self.data.held_out)
+        check_environment(self.environment, sources=sources, rollout=self.rollout)
         check_ranks(self.learner, self.data)
         if self.has_critic:
             check_warmup(self.critic, self.loop)
@@ -105,6 +117,11 @@ class RunConfig(Settings):
     @property
     def has_reference(self) -> bool:
         return self.algorithm.kl.coefficient > 0
+
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        """The lowest and highest reward of a response or an episode."""
+        return reward_range(self.reward, self.environment)
 
     @property
     def transport(self) -> Transport:
@@ -176,7 +193,8 @@ class RunConfig(Settings):
             + self.learner.ranks * self.learner.cpus_per_rank
             + self.has_critic * self.critic.ranks * self.critic.cpus_per_rank
             + self.has_reference * self.learner.ranks * self.reference.cpus_per_rank
-            + self.reward.logical_cpus,
+            + self.reward.logical_cpus
+            + (0.0 if self.environment is None else self.environment.cpus),
             4,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import TemplateError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, str]]
+ToolList = str | Sequence[Mapping[str, Any]]
+"""Tools as a chat template takes them, or their description for a system message."""
 
 
 class PromptEncoder:
@@ -40,11 +42,16 @@ class PromptEncoder:
         policy_tokenizer: PreTrainedTokenizerBase,
         critic_tokenizer: PreTrainedTokenizerBase,
         settings: DataSettings,
+        *,
+        tools: ToolList | None = None,
     ) -> None:
+        """`tools`: what the prompts say of an environment's tools; None = nothing."""
         self._settings = settings
-        self._policy = _Reader(policy_tokenizer, "policy")
+        self._described = tools if isinstance(tools, str) else None
+        listed = None if isinstance(tools, str) else tools
+        self._policy = _Reader(policy_tokenizer, "policy", listed)
         shared = settings.critic_suffix is None and _read_alike(policy_tokenizer, critic_tokenizer)
-        self._critic = self._policy if shared else _Reader(critic_tokenizer, "critic")
+        self._critic = self._policy if shared else _Reader(critic_tokenizer, "critic", listed)
 
     def encode(self, examples: Sequence[Example]) -> list[Prompt]:
         """Return the prompts of `examples`. The caller checks their length with `longest`.
@@ -82,6 +89,10 @@ class PromptEncoder:
             _append(messages, suffix, example, "data.prompt_suffix")
         if system and all(message["role"] != "system" for message in messages):
             messages.insert(0, {"role": "system", "content": system})
+        if self._described and messages[0]["role"] == "system":
+            messages[0]["content"] += f"\n\n{self._described}"
+        elif self._described:
+            messages.insert(0, {"role": "system", "content": self._described})
         return messages
 
 
@@ -118,8 +129,14 @@ def longest(prompt: Prompt) -> int:
 class _Reader:
     """A tokenizer with its chat template, if it has one."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: str) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        model: str,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._template_keys = {} if tools is None else {"tools": list(tools)}
         self._model = model  # "policy" or "critic", for messages
         problem = problem_of(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None
         if problem is not None:
@@ -184,7 +201,9 @@ class _Reader:
         if not self._tokenizer.chat_template:
             return "\n\n".join(message["content"] for message in messages)
         try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self._template_keys
+            )
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sppo_ray.types import MicroBatch, Minibatch, TrainingSample
+from sppo_ray.types import MicroBatch, Minibatch, TrainingSample, Trajectory
 
 _NOTHING = np.zeros(1, dtype=np.float32)
 _ONE = np.ones(1, dtype=np.int32)
@@ -34,7 +34,7 @@ def pack(samples: Sequence[TrainingSample], ranks: int, max_tokens: int) -> Mini
 
     Raises:
         ValueError: no samples, an empty prompt or response, a sample longer than `max_tokens`, or
-            log-probs or advantages without one entry per response token.
+            log-probs or advantages without one entry per action token.
     """
     if not samples:
         raise ValueError("a minibatch needs at least one sample")
@@ -48,7 +48,7 @@ def pack(samples: Sequence[TrainingSample], ranks: int, max_tokens: int) -> Mini
         shards.append(tuple(filled) + (_FILLER,) * (most - len(filled)))
     return Minibatch(
         ranks=tuple(shards),
-        num_global_tokens=sum(len(sample.scored.trajectory.response_ids) for sample in samples),
+        num_global_tokens=sum(sample.scored.trajectory.num_actions for sample in samples),
         num_global_samples=len(samples),
     )
 
@@ -70,7 +70,7 @@ def layout(samples: Sequence[TrainingSample], ranks: int, max_tokens: int) -> li
 def unpack_logprobs(
     packed: Minibatch, samples: Sequence[TrainingSample], max_tokens: int
 ) -> list[np.ndarray]:
-    """Return `old_logprobs` of each sample, [response tokens] float32.
+    """Return `old_logprobs` of each sample, [action tokens] float32.
 
     `packed` is the result of `pack` for `samples`. The result is in the order of `samples`.
     """
@@ -80,7 +80,7 @@ def unpack_logprobs(
     ):
         # strict=False: the fillers at the end have no indices
         for micro_batch, indices in zip(shard, micro_batches, strict=False):
-            rows = np.split(micro_batch.old_logprobs, micro_batch.response_lengths.cumsum()[:-1])
+            rows = np.split(micro_batch.old_logprobs, micro_batch.action_lengths.cumsum()[:-1])
             for index, logprobs in zip(indices, rows, strict=True):
                 found[index] = logprobs
     return found
@@ -153,9 +153,11 @@ def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 def _check(sample: TrainingSample, max_tokens: int) -> None:
     trajectory = sample.scored.trajectory
-    length = len(trajectory.response_ids)
+    length = trajectory.num_actions
     if not length:
         raise ValueError(f"{trajectory.request_id}: empty response, nothing to train on")
+    if trajectory.turns is not None and trajectory.turns.lengths.sum() != len(trajectory.response_ids):
+        raise ValueError(f"{trajectory.request_id}: its turns and its response differ in length")
     if num_tokens(sample) > max_tokens:
         raise ValueError(
             f"{trajectory.request_id}: {num_tokens(sample)} tokens exceed max_tokens_per_microbatch "
@@ -180,12 +182,29 @@ def _micro_batch(samples: Sequence[TrainingSample]) -> MicroBatch:
         response_lengths=lengths,
         old_logprobs=logprobs,
         rollout_logprobs=logprobs,
-        advantages=_advantages(samples, lengths),
+        advantages=_advantages(samples),
         weights=np.ones(len(samples), dtype=np.float32),
+        action_mask=action_mask(trajectories),
     )
 
 
-def _advantages(samples: Sequence[TrainingSample], lengths: np.ndarray) -> np.ndarray:
+def action_mask(trajectories: Sequence[Trajectory]) -> np.ndarray | None:
+    """Return which tokens of the responses are actions, [response tokens of all] bool; None = all
+    of them.
+    """
+    if all(trajectory.turns is None for trajectory in trajectories):
+        return None
+    masks = [trajectory.action_mask for trajectory in trajectories]
+    return np.concatenate(
+        [
+            np.ones(len(trajectory.response_ids), dtype=bool) if mask is None else mask
+            for trajectory, mask in zip(trajectories, masks, strict=True)
+        ]
+    )
+
+
+def _advantages(samples: Sequence[TrainingSample]) -> np.ndarray:
+    lengths = [sample.scored.trajectory.num_actions for sample in samples]
     if all(isinstance(sample.advantage, float) for sample in samples):
         return np.repeat(np.array([sample.advantage for sample in samples], dtype=np.float32), lengths)
     return _flat([sample.token_advantages for sample in samples], np.float32)

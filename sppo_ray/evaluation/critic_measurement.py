@@ -167,7 +167,7 @@ def table_text(sets: Sequence[MeasuredSet]) -> str:
 
 def _solve_rate(graded: Sequence[GradedTrajectory], shaped: Shaping) -> SolveRate:
     rewards = tuple(
-        shaped(one.verdict.reward, len(one.trajectory.response_ids))
+        shaped(one.verdict.reward, one.trajectory.num_actions)
         for one in graded
         if one.verdict.reward is not None
     )

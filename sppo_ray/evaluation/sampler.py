@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 from sppo_ray.algorithms.shaping import Shaping, unshaped
 from sppo_ray.evaluation.scores import EvalReport, GradedResponse, evaluate
-from sppo_ray.protocols import Critic, RewardClient, ScoreRequest
-from sppo_ray.rollout.pipeline import UNIT_RANGE, Decode, Generator, build_requests, require_reward_in_range
+from sppo_ray.protocols import Critic, RewardClient
+from sppo_ray.rollout.episodes import Episodes, Generator
+from sppo_ray.rollout.pipeline import UNIT_RANGE, build_requests, generated, require_reward_in_range
+from sppo_ray.rollout.scoring import Decode, score_responses
 from sppo_ray.seeding import derive_seed
 from sppo_ray.types import (
     Prompt,
@@ -50,8 +52,8 @@ class GradedTrajectory:
             sample_index=self.sample,
             reward=self.verdict.reward,
             response_text=self.text,
-            num_tokens=len(self.trajectory.response_ids),
-            truncated=self.trajectory.finish_reason == "length",
+            num_tokens=self.trajectory.num_actions,
+            truncated=self.trajectory.finish_reason in ("length", "context"),
             answer=self.verdict.answer,
             parts=self.verdict.parts,
         )
@@ -79,8 +81,11 @@ class Sampler:
         sampling: SamplingSettings,
         seed: int,
         reward_range: tuple[float, float] = UNIT_RANGE,
+        episodes: Episodes | None = None,
     ) -> None:
+        """`episodes`: with an environment, generates episodes with the fleet."""
         self._fleet = fleet
+        self._episodes = episodes
         self._reward_client = reward_client
         self._decode = decode
         self._sampling = sampling
@@ -101,8 +106,9 @@ class Sampler:
             return tasks[-1]
 
         async def generate() -> None:
-            async for burst in self._fleet.generate(
-                [request for request, _, _ in requests.values()], self._sampling
+            rows = [request for request, _, _ in requests.values()]
+            async for burst in generated(
+                self._fleet, self._episodes, rows, self._sampling, batch.prompts
             ):
                 start(self._grade([(*requests[one.request_id][1:], one) for one in burst]))
 
@@ -125,15 +131,17 @@ class Sampler:
     async def _grade(
         self, burst: Sequence[tuple[Prompt, int, Trajectory]]
     ) -> list[GradedTrajectory]:
-        texts = self._decode([trajectory.response_ids for _, _, trajectory in burst])
-        verdicts = await self._reward_client.score(
-            [ScoreRequest.of(prompt, text) for (prompt, _, _), text in zip(burst, texts, strict=True)]
+        scored = await score_responses(
+            [(prompt, trajectory) for prompt, _, trajectory in burst],
+            reward_client=self._reward_client,
+            decode=self._decode,
+            asks_function=self._episodes is None or self._episodes.asks_reward_function,
         )
-        for (prompt, _, _), verdict in zip(burst, verdicts, strict=True):
+        for (prompt, _, _), (_, verdict) in zip(burst, scored, strict=True):
             require_reward_in_range(verdict, prompt, self._reward_range)
         return [
             GradedTrajectory(prompt, sample, trajectory, text, verdict)
-            for (prompt, sample, trajectory), text, verdict in zip(burst, texts, verdicts, strict=True)
+            for (prompt, sample, trajectory), (text, verdict) in zip(burst, scored, strict=True)
         ]
 
 
@@ -169,6 +177,7 @@ class Evaluator:
         seed: int,
         reward_range: tuple[float, float] = UNIT_RANGE,
         shaped: Shaping = unshaped,
+        episodes: Episodes | None = None,
     ) -> None:
         """`shaped` gives the reward that the critic learns from."""
         self._shaped = shaped
@@ -181,6 +190,7 @@ class Evaluator:
             sampling=sampling,
             seed=seed,
             reward_range=reward_range,
+            episodes=episodes,
         )
         self._best_reward = reward_range[1]
         self._k = samples_per_prompt

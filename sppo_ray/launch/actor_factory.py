@@ -14,13 +14,14 @@ from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.launch.actor_registry import ActorRegistry, ActorRow, ProcessLocation
 from sppo_ray.launch.placement_pool import ROLLOUT, RayPlacementPool, reserve_group
 from sppo_ray.planning.resources import Bundle, reward_model_names
-from sppo_ray.protocols import Critic, Learner, Reference, RewardClient, RolloutWorker
+from sppo_ray.protocols import Critic, EnvironmentClient, Learner, Reference, RewardClient, RolloutWorker
 from sppo_ray.rewards.build import judge_keys
 from sppo_ray.rollout.views import PendingView
 
 if TYPE_CHECKING:
     from ray.actor import ActorClass, ActorHandle
 
+    from actors.environment_client import RayEnvironmentClient
     from actors.handles import Announce, Ranks, ReferenceGroup
     from actors.reward_client import RayRewardClient
 
@@ -228,6 +229,20 @@ class ActorFactory:
             for name in names
         }
 
+    async def environment_client(self) -> EnvironmentClient | None:
+        """Create the environment; None without one."""
+        settings = self._config.environment
+        if settings is None:
+            return None
+        from actors.environment import EnvironmentActor
+        from actors.environment_client import RayEnvironmentClient
+
+        env = {"OMP_NUM_THREADS": "1"}
+        handle = self._actor(EnvironmentActor, "environment", "environment", settings, env=env)
+        client = RayEnvironmentClient(handle, deadline_s=settings.deadline_s)
+        await _or_kill(client, client.ready(self._config.cluster.ready_timeout_s))
+        return client
+
     async def _ranks(
         self, role: str, actor_class: ActorClass, settings: ModelSettings, model_path: Path, **keywords: Any
     ) -> Ranks:
@@ -289,7 +304,9 @@ def _rank_env(cpus: float) -> dict[str, str]:
     }
 
 
-async def _or_kill(made: Ranks | ReferenceGroup | RayRewardClient, start: Awaitable[Any]) -> None:
+async def _or_kill(
+    made: Ranks | ReferenceGroup | RayRewardClient | RayEnvironmentClient, start: Awaitable[Any]
+) -> None:
     """Wait until the new actors have started; kill them when that fails or is cancelled, because no
     other code has their handles yet.
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sppo_ray.config import RewardSettings, RunConfig, UserReward
+from sppo_ray.config import EnvironmentSettings, RewardSettings, RunConfig, UserReward
 from sppo_ray.errors import UserError
 from sppo_ray.models.hub import commit_of, hub_model
 from sppo_ray.planning.preflight import check_reward_model
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from sppo_ray.rollout.pipeline import Decode
+    from sppo_ray.config.evaluation import EvaluationConfig
+    from sppo_ray.data.encoder import ToolList
+    from sppo_ray.environments.observations import ObservationEncoder
+    from sppo_ray.protocols import EnvironmentClient
+    from sppo_ray.rollout.episodes import Episodes, Generator
+    from sppo_ray.rollout.scoring import Decode
 
 Report = Callable[[str], None]
 SHOWN_CHARACTERS = 300  # of a prompt
@@ -36,6 +41,7 @@ class RunInputs:
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptSource
     held_out: Mapping[str, Sequence[Prompt]]
+    observations: ObservationEncoder | None  # None without an environment
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -84,7 +90,11 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
     if config.has_critic:
         check_value_head(critic_path, required=False)
         check_warm_start(critic_path, config.data, critic_tokenizer.chat_template)
-    encoder = PromptEncoder(tokenizer, critic_tokenizer, config.data)
+    observations = observation_encoder(
+        config.environment, tokenizer, stop_token_ids_of(policy_path, tokenizer)
+    )
+    tools = try_environment(config.environment)
+    encoder = PromptEncoder(tokenizer, critic_tokenizer, config.data, tools=tools)
     held_out = load_held_out(config.data, encoder, config.eval.prompts)
     # Disjoint from ALL held-out prompts, so that eval.prompts may change on resume.
     prompts = open_prompts(config.data, encoder, config.seed)
@@ -97,7 +107,54 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
     for path, leaf in config.reward.leaves:
         if isinstance(leaf, UserReward) and ".routes." not in path:  # a route's may refuse another's rows
             asyncio.run(try_reward(config.reward.model_copy(update={"function": leaf}), first))
-    return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out)
+    return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out, observations)
+
+
+def observation_encoder(
+    settings: EnvironmentSettings | None,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_ids: tuple[int, ...],
+) -> ObservationEncoder | None:
+    """Return how observations become tokens; None without an environment. Raises UserError when the
+    chat template does not say it.
+    """
+    if settings is None:
+        return None
+    from sppo_ray.environments.observations import ObservationEncoder, observation_formats
+
+    return ObservationEncoder(tokenizer, observation_formats(tokenizer, settings, stop_token_ids))
+
+
+def try_environment(settings: EnvironmentSettings | None) -> ToolList | None:
+    """Build the environment in a process of its own, and return what a prompt says of its tools;
+    None without any. Raises UserError when it cannot be built.
+    """
+    if settings is None or settings.type == "guess-number":
+        return None
+    from sppo_ray.environments.pool.process import EnvironmentProcess
+
+    async def tools() -> ToolList | None:
+        process = await EnvironmentProcess.start(settings)
+        await process.close()
+        return process.tools
+
+    found = asyncio.run(tools())
+    return found if settings.type == "tools" and settings.describe_tools else None
+
+
+def episodes_of(
+    config: RunConfig | EvaluationConfig,
+    fleet: Generator,
+    environment: EnvironmentClient,
+    observations: ObservationEncoder | None,
+    decode: Decode,
+) -> Episodes:
+    """Connect fleet and environment."""
+    from sppo_ray.rollout.episodes import Episodes
+
+    assert config.environment is not None and observations is not None
+    limit = config.rollout.max_response_tokens
+    return Episodes(fleet, environment, observations, decode, config.environment, max_response_tokens=limit)
 
 
 async def try_reward(settings: RewardSettings, prompt: Prompt) -> None:

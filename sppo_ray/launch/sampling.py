@@ -18,7 +18,13 @@ from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.data.encoder import longest
 from sppo_ray.evaluation.sampler import Batch, GradedTrajectory, Sampler
 from sppo_ray.launch.cluster import cluster_with_room
-from sppo_ray.launch.run_inputs import check_reward_models, decoder, stop_token_ids_of
+from sppo_ray.launch.run_inputs import (
+    check_reward_models,
+    decoder,
+    episodes_of,
+    observation_encoder,
+    stop_token_ids_of,
+)
 from sppo_ray.launch.shutdown import EndSignals, in_main_thread
 from sppo_ray.launch.workers import serving
 from sppo_ray.planning.resources import serving_bundles_of
@@ -88,14 +94,20 @@ async def _sample(
         device=device,
         stop_token_ids=stop_ids,
         on_event=lambda kind, text: report(f"{kind}: {text}"),
-    ) as (fleet, reward_client):
+    ) as (fleet, reward_client, environment):
+        decode = decoder(checkpoint.tokenizer)
+        episodes = None
+        if environment is not None:
+            observations = observation_encoder(config.environment, checkpoint.tokenizer, stop_ids)
+            episodes = episodes_of(config, fleet, environment, observations, decode)
         sampler = Sampler(
             fleet=fleet,
             reward_client=reward_client,
-            decode=decoder(checkpoint.tokenizer),
+            decode=decode,
             sampling=SamplingSettings(config.temperature, config.rollout.max_response_tokens, stop_ids),
             seed=config.seed,
-            reward_range=config.reward.range,
+            reward_range=config.reward_range,
+            episodes=episodes,
         )
         on_start()
         return [await sampler.sample(batch) for batch in batches]

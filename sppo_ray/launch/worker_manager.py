@@ -18,10 +18,11 @@ from typing import Generic, NoReturn, TypeVar
 from sppo_ray.config import RolloutSettings, RunConfig
 from sppo_ray.evaluation.sampler import Evaluator
 from sppo_ray.launch.actor_factory import ActorFactory, actor_factory
-from sppo_ray.launch.run_inputs import RunInputs, decoder
+from sppo_ray.launch.run_inputs import RunInputs, decoder, episodes_of
 from sppo_ray.planning.resources import bundles_of
 from sppo_ray.protocols import (
     Critic,
+    EnvironmentClient,
     Learner,
     Reference,
     RewardClient,
@@ -91,7 +92,10 @@ class WorkerManager:
             "reference", lambda: factory.reference(inputs.policy_path)
         )
         self._reward: Role[RewardClient] = Role("reward", factory.reward_client)
-        self._roles = (self._reward, self._learner, self._critic, self._reference)
+        self._environment: Role[EnvironmentClient | None] = Role(
+            "environment", factory.environment_client
+        )
+        self._roles = (self._reward, self._environment, self._learner, self._critic, self._reference)
         self._pipeline: SamplePipeline | None = None
         self._fleet_start: asyncio.Future[None] | None = None
         is_shared = config.cluster.layout == "colocated"
@@ -120,6 +124,7 @@ class WorkerManager:
             await self._critic.get(),
             await self._reference.get(),
             await self._reward.get(),
+            await self._environment.get(),
         )
 
     def _start_engines(self) -> Awaitable[None]:
@@ -135,7 +140,7 @@ class WorkerManager:
         """
         if self._fleet_start is None:
             await turns.enter(Phase.GENERATE)
-        await all_or_none(self._start_engines(), self._reward.get())
+        await all_or_none(self._start_engines(), self._reward.get(), self._environment.get())
         await turns.enter(Phase.POLICY)
         turns.add("learner", await self._learner.get())
         await turns.enter(Phase.CRITIC)
@@ -157,7 +162,7 @@ class WorkerManager:
         """Cancel all work, and end every process whose state is unknown."""
         await self._close_pipeline()
         leaving: list[Role] = [self._learner, self._critic]
-        for stateless in (self._reward, self._reference):
+        for stateless in (self._reward, self._environment, self._reference):
             if failure.role == stateless.name or not await stateless.is_well():
                 leaving.append(stateless)
         await asyncio.gather(self.fleet.abandon(), *(role.give_up() for role in leaving))
@@ -188,6 +193,7 @@ class WorkerManager:
         critic: Critic | None,
         reference: Reference | None,
         reward_client: RewardClient,
+        environment: EnvironmentClient | None,
     ) -> Workers:
         config, inputs, times = self._config, self._inputs, self._times
         learner = timed(learner, "learner", times)
@@ -195,6 +201,10 @@ class WorkerManager:
         reference = reference and timed(reference, "reference", times)
         reward_client = timed(reward_client, "reward", times)
         decode, stop_ids = decoder(inputs.tokenizer), inputs.stop_token_ids
+        episodes = None
+        if environment is not None:
+            environment = timed(environment, "environment", times)
+            episodes = episodes_of(config, self.fleet, environment, inputs.observations, decode)
         eval_temperature = (
             config.rollout.temperature if config.eval.temperature is None else config.eval.temperature
         )
@@ -208,8 +218,9 @@ class WorkerManager:
             ),
             order=config.loop.minibatch_order,
             seed=config.seed,
-            reward_range=config.reward.range,
+            reward_range=config.reward_range,
             greedy_baseline=config.spec.greedy_baseline,
+            episodes=episodes,
         )
         evaluator = Evaluator(
             inputs.held_out,
@@ -219,9 +230,10 @@ class WorkerManager:
             decode=decode,
             sampling=SamplingSettings(eval_temperature, config.rollout.max_response_tokens, stop_ids),
             samples_per_prompt=config.eval.samples_per_prompt,
-            reward_range=config.reward.range,
+            reward_range=config.reward_range,
             shaped=config.shaped,
             seed=config.seed,
+            episodes=episodes,
         )
         return Workers(
             self.fleet,

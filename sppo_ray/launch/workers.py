@@ -10,7 +10,7 @@ from pathlib import Path
 from sppo_ray.config.evaluation import EvaluationConfig
 from sppo_ray.launch.actor_factory import actor_factory
 from sppo_ray.planning.resources import serving_bundles_of
-from sppo_ray.protocols import RewardClient, RolloutWorker
+from sppo_ray.protocols import EnvironmentClient, RewardClient, RolloutWorker
 from sppo_ray.rollout.fleet import RolloutFleet
 
 
@@ -22,8 +22,10 @@ async def serving(
     device: str,
     stop_token_ids: tuple[int, ...],
     on_event: Callable[[str, str], None],
-) -> AsyncIterator[tuple[RolloutFleet, RewardClient]]:
-    """Yield engines that serve the checkpoint, and the verifier; both end with the block."""
+) -> AsyncIterator[tuple[RolloutFleet, RewardClient, EnvironmentClient | None]]:
+    """Yield engines that serve the checkpoint, the verifier, and the environment if there is one;
+    all end with the block.
+    """
     async with actor_factory(config, device, serving_bundles_of(config)) as factory:
 
         async def spawn(name: str) -> RolloutWorker:
@@ -33,8 +35,12 @@ async def serving(
             spawn, settings=config.rollout, tolerance=None, on_event=on_event, fixed_weights=True
         )
         try:
-            _, reward_client = await asyncio.gather(fleet.start(), factory.reward_client())
-            yield fleet, reward_client
+            _, reward_client, environment = await asyncio.gather(
+                fleet.start(), factory.reward_client(), factory.environment_client()
+            )
+            yield fleet, reward_client, environment
             await reward_client.close()
+            if environment is not None:
+                await environment.close()
         finally:
             await fleet.close()

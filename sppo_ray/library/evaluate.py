@@ -89,9 +89,9 @@ def evaluate(
     granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
     typed = [*names_in(changes), *(["reward.function"] if reward is not None else [])]
     if recipe is not None:
-        permissions.require_for_file(config.reward, granted, typed, str(recipe))
+        permissions.require_for_file(config, granted, typed, str(recipe))
     elif dataset is None:
-        permissions.require_all(config.reward, granted, typed, f"run {named}")
+        permissions.require_all(config, granted, typed, f"run {named}")
     signals = EndSignals()
     code = wait_for(lambda: run_evaluation(config, place, signals), signals.interrupt)
     if code:

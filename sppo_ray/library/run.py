@@ -140,7 +140,7 @@ class Run:
         apply(tree, changes)
         config = parse_config(tree, str(self._files.config))
         granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
-        permissions.require_all(config.reward, granted, names_in(changes), str(self._files.config))
+        permissions.require_all(config, granted, names_in(changes), str(self._files.config))
         start(config, self.path, resume=True, callbacks=callbacks)
         return self
 

@@ -79,7 +79,7 @@ def train(
     require_trackers(config.logging)
     granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
     if isinstance(recipe, (str, Path)):
-        permissions.require_for_file(config.reward, granted, typed, str(recipe))
+        permissions.require_for_file(config, granted, typed, str(recipe))
     start(fitted_here(config), place, resume=False, callbacks=callbacks)
     return Run(place)
 

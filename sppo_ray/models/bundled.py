@@ -4,6 +4,8 @@
                               of about a minute
     builtin:running-sum-long  the same model for up to 20 operands (responses of 84 tokens on
                               average), in 5 to 10 minutes
+    builtin:calculator-tool   the same shape, a base for products with a calculator
+    builtin:guess-number      the same shape, a base for the game of that name
     builtin:vowels            the base policy of the recipe `preference`, of the same size
     builtin:vowels-reward     its reward model, from pairs of responses of any kind
     builtin:vowels-reward-weak
@@ -37,6 +39,7 @@ from sppo_ray.errors import UserError
 from sppo_ray.models import tiny
 from sppo_ray.models.hub import download, hub_model
 from sppo_ray.models.prepare import LONG, SupervisedStart, build_running_sum
+from sppo_ray.models.prepare_turns import PLAYERS, TurnsStart, build_game
 from sppo_ray.models.vowels import POLICY, WEAK, RewardModelStart, build_vowels, build_vowels_reward
 
 PREFIX = "builtin:"
@@ -207,6 +210,25 @@ def _running_sum_recipe(settings: SupervisedStart) -> dict[str, Any]:
     }
 
 
+def _game(settings: TurnsStart) -> Bundled:
+    return Bundled(
+        lambda directory, report: build_game(directory, settings, report), lambda: _game_recipe(settings)
+    )
+
+
+def _game_recipe(settings: TurnsStart) -> dict[str, Any]:
+    rng = random.Random(0)
+    return {
+        "revision": 1,  # increase it when prepare_turns.py trains differently with the same settings
+        "settings": asdict(settings),
+        "shape": tiny.RUNNING_SUM_SHAPE,
+        "tokenizer": [tiny.TOOL_CHARACTERS, tiny.CHARACTER_CHAT_TEMPLATE],
+        # changes when the game or its player does
+        "game": [PLAYERS[settings.game](rng) for _ in range(20)],
+        "torch": version("torch"),
+    }
+
+
 def _vowels(
     build: Callable[[Path, Any, Report], None], settings: SupervisedStart | RewardModelStart
 ) -> Bundled:
@@ -312,6 +334,8 @@ def _print_to_stderr(line: str) -> None:
 BUNDLED: dict[str, Bundled] = {
     "running-sum": _running_sum(SupervisedStart()),
     "running-sum-long": _running_sum(LONG),
+    "calculator-tool": _game(TurnsStart("product")),
+    "guess-number": _game(TurnsStart("guess-number", steps=800)),
     "vowels": _vowels(build_vowels, POLICY),
     "vowels-reward": _vowels(build_vowels_reward, RewardModelStart()),
     "vowels-reward-weak": _vowels(build_vowels_reward, WEAK),

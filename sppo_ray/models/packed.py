@@ -113,8 +113,8 @@ class PolicyInputs:
     """The policy's inputs for a micro-batch."""
 
     rows: PackedRows
-    positions: Tensor  # [N] int64, positions whose next token is a response token
-    targets: Tensor  # [N] int64, the response tokens
+    positions: Tensor  # [N] int64, positions whose next token is an action token
+    targets: Tensor  # [N] int64, the action tokens
 
 
 def policy_inputs(batch: MicroBatch, *, device: torch.device | str = "cpu") -> PolicyInputs:
@@ -122,8 +122,9 @@ def policy_inputs(batch: MicroBatch, *, device: torch.device | str = "cpu") -> P
 
     The logits at position t predict the token at t + 1. So the response r0, r1, ... to a prompt
     p0 .. pk is predicted at the positions of pk, r0, .... The last response token predicts nothing.
+    Observations are read as context and predicted nowhere.
     """
-    positions = batch.response_positions
+    positions = batch.action_positions
     return PolicyInputs(
         pack_rows(batch.token_ids, batch.prompt_lengths + batch.response_lengths, device=device),
         torch.from_numpy(positions - 1).to(device),

@@ -7,6 +7,7 @@ The constants are plain data, so that a cached checkpoint can be looked up witho
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIALS = (PAD, BOS, EOS, UNKNOWN)
 CHARACTERS = (*SPECIALS, *string.digits, *string.ascii_lowercase, "+", "=", ";", "}", BOXED)
 """Vocabulary of the running sum, in the order of the ids. `\\boxed{` is one token instead of 7."""
+
+TOOL_CHARACTERS = (*CHARACTERS, "*", "-", "?", ":", " ", "<calculator>", "</calculator>")
+"""Vocabulary of the games of several turns. The tags of a call are one token each."""
 
 CHARACTER_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
 BYTE_CHAT_TEMPLATE = (
@@ -66,10 +70,19 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     r"""Create a tokenizer with one token per character, and one for `\boxed{`. The chat template
     adds BOS.
     """
+    return _character_tokenizer(CHARACTERS, r"\\boxed\{|[\s\S]")
+
+
+def tool_tokenizer() -> PreTrainedTokenizerFast:
+    """Create the same tokenizer for `TOOL_CHARACTERS`."""
+    return _character_tokenizer(TOOL_CHARACTERS, r"\\boxed\{|</?calculator>|[\s\S]")
+
+
+def _character_tokenizer(vocabulary: Sequence[str], split: str) -> PreTrainedTokenizerFast:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(CHARACTERS)}, unk_token=UNKNOWN))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|[\s\S]"), "isolated")
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(split), "isolated")
     core.decoder = decoders.Fuse()
     return _wrap(core, CHARACTER_CHAT_TEMPLATE)
 

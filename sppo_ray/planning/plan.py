@@ -318,7 +318,8 @@ def _host(
         for found in here:
             role = found.role.rpartition("-")[0] or found.role
             if role not in memories:
-                total += PROCESS["other"] * (1 + config.reward.processes)
+                pool = config.environment if role == "environment" else config.reward
+                total += PROCESS["other"] * (1 + (0 if pool is None else pool.processes))
                 continue
             memory = memories[role]
             total += memory.host_peak if on_cuda else memory.peak + PROCESS["train"] * (role != "rollout")

@@ -54,7 +54,7 @@ def bundles_of(config: RunConfig) -> list[Bundle]:
     """Return the bundles of a run, in a fixed order. Layout separate: one for each actor. Layout
     colocated: gpu-i with engine i, learner rank i and critic rank i; reward-*, reward.
     """
-    return [*_by_gpu(config, _separate_bundles(config)), *reward_bundles(config.reward)]
+    return [*_by_gpu(config, _separate_bundles(config)), *_judging_bundles(config)]
 
 
 def _by_gpu(config: RunConfig, ranks: Sequence[Bundle]) -> list[Bundle]:
@@ -114,6 +114,13 @@ def reward_model_names(reward: RewardSettings) -> list[list[str]]:
     ]
 
 
+def _judging_bundles(config: RunConfig | EvaluationConfig) -> list[Bundle]:
+    """Return the bundles of what answers and scores responses: environment, reward-*, reward."""
+    environment = config.environment
+    environments = [] if environment is None else [Bundle("environment", environment.cpus, 0.0)]
+    return [*environments, *reward_bundles(config.reward)]
+
+
 def serving_bundles_of(config: RunConfig | EvaluationConfig) -> list[Bundle]:
     """Return the bundles for sampling and scoring without training: rollout-*, reward-*."""
     rollout = config.rollout
@@ -121,7 +128,7 @@ def serving_bundles_of(config: RunConfig | EvaluationConfig) -> list[Bundle]:
         Bundle(f"rollout-{i}", rollout.cpus_per_worker, rollout.gpus_per_worker)
         for i in range(rollout.workers)
     ]
-    return [*workers, *reward_bundles(config.reward)]
+    return [*workers, *_judging_bundles(config)]
 
 
 def learning_bundles_of(config: RunConfig) -> list[Bundle]:
@@ -185,7 +192,7 @@ def fitted_cpus(config: RunConfig, cpus: float) -> RunConfig:
         ("critic", "cpus_per_rank"): config.critic.ranks if config.has_critic else 0,
         ("reference", "cpus_per_rank"): config.learner.ranks if config.has_reference else 0,
         ("reward", "cpus"): 1,
-    }
+    } | ({} if config.environment is None else {("environment", "cpus"): 1})
     is_free = {key: key[1] not in _section(config, key).model_fields_set for key in shares}
     free = {key: count for key, count in shares.items() if is_free[key]}
     unset = sum(count * getattr(_section(config, key), key[1]) for key, count in free.items())

@@ -26,7 +26,7 @@ from sppo_ray.protocols import Critic, Learner, Reference
 from sppo_ray.replay.records import RecordedStep
 from sppo_ray.rundir.weights_log import WeightRecord
 from sppo_ray.trainer.advantages import estimate
-from sppo_ray.trainer.updates import update_critic, update_metrics
+from sppo_ray.trainer.updates import action_values, update_critic, update_metrics
 from sppo_ray.types import NO_TOKENS, Minibatch, PromptValue, TokenRows, TrainingSample
 
 
@@ -36,11 +36,11 @@ class Rederived:
 
     # from the start's version to the target's
     weights: dict[int, WeightRecord] = field(default_factory=dict)
-    # by policy version: [response tokens] float32; empty if the sample did not use it
+    # by policy version: [action tokens] float32; empty if the sample did not use it
     logprobs: dict[int, list[np.ndarray]] = field(default_factory=dict)
     # prompt critic, by `ScoredTrajectory.group`
     values: dict[str, PromptValue] = field(default_factory=dict)
-    # token critic: [response tokens] per sample
+    # token critic: [action tokens] per sample
     token_values: list[np.ndarray] = field(default_factory=list)
     # with advantages from the recorded values and rewards
     samples: list[TrainingSample] = field(default_factory=list)
@@ -161,10 +161,7 @@ class Replay:
             await self._note_values(self._critic)
             if self._config.spec.critic == "token":
                 scored = [sample.scored for sample in samples]
-                self._found.token_values = await self._critic.token_values(
-                    TokenRows.of([s.prompt.token_ids for s in scored]),
-                    TokenRows.of([s.trajectory.response_ids for s in scored]),
-                )
+                self._found.token_values = await action_values(self._critic, scored)
         judged_together = [samples] if self._config.spec.needs == "step" else self._target.minibatches
         self._found.samples = [sample for part in judged_together for sample in self._estimated(part)]
 

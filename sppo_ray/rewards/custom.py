@@ -39,7 +39,8 @@ def load_custom_verifier(path: str, packages: Sequence[str] = ()) -> VerifierFun
     `packages`. Raises UserError when the path is malformed, leads outside, does not import or names
     nothing callable; the verifier raises UserError when the function does not return a number.
     """
-    return verifier_of(_import(path, packages), path)
+    function = import_object(path, f"reward.function.function {path!r}", packages)
+    return verifier_of(function, path)
 
 
 def verifier_of(function: Any, path: str) -> VerifierFunction:
@@ -212,8 +213,11 @@ def load_custom_answer(path: str) -> AnswerFunction:
     return answer
 
 
-def _import(path: str, packages: Sequence[str]) -> Any:
-    setting = f"reward.function.function {path!r}"
+def import_object(path: str, setting: str, packages: Sequence[str] | None = None) -> Any:
+    """Import what "package.module:name" names, which must be callable. `setting` names it in
+    messages. `packages`: see `load_custom_verifier`; None = no installed one, and no setting to
+    allow any. Raises UserError.
+    """
     module_name, separator, attribute = path.partition(":")
     if not (module_name and separator and attribute):
         raise UserError(f"{setting}: write it as package.module:function")
@@ -233,7 +237,7 @@ def _import(path: str, packages: Sequence[str]) -> Any:
     return function
 
 
-def _require_confined(setting: str, module_name: str, packages: Sequence[str]) -> None:
+def _require_confined(setting: str, module_name: str, packages: Sequence[str] | None) -> None:
     """Check the module's location before anything is imported. A missing module is reported by the
     import.
     """
@@ -252,6 +256,8 @@ def _require_confined(setting: str, module_name: str, packages: Sequence[str]) -
     if root is None:
         return
     if root.name in ("site-packages", "dist-packages"):
+        if packages is None:
+            raise UserError(f"{setting}: {top} is an installed package: write a module that uses it")
         if top in packages:
             return
         raise UserError(

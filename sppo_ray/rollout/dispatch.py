@@ -53,7 +53,9 @@ class Dispatcher:
             yield burst
 
     def hand_out(self) -> None:
-        """Send each request of the backlog to the least loaded worker that takes work."""
+        """Send each request of the backlog to the worker that it prefers, else to the least loaded
+        one, among those that take work.
+        """
         if self._closed:
             return
         able = [member for member in self._roster.members if member.health.takes_work]
@@ -71,14 +73,26 @@ class Dispatcher:
 
     def _shared_out(self, able: Sequence[Member]) -> list[tuple[Member, list[PendingRequest]]]:
         """The backlog by the worker that each request goes to; it is empty then."""
-        loads = [(member.in_flight, place) for place, member in enumerate(able)]
-        heapq.heapify(loads)
         batches: dict[int, list[PendingRequest]] = {}
+        self._to_preferred({member.name: place for place, member in enumerate(able)}, batches)
+        loads = [(member.in_flight + len(batches.get(p, ())), p) for p, member in enumerate(able)]
+        heapq.heapify(loads)
         while self.backlog:
             load, place = loads[0]
             heapq.heapreplace(loads, (load + 1, place))
             batches.setdefault(place, []).append(self.backlog.popleft())
         return [(able[place], batches[place]) for place in sorted(batches)]
+
+    def _to_preferred(self, places: dict[str, int], batches: dict[int, list[PendingRequest]]) -> None:
+        """Move the requests whose preferred worker is able from the backlog to its batch."""
+        if not any(pending.request.prefers for pending in self.backlog):
+            return
+        rest = [pending for pending in self.backlog if pending.request.prefers not in places]
+        for pending in self.backlog:
+            if pending.request.prefers in places:
+                batches.setdefault(places[pending.request.prefers], []).append(pending)
+        self.backlog.clear()
+        self.backlog.extend(rest)
 
     def abandon(self) -> None:
         """Drop all requests. Responses to them that still arrive are ignored."""

@@ -4,6 +4,9 @@
                               |--> fleet.generate greedily, scored  (ReMax) ------------+
                               '--> fleet.generate --trajectory--> reward_client.score --+--> RolloutBatch
 
+With an environment `Episodes` stands between the pipeline and the fleet; a trajectory is then an
+episode, and its environment's parts of the reward belong to its verdict (`scoring.py`).
+
 A cohort is the prompts of one step. The critic values them when they are dispatched, long before
 the first response is finished. Outcomes are ordered by the end of generation or by prompt, never by
 the end of scoring, so a run with one engine is reproducible.
@@ -13,14 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar
-
-import numpy as np
+from typing import Any, Literal, TypeVar
 
 from sppo_ray.errors import UserError
-from sppo_ray.protocols import Critic, RewardClient, ScoreRequest
+from sppo_ray.protocols import Critic, RewardClient
+from sppo_ray.rollout.episodes import Episodes, Generator
+from sppo_ray.rollout.scoring import Decode, score_responses
 from sppo_ray.rollout.tasks import end_tasks, mark_read
 from sppo_ray.seeding import derive_seed
 from sppo_ray.types import (
@@ -37,8 +40,6 @@ from sppo_ray.types import (
 )
 
 T = TypeVar("T")
-Decode = Callable[[Sequence[np.ndarray]], list[str]]
-"""Maps token ids of responses, [R] int32 each, to texts."""
 UNIT_RANGE = (0.0, 1.0)
 
 
@@ -56,12 +57,6 @@ class UnscoredTrajectory:
 
 
 Outcome = ScoredTrajectory | UnscoredTrajectory
-
-
-class Generator(Protocol):
-    def generate(
-        self, requests: Sequence[RolloutRequest], sampling: SamplingSettings
-    ) -> AsyncIterator[Sequence[Trajectory]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +134,11 @@ class SamplePipeline:
         seed: int,
         reward_range: tuple[float, float] = UNIT_RANGE,
         greedy_baseline: bool = False,
+        episodes: Episodes | None = None,
     ) -> None:
+        """`episodes`: with an environment, generates episodes with the fleet."""
         self._fleet = fleet
+        self._episodes = episodes
         self._critic = critic
         self._reward_client = reward_client
         self._decode = decode
@@ -182,14 +180,16 @@ class SamplePipeline:
         try:
             requests = build_requests(cohort.prompts, samples_per_prompt, self._seed, purpose)
             position_of = {request.request_id: position for position, request in enumerate(requests)}
-            async for burst in self._fleet.generate(requests, self._sampling):
+            async for burst in generated(
+                self._fleet, self._episodes, requests, self._sampling, cohort.prompts
+            ):
                 arrivals = []
                 for trajectory in burst:
                     position = position_of[trajectory.request_id]
                     index = position // samples_per_prompt
                     slot = cohort.slot_of(position)
                     arrivals.append(Arrival(cohort.prompts[index], index, trajectory, slot))
-                cohort.generated_tokens += sum(len(one.response_ids) for one in burst)
+                cohort.generated_tokens += sum(one.num_actions for one in burst)
                 self._start(self._finish(arrivals, values, baselines))
         except Exception as error:  # boundary: the loop raises it when it takes from the cohort
             cohort.fail(error)
@@ -223,9 +223,9 @@ class SamplePipeline:
         no_values.set_result([None] * len(requests))
         greedily = replace(self._sampling, temperature=0.0)
         try:
-            async for burst in self._fleet.generate(requests, greedily):
+            async for burst in generated(self._fleet, self._episodes, requests, greedily, cohort.prompts):
                 indices = [index_of[trajectory.request_id] for trajectory in burst]
-                cohort.generated_tokens += sum(len(trajectory.response_ids) for trajectory in burst)
+                cohort.generated_tokens += sum(trajectory.num_actions for trajectory in burst)
                 arrivals = [
                     Arrival(cohort.prompts[index], index, trajectory, baselines[index])
                     for index, trajectory in zip(indices, burst, strict=True)
@@ -243,14 +243,16 @@ class SamplePipeline:
     ) -> None:
         """Score a burst and set its outcomes. An error becomes the outcome of its samples."""
         try:
-            texts = self._decode([one.trajectory.response_ids for one in arrivals])
-            verdicts = await self._reward_client.score(
-                [ScoreRequest.of(one.prompt, text) for one, text in zip(arrivals, texts, strict=True)]
+            scored = await score_responses(
+                [(one.prompt, one.trajectory) for one in arrivals],
+                reward_client=self._reward_client,
+                decode=self._decode,
+                asks_function=self._episodes is None or self._episodes.asks_reward_function,
             )
         except Exception as error:  # boundary: the loop raises it when it takes the outcomes
             _fail([one.outcome for one in arrivals], error)
             return
-        for one, text, verdict in zip(arrivals, texts, verdicts, strict=True):
+        for one, (text, verdict) in zip(arrivals, scored, strict=True):
             try:
                 baseline = baselines[one.index] if baselines else None
                 outcome = await self._outcome(one, text, verdict, values, baseline)
@@ -288,10 +290,23 @@ class SamplePipeline:
         return scored if greedy is None else _with_baseline(scored, greedy)
 
 
+def generated(
+    fleet: Generator,
+    episodes: Episodes | None,
+    requests: Sequence[RolloutRequest],
+    sampling: SamplingSettings,
+    prompts: Sequence[Prompt],
+) -> AsyncIterator[Sequence[Trajectory]]:
+    """Return the stream of responses to `requests`: episodes where there is an environment."""
+    if episodes is None:
+        return fleet.generate(requests, sampling)
+    return episodes.generate(requests, sampling, {prompt.id: prompt for prompt in prompts})
+
+
 def _with_baseline(scored: ScoredTrajectory, greedy: Outcome) -> Outcome:
     if isinstance(greedy, UnscoredTrajectory):
         return UnscoredTrajectory(scored.prompt, scored.trajectory, f"greedy baseline: {greedy.reason}")
-    return replace(scored, baseline=GreedyBaseline(greedy.reward, len(greedy.trajectory.response_ids)))
+    return replace(scored, baseline=GreedyBaseline(greedy.reward, greedy.trajectory.num_actions))
 
 
 def _fail(futures: Sequence[asyncio.Future[Any]], error: BaseException) -> None:
@@ -328,6 +343,6 @@ def require_reward_in_range(
         return
     raise RewardOutOfRange(
         f"prompt {prompt.id}: the verifier returned {verdict.reward}, outside its range [{low:g}, {high:g}]: "
-        "rescale the reward "
-        "function, or declare its range in reward.function.range"
+        "rescale the reward function or the environment's rewards, or declare the range in "
+        "reward.function.range or environment.range"
     )

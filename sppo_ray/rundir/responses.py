@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from sppo_ray.types import Prompt, Trajectory, Verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _LOGPROBS = pa.list_(pa.field("element", pa.float64(), nullable=False))
 _TOKENS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 SCHEMA = pa.schema(
@@ -27,13 +27,15 @@ SCHEMA = pa.schema(
         pa.field("answer", pa.string()),  # as the verifier reads it; null = none
         pa.field("reward", pa.float64()),  # null = the verifier could not score it
         pa.field("reason", pa.string(), nullable=False),
-        pa.field("finish_reason", pa.string(), nullable=False),  # stop | length
+        pa.field("finish_reason", pa.string(), nullable=False),  # `types.FinishReason`
         pa.field("prompt_ids", _TOKENS, nullable=False),
         pa.field("response_ids", _TOKENS, nullable=False),  # stop token included
-        # nats, of the sampled tokens, after temperature
+        # nats, of the action tokens, after temperature
         pa.field("response_logprobs", _LOGPROBS, nullable=False),
         pa.field("worker", pa.string(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),  # generation
+        # of an episode: tokens of action, observation, action, ...; else null
+        pa.field("turn_lengths", _TOKENS),
     ],
     metadata={b"sppo_ray.response_schema": str(SCHEMA_VERSION).encode()},
 )
@@ -60,6 +62,7 @@ def response_row(
         "response_logprobs": trajectory.response_logprobs,
         "worker": trajectory.worker,
         "seconds": trajectory.seconds,
+        "turn_lengths": None if trajectory.turns is None else trajectory.turns.lengths.reshape(-1),
     }
 
 

@@ -32,13 +32,13 @@ from sppo_ray.types import (
     ScoredTrajectory,
     TrainingSample,
     Trajectory,
+    Turns,
 )
 
-SCHEMA_VERSION = 4
-_LACKS: dict[str, tuple[str, ...]] = {
-    "2": ("minibatch", "history_rate", "history_weight", "history_share"),
-    "3": ("history_rate", "history_weight", "history_share"),
-}
+SCHEMA_VERSION = 5
+_HISTORY = ("history_rate", "history_weight", "history_share")
+_TURNS = ("turn_lengths", "turn_versions", "turn_rewards", "turn_reason", "turn_seconds")
+_LACKS = {"2": ("minibatch", *_HISTORY, *_TURNS), "3": (*_HISTORY, *_TURNS), "4": _TURNS}
 """Earlier versions, still readable, with the columns that they lack."""
 _VERSION_KEY = b"sppo_ray.trajectory_schema"
 _ENDING = ".parquet"
@@ -67,9 +67,9 @@ SCHEMA = pa.schema(
         _field("extra", pa.string()),  # JSON object
         _field("response_text", pa.string()),
         _field("response_ids", _list(pa.int32())),  # stop token included
-        # nats, of the sampled tokens, the engine's
+        # nats, of the action tokens, the engine's
         _field("response_logprobs", _list(pa.float64())),
-        _field("finish_reason", pa.string()),  # stop | length
+        _field("finish_reason", pa.string()),  # `types.FinishReason`
         _field("policy_version", pa.int64()),  # of the first token
         _field("policy_version_end", pa.int64()),  # of the last token
         _field("staleness", pa.int64()),  # learner version at the update - policy_version
@@ -91,10 +91,17 @@ SCHEMA = pa.schema(
         pa.field("value", pa.float64()),
         pa.field("critic_version", pa.int64()),
         pa.field("surprise", pa.float64()),  # |reward - value|
-        _field("advantage", pa.float64()),  # mean over the response's tokens
+        _field("advantage", pa.float64()),  # mean over the action tokens
         _field("token_advantages", _list(pa.float64())),  # empty where all tokens share `advantage`
         _field("token_values", _list(pa.float64())),  # token critic, else empty
         _field("returns", _list(pa.float64())),  # token critic, else empty
+        # of an episode with K turns, else null: tokens of action, observation, action, ... [2 K]
+        pa.field("turn_lengths", _list(pa.int32())),
+        # policy version of each action's first and last token, [2 K]
+        pa.field("turn_versions", _list(pa.int64())),
+        pa.field("turn_rewards", _list(pa.float64())),  # the environment's parts, [K]
+        pa.field("turn_reason", pa.string()),
+        pa.field("turn_seconds", pa.float64()),  # in the environment
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -158,12 +165,22 @@ def to_table(
         "token_advantages": _lists(per_token, np.float64),
         "token_values": _lists([sample.token_values for sample in samples], np.float64),
         "returns": _lists([sample.returns for sample in samples], np.float64),
-    }
+    } | _turn_columns([one.turns for one in trajectories])
     arrays = [
         column if isinstance(column, pa.Array) else pa.array(column, SCHEMA.field(name).type)
         for name, column in columns.items()
     ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _turn_columns(turns: Sequence[Turns | None]) -> dict[str, list[Any]]:
+    return {
+        "turn_lengths": [None if one is None else one.lengths.reshape(-1) for one in turns],
+        "turn_versions": [None if one is None else one.versions.reshape(-1) for one in turns],
+        "turn_rewards": [None if one is None else one.rewards for one in turns],
+        "turn_reason": [None if one is None else one.reason for one in turns],
+        "turn_seconds": [None if one is None else one.seconds for one in turns],
+    }
 
 
 def _lists(rows: Sequence[np.ndarray], kind: type) -> pa.Array:
@@ -191,7 +208,7 @@ def to_minibatches(table: pa.Table) -> list[list[TrainingSample]]:
 
 def to_samples(table: pa.Table) -> list[TrainingSample]:
     """The inverse of `to_table`; samples are equal if their `extra` is valid JSON."""
-    lists = [field.name for field in SCHEMA if pa.types.is_list(field.type)]
+    lists = [field.name for field in SCHEMA if pa.types.is_list(field.type) and not field.nullable]
     columns = {name: _arrays(table[name]) for name in lists}
     rows = table.drop_columns(lists).to_pylist()
     return [
@@ -333,6 +350,7 @@ def _sample(row: dict[str, Any]) -> TrainingSample:
         policy_version_end=row["policy_version_end"],
         worker=row["worker"],
         seconds=row["seconds"],
+        turns=_turns(row),
     )
     value = (
         None if row["value"] is None else PromptValue(row["value_logit"], row["value"], row["critic_version"])
@@ -360,3 +378,15 @@ def _sample(row: dict[str, Any]) -> TrainingSample:
     )
     advantage = row["token_advantages"] if len(row["token_advantages"]) else row["advantage"]
     return TrainingSample(scored, advantage, row["shaped_reward"], row["token_values"], row["returns"])
+
+
+def _turns(row: dict[str, Any]) -> Turns | None:
+    if row["turn_lengths"] is None:
+        return None
+    return Turns(
+        lengths=np.array(row["turn_lengths"], dtype=np.int32).reshape(-1, 2),
+        versions=np.array(row["turn_versions"], dtype=np.int64).reshape(-1, 2),
+        rewards=np.array(row["turn_rewards"], dtype=np.float64),
+        reason=row["turn_reason"],
+        seconds=row["turn_seconds"],
+    )

@@ -24,7 +24,8 @@ from sppo_ray.models.critic_output import CriticLoss, logit
 from sppo_ray.protocols import Critic, PromptSource
 from sppo_ray.rollout.pipeline import RolloutBatch, SamplePipeline, UnscoredTrajectory
 from sppo_ray.trainer.recorder import Recorder
-from sppo_ray.types import NO_TOKENS, PromptValue, ScoredTrajectory, TokenRows, TrainingSample, Trajectory
+from sppo_ray.trainer.updates import action_values
+from sppo_ray.types import NO_TOKENS, PromptValue, ScoredTrajectory, TrainingSample, Trajectory
 
 
 class StalenessViolated(Exception):
@@ -179,10 +180,8 @@ class AdvantageEstimator:
     async def _token_values(self, scored: Sequence[ScoredTrajectory]) -> list[np.ndarray]:
         if self._spec.critic != "token" or self._critic is None:
             return [NO_TOKENS] * len(scored)
-        prompts = TokenRows.of([s.prompt.token_ids for s in scored])
-        responses = TokenRows.of([s.trajectory.response_ids for s in scored])
         with self._recorder.stage("values"):
-            values = await self._critic.token_values(prompts, responses)
+            values = await action_values(self._critic, scored)
         return [row.astype(np.float64) for row in values]
 
     def _require_fresh(self, step: int, version: int, trajectory: Trajectory) -> None:
@@ -223,7 +222,7 @@ def estimate(
     """Compute advantages, returns and shaped rewards. Pure.
 
     `scored` are samples that the algorithm `needs` together. `token_values` are the values of a
-    token critic of version `critic_version`, [response tokens] float64 per sample; NO_TOKENS
+    token critic of version `critic_version`, [action tokens] float64 per sample; NO_TOKENS
     without a token critic.
     """
     spec, settings = config.spec, config.algorithm
@@ -239,7 +238,7 @@ def estimate(
 
 
 def _rewarded(scored: ScoredTrajectory, token_values: np.ndarray, config: RunConfig) -> RewardedSample:
-    length, baseline = len(scored.trajectory.response_ids), scored.baseline
+    length, baseline = scored.trajectory.num_actions, scored.baseline
     return RewardedSample(
         group=scored.group,
         reward=config.shaped(scored.reward, length),

@@ -192,8 +192,8 @@ def _set_aside(path: Path) -> Path:
 
 
 _DECIDES_THE_RESULT = (
-    "seed", "algorithm.", "data.", "learner.", "critic.", "reward.function.", "loop.max_staleness",
-    "loop.minibatch_order",
+    "seed", "algorithm.", "data.", "learner.", "critic.", "reward.function.", "environment",
+    "loop.max_staleness", "loop.minibatch_order",
     "rollout.max_response_tokens", "rollout.temperature", "rollout.dtype",
 )  # fmt: skip
 _ADDED_LATER = {"critic.updates_per_minibatch": 1, "data.curriculum.floor": 1e-4}
@@ -201,6 +201,7 @@ _ADDED_LATER = {"critic.updates_per_minibatch": 1, "data.curriculum.floor": 1e-4
 _ONLY_DECIDES_HOW = (
     "cpus_per_rank", "gpus_per_rank", "attention", "timeout_s", "cpus_per_replica", "gpus_per_replica",
     ".replicas", ".url", ".key_variable", ".concurrency", ".retries", ".cache",
+    "environment.deadline_s", "environment.processes", "environment.memory_mib", "environment.cpus",
 )  # fmt: skip
 
 

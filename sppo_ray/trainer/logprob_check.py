@@ -9,8 +9,8 @@ rounding: weights that were not repacked, a KV cache of the previous version or 
 change it by tenths of a nat, float32 kernels by millionths, bfloat16 kernels by hundredths.
 
 Only tokens sampled with the learner's current weights can be compared: all tokens of a response
-that began with them, and the last token of a response that ended with them. With max_staleness > 0
-a first minibatch often has no such token.
+that began with them, and the last token of a response that ended with them; of an episode, those of
+its last turns. With max_staleness > 0 a first minibatch often has no such token.
 """
 
 from __future__ import annotations
@@ -105,16 +105,27 @@ def first_batch_limit(dtype: str, temperature: float, limit: float | None) -> fl
 
 
 def comparable_tokens(trajectory: Trajectory, version: int) -> int:
-    """Return the number of last tokens that were certainly sampled by policy `version`."""
+    """Return the number of last action tokens that were certainly sampled by policy `version`."""
     if trajectory.policy_version_end != version:
         return 0
-    return len(trajectory.response_ids) if trajectory.policy_version == version else 1
+    if trajectory.policy_version == version:
+        return trajectory.num_actions
+    if trajectory.turns is None:
+        return 1
+    count = 0
+    for (length, _), (first, last) in zip(
+        trajectory.turns.lengths[::-1].tolist(), trajectory.turns.versions[::-1].tolist(), strict=True
+    ):
+        count += 0 if last != version else length if first == version else 1
+        if first != version:
+            break
+    return count
 
 
 def check_first_batch(
     samples: Sequence[TrainingSample], logprobs: Sequence[np.ndarray], *, version: int, limit: float
 ) -> FirstBatch:
-    """Compare the engines' log-probs with the learner's `logprobs`, [response tokens] per sample.
+    """Compare the engines' log-probs with the learner's `logprobs`, [action tokens] per sample.
 
     `version` is the version of the learner's weights. Raises WeightMismatch naming the worst engine
     when its mean difference is above `limit` or NaN.

@@ -173,7 +173,7 @@ class Recorder:
         """
         samples = [sample for minibatch in minibatches for sample in minibatch]
         figures = (
-            dict(summarise_samples(samples, learner_version, self._config.reward.range[1])) if samples else {}
+            dict(summarise_samples(samples, learner_version, self._config.reward_range[1])) if samples else {}
         )
         self._trained_on += [
             (s.scored.value.value, s.shaped_reward) for s in samples if s.scored.value is not None

@@ -6,13 +6,14 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 
 from sppo_ray.evaluation.calibration import calibration
 from sppo_ray.evaluation.scores import BEST_REWARD, is_solved
 from sppo_ray.trainer.score_drift import is_score
-from sppo_ray.types import TrainingSample
+from sppo_ray.types import FinishReason, TrainingSample, Trajectory
 
 NEAR = 0.05
 """A value this close to 0 or 1 counts as near it."""
@@ -71,7 +72,7 @@ def _accuracy(samples: Sequence[TrainingSample], best_reward: float) -> dict[str
 
 def _responses(samples: Sequence[TrainingSample]) -> dict[str, float]:
     trajectories = [sample.scored.trajectory for sample in samples]
-    lengths = [len(trajectory.response_ids) for trajectory in trajectories]
+    lengths = [trajectory.num_actions for trajectory in trajectories]
     return (
         {"response/tokens": sum(lengths)}
         | _spread("response/length_", lengths)
@@ -82,6 +83,21 @@ def _responses(samples: Sequence[TrainingSample]) -> dict[str, float]:
                 [t.policy_version != t.policy_version_end for t in trajectories]
             )
         }
+        | _episodes([t for t in trajectories if t.turns is not None])
+    )
+
+
+def _episodes(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Describe the episodes of an environment. Empty without one."""
+    turns = [trajectory.turns for trajectory in trajectories if trajectory.turns is not None]
+    if not turns:
+        return {}
+    ends = Counter(trajectory.finish_reason for trajectory in trajectories)
+    return (
+        _spread("episode/turns_", [len(one.lengths) for one in turns])
+        | _spread("episode/observation_tokens_", [int(one.lengths[:, 1].sum()) for one in turns])
+        | _spread("episode/environment_seconds_", [one.seconds for one in turns])
+        | {f"episode/end_{reason}": ends[reason] / len(turns) for reason in get_args(FinishReason)}
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sppo_ray.config import RunConfig
+from sppo_ray.data.packing import action_mask
 from sppo_ray.protocols import Critic
-from sppo_ray.types import CriticBatch, TokenCriticBatch, TokenRows, TrainingSample
+from sppo_ray.types import CriticBatch, ScoredTrajectory, TokenCriticBatch, TokenRows, TrainingSample
 
 
 async def update_critic(
@@ -44,11 +45,28 @@ def _critic_batch(samples: Sequence[TrainingSample]) -> CriticBatch:
 
 
 def _token_critic_batch(samples: Sequence[TrainingSample]) -> TokenCriticBatch:
+    trajectories = [s.scored.trajectory for s in samples]
     return TokenCriticBatch(
         TokenRows.of([s.scored.prompt.token_ids for s in samples]),
-        TokenRows.of([s.scored.trajectory.response_ids for s in samples]),
+        TokenRows.of([trajectory.response_ids for trajectory in trajectories]),
         np.concatenate([np.asarray(s.returns, dtype=np.float32) for s in samples]),
+        action_mask(trajectories),
     )
+
+
+async def action_values(critic: Critic, scored: Sequence[ScoredTrajectory]) -> list[np.ndarray]:
+    """Return a token critic's value before each action token, [action tokens] float of each
+    sample.
+    """
+    trajectories = [one.trajectory for one in scored]
+    values = await critic.token_values(
+        TokenRows.of([one.prompt.token_ids for one in scored]),
+        TokenRows.of([trajectory.response_ids for trajectory in trajectories]),
+    )
+    return [
+        row if trajectory.turns is None else row[trajectory.turns.action_mask]
+        for row, trajectory in zip(values, trajectories, strict=True)
+    ]
 
 
 def _over_step(name: str, values: Sequence[float]) -> float:

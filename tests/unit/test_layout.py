@@ -34,7 +34,9 @@ LAYERS: list[set[str]] = [
     {"api", "compare"},
     {"cli", "library", "__main__", "__init__"},
 ]
-ACTORS_SEE = LAYERS[0] | {"protocols", "config", "algorithms", "data", "models", "rewards", "rollout"}
+ACTORS_SEE = LAYERS[0] | {
+    "protocols", "config", "algorithms", "data", "models", "rewards", "environments", "rollout"
+}  # fmt: skip
 SERVERS_SEE_NOT = {"trainer", "launch", "replay", "evaluation"}
 HEAVY = (
     "torch",

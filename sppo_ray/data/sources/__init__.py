@@ -17,13 +17,21 @@ from sppo_ray.data.sources.files import (
     peek_jsonl,
     peek_parquet,
 )
-from sppo_ray.data.sources.procedural import open_reasoning_gym, open_running_sum, open_vowels
+from sppo_ray.data.sources.procedural import (
+    open_guess_number,
+    open_product,
+    open_reasoning_gym,
+    open_running_sum,
+    open_vowels,
+)
 from sppo_ray.errors import UserError
 
 __all__ = ["Concatenation", "Source", "open_sources", "peek_sources"]
 
 _OPEN: dict[str, Callable[..., Source]] = {
     "running-sum": open_running_sum,
+    "guess-number": open_guess_number,
+    "product": open_product,
     "vowels": open_vowels,
     "parquet": open_parquet,
     "jsonl": open_jsonl,

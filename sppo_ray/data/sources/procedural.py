@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from sppo_ray.config import ReasoningGymData, RunningSumData, VowelsData
+from sppo_ray.config import GuessNumberData, ProductData, ReasoningGymData, RunningSumData, VowelsData
 from sppo_ray.errors import UserError
 from sppo_ray.types import Example
 
@@ -18,7 +18,11 @@ class _ProceduralSource(ABC):
 
     procedural = True
 
-    def __init__(self, settings: RunningSumData | VowelsData | ReasoningGymData, name: str) -> None:
+    def __init__(
+        self,
+        settings: RunningSumData | VowelsData | GuessNumberData | ProductData | ReasoningGymData,
+        name: str,
+    ) -> None:
         self.name = name
         self._size = settings.size
         self._label = settings.name
@@ -59,6 +63,32 @@ class RunningSumSource(_ProceduralSource):
         return text, truth, {}
 
 
+class GuessNumberSource(_ProceduralSource):
+    """Numbers to find; see `sppo_ray.environments.guess_number`."""
+
+    def __init__(self, settings: GuessNumberData, name: str) -> None:
+        super().__init__(settings, name)
+        self._seed = settings.seed
+
+    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
+        from sppo_ray.environments.guess_number import generate_example
+
+        return *generate_example(row, seed=self._seed), {}
+
+
+class ProductSource(_ProceduralSource):
+    """Products; see `sppo_ray.environments.product`."""
+
+    def __init__(self, settings: ProductData, name: str) -> None:
+        super().__init__(settings, name)
+        self._seed = settings.seed
+
+    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
+        from sppo_ray.environments.product import generate_example
+
+        return *generate_example(row, seed=self._seed), {}
+
+
 class VowelsSource(_ProceduralSource):
     """The package's task of preferences; see `sppo_ray.environments.vowels`. It has no ground
     truth.
@@ -96,6 +126,14 @@ class ReasoningGymSource(_ProceduralSource):
 
 def open_running_sum(settings: RunningSumData, name: str, where: str) -> RunningSumSource:
     return RunningSumSource(settings, name)
+
+
+def open_guess_number(settings: GuessNumberData, name: str, where: str) -> GuessNumberSource:
+    return GuessNumberSource(settings, name)
+
+
+def open_product(settings: ProductData, name: str, where: str) -> ProductSource:
+    return ProductSource(settings, name)
 
 
 def open_vowels(settings: VowelsData, name: str, where: str) -> VowelsSource:

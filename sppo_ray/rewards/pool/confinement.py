@@ -55,7 +55,14 @@ def environment(function: RewardFunction) -> dict[str, str]:
     """Return the environment of the verifier processes, with this process's import path, so that
     they find the same custom function.
     """
-    if isinstance(function, UserReward) and not function.confined:
+    return variables(is_unconfined=isinstance(function, UserReward) and not function.confined)
+
+
+def variables(*, is_unconfined: bool) -> dict[str, str]:
+    """Return the variables of a process that reads model output. An unconfined one has all except
+    the cluster's keys.
+    """
+    if is_unconfined:
         kept = {name: value for name, value in os.environ.items() if name not in _KEYS_OF_THE_CLUSTER}
     else:
         kept = {

@@ -76,8 +76,8 @@ class Desk:
 
 
 def main() -> None:
-    _die_with_parent(int(sys.argv[1]))
-    requests, replies = _private_pipes()
+    die_with_parent(int(sys.argv[1]))
+    requests, replies = private_pipes()
     control = os.fdopen(int(sys.argv[2]), "wb")
     setup = pickle.load(requests)
     try:
@@ -134,9 +134,9 @@ def _end_code(desk: Desk, control: BinaryIO, **life: int) -> int:
 
 def _live(desk: Desk, control: BinaryIO, *, keeper: int, generation: int, last_exit: int) -> int:
     """Run a child; returns its exit code."""
-    address_space = _address_space_meter()
+    address_space = address_space_meter()
     confine_child(desk.verifier, keeper)  # a child must end with the keeper
-    retire_above = _limit_memory(address_space(), desk.memory_mib)
+    retire_above = limit_memory(address_space(), desk.memory_mib)
     ready = {"ready": generation, "pid": os.getpid(), "last_exit": last_exit, "missing": desk.missing}
     _write(control, ready | {"failure_is_wrong": desk.verifier.failure_is_wrong})
     control.close()
@@ -231,7 +231,7 @@ def _short(answer: str | None) -> str | None:
     )
 
 
-def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
+def private_pipes() -> tuple[BinaryIO, BinaryIO]:
     """Keep the parent's pipes for the protocol: a verifier prints to stderr and reads empty
     input.
     """
@@ -248,7 +248,7 @@ def _write(pipe: BinaryIO, message: dict[str, Any]) -> None:
     pipe.flush()
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Ask the kernel for SIGKILL when the parent ends: a verifier stuck inside C code would never
     see the end of stdin.
     """
@@ -257,7 +257,7 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _limit_memory(now: int, growth_mib: int) -> int:
+def limit_memory(now: int, growth_mib: int) -> int:
     """Limit the address space to its current size plus `growth_mib`. Returns the size, in bytes,
     above which to retire.
     """
@@ -266,7 +266,7 @@ def _limit_memory(now: int, growth_mib: int) -> int:
     return now + growth_mib * _MIB // 2
 
 
-def _address_space_meter() -> Callable[[], int]:
+def address_space_meter() -> Callable[[], int]:
     """Return a function that measures the address space; it opens the file now, because a confined
     process cannot.
     """

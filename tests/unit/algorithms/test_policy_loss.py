@@ -410,7 +410,7 @@ def test_sharding_over_ranks_changes_nothing(
         for micro in (micro for rank in minibatch.ranks for micro in rank):
             batch = to_tensors(replace(micro, reference_logprobs=micro.old_logprobs))
             # Stands for the model: a log-prob that depends on the token alone.
-            logprobs = batch.old_logprobs + 0.5 * torch.tensor(micro.response_ids).float().sin()
+            logprobs = batch.old_logprobs + 0.5 * torch.tensor(micro.action_ids).float().sin()
             part = training_loss(logprobs, logprobs.exp(), batch, settings_of(chosen), scale)
             loss += part.loss.item()
             clipped += (part.sums["clip_fraction_low"] + part.sums["clip_fraction_high"]).item()

@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from sppo_ray.cli.main import main
-from sppo_ray.config import CustomReward, MathReward, RewardSettings
+from sppo_ray.config import CustomReward, EnvironmentSettings, MathReward, RewardSettings
 from sppo_ray.config.loading import dump_config, load_config
 from sppo_ray.config.permissions import Grants, asks_for, flags_for
 
@@ -40,6 +42,29 @@ def test_what_settings_ask_for() -> None:
     ]
     assert asked(CustomReward(function="a.b:c", packages=("x",))) == [("module", "a.b"), ("package", "x")]
     assert asked(Free(function="a.b:c")) == [("module", "a.b"), ("unconfined", "a.b")]
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({"type": "guess-number"}, []),
+        ({"type": "tools", "tools": [{"type": "calculator"}, {"type": "python"}]}, []),
+        ({"type": "custom", "environment": "a.b:C"}, [("module", "a.b")]),
+        (
+            {"type": "custom", "environment": "a.b:C", "confined": False},
+            [("module", "a.b"), ("unconfined", "a.b")],
+        ),
+        (
+            {"type": "tools", "tools": [{"type": "python"}, {"type": "function", "function": "a:f"}]},
+            [("module", "a"), ("unconfined", "a")],
+        ),
+    ],
+)
+def test_what_an_environment_asks_for(environment: dict[str, Any], wanted: list[tuple[str, str]]) -> None:
+    read = TypeAdapter(EnvironmentSettings).validate_python(environment | {"max_turn_tokens": 8})
+    found = asks_for(RewardSettings(), read)
+    assert [(one.kind, one.name) for one in found] == wanted
+    assert all(one.setting.startswith("environment.") for one in found)
 
 
 def test_what_grants_cover() -> None:

@@ -20,7 +20,8 @@ COLOCATED = {
 
 
 def test_the_recipes_that_ship() -> None:
-    others = ("quickstart", "long-sum", "smollm2-arithmetic", "preference")
+    tasks = ("calculator-tool", "guess-number", "preference")
+    others = ("quickstart", "long-sum", "smollm2-arithmetic", *tasks)
     assert recipe_names() == sorted([*PAPER, *COLOCATED, *others])
 
 

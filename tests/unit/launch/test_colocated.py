@@ -317,6 +317,9 @@ class Factory:
     async def reference(self, _: Path) -> None:
         return None
 
+    async def environment_client(self) -> None:
+        return None
+
     async def reward_client(self) -> Reward:
         return Reward()
 

@@ -40,6 +40,7 @@ from sppo_ray.types import (
 )
 
 HISTORY = ("history_rate", "history_weight", "history_share")
+TURNS = ("turn_lengths", "turn_versions", "turn_rewards", "turn_reason", "turn_seconds")
 
 
 def make_sample(
@@ -76,8 +77,9 @@ def test_derived_columns() -> None:
 def test_every_column_is_filled_and_no_field_may_be_missing() -> None:
     table = to_table(1, [make_sample()], 4)
     assert table.schema.equals(SCHEMA, check_metadata=True)
-    # only ReMax has a greedy response, only spo and sppo can have a tracker
-    without = {"baseline_reward", "baseline_tokens", *HISTORY}
+    # only ReMax has a greedy response, only spo and sppo can have a tracker, only an environment
+    # has turns
+    without = {"baseline_reward", "baseline_tokens", *HISTORY, *TURNS}
     assert {name for name in table.column_names if table[name].null_count} == without
     # A critic, a greedy response and a tracker are what an algorithm may do without.
     critic = {"value_logit", "value", "critic_version", "surprise"}
@@ -137,7 +139,7 @@ def test_the_history_of_a_prompt_comes_back(tmp_path: Path) -> None:
 def test_a_file_of_schema_3_is_read_without_histories(tmp_path: Path) -> None:
     table = to_table(1, [make_sample()], 4)
     path = write_step(tmp_path, table)
-    older = table.drop_columns(list(HISTORY))
+    older = table.drop_columns([*HISTORY, *TURNS])
     pq.write_table(older.replace_schema_metadata({"sppo_ray.trajectory_schema": "3"}), path)
     assert read_step(tmp_path, 1).schema.equals(SCHEMA, check_metadata=True)
     assert to_minibatches(read_step(tmp_path, 1)) == [[make_sample()]]
@@ -152,7 +154,7 @@ def test_a_file_of_schema_2_is_read_without_its_minibatches(tmp_path: Path) -> N
     path = write_step(tmp_path, to_table(1, samples, 4))
     older = (
         to_table(1, samples, 4)
-        .drop_columns(["minibatch", *HISTORY])
+        .drop_columns(["minibatch", *HISTORY, *TURNS])
         .replace_schema_metadata({"sppo_ray.trajectory_schema": "2"})
     )
     pq.write_table(older, path)
@@ -161,6 +163,16 @@ def test_a_file_of_schema_2_is_read_without_its_minibatches(tmp_path: Path) -> N
     assert read_step(tmp_path, 1, columns=["reward"])["reward"].to_pylist() == [1.0, 0.0]
     with pytest.raises(UserError, match="recorded by an older release"):
         to_minibatches(read_step(tmp_path, 1))
+
+
+def test_a_file_from_before_environments_is_read_without_turns(tmp_path: Path) -> None:
+    samples = [make_sample(), make_sample(reward=0.0)]
+    path = write_step(tmp_path, to_table(1, samples, 4))
+    table = to_table(1, samples, 4)
+    older = table.drop_columns(list(TURNS))
+    pq.write_table(older.replace_schema_metadata({"sppo_ray.trajectory_schema": "4"}), path)
+    assert read_step(tmp_path, 1).schema.equals(SCHEMA, check_metadata=True)
+    assert to_minibatches(read_step(tmp_path, 1)) == [samples]
 
 
 def test_a_table_crosses_the_wire_as_arrow() -> None:
@@ -210,7 +222,7 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     pq.write_table(
         to_table(3, [make_sample()], 4).replace_schema_metadata({"sppo_ray.trajectory_schema": "9"}), path
     )
-    with pytest.raises(UserError, match="has trajectory schema 9, not 4"):
+    with pytest.raises(UserError, match="has trajectory schema 9, not 5"):
         read_step(tmp_path, 3)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="step-000003.parquet: cannot be read"):

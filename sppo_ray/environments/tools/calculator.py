@@ -1,0 +1,64 @@
+"""The calculator tool: exact arithmetic of integers and decimals, without evaluating Python."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from decimal import Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
+
+MAX_CHARS = 200
+MAX_DIGITS = 60
+_OPERATIONS: dict[type, Callable[[Decimal, Decimal], Decimal]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: lambda a, b: (a / b).to_integral_value("ROUND_FLOOR"),
+    ast.Mod: lambda a, b: a - b * (a / b).to_integral_value("ROUND_FLOOR"),
+}
+
+
+class CannotCalculate(ValueError):
+    """The expression has no value; the message is for the policy."""
+
+
+def calculate(expression: str) -> str:
+    """Return the value of an expression in + - * / // % ** and brackets, e.g. "0.3" for "0.1+0.2".
+
+    Numbers have up to 60 digits, so 1/3 is rounded there. Raises CannotCalculate.
+    """
+    if len(expression) > MAX_CHARS:
+        raise CannotCalculate(f"the expression has more than {MAX_CHARS} characters")
+    try:
+        tree = ast.parse(expression.strip().replace("^", "**").replace(",", ""), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise CannotCalculate("not an arithmetic expression") from None
+    with localcontext(prec=MAX_DIGITS, Emax=MAX_DIGITS, Emin=-MAX_DIGITS):
+        try:
+            return _text(_value(tree.body))
+        except DivisionByZero:
+            raise CannotCalculate("division by zero") from None
+        except (InvalidOperation, Overflow, RecursionError):
+            raise CannotCalculate("the number is too large or not defined") from None
+
+
+def _value(node: ast.expr) -> Decimal:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return Decimal(str(node.value))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        return -_value(node.operand) if isinstance(node.op, ast.USub) else _value(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+        return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        exponent = _value(node.right)
+        if abs(exponent) > 1000:
+            raise InvalidOperation
+        return _value(node.left) ** exponent
+    raise CannotCalculate("only numbers, + - * / // % ** and brackets are known")
+
+
+def _text(value: Decimal) -> str:
+    if value == value.to_integral_value():
+        return str(int(value))
+    return format(value.normalize(), "f")

@@ -1,0 +1,51 @@
+"""Environments in a run's settings: what does not work together is refused with its remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from sppo_ray.config.loading import load_config
+from sppo_ray.errors import UserError
+from sppo_ray.planning.resources import bundles_of, learning_bundles_of, serving_bundles_of
+from sppo_ray.trainer.checkpoint import resumable_settings
+
+CUSTOM = "--environment={type: custom, environment: 'games:Game', max_turn_tokens: 8, %s}"
+
+
+def test_a_run_without_an_environment_has_no_trace_of_one() -> None:
+    config = load_config("quickstart")
+    assert config.environment is None and config.reward_range == config.reward.range
+    assert [bundle.role for bundle in bundles_of(config)] == ["rollout-0", "learner-0", "critic-0", "reward"]
+
+
+def test_an_environment_has_an_actor_of_its_own() -> None:
+    config = load_config("guess-number")
+    roles = [bundle.role for bundle in bundles_of(config)]
+    assert roles == ["rollout-0", "learner-0", "critic-0", "environment", "reward"]
+    assert [bundle.role for bundle in learning_bundles_of(config)] == ["learner-0", "critic-0"]
+    assert [bundle.role for bundle in serving_bundles_of(config)] == ["rollout-0", "environment", "reward"]
+    assert config.logical_cpus() == pytest.approx(sum(bundle.cpus for bundle in bundles_of(config)))
+    assert config.logical_cpus() <= 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        ("guess-number", "--environment=null", "game of several turns: set environment.type to guess-number"),
+        ("guess-number", "--environment.max_turn_tokens=64", "exceeds rollout.max_response_tokens 32"),
+        ("quickstart", "--environment={type: guess-number}", "max_turn_tokens"),
+        ("quickstart", CUSTOM % "range: [-1, 1]", "with an environment: environment.range"),
+        ("quickstart", CUSTOM % "scored_by: function", "with an environment: environment.range"),  # 1 + 1
+        ("quickstart", CUSTOM.replace("games:Game", "games.py") % "", "is no import path"),
+    ],
+)
+def test_what_cannot_work_is_refused(recipe: str, override: str, message: str) -> None:
+    with pytest.raises((UserError, ValueError), match=message):
+        load_config(recipe, [override])
+
+
+def test_a_resumed_run_has_the_same_rules() -> None:
+    config = load_config("guess-number")
+    kept = resumable_settings(config)
+    assert kept["environment.max_turns"] == 4 and "environment.processes" not in kept
+    assert resumable_settings(load_config("quickstart"))["environment"] is None
