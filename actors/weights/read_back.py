@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from actors.weights.device_digest import device_digest
 
@@ -53,8 +53,9 @@ class ReadBack:
     def watch(self, parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Pass contiguous parameters on to the loaders."""
         for name, parameter in parameters:
-            parts = (place.part_of(parameter) for place in self._places[name])
-            self._expected[name] = [device_digest(part.contiguous()) for part in parts]
+            with _disable_current_modes():  # a ledger that counts the loaders' copies
+                parts = (place.part_of(parameter) for place in self._places[name])
+                self._expected[name] = [device_digest(part.contiguous()) for part in parts]
             yield name, parameter
 
     def num_found(self) -> int:

@@ -49,7 +49,7 @@ def report_html(run_dir: Path) -> str:
     rows = read_metrics(run_dir)
     layout = {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_clean, **layout)
-    template = (resources.files("sppo_ray") / "display" / "report.html").read_text(encoding="utf-8")
+    template = (resources.files("sppo_ray") / "display" / "report_page.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         run=run_dir.resolve().name,
         made=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),

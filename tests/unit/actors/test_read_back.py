@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from actors.weights.ledger import LoadLedger
 from actors.weights.read_back import ReadBack, find_places, is_readable
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -111,6 +112,20 @@ def test_a_dry_run_changes_nothing() -> None:
 def test_memory_of_another_data_type_holds_the_rounded_values() -> None:
     model = Toy(dtype=torch.bfloat16)
     assert loaded(model).num_found() == 6
+
+
+def test_the_copies_of_a_comparison_are_not_those_of_a_load() -> None:
+    model = Toy(0, 2, dtype=torch.bfloat16)
+    found = ReadBack(model, {"down_proj": (4, 8)}, torch.float32)
+    buffer = torch.ones(4, 8)
+    ledger = LoadLedger(4)
+    ledger.watch(buffer, {"down_proj": (0, buffer.nbytes)})
+    with ledger:
+        watched = list(found.watch([("down_proj", buffer)]))  # rounded and cut, to be compared
+    assert ledger.num_loaded(2) == 0
+    with ledger:
+        model.load_weights(watched)
+    assert ledger.num_loaded(2) == found.num_found() == 1
 
 
 def test_packed_weights_cannot_be_read() -> None:

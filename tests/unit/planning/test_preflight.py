@@ -127,7 +127,7 @@ def test_all_settings_of_a_run_are_checked_without_making_anything(
     with pytest.raises(UserError, match="no such built-in model"):
         check_settings(load_config("quickstart", ["--critic.model=builtin:runnin"]))
     with pytest.raises(UserError, match="no such directory; give a Transformers checkpoint"):
-        check_settings(load_config("quickstart", ["--learner.model=models/none"]))
+        check_settings(load_config("quickstart", ["--learner.model=./models/none"]))
     custom = ["--reward.function={type: custom, function: 'no_such.module:f'}"]
     with pytest.raises(UserError, match="no module no_such.module"):
         check_settings(load_config("quickstart", custom))
