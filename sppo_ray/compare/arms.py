@@ -38,6 +38,7 @@ SHARED: Mapping[str, str] = {
     "learner.model": "every arm starts from the same weights; give it for all arms",
     "rollout": "every arm has the same engines; give it for all arms",
     "reward": "every arm has the same verifier; give it for all arms",
+    "environment": "every arm has the same environment; give it for all arms",
 }
 """Settings that an arm may not change, and the remedy."""
 

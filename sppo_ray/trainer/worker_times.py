@@ -24,7 +24,7 @@ LABELS = {
     "critic": dict.fromkeys(("values", "update", "token_values", "token_update"), "critic") | _FILES,
     "reference": {"logprobs": "reference"},
     "reward": {"score": "reward"},
-    "environment": {"step": "step"},
+    "environment": {"step": "answer"},
 }
 """What a worker of a role is busy with during a call, by the method's name."""
 

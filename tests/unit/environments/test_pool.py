@@ -14,6 +14,7 @@ import pytest
 from sppo_ray.config.environment import CustomEnvironment, EnvironmentSettings, GuessNumberEnvironment
 from sppo_ray.environments.base import Row, StepRequest, StepResult
 from sppo_ray.environments.pool.pool import EnvironmentPool
+from sppo_ray.environments.registry import build_environment
 from sppo_ray.errors import UserError
 
 MODULE = "tests.unit.environments.environments_for_tests"
@@ -110,7 +111,9 @@ def test_one_that_kills_its_process_twice_is_an_error_and_the_others_go_on() -> 
     with_pool(custom(), use)
 
 
-def test_a_process_that_is_frozen_or_blocked_is_replaced() -> None:
+def test_a_process_that_is_frozen_or_blocked_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sppo_ray.environments.pool.pool._SLACK_S", 0.2)
+
     async def use(pool: EnvironmentPool) -> None:
         pid = int((await play(pool, "pid")).observation.text)
         os.kill(pid, signal.SIGSTOP)
@@ -123,7 +126,9 @@ def test_a_process_that_is_frozen_or_blocked_is_replaced() -> None:
     with_pool(custom(deadline_s=0.3), use)
 
 
-def test_plain_functions_run_side_by_side_in_threads() -> None:
+def test_plain_functions_run_side_by_side_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sppo_ray.environments.pool.pool._SLACK_S", 0.2)
+
     async def use(pool: EnvironmentPool) -> None:
         assert (await play(pool, "a", "b", "c")).observation.text == "3"
         assert (await play(pool, "block", name="f")).error == "no answer within 0.3 s"
@@ -156,7 +161,12 @@ def test_waiting_tools_do_not_wait_for_each_other() -> None:
 def test_an_environment_that_cannot_be_built_is_named(environment: str, message: str) -> None:
     settings = CustomEnvironment(environment=environment, max_turn_tokens=8)
     with pytest.raises(UserError, match=message):
-        with_pool(settings, lambda pool: pool.ready())
+        build_environment(settings)
+
+
+def test_a_pool_passes_on_why_its_environment_cannot_be_built() -> None:
+    with pytest.raises(UserError, match="has no method step"):
+        with_pool(custom("NoStep"), lambda pool: pool.ready())
 
 
 def test_a_process_sees_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,22 @@ def test_work_is_shared_equally() -> None:
     assert [w.batches for w in workers] == [[4], [3]]  # 7 = 4 + 3, one call each
 
 
+def test_a_next_turn_goes_where_its_prefix_is_cached_and_the_rest_evens_out() -> None:
+    workers = [FakeWorker("rollout-0"), FakeWorker("rollout-1")]
+    harness = Harness({w.name: [w] for w in workers})
+    # three prefer rollout-1, which leaves the other three to rollout-0; rollout-9 is gone
+    wishes = ["rollout-1", "", "rollout-1", "rollout-9", "rollout-1", ""]
+
+    async def collect(count: int) -> list[Trajectory]:
+        requests = [RolloutRequest(f"r{i}", "p", (1, 2), i, prefers=wish) for i, wish in enumerate(wishes)]
+        return [one async for burst in harness.fleet.generate(requests, SAMPLING) for one in burst]
+
+    harness.collect = collect  # type: ignore[method-assign]
+    served = {one.request_id: one.worker for one in run(harness, len(wishes))}
+    assert len(served) == 6 and {served["r0"], served["r2"], served["r4"]} == {"rollout-1"}
+    assert [w.batches for w in workers] == [[3], [3]]
+
+
 def test_a_death_loses_and_repeats_nothing() -> None:
     first, heir, other = (
         FakeWorker("rollout-0", dies_after=2),
