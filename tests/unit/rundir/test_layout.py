@@ -255,7 +255,6 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 BELOW = {
     "sppo_ray/config/permissions.py",
     "sppo_ray/models/exported_critic.py",
-    "sppo_ray/display/report.py",  # its template has the name of the report
 }
 NAMES = {
     value
