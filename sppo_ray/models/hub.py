@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,11 +100,15 @@ def _snapshot(model: HubModel, report: Report) -> Path:
     if find_spec("huggingface_hub") is None:
         raise UserError(f"model {model}: needs a package that is not installed: pip install huggingface_hub")
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import DryRunError
+    from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
 
     files = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
     here = f"neither a directory here nor (whole) in the cache {constants.HF_HUB_CACHE}, and "
     away = "fetch it where there is a network with `hf download NAME --local-dir DIR`, and give DIR"
+    if model.revision is not None and re.fullmatch("[0-9a-f]{40}", model.revision):
+        with suppress(LocalEntryNotFoundError):  # a commit never changes, so the hub is not asked
+            local = {"revision": model.revision, "local_files_only": True}
+            return Path(snapshot_download(model.repository, **local, **files))
     with explained(f"model {model}", here=here, away=away):
         try:
             listed = snapshot_download(model.repository, revision=model.revision, dry_run=True, **files)

@@ -94,5 +94,5 @@ def test_a_model_of_the_hub_is_fetched_once_and_a_resumed_run_takes_the_same(tmp
         served.repositories["org/sums"].files["added.txt"] = b"a newer commit"
         served.requests.clear()
         sppo_ray(tmp_path, *words, "--resume", "--loop.steps=3", **environment)
-        assert served.requests == []
+        assert not [request for request in served.requests if "org/sums" in request]
     assert json.loads((tmp_path / "run/job.json").read_text())["models"] == {"org/sums": commit}

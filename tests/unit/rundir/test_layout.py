@@ -252,7 +252,10 @@ def test_a_run_is_finished_when_its_summary_says_so(tmp_path: Path, summary: str
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # Layers below rundir, which cannot import it: what they name is compared with the layout instead.
-BELOW = {"sppo_ray/config/permissions.py", "sppo_ray/models/exported_critic.py"}
+BELOW = {
+    "sppo_ray/config/permissions.py",
+    "sppo_ray/models/exported_critic.py",
+}
 NAMES = {
     value
     for name, value in vars(layout).items()
