@@ -46,6 +46,10 @@ def confined(config: RunConfig, settings: ApiSettings) -> RunConfig:
     tree = config.model_dump(mode="json")
     for section in ("train", "held_out"):
         for number, source in enumerate(tree["data"][section]):
+            if source["type"] == "hf":
+                raise _on_the_hub(
+                    f"data.{section}.{number}.dataset", source["dataset"], "--repo-type dataset "
+                )
             if "path" in source:
                 where = f"data.{section}.{number}.path"
                 path = allowed_path(source["path"], settings, where)
@@ -74,13 +78,17 @@ def confined(config: RunConfig, settings: ApiSettings) -> RunConfig:
 def _allowed_model(model: str, settings: ApiSettings, where: str) -> Path:
     path = allowed_path(model, settings, where)
     if parse_name(model) is not None and not path.exists():
-        detail = (
-            f"{where}: there is no directory {model!r} below those that this server allows, and its jobs do "
-            "not download from the hub: fetch the model there with `hf download NAME --local-dir DIR`"
-        )
-        errors = [FieldError(path=where, message="no such directory")]
-        raise ApiProblem(400, detail, kind="path-outside", errors=errors)
+        raise _on_the_hub(where, model)
     return path
+
+
+def _on_the_hub(where: str, name: str, options: str = "") -> ApiProblem:
+    detail = (
+        f"{where}: there is no directory {name!r} below those that this server allows, and its jobs do "
+        f"not download from the hub: fetch it there with `hf download {options}NAME --local-dir DIR`"
+    )
+    errors = [FieldError(path=where, message="no such directory")]
+    return ApiProblem(400, detail, kind="path-outside", errors=errors)
 
 
 def require_as_stored(config: RunConfig, settings: ApiSettings) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sppo_ray.config import DataSource, RunConfig
+from sppo_ray.config import RunConfig
+from sppo_ray.config.data import source_name
 from sppo_ray.config.outside_yaml import write_yaml
 from sppo_ray.formatting import format_fraction, format_seconds
 from sppo_ray.models.hub import parse_name
@@ -100,8 +101,8 @@ def _head(config: RunConfig, base: str) -> Iterator[str]:
 def _training(config: RunConfig, base: str, summary: Summary | None) -> Iterator[str]:
     reward = json.dumps(config.reward.function.model_dump(mode="json"), ensure_ascii=False)
     yield f"- **Base**: {base}"
-    yield f"- **Data**: {', '.join(_source(source) for source in config.data.train)}"
-    yield f"- **Held out**: {', '.join(_source(source) for source in config.data.held_out) or 'none'}"
+    yield f"- **Data**: {', '.join(source_name(source) for source in config.data.train)}"
+    yield f"- **Held out**: {', '.join(source_name(source) for source in config.data.held_out) or 'none'}"
     yield f"- **Reward**: `{reward}`"
     yield f"- **Algorithm**: {config.algorithm.type}, seed {config.seed}"
     yield f"- **Learning rate**: {config.learner.optimizer.lr:g} ({config.learner.optimizer.schedule})"
@@ -124,10 +125,6 @@ def _scores(scores: Mapping[str, Any]) -> Iterator[str]:
 
 def _number(value: float | None) -> str:
     return format_fraction(float("nan") if value is None else value)
-
-
-def _source(source: DataSource) -> str:
-    return source.name or Path(source.path).stem
 
 
 def _published(node: Any) -> Any:

@@ -84,10 +84,19 @@ def test_a_relative_path_of_a_run_is_refused_with_the_remedy(runs: Path, tmp_pat
     assert (asked.status, asked.kind) == (409, "relative-path")
 
 
-def test_a_server_does_not_download_from_the_hub(runs: Path, tmp_path: Path) -> None:
-    stopped(runs, "--learner.model=org/none")
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("--learner.model=org/none", "learner.model"),
+        ("--data.train=[{type: hf, dataset: org/none}]", "data.train.0.dataset"),
+    ],
+)
+def test_a_server_does_not_download_from_the_hub(
+    override: str, field: str, runs: Path, tmp_path: Path
+) -> None:
+    stopped(runs, override)
     asked = refused({"run_name": "first", "resume": True}, runs, allow=(tmp_path,))
-    assert (asked.status, asked.kind, asked.errors[0].path) == (400, "path-outside", "learner.model")
+    assert (asked.status, asked.kind, asked.errors[0].path) == (400, "path-outside", field)
     assert "hf download" in asked.detail
 
 
