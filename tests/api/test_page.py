@@ -286,7 +286,7 @@ def test_the_cursor_reads_a_step_off_every_chart(open_page: Callable[..., Any], 
     expect(page.locator(".chart canvas")).to_have_count(11)
     box = page.locator(".chart .u-over").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)  # the middle of 0 to 30
-    expect(page.locator(".chart:not(.wide) .where")).to_have_text(["step 15"] * 8)
+    expect(page.locator(".chart:not(.wide) .where")).to_have_text(["step 15"] * 10)
     reward = next(
         row["reward/mean"]
         for row in read_metrics(runs / "finished")

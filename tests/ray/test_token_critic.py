@@ -109,7 +109,7 @@ def test_it_learns_values_that_change_within_a_response(llama: Path) -> None:
 
 
 def test_wrong_lengths_are_refused_before_anything_changes(critic: TokenCriticRank) -> None:
-    with pytest.raises(ValueError, match="returns and responses differ in length"):
+    with pytest.raises(ValueError, match="returns and actions differ in length"):
         critic.token_update(PROMPTS, RESPONSES, RETURNS[1:], 7)
     with pytest.raises(ValueError, match="at least one response token"):
         critic.token_values(TokenRows.of([(5, 6)]), TokenRows.of([()]))
