@@ -186,7 +186,7 @@ class Turns(Comparable):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory(Comparable):
-    """A finished response of R tokens, A of which are actions."""
+    """A finished response of R tokens; A of them are actions."""
 
     request_id: RequestId
     prompt_id: str

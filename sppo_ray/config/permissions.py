@@ -140,8 +140,8 @@ def _asks_for(path: str, function: Any) -> list[Permission]:
 
 
 def _code_of(path: str, function: UserReward) -> tuple[str, list[Permission]]:
-    """Return the name of the code and the permissions to run it. A plugin needs none: whoever
-    installed its package made it a reward function.
+    """Return the name of the code and the permissions to run it. A plugin needs none:
+    installing its package made it a reward function.
     """
     if isinstance(function, PickledReward):
         return function.sha256, [Permission("pickle", function.sha256, f"{path}.file")]

@@ -231,7 +231,7 @@ def _described(error: BaseException) -> dict[str, Any]:
 
 
 def _message_of(error: BaseException) -> str:
-    """Return the error's text; only an error that nobody foresaw needs the name of its class."""
+    """Return the error's text; only an unforeseen error needs the name of its class."""
     foreseen = isinstance(error, (UserError, WorkerFailure))
     return str(error) if foreseen else f"{type(error).__name__}: {error}"
 

@@ -77,6 +77,6 @@ def _import_path(function: Callable[..., Any]) -> str | None:
 
 
 def _custom(path: str) -> dict[str, Any]:
-    # Whoever passes the function permits its package.
+    # Passing the function permits its package.
     packages = [path.partition(":")[0].partition(".")[0]]
     return CustomReward(function=path, packages=tuple(packages)).model_dump(mode="json")

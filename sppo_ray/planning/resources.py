@@ -183,7 +183,7 @@ def require_local_cpus(config: RunConfig, cpus: float) -> None:
 
 
 def fitted_cpus(config: RunConfig, cpus: float) -> RunConfig:
-    """Return the settings with the CPU shares that nobody set lowered, so that the run fits on
+    """Return the settings with lower CPU shares where none were set, so that the run fits on
     `cpus` of one machine. A run that fits, or cannot fit so, is returned as it is.
     """
     shares = {

@@ -36,8 +36,8 @@ def dump_function(function: Callable[..., Any], file: Path) -> dict[str, str]:
 
 
 def load_function(settings: PickledReward) -> tuple[Callable[..., Any], str]:
-    """Return the function and its name. Raises UserError when the file is missing, another one than
-    `settings` say, or cannot be read here.
+    """Return the function and its name. Raises UserError when the file is missing, is not the one
+    that `settings` name, or cannot be read here.
     """
     setting = f"reward.function.file {settings.file}"
     try:

@@ -110,7 +110,7 @@ def _started(
     name: str, entry: EntryPoint | None, known: str | None, config: RunConfig, run_dir: RunDir
 ) -> GeneralTracker:
     """Start the tracker for a new run, or for the run with the `known` id."""
-    PartialState(cpu=True)  # of which Accelerate's trackers ask whether this is the main process
+    PartialState(cpu=True)  # Accelerate's trackers ask it whether this is the main process
     tracker = _new(name, entry, known, config.logging.project, run_dir)
     tracker.start()
     if known is None or name != "mlflow":  # which refuses a parameter with another value
