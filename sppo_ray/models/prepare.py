@@ -53,14 +53,23 @@ def build_running_sum(directory: Path, settings: SupervisedStart, report: Callab
     """
     tokenizer = tiny.character_tokenizer()
     with one_thread():
-        model = train(settings, tokenizer, report)
+        model = imitate(
+            settings,
+            tokenizer,
+            report,
+            lambda model, rng: response_loss(model, *draw_batch(rng, settings, tokenizer)),
+        )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-def train(
-    settings: SupervisedStart, tokenizer: PreTrainedTokenizerFast, report: Callable[[str], None]
+def imitate(
+    settings: Imitation,
+    tokenizer: PreTrainedTokenizerFast,
+    report: Callable[[str], None],
+    loss_of: Callable[[LlamaForCausalLM, random.Random], Tensor],
 ) -> LlamaForCausalLM:
+    """Train a new tiny model; `loss_of` draws a batch and returns its mean loss, a scalar."""
     import torch
 
     model = tiny.new_model(tiny.RUNNING_SUM_SHAPE, tokenizer, seed=settings.seed).train()
@@ -70,8 +79,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, settings))
     rng = random.Random(f"supervised-start/{settings.seed}")
     for step in range(1, settings.steps + 1):
-        prompt_ids, response_ids = draw_batch(rng, settings, tokenizer)
-        loss = response_loss(model, prompt_ids, response_ids)
+        loss = loss_of(model, rng)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
@@ -134,6 +142,22 @@ class Schedule(Protocol):
 
     @property
     def final_lr_fraction(self) -> float: ...
+
+
+class Imitation(Schedule, Protocol):
+    """The settings of `imitate`."""
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def grad_clip(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 @contextmanager

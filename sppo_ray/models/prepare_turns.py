@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sppo_ray.environments import guess_number, product
 from sppo_ray.models import tiny
-from sppo_ray.models.prepare import lr_factor, one_thread
+from sppo_ray.models.prepare import imitate, one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,36 +83,24 @@ def build_game(directory: Path, settings: TurnsStart, report: Callable[[str], No
     """Write the base checkpoint to `directory`. Equal settings, machine and versions give equal
     bytes.
     """
-    tokenizer = tiny.tool_tokenizer()
+    tokenizer, play = tiny.tool_tokenizer(), PLAYERS[settings.game]
+
+    def loss_of(model: LlamaForCausalLM, rng: random.Random) -> Tensor:
+        episodes = [play(rng) for _ in range(settings.batch_size)]
+        return action_loss(model, *batch_of(episodes, tokenizer))
+
     with one_thread():
-        model = _train(settings, tokenizer, report)
+        model = imitate(settings, tokenizer, report, loss_of)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-def _train(
-    settings: TurnsStart, tokenizer: PreTrainedTokenizerFast, report: Callable[[str], None]
-) -> LlamaForCausalLM:
+def action_loss(model: LlamaForCausalLM, token_ids: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the actions' tokens; arguments as of `batch_of`."""
     import torch
 
-    model = tiny.new_model(tiny.RUNNING_SUM_SHAPE, tokenizer, seed=settings.seed).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, settings))
-    rng, play = random.Random(f"supervised-start/{settings.seed}"), PLAYERS[settings.game]
-    for step in range(1, settings.steps + 1):
-        token_ids, targets = batch_of([play(rng) for _ in range(settings.batch_size)], tokenizer)
-        logits = model(input_ids=token_ids[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-        optimizer.step()
-        schedule.step()
-        if step % 200 == 0 or step == settings.steps:
-            report(f"supervised start: step {step}/{settings.steps}, loss {loss.item():.3f}")
-    return model.eval()
+    logits = model(input_ids=token_ids[:, :-1], use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())
 
 
 def batch_of(episodes: Sequence[Episode], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
