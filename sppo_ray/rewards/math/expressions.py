@@ -72,6 +72,7 @@ class _Reader:
         self._derives = derives
         self._at = 0
         self._open: list[str] = []  # brackets around the place
+        self._groups: dict[tuple[int, str, int, int], tuple[Node, int]] = {}
         self._indices: list[str] = []  # of the sums around the place; i is one of them there
 
     # --------------------------------------------------------------------------------------- tokens
@@ -223,6 +224,14 @@ class _Reader:
         raise Unreadable(f"{text or 'the end'!r} where a value is due")
 
     def _group(self, opens: str) -> Node:
+        """A bracket's content. It is read once: the operand of a function may be a factor."""
+        key = (self._at, opens, len(self._open), len(self._indices))
+        if key not in self._groups:
+            self._groups[key] = self._read_group(opens), self._at
+        node, self._at = self._groups[key]
+        return node
+
+    def _read_group(self, opens: str) -> Node:
         self._open.append(opens)
         if len(self._open) > _MAX_DEPTH:
             raise Unreadable("too deep")

@@ -107,7 +107,7 @@ def is_enumeration(formula: Formula) -> bool:
     sign, parts = formula
     statements = [_STATEMENT.search(part) is not None for part in parts]
     numbers = [_NUMBER.fullmatch(part) is not None for part in parts]
-    if sign not in (r"\lor", r"\land") or any(map(has_sign, parts)) and not all(statements):
+    if sign not in (r"\lor", r"\land") or any(has_sign(in_words(part)) for part in parts):
         return False
     listed = all(one or other for one, other in zip(statements, numbers, strict=True))
     return listed and (any(statements) or sign == r"\lor")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import reduce
 
-from sppo_ray.rewards.math.nodes import Node
+from sppo_ray.rewards.math.nodes import Node, walk
+from sppo_ray.rewards.math.tokens import raise_if
 
 _VECTOR = re.compile(r"(?:vec|hat|overrightarrow|widehat) .*|[uvw](?:_.*)?'*|e_.*|.* × .*")
 _SET = re.compile(r"mathbb .*")
@@ -18,6 +20,8 @@ _CAPITALS = re.compile(r"(?:[A-Z](?:_[^A-Z^]*)?'*(?:\^(?:-[0-9]+|T))?)+")
 _TURNED = (Node("neg", (Node("num", (Fraction(1), None)),)), Node("sym", ("T",)))
 """Exponents of matrices: the inverse and the transposed one."""
 _ZERO, _ONE = (Node("num", (Fraction(number), None)) for number in (0, 1))
+
+_MAX_TERMS, _MAX_NODES = 24, 1000
 
 Term = tuple[Node, Node]
 """A coefficient and a symbol."""
@@ -57,12 +61,12 @@ def _times(left: Node, right: Node) -> Node:
     lefts, rights = _terms(left), _terms(right)
     if not lefts or not rights:
         return Node("*", (left, right))
-    total: Node | None = None
-    for before, one in lefts:
-        for factor, other in rights:
-            term = Node("*", (Node("*", (before, factor)), _ordered(one, other)))
-            total = term if total is None else Node("+", (total, term))
-    return total or _ZERO
+    raise_if(len(lefts) * len(rights) > _MAX_TERMS, "a product of too many terms")
+    pairs = ((Node("*", (a, b)), _ordered(one, other)) for a, one in lefts for b, other in rights)
+    terms = [Node("*", pair) for pair in pairs if pair[1] != _ZERO]
+    total = reduce(lambda one, other: Node("+", (one, other)), terms, _ZERO) if len(terms) != 1 else terms[0]
+    raise_if(sum(1 for _ in walk(total)) > _MAX_NODES, "a product of too many terms")
+    return total
 
 
 def _ordered(one: Node, other: Node) -> Node:
@@ -85,9 +89,10 @@ def _terms(node: Node) -> list[Term]:
         return [(_ONE, node)]
     if op == "neg":
         return [(Node("neg", (factor,)), symbol) for factor, symbol in _terms(args[0])]
-    if op in ("+", "-") and all(map(_terms, args)):
-        second = args[1] if op == "+" else Node("neg", (args[1],))
-        return [*_terms(args[0]), *_terms(second)]
+    if op in ("+", "-"):
+        first, second = _terms(args[0]), _terms(args[1])
+        signed = second if op == "+" else [(Node("neg", (factor,)), symbol) for factor, symbol in second]
+        return [*first, *signed] if first and second else []
     if op == "*" and (terms := _terms(args[1])):
         return [(Node("*", (args[0], factor)), symbol) for factor, symbol in terms]
     if op in ("*", "/") and (terms := _terms(args[0])):

@@ -101,7 +101,7 @@ _TABLE = """
 1 yuan:1 | CNY RMB | yuan 元
 1 yen:1 | JPY | yen
 1 rupee:1 | Rs INR | rupee
-1 degree:1 | ° deg | degree
+1 degree:1 | ° deg | degree 度
 1/60 degree:1 | arcmin |
 1 radian:1 | rad | radian
 1 bit:1 | bit* |

@@ -5,6 +5,7 @@ are not.
 from __future__ import annotations
 
 import json
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -628,6 +629,22 @@ def test_attacks_on_one_kind(kind: str) -> None:
         for case, response in zip(cases, boxes, strict=True)
     ]
     assert [case for case, verdict in zip(cases, verdicts, strict=True) if verdict != case["same"]] == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["x(" * 28 + "x" + ")" * 28, "h(" * 28 + "x" + ")" * 28, r"\vec a" + r"\times(\vec a+\vec b+\vec c)" * 12]
+    + [r"\neg " * 80 + "p", r"p \to " * 70 + "q", r"\forall x " * 45 + "p"]
+    + ["(" + r"\vec a+" * 60 + r"\vec a)\times \vec b", r"(\vec a+\vec b)\cdot\vec a\times" * 12 + r"\vec c"],
+)
+def test_nested_and_long_formulas_take_no_time(answer: str) -> None:
+    started = time.process_time()
+    assert reward(answer, "34") == 0.0
+    assert time.process_time() - started < 1.0  # 0.04 s; 2^28 steps where brackets are read twice
+
+
+def test_brackets_that_may_be_a_functions_are_read_once() -> None:
+    same(r"\frac{3}{2}x", r"x(\frac12+1)", r"x(1+\frac12)")
 
 
 def test_sums_inside_sums_take_no_time() -> None:
