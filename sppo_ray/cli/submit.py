@@ -9,9 +9,6 @@ from typer import Argument, Option
 
 from sppo_ray.cli.jobs import print_log
 from sppo_ray.cli.shared import Json, Overrides, Url, checked, repeated
-from sppo_ray.config.loading import parse_config, recipe_tree, set_setting
-from sppo_ray.config.outside_yaml import read_yaml
-from sppo_ray.config.paths import is_here, paths_of, with_absolute_paths
 from sppo_ray.errors import UserError
 
 
@@ -28,7 +25,7 @@ def submit(
     as_json: Json = False,
     overrides: Overrides,
 ) -> int:
-    """Submit a training job; settings as --section.key=value."""
+    """Submit a training job to a REST server. Settings are given as --section.key=value."""
     from sppo_ray.api.client import Client
     from sppo_ray.api.schemas import JobRequest
 
@@ -52,6 +49,8 @@ def _checked_file(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return config and overrides of the request for a recipe file, with absolute paths, checked as
     far as the files are on this machine. Raises UserError.
     """
+    from sppo_ray.config.loading import parse_config, recipe_tree, set_setting
+    from sppo_ray.config.paths import is_here, paths_of, with_absolute_paths
     from sppo_ray.planning.preflight import check_settings
 
     origin, tree = recipe_tree(recipe)
@@ -68,6 +67,8 @@ def _checked_file(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _override(text: str) -> tuple[str, Any]:
+    from sppo_ray.config.outside_yaml import read_yaml
+
     key, _, value = text.removeprefix("--").partition("=")
     return key, read_yaml(value, f"--{key}")
 

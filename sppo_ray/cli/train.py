@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from sppo_ray.cli.continuation import continuation
 from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, lost_worker, runs_directory
-from sppo_ray.config import RunConfig, permissions
-from sppo_ray.config.loading import dump_config, load_config, recipe_names
 from sppo_ray.errors import DiskFull, UserError, is_disk_full
-from sppo_ray.tracking import require_trackers
 
 if TYPE_CHECKING:
+    from sppo_ray.config import RunConfig
     from sppo_ray.planning.devices import Cluster
 
 
@@ -25,8 +22,8 @@ def train(
     recipe: Annotated[
         str | None,
         Argument(
-            help=f"a recipe that ships ({', '.join(recipe_names())}) or a .yaml file; with --from the "
-            "default is that run's"
+            help="a recipe that ships (sppo-ray recipes), or a .yaml file; with --from the default is that "
+            "run's"
         ),
     ] = None,
     *,
@@ -59,6 +56,11 @@ def train(
     """Train a recipe. Any of its settings can be overridden by its path and an equals sign, e.g.
     --loop.steps=20 --data.train.0.path=rows.jsonl; `sppo-ray settings` lists them.
     """
+    from sppo_ray.cli.continuation import continuation
+    from sppo_ray.config import permissions
+    from sppo_ray.config.loading import load_config, recipe_names
+    from sppo_ray.tracking import require_trackers
+
     if seed is not None:
         overrides = [*overrides, f"--seed={seed}"]
     if trace:
@@ -122,6 +124,8 @@ def run_training(config: RunConfig, run_dir: Path, *, resume: bool, **hooks: Any
 
 
 def _describe(config: RunConfig) -> str:
+    from sppo_ray.config.loading import dump_config
+
     derived = config.derived()
     width = max(len(name) for name in derived)
     lines = (f"# {name:<{width}}  {value:g}" for name, value in derived.items())

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sppo_ray import __version__
-from sppo_ray.cli.main import main
+from sppo_ray.cli.main import COMMANDS, Commands, main
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 Call = Callable[[str], tuple[int, str, str]]
@@ -127,20 +127,46 @@ def test_the_version(call: Call) -> None:
     assert call("--version") == (0, f"sppo-ray {__version__}\n", "")
 
 
-def test_python_m_is_the_same_command_line_and_help_loads_nothing_heavy() -> None:
-    code = (
+def test_python_m_is_the_same_command_line() -> None:
+    done = _python(
         "import runpy, sys\n"
         "sys.argv = ['sppo_ray', 'train', '--help']\n"
         "try: runpy.run_module('sppo_ray', run_name='__main__')\n"
-        "except SystemExit as ended: print('exit', ended.code)\n"
-        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'pyarrow', 'httpx', 'fastapi'}\n"
-        "print('heavy', *heavy & set(sys.modules))"
+        "except SystemExit as ended: print('exit', ended.code)"
     )
-    done = subprocess.run(
+    assert done.stdout.splitlines()[-1] == "exit 0", done.stdout + done.stderr
+    assert "--run-dir" in done.stdout and not done.stderr
+
+
+def test_help_imports_only_what_it_prints() -> None:
+    """The program's help imports no command, and a command's help not what its work needs."""
+    done = _python(
+        "import contextlib, io, sys\n"
+        "from sppo_ray.cli.main import COMMANDS, main\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'pyarrow', 'numpy', 'httpx', 'fastapi', 'pydantic',\n"
+        "         'sppo_ray.config'}\n"
+        "for words in ['--help'], *([name, '--help'] for name in COMMANDS):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        assert main(words) == 0\n"
+        "    if len(words) == 1:\n"
+        "        print(*sorted(name for name in sys.modules if name.startswith('sppo_ray.cli.')))\n"
+        "    assert not heavy & set(sys.modules), (words, heavy & set(sys.modules))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["sppo_ray.cli.main", "sppo_ray.cli.shared"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_has_the_first_sentence_of_each(command: str) -> None:
+    sentence = COMMANDS[command][1]
+    help_text = " ".join(Commands()[command].help.split())
+    assert help_text == sentence or help_text.startswith(f"{sentence} ")
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.stdout.splitlines()[-2:] == ["exit 0", "heavy"], done.stdout + done.stderr
-    assert "--run-dir" in done.stdout and not done.stderr
 
 
 # ----------------------------------------------------------------------------------------- refusals
