@@ -20,6 +20,7 @@ def submit(
     ] = None,
     seed: Annotated[int | None, Option(help="overrides the recipe's seed")] = None,
     metadata: Annotated[list[str], repeated(metavar="KEY=VALUE", help="kept with the job")],
+    working_dir: Annotated[str | None, Option(hidden=True)] = None,  # of `ray job submit`: refused
     follow: Annotated[bool, Option("--follow", help="print the log until the job ends")] = False,
     url: Url = None,
     as_json: Json = False,
@@ -29,6 +30,12 @@ def submit(
     from sppo_ray.api.client import Client
     from sppo_ray.api.schemas import JobRequest
 
+    if working_dir is not None:
+        raise UserError(
+            "--working-dir: a job of the REST server brings no code with it: install the reward function's "
+            "module there (sppo-ray serve --allow-module NAME), or send the directory by Ray itself: ray job "
+            f"submit --working-dir {working_dir} -- python -m sppo_ray train {recipe}"
+        )
     given: dict[str, Any] = {
         "overrides": dict(_override(text) for text in overrides),
         "metadata": dict(map(_pair, metadata)),

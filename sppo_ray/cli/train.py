@@ -46,6 +46,9 @@ def train(
     trace: Annotated[
         bool, Option("--trace", help="write trace.json for ui.perfetto.dev (= --logging.trace=true)")
     ] = False,
+    verbose: Annotated[
+        bool, Option("--verbose", help="print what the actors print, too (= --cluster.actor_output=true)")
+    ] = False,
     allow_module: AllowModule,
     allow_unconfined: AllowUnconfined,
     dry_run: Annotated[
@@ -65,6 +68,8 @@ def train(
         overrides = [*overrides, f"--seed={seed}"]
     if trace:
         overrides = [*overrides, "--logging.trace=true"]
+    if verbose:
+        overrides = [*overrides, "--cluster.actor_output=true"]
     start = None
     if continued is not None:
         start = continuation(continued, recipe, overrides, sha256=config_sha256)
@@ -134,7 +139,7 @@ def _describe(config: RunConfig) -> str:
 
 def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) -> None:
     """Raise UserError for what would stop the run before its first step, as far as that is known
-    without torch, Ray or the user's code.
+    without torch and Ray.
     """
     from sppo_ray.planning.changes import require_memory
     from sppo_ray.planning.models import models_of
@@ -145,6 +150,7 @@ def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) ->
     if run_dir is not None:
         RunDir(run_dir).require_free(resume=resume)
     check_settings(config)
+    _try_rewards(config)
     cluster = _cluster_here(config)
     if cluster is None:
         return
@@ -154,6 +160,22 @@ def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) ->
     except UserError:  # of a kind that the planner does not count
         return
     require_memory(config, cluster, models)
+
+
+def _try_rewards(config: RunConfig) -> None:
+    """Call the user's reward functions on the first row, where that is read quickly."""
+    from sppo_ray.config import UserReward
+    from sppo_ray.data.sources import first_example
+    from sppo_ray.launch.run_inputs import try_rewards
+    from sppo_ray.types import ScoreRequest
+
+    if not any(isinstance(leaf, UserReward) for _, leaf in config.reward.leaves):
+        return
+    row = first_example(config.data.train)
+    if row is not None:
+        prompt = "\n".join(message["content"] for message in row.messages)
+        request = ScoreRequest("", row.ground_truth, row.source, prompt, row.extra, row.messages)
+        try_rewards(config.reward, request, row.id)
 
 
 def _cluster_here(config: RunConfig) -> Cluster | None:

@@ -24,8 +24,8 @@ Call = Callable[[str], tuple[int, str, str]]
 # command: its positional arguments and flags
 GRAMMAR = {
     "init": "DIRECTORY",
-    "train": "RECIPE --from --run-dir --seed --resume --restarts --config-sha256 --allow-module "
-    "--allow-unconfined --dry-run",
+    "train": "RECIPE --from --run-dir --seed --resume --restarts --config-sha256 --trace --verbose "
+    "--allow-module --allow-unconfined --dry-run",
     "plan": "RECIPE --gpus --cpus --host-memory --model-config --critic-config --steps-done --assume --json",
     "prepare": "TARGET",
     "compare": "RECIPE RUN --plot --arms --arm --seeds --budget --concurrent --targets --baseline --out "
@@ -143,8 +143,8 @@ def test_help_imports_only_what_it_prints() -> None:
     done = _python(
         "import contextlib, io, sys\n"
         "from sppo_ray.cli.main import COMMANDS, main\n"
-        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'pyarrow', 'numpy', 'httpx', 'fastapi', 'pydantic',\n"
-        "         'sppo_ray.config'}\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'pyarrow', 'numpy', 'httpx', 'fastapi'}\n"
+        "heavy |= {'pydantic', 'sppo_ray.config'}\n"
         "for words in ['--help'], *([name, '--help'] for name in COMMANDS):\n"
         "    with contextlib.redirect_stdout(io.StringIO()):\n"
         "        assert main(words) == 0\n"
@@ -216,6 +216,7 @@ def _python(code: str) -> subprocess.CompletedProcess[str]:
         ("eval model --data running-sum --eval.propmts=3", "did you mean"),
         ("submit quickstart --metadata team", "error: --metadata 'team': write it as KEY=VALUE"),
         ("submit quickstart --name ../up", "error: run_name"),
+        ("submit quickstart --working-dir .", "error: --working-dir: a job of the REST server"),
         ("list --state done", "error: --state DONE: there are PENDING, RUNNING"),
         # of what the commands themselves look at first
         ("train quickstart --resume", "error: --resume needs the --run-dir of the run to continue"),
@@ -294,11 +295,12 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def test_train(call: Call, noted: list[tuple[Any, ...]]) -> None:
-    words = "--loop.steps=3 --run-dir 'a b' quickstart --rollout.workers=2 --seed=7 --resume"
+    words = "--loop.steps=3 --run-dir 'a b' quickstart --rollout.workers=2 --seed=7 --resume --verbose"
     assert call(f"train {words}")[0] == 0
     ((config, run_dir, resume, _),) = noted
     assert (config.seed, config.loop.steps, config.rollout.workers) == (7, 3, 2)
     assert (run_dir, resume) == (Path("a b"), True)
+    assert config.cluster.actor_output
 
 
 @pytest.mark.parametrize(
