@@ -165,12 +165,13 @@ def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) ->
 def _try_rewards(config: RunConfig) -> None:
     """Call the user's reward functions on the first row, where that is read quickly."""
     from sppo_ray.config import UserReward
+
+    if not any(isinstance(leaf, UserReward) for _, leaf in config.reward.leaves):
+        return
     from sppo_ray.data.sources import first_example
     from sppo_ray.launch.run_inputs import try_rewards
     from sppo_ray.types import ScoreRequest
 
-    if not any(isinstance(leaf, UserReward) for _, leaf in config.reward.leaves):
-        return
     row = first_example(config.data.train)
     if row is not None:
         prompt = "\n".join(message["content"] for message in row.messages)
