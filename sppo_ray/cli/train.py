@@ -64,12 +64,7 @@ def train(
     from sppo_ray.config.loading import load_config, recipe_names
     from sppo_ray.tracking import require_trackers
 
-    if seed is not None:
-        overrides = [*overrides, f"--seed={seed}"]
-    if trace:
-        overrides = [*overrides, "--logging.trace=true"]
-    if verbose:
-        overrides = [*overrides, "--cluster.actor_output=true"]
+    overrides = [*overrides, *_short_forms(seed, trace=trace, verbose=verbose)]
     start = None
     if continued is not None:
         start = continuation(continued, recipe, overrides, sha256=config_sha256)
@@ -99,6 +94,16 @@ def train(
     source = [] if continued is None else [f"--from={continued}"]
     command = train_command([recipe, *source, *granted.flags, *same, *overrides], place)
     return Supervisor(command, place, restarts=restarts).run(resume=resume)
+
+
+def _short_forms(seed: int | None, *, trace: bool, verbose: bool) -> list[str]:
+    """Return the settings that these options are short for."""
+    forms = {
+        f"--seed={seed}": seed is not None,
+        "--logging.trace=true": trace,
+        "--cluster.actor_output=true": verbose,
+    }
+    return [setting for setting, is_given in forms.items() if is_given]
 
 
 def fitted_here(config: RunConfig) -> RunConfig:
