@@ -138,7 +138,6 @@ def _compare_runs(
 
 
 def _require_permission(plan: Plan, granted: Grants, typed: Sequence[str], *, origin: str | None) -> None:
-) -> None:
     """Check the permission for reward functions of the recipe, or of the comparison's plan in
     `origin`, as `train` does.
     """

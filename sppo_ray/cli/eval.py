@@ -1,4 +1,4 @@
-"""`sppo-ray eval`: its arguments. `eval_options` turns them into settings, `evaluate` does the work.
+"""`sppo-ray eval`: its arguments. `eval_options` makes them settings, `evaluate` does the work.
 
     --data FILE|DIRECTORY|GLOB            Parquet in the field's format, JSON lines, or a Hugging
                                           Face dataset, by its suffix

@@ -61,7 +61,7 @@ def peek_sources(settings: Sequence[DataSource], origin: str = "data.train") -> 
 
 
 def first_example(settings: Sequence[DataSource], origin: str = "data.train") -> Example | None:
-    """Return the first row of the first source; None where that could take long: more than 64 MiB of
+    """Return the first row of the first source; None where that could take long: over 64 MiB of
     files, a Hugging Face dataset. Raises UserError as `open_sources` does.
     """
     source, where = settings[0], f"{origin}[0]"

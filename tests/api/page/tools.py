@@ -1,4 +1,4 @@
-"""What the tests of the page share beside their fixtures: the real server, and readers of a page."""
+"""What the tests of the page share beside fixtures: the real server, and readers of a page."""
 
 from __future__ import annotations
 
