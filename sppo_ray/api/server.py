@@ -47,7 +47,8 @@ def _listener(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]  # Python repeats the address there
         raise UserError(
-            f"serve: cannot listen at {host}:{port} ({error.strerror}): end the program that does, or choose "
+            f"serve: cannot listen at {host}:{port} ({why}): end the program that does, or choose "
             "another --port or --host"
         ) from None
