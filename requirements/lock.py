@@ -25,6 +25,7 @@ LEFT_OUT = (
     *("llm", "llama-cpp-python"),  # for these, see the head of the lock
     "build",  # of the extra dev: a tool of the release
 )
+OF_CUDA = ("nvidia-", "cuda-")  # torch's CUDA build, which the default index has, asks for them
 NEVER = "sys_platform == 'never'"
 
 
@@ -71,7 +72,8 @@ def resolved(uv: str, python: str, constraints: list[str]) -> dict[str, str]:
     if done.returncode:
         sys.exit(f"lock: no set of versions for Python {python}: see above")
     pins = (line.split("==") for line in done.stdout.splitlines() if "==" in line)
-    return {canonical(name): version.split()[0] for name, version in pins}
+    found = {canonical(name): version.split()[0] for name, version in pins}
+    return {name: version for name, version in found.items() if not name.startswith(OF_CUDA)}
 
 
 def name_of(requirement: str) -> str:
