@@ -4,6 +4,7 @@
                               of about a minute
     builtin:running-sum-long  the same model for up to 20 operands (responses of 84 tokens on
                               average), in 5 to 10 minutes
+    builtin:register-machine  the same for traces of up to 599 tokens, in a few minutes
     builtin:calculator-tool   the same shape, a base for products with a calculator
     builtin:guess-number      the same shape, a base for the game of that name
     builtin:vowels            the base policy of the recipe `preference`, of the same size
@@ -34,11 +35,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sppo_ray.environments import running_sum, vowels
+from sppo_ray.environments import register_machine, running_sum, vowels
 from sppo_ray.errors import UserError
 from sppo_ray.models import tiny
 from sppo_ray.models.hub import download, hub_model
 from sppo_ray.models.prepare import LONG, SupervisedStart, build_running_sum
+from sppo_ray.models.prepare_machine import MachineStart, build_register_machine
 from sppo_ray.models.prepare_turns import PLAYERS, TurnsStart, build_game
 from sppo_ray.models.vowels import POLICY, WEAK, RewardModelStart, build_vowels, build_vowels_reward
 
@@ -210,6 +212,27 @@ def _running_sum_recipe(settings: SupervisedStart) -> dict[str, Any]:
     }
 
 
+def _register_machine(settings: MachineStart) -> Bundled:
+    return Bundled(
+        lambda directory, report: build_register_machine(directory, settings, report),
+        lambda: _register_machine_recipe(settings),
+    )
+
+
+def _register_machine_recipe(settings: MachineStart) -> dict[str, Any]:
+    rng = random.Random(0)
+    prompts = [register_machine.draw_prompt(rng, 7, rounds) for rounds in range(1, 10)]
+    return {
+        "revision": 1,  # increase it when prepare_machine.py trains differently with the same settings
+        "settings": asdict(settings),
+        "shape": tiny.LONG_RESPONSE_SHAPE,
+        "tokenizer": [tiny.CHARACTERS, tiny.CHARACTER_CHAT_TEMPLATE],
+        # changes when the task does
+        "task": [register_machine.solution(prompt, rng, 0.5) for prompt in prompts],
+        "torch": version("torch"),
+    }
+
+
 def _game(settings: TurnsStart) -> Bundled:
     return Bundled(
         lambda directory, report: build_game(directory, settings, report), lambda: _game_recipe(settings)
@@ -334,6 +357,7 @@ def _print_to_stderr(line: str) -> None:
 BUNDLED: dict[str, Bundled] = {
     "running-sum": _running_sum(SupervisedStart()),
     "running-sum-long": _running_sum(LONG),
+    "register-machine": _register_machine(MachineStart()),
     "calculator-tool": _game(TurnsStart("product")),
     "guess-number": _game(TurnsStart("guess-number", steps=800)),
     "vowels": _vowels(build_vowels, POLICY),

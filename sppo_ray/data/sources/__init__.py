@@ -21,6 +21,7 @@ from sppo_ray.data.sources.procedural import (
     open_guess_number,
     open_product,
     open_reasoning_gym,
+    open_register_machine,
     open_running_sum,
     open_vowels,
 )
@@ -30,6 +31,7 @@ __all__ = ["Concatenation", "Source", "open_sources", "peek_sources"]
 
 _OPEN: dict[str, Callable[..., Source]] = {
     "running-sum": open_running_sum,
+    "register-machine": open_register_machine,
     "guess-number": open_guess_number,
     "product": open_product,
     "vowels": open_vowels,

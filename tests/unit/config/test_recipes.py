@@ -21,7 +21,7 @@ COLOCATED = {
 
 def test_the_recipes_that_ship() -> None:
     tasks = ("calculator-tool", "guess-number", "preference")
-    others = ("quickstart", "long-sum", "smollm2-arithmetic", *tasks)
+    others = ("quickstart", "long-sum", "register-machine", "smollm2-arithmetic", *tasks)
     assert recipe_names() == sorted([*PAPER, *COLOCATED, *others])
 
 
