@@ -94,7 +94,7 @@ def test_batches_need_no_padding_and_cost_the_same() -> None:
     tokenizer, rng = tiny.character_tokenizer(), random.Random(0)
     for _ in range(10):
         prompts, responses = draw_batch(rng, MachineStart(), tokenizer)
-        assert len(prompts) == len(responses) and 1300 < prompts.numel() + responses.numel() < 3000
+        assert len(prompts) == len(responses) and 1500 < prompts.numel() + responses.numel() < 3500
         assert (responses[:, -1] == tokenizer.eos_token_id).all()
 
 
