@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ import psutil
 from benchmarks.report import RESULTS, commit, machine
 from sppo_ray.compare.arms import Arm, make_arms
 from sppo_ray.compare.curves import Point
-from sppo_ray.compare.plan import Job, Plan, cores_per_run, standing_overrides
+from sppo_ray.compare.plan import Job, Plan, standing_overrides
 from sppo_ray.compare.runner import Runner, core_shares, how_it_ended, read_summary, run_path
 from sppo_ray.compare.runs import Missing, read_run
 from sppo_ray.config.loading import dump_config, load_config, recipe_tree
@@ -57,7 +58,8 @@ class Study:
     # the study in which the learning rates are swept; None = in this one
     rates_of: str | None = None
     baseline: str = "sppo"
-    # cores by role, "" = all others; counted from the first core that this process may use
+    num_cores: int = 1  # of a run, so that two studies can be made at a time
+    # core of each role, "" = all others; nothing = a role may use all cores of the run
     cores: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -102,10 +104,8 @@ def plan_of(study: Study, run: Run) -> Plan:
     (arm,) = make_arms([given], base)
     overrides = (*arm.overrides, f"learner.optimizer.lr={run.rate:g}")
     arm = Arm(run.label, overrides, arm.note)
-    cores = cores_per_run(1)
-    return Plan(
-        study.recipe, study.overrides, (arm,), (run.seed,), study.budget_s, 1, cores, (), run.label
-    )
+    seeds, cores = (run.seed,), study.num_cores
+    return Plan(study.recipe, study.overrides, (arm,), seeds, study.budget_s, 1, cores, (), run.label)
 
 
 def fingerprint(study: Study, run: Run) -> str:
@@ -121,7 +121,7 @@ def fingerprint(study: Study, run: Run) -> str:
         "models": [
             recipe_key(model.removeprefix(PREFIX)) if model.startswith(PREFIX) else model for model in models
         ],
-        "cores": dict(study.cores),
+        "cores": [study.num_cores, dict(study.cores)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -154,7 +154,7 @@ def make(name: str, study: Study, run: Run, say: Say) -> Kept:
     config = plan.config(arm)
     write_atomically(out / "arms" / f"{arm.name}.yaml", dump_config(config))
     started = time.monotonic()
-    with pinned(run_path(out, job), study.cores):
+    with first_cores(study.num_cores), pinned(run_path(out, job), study.cores):
         Runner(plan, out, say).run()
     ended = how_it_ended(out).get(job.name, {})
     wall_s = ended.get("wall_s", round(time.monotonic() - started, 1))
@@ -194,6 +194,21 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+@contextmanager
+def first_cores(count: int) -> Iterator[None]:
+    """Within the block, processes that this one starts run on its first `count` cores only. Exits
+    when there are fewer.
+    """
+    before = os.sched_getaffinity(0)
+    if len(before) < count:
+        sys.exit(f"a run of this study takes {count} cores, and this process may use {len(before)}")
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextmanager

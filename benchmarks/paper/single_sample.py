@@ -7,7 +7,8 @@ group methods.
 First every arm runs with three learning rates on a seed of its own; the best of an arm is taken for
 its seeds. A study takes hours: each finished run is kept in benchmarks/results/paper/single-sample/
 NAME/runs/, which is committed, and a later command goes on from there. With --budget-minutes it
-starts no run that would not end in time. The page (report.md, report.json, plots) is written after
+starts no run that would not end in time. A run takes one core (own-core: two), so two studies can be
+made at a time, e.g. by `taskset -c 0` and `taskset -c 1`. The page (report.md, report.json, plots) is written after
 every run. A failed run is kept as failed; --retry makes it again.
 """  # noqa: E501, W505 (a drawing)
 
@@ -95,7 +96,7 @@ STUDIES: Mapping[str, Study] = {
         "the critic on a core of its own, engine and learner on the other",
         "quickstart", {name: ARMS[name] for name in ("sppo", "sao", "ppo", "grpo", "reinforce")},
         60, ("seconds",), (0.7, 0.85), ("eval.every_s=6", KNOWN_PROMPTS),
-        rates_of="quickstart", baseline="grpo", cores={"critic": 1, "": 0},
+        rates_of="quickstart", baseline="grpo", num_cores=2, cores={"critic": 1, "": 0},
     ),
 }  # fmt: skip
 

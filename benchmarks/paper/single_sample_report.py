@@ -191,7 +191,8 @@ def _setting(study: Study, runs: Sequence[Kept]) -> str:
     commits = ", ".join(sorted({kept.commit for kept in runs})) or "-"
     return (
         f"Recipe `{study.recipe}`, {' '.join(f'`{override}`' for override in study.overrides)}; "
-        f"{study.budget_s:g} s of training a run; baseline {study.baseline}; commits {commits}. Intervals are "
+        f"{study.budget_s:g} s of training a run on {study.num_cores} core{'s' * (study.num_cores > 1)}; "
+        f"baseline {study.baseline}; commits {commits}. Intervals are "
         "95 % bootstraps over seeds; with three seeds they are too narrow. A target is reached at the first "
         "of two evaluations in a row at or above it; a run that never reached it counts with the whole "
         "budget (>)."

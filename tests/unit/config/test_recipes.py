@@ -54,6 +54,16 @@ def test_quickstart() -> None:
     assert config.data.train[0].seed < 1_000_000 <= config.data.held_out[0].seed
 
 
+def test_register_machine() -> None:
+    config = load_config("register-machine")
+    derived = config.derived()
+    assert derived["samples in all"] == 7_680  # 128 * 60
+    assert derived["optimizer steps in all"] == 240  # 128 / 32 * 60
+    assert derived["context of an engine (tokens)"] == 672  # 32 + 640, for 22 + 599
+    assert config.logical_cpus() <= 2
+    assert config.data.train[0].seed < 1_000_000 <= config.data.held_out[0].seed
+
+
 def test_preference() -> None:
     config = load_config("preference")
     assert config.derived()["samples in all"] == 5_120  # 128 * 40
