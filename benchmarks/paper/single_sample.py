@@ -7,9 +7,9 @@ group methods.
 First every arm runs with three learning rates on a seed of its own; the best of an arm is taken for
 its seeds. A study takes hours: each finished run is kept in benchmarks/results/paper/single-sample/
 NAME/runs/, which is committed, and a later command goes on from there. With --budget-minutes it
-starts no run that would not end in time. A run takes one core (own-core: two), so two studies can be
-made at a time, e.g. by `taskset -c 0` and `taskset -c 1`. The page (report.md, report.json, plots) is written after
-every run. A failed run is kept as failed; --retry makes it again.
+starts no run that would not end in time. A run takes one core (own-core: two), so two studies can
+be made at a time, e.g. by `taskset -c 0` and `taskset -c 1`. The page (report.md, report.json,
+plots) is written after every run. A failed run is kept as failed; --retry makes it again.
 """  # noqa: E501, W505 (a drawing)
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The page of a study of kept runs: the arms at equal seconds, equal tokens and equal prompts.
 
-On the axes seconds and tokens all runs are cut at what the shortest one spent, so every arm is judged
-at the same cost. Prompts are counted to each run's own end: a group method draws so few of them that
-at its number nobody else has learned anything. Seeds are resampled for intervals, as in `sppo-ray compare`.
+On the axes seconds and tokens all runs are cut at what the shortest one spent, so every arm is
+judged at the same cost. Prompts are counted to each run's own end: a group method draws so few of
+them that at its number nobody else has learned anything. Seeds are resampled for intervals, as in
+`sppo-ray compare`.
 """
 
 from __future__ import annotations
