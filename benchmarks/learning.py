@@ -2,7 +2,7 @@
 before and after.
 
     python -m benchmarks.learning quickstart --seeds 1 2 3 [--name NAME] [--section.key=value ...]
-    python -m benchmarks.learning quickstart --arms [ARM ...] [--at-most RUNS] [--section.key=value ...]
+    python -m benchmarks.learning quickstart --arms [ARM ...] [--at-most RUNS] [--section.key=value]
 
 Each run is a process of its own, as a user starts it. Writes benchmarks/results/NAME.json (default
 learning-RECIPE) with a row a seed and the accuracies of each evaluation; the run directories go to

@@ -280,7 +280,7 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-# ---------------------------------------------------------------------------------------------- plot
+# --------------------------------------------------------------------------------------------- plot
 
 
 def _draw(runs: Mapping[str, Sequence[Kept]], axis: str, budget: float | None, path: Path) -> None:

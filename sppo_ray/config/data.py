@@ -60,8 +60,8 @@ class RunningSumData(SourceSettings):
 
 
 class RegisterMachineData(SourceSettings):
-    """Traces of a register machine, 317 to 599 tokens long (`sppo_ray.environments.register_machine`);
-    the reward function is running-sum.
+    """Traces of a register machine, 317 to 599 tokens long
+    (`sppo_ray.environments.register_machine`); the reward function is running-sum.
     """
 
     type: Literal["register-machine"] = "register-machine"

@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING
 
 from sppo_ray.environments import register_machine
 from sppo_ray.models import tiny
-from sppo_ray.models.prepare import (
-    draw_training_prompts,
-    encode_batch,
-    imitate,
-    one_thread,
-    response_loss,
-)
+from sppo_ray.models.prepare import draw_training_prompts, encode_batch, imitate, one_thread, response_loss
 
 if TYPE_CHECKING:
     from torch import Tensor

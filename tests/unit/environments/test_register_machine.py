@@ -1,4 +1,4 @@
-"""The register machine: worked traces, then the prompts, their difficulty and the base's batches."""
+"""The register machine: worked traces, the prompts and their difficulty, the base's batches."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sppo_ray.environments.register_machine import (
-    draw_prompt,
-    generate_example,
-    parse,
-    solution,
-    total_of,
-)
+from sppo_ray.environments.register_machine import draw_prompt, generate_example, parse, solution, total_of
 from sppo_ray.models import tiny
 from sppo_ray.models.bundled import weights_digest
 from sppo_ray.models.prepare_machine import MachineStart, build_register_machine, draw_batch

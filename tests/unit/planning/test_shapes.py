@@ -40,7 +40,8 @@ def test_a_critic_has_a_head_of_one_output() -> None:
 
 
 def test_built_in_models() -> None:
-    names = ("running-sum", "running-sum-long", "register-machine", "byte-critic", "tiny-critic", "smollm2-135m")
+    sums = ("running-sum", "running-sum-long", "register-machine")
+    names = (*sums, "byte-critic", "tiny-critic", "smollm2-135m")
     counts = [find_shape(f"builtin:{name}").parameters for name in names]
     assert counts == [129_088, 129_088, 129_088, 361_600, 18_656, 134_515_008]
 
