@@ -92,8 +92,8 @@ def test_the_blend_is_better_than_either_and_leaves_a_good_critic_alone() -> Non
 
 
 def test_a_critic_that_knows_the_past_rewards_by_heart_is_not_pulled_further() -> None:
-    """V = theta + (rate - theta) / 2 has half of the rate's noise d: (theta - V)(rate - V) = -d^2 / 4,
-    so any share above 0 would make the baseline worse.
+    """V = theta + (rate - theta) / 2 has half of the rate's noise d, so (theta - V)(rate - V) is
+    -d^2 / 4, and any share above 0 would make the baseline worse.
     """
     draw = random.Random(3)
     rates = {f"p{i}": draw.uniform(0.2, 0.8) for i in range(100)}
