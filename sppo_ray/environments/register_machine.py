@@ -1,11 +1,11 @@
 r"""A register machine: long responses to short prompts, most of them hopeless for the base policy.
 
     prompt    a0b2c1x3=
-    response  x3;a+0=00;b+2=02;c+1=03;x2;a+0=03;b+2=05;c+1=06;x1;a+0=06;b+2=08;c+1=09;\boxed{09}
+    response  a+0=00;b+2=02;c+1=03;x2;a+0=03;b+2=05;c+1=06;x1;a+0=06;b+2=08;c+1=09;x0;\boxed{09}
 
 The program adds each operand to one register and runs as often as the counter x says. The response
-is its trace: the counter at the head of each round, then the register after each addition. With 7
-to 9 operands and 6 to 9 rounds it has 317 to 599 tokens.
+is its trace: the register after each addition, and the rounds that are left after each round. With
+7 to 9 operands and 6 to 9 rounds it has 317 to 599 tokens.
 
 The register ends at 6 to 99 and carries once for every ten of it. A base policy that gets each
 carry right with probability q solves a prompt of total t with about q^(t // 10): nearly all prompts
@@ -76,9 +76,9 @@ def solution(prompt: str, rng: random.Random, p_drop_carry: float = 0.0) -> str:
     program, rounds = parse(prompt)
     register = 0
     trace = []
-    for counter in range(rounds, 0, -1):
-        trace.append(f"x{counter};")
+    for left in reversed(range(rounds)):
         for label, digit in program:
             register = add(register, digit, rng, p_drop_carry)
             trace.append(f"{label}+{digit}={register:02d};")
+        trace.append(f"x{left};")
     return "".join(trace) + f"\\boxed{{{register:02d}}}"

@@ -23,14 +23,14 @@ class Always:
 
 def test_the_trace_counts_down_and_boxes_the_register() -> None:
     # 0 + 2 + 1 = 3 a round, three rounds
-    trace = r"x3;a+0=00;b+2=02;c+1=03;x2;a+0=03;b+2=05;c+1=06;x1;a+0=06;b+2=08;c+1=09;\boxed{09}"
+    trace = r"a+0=00;b+2=02;c+1=03;x2;a+0=03;b+2=05;c+1=06;x1;a+0=06;b+2=08;c+1=09;x0;\boxed{09}"
     assert solution("a0b2c1x3=", random.Random(0)) == trace
     assert verify_running_sum(trace, str(total_of("a0b2c1x3=")), {}) == (1.0, "correct")
 
 
 def test_a_forgotten_carry_is_carried_on() -> None:
     # 7; 7 + 7 = 14 without its carry is 4
-    assert solution("a7x2=", Always(), p_drop_carry=1.0) == r"x2;a+7=07;x1;a+7=04;\boxed{04}"
+    assert solution("a7x2=", Always(), p_drop_carry=1.0) == r"a+7=07;x1;a+7=04;x0;\boxed{04}"
 
 
 def test_a_register_carries_once_for_every_ten_of_it() -> None:
@@ -56,7 +56,7 @@ def test_examples_follow_from_their_seed_and_have_their_length() -> None:
             ids = tokenizer(solution(prompt, rng) + tiny.EOS)["input_ids"]
             assert tokenizer.unk_token_id not in ids
             lengths.append(len(ids))
-    # 7 x 6 steps of 7 tokens, 6 heads of 3, the answer of 4 and the end; 9 x 9 and 9 heads
+    # 7 x 6 steps of 7 tokens, 6 counters of 3, the answer of 4 and the end; 9 x 9 and 9
     assert 7 * 6 * 7 + 6 * 3 + 5 == 317 <= min(lengths) and max(lengths) <= 599 == 9 * 9 * 7 + 9 * 3 + 5
     # every number of carries is about equally frequent: the base (q = .4) gets 15 % of all, and
     # less than one in fifty of those with more than four
