@@ -22,6 +22,7 @@ from sppo_ray.data.sources.procedural import (
     open_guess_number,
     open_product,
     open_reasoning_gym,
+    open_register_machine,
     open_running_sum,
     open_vowels,
 )
@@ -32,6 +33,7 @@ __all__ = ["Concatenation", "Source", "first_example", "open_sources", "peek_sou
 
 _OPEN: dict[str, Callable[..., Source]] = {
     "running-sum": open_running_sum,
+    "register-machine": open_register_machine,
     "guess-number": open_guess_number,
     "product": open_product,
     "vowels": open_vowels,
