@@ -186,8 +186,10 @@ def _prompt_sets(
     from sppo_ray.launch.run_inputs import try_environment
 
     data = subject.config.data
-    tools = try_environment(subject.config.environment)
-    encoder = PromptEncoder(policy.tokenizer, critic.tokenizer, data, tools=tools)
+    begun = try_environment(subject.config.environment)
+    encoder = PromptEncoder(
+        policy.tokenizer, critic.tokenizer, data, tools=begun.tools, reset=begun.reset
+    )
     held_out = _load(data, encoder, options.prompts)
     if options.data and subject.run is not None:
         _refuse_trained(held_out, subject.run)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from sppo_ray.config.evaluation import EvaluationConfig
     from sppo_ray.data.encoder import ToolList
+    from sppo_ray.environments.base import StepResult
     from sppo_ray.environments.observations import ObservationEncoder
+    from sppo_ray.environments.resets import Resets
     from sppo_ray.protocols import EnvironmentClient
     from sppo_ray.rollout.episodes import Episodes, Generator
     from sppo_ray.rollout.scoring import Decode
@@ -42,6 +44,7 @@ class RunInputs:
     prompts: PromptSource
     held_out: Mapping[str, Sequence[Prompt]]
     observations: ObservationEncoder | None  # None without an environment
+    tools: ToolList | None  # what the prompts say of an environment's tools
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -89,16 +92,20 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
         )
     if config.has_critic:
         check_value_head(critic_path, required=False)
-        check_warm_start(critic_path, config.data, critic_tokenizer.chat_template)
     observations = observation_encoder(
         config.environment, tokenizer, stop_token_ids_of(policy_path, tokenizer)
     )
-    tools = try_environment(config.environment)
-    encoder = PromptEncoder(tokenizer, critic_tokenizer, config.data, tools=tools)
+    begun = try_environment(config.environment)
+    if config.has_critic:
+        check_warm_start(critic_path, config.data, critic_tokenizer.chat_template, begun.tools)
+    encoder = PromptEncoder(
+        tokenizer, critic_tokenizer, config.data, tools=begun.tools, reset=begun.reset
+    )
     held_out = load_held_out(config.data, encoder, config.eval.prompts)
     # Disjoint from ALL held-out prompts, so that eval.prompts may change on resume.
     prompts = open_prompts(config.data, encoder, config.seed)
     first = prompts.cohort(0)[0]
+    begin_episode(config.environment, first)
     if tokenizer.chat_template is None:
         report(
             f"the policy's tokenizer has no chat template: messages are joined as plain text; prompt "
@@ -107,7 +114,7 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
     for path, leaf in config.reward.leaves:
         if isinstance(leaf, UserReward) and ".routes." not in path:  # a route's may refuse another's rows
             asyncio.run(try_reward(config.reward.model_copy(update={"function": leaf}), first))
-    return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out, observations)
+    return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out, observations, begun.tools)
 
 
 def observation_encoder(
@@ -125,21 +132,59 @@ def observation_encoder(
     return ObservationEncoder(tokenizer, observation_formats(tokenizer, settings, stop_token_ids))
 
 
-def try_environment(settings: EnvironmentSettings | None) -> ToolList | None:
-    """Build the environment in a process of its own, and return what a prompt says of its tools;
-    None without any. Raises UserError when it cannot be built.
+@dataclass(frozen=True, slots=True)
+class EpisodeStart:
+    """What an environment adds to prompts."""
+
+    tools: ToolList | None = None  # what they say of its tools
+    reset: Resets | None = None  # makes their first messages
+
+
+def try_environment(settings: EnvironmentSettings | None) -> EpisodeStart:
+    """Build the environment in a process of its own, and return what it adds to prompts. Raises
+    UserError when it cannot be built.
     """
     if settings is None or settings.type == "guess-number":
-        return None
+        return EpisodeStart()
     from sppo_ray.environments.pool.process import EnvironmentProcess
+    from sppo_ray.environments.resets import Resets
 
-    async def tools() -> ToolList | None:
+    async def started() -> EnvironmentProcess:
         process = await EnvironmentProcess.start(settings)
         await process.close()
-        return process.tools
+        return process
 
-    found = asyncio.run(tools())
-    return found if settings.type == "tools" and settings.describe_tools else None
+    found = asyncio.run(started())
+    is_told = settings.type == "tools" and settings.describe_tools
+    return EpisodeStart(found.tools if is_told else None, Resets(settings) if found.resets else None)
+
+
+def begin_episode(settings: EnvironmentSettings | None, prompt: Prompt) -> None:
+    """Begin an episode of a custom environment with a prompt. Raises UserError when that fails, or
+    when `reset` makes other messages than when the row was read.
+    """
+    if settings is None or settings.type != "custom":
+        return
+    from sppo_ray.environments.base import Row, StepRequest
+    from sppo_ray.environments.pool.pool import EnvironmentPool
+    from sppo_ray.environments.replies import begin_alike
+
+    async def begun() -> StepResult:
+        pool = EnvironmentPool(settings.model_copy(update={"processes": 1}))
+        try:
+            return await pool.step(StepRequest("first", Row.of(prompt), 1, ()))
+        finally:
+            await pool.close()
+
+    result = asyncio.run(begun())
+    error = result.error
+    if result.messages and not begin_alike(result.messages, prompt.messages):
+        error = "reset makes other messages when it is called again: let row and seed alone determine them"
+    if error:
+        raise UserError(
+            f"environment.environment {settings.environment!r}: an episode of prompt {prompt.id} does not "
+            f"begin: {error}"
+        )
 
 
 def episodes_of(

@@ -8,7 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from sppo_ray.config import GuessNumberData, ProductData, ReasoningGymData, RunningSumData, VowelsData
+from sppo_ray.config import (
+    EnvironmentData,
+    GuessNumberData,
+    ProductData,
+    ReasoningGymData,
+    RunningSumData,
+    VowelsData,
+)
 from sppo_ray.errors import UserError
 from sppo_ray.types import Example
 
@@ -20,7 +27,12 @@ class _ProceduralSource(ABC):
 
     def __init__(
         self,
-        settings: RunningSumData | VowelsData | GuessNumberData | ProductData | ReasoningGymData,
+        settings: RunningSumData
+        | VowelsData
+        | GuessNumberData
+        | ProductData
+        | EnvironmentData
+        | ReasoningGymData,
         name: str,
     ) -> None:
         self.name = name
@@ -43,7 +55,7 @@ class _ProceduralSource(ABC):
         return [self[row] for row in rows]
 
     @abstractmethod
-    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
+    def _generate(self, row: int) -> tuple[str, str, dict[str, Any]]:
         """Return (prompt, ground truth, extra) of a row."""
 
 
@@ -104,6 +116,17 @@ class VowelsSource(_ProceduralSource):
         return generate_prompt(row, seed=self._seed), "", {}
 
 
+class NumberedSource(_ProceduralSource):
+    """Numbers, of which an environment makes the first messages: `extra` has "index" and "seed"."""
+
+    def __init__(self, settings: EnvironmentData, name: str) -> None:
+        super().__init__(settings, f"{name}-{settings.seed}")
+        self._seed = settings.seed
+
+    def _generate(self, row: int) -> tuple[str, str, dict[str, Any]]:
+        return "", "", {"index": row, "seed": self._seed}
+
+
 class ReasoningGymSource(_ProceduralSource):
     """A task of the reasoning-gym package.
 
@@ -138,6 +161,10 @@ def open_product(settings: ProductData, name: str, where: str) -> ProductSource:
 
 def open_vowels(settings: VowelsData, name: str, where: str) -> VowelsSource:
     return VowelsSource(settings, name)
+
+
+def open_numbered(settings: EnvironmentData, name: str, where: str) -> NumberedSource:
+    return NumberedSource(settings, name)
 
 
 def open_reasoning_gym(settings: ReasoningGymData, name: str, where: str) -> ReasoningGymSource:

@@ -40,7 +40,8 @@ from sppo_ray.types import (
 )
 
 HISTORY = ("history_rate", "history_weight", "history_share")
-TURNS = ("turn_lengths", "turn_versions", "turn_rewards", "turn_reason", "turn_seconds")
+TEXTS = ("turn_texts", "turn_role")
+TURNS = ("turn_lengths", "turn_versions", "turn_rewards", "turn_reason", "turn_seconds", *TEXTS)
 
 
 def make_sample(
