@@ -42,6 +42,8 @@ def _require_class(settings: CustomEnvironment) -> None:
         raise no_step(what)
     if "__init__" in methods:
         _require_call(what, methods["__init__"].args, ("self", "row", 0), settings.options)
+    elif "__new__" not in methods:
+        raise other_parameters(what, TypeError("it has no __init__"))
 
 
 def _require_call(what: str, takes: ast.arguments, given: tuple[Any, ...], options: Mapping[str, Any]) -> None:
