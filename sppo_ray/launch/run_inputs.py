@@ -259,9 +259,11 @@ def commits_of(config: RunConfig, paths: tuple[Path, Path]) -> dict[str, str]:
         if hub_model(name) is not None
     }
     return {name: commit for name, commit in found.items() if commit is not None}
-def check_reward_models(reward: RewardSettings, report: Report) -> None:
-    """Reach the judges, and find or make the reward models and check that they are such. Raises
-    UserError.
+def check_reward_models(
+    reward: RewardSettings, report: Report, environment: EnvironmentSettings | None = None
+) -> None:
+    """Reach the judges, and find or make the reward models and check that they are such, and that
+    they read the turns of `environment`. Raises UserError.
     """
     from sppo_ray.models.bundled import resolve_model
     from sppo_ray.rewards.build import judge_keys
@@ -270,8 +272,37 @@ def check_reward_models(reward: RewardSettings, report: Report) -> None:
     keys = judge_keys(reward)
     for judge in reward.judges:
         require_judge(judge, keys.get(judge.key_variable or ""))
+    scores_turns = environment is not None and environment.asks_reward_function
     for model in reward.models:
-        check_reward_model(resolve_model(model.model, report), model.model)
+        directory = resolve_model(model.model, report)
+        check_reward_model(directory, model.model)
+        if scores_turns and "tool" in environment.roles:
+            _require_tool_messages(directory, model.model)
+
+
+def _require_tool_messages(directory: Path, name: str) -> None:
+    """Raise UserError for a reward model whose chat template refuses or leaves out what tools say."""
+    from jinja2 import TemplateError
+
+    from sppo_ray.data.render_guard import bounded_rendering
+    from sppo_ray.models.tokenizers import load_tokenizer
+
+    texts = {"user": "a", "assistant": "b", "tool": "Zk9"}
+    asked = [{"role": role, "content": texts[role]} for role in ("user", "assistant", "tool", "assistant")]
+    try:
+        with bounded_rendering(1):
+            rendered = load_tokenizer(directory).apply_chat_template(asked, tokenize=False)
+    except TemplateError as error:
+        problem = f"refuses messages of role tool ({error})"
+    else:
+        if texts["tool"] in rendered:
+            return
+        problem = "leaves out messages of role tool"
+    raise UserError(
+        f"reward model {name}: its chat template {problem}, and of an episode it reads all turns: let the "
+        "environment write its observations as the user (environment.format tagged, or environment.role "
+        "user), or use another reward model"
+    )
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

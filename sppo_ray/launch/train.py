@@ -133,7 +133,7 @@ def _in_run_dir(
             commits = commits_of(config, paths)
             remember_models(run_dir, commits)
             check_policy(config, paths[0])
-            check_reward_models(config.reward, recorder.message)
+            check_reward_models(config.reward, recorder.message, config.environment)
             for path in dict.fromkeys(paths):
                 require_finite_files(path, CHECKED_BYTES)
             if starts_cluster(config):
