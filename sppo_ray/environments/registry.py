@@ -58,6 +58,7 @@ def _require_call(what: str, made: Any, options: Mapping[str, Any]) -> None:
     except ValueError:  # without a signature, as in C
         return
 
+
 def no_step(what: str) -> UserError:
     return UserError(f"{what}: it has no method step(action): write one that returns an Observation")
 
@@ -66,4 +67,3 @@ def other_parameters(what: str, error: TypeError) -> UserError:
     return UserError(
         f"{what}: it is called with (row, seed) and environment.options, and does not take them ({error})"
     )
-

@@ -210,6 +210,7 @@ def retold(sample: TrainingSample, prompt: str, response: str) -> TrainingSample
     )
     return replace(sample, scored=told, advantage=-0.99, shaped_reward=0.0)
 
+
 def as_episode(sample: TrainingSample) -> TrainingSample:
     """The same sample as two actions with an attack for an observation between them."""
     trajectory = sample.scored.trajectory
@@ -218,4 +219,3 @@ def as_episode(sample: TrainingSample) -> TrainingSample:
     turns = Turns(lengths, versions, np.array([0.25, 0.0]), "turns", 0.1, ("eight", ATTACK, "twelve"))
     played = replace(trajectory, turns=turns, finish_reason="turns")
     return replace(sample, scored=replace(sample.scored, trajectory=played))
-

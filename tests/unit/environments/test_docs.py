@@ -68,6 +68,7 @@ def test_the_environment() -> None:
     assert (end.reward, end.done, end.reason) == (1.0, True, "finished")
     assert play(GAME, "3", "1")[0].reason == "wrong"
 
+
 def test_the_environment_that_draws_its_tasks() -> None:
     tree = yaml.safe_load(SUMS)
     settings: Any = TypeAdapter(EnvironmentSettings).validate_python(tree["environment"])
@@ -94,4 +95,3 @@ def test_the_environment_that_draws_its_tasks() -> None:
             await pool.close()
 
     assert asyncio.run(run()).reward == 1.0
-

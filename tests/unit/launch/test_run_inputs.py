@@ -59,6 +59,7 @@ def test_judges_and_reward_models_are_checked_before_anything_starts(tmp_path: P
     with pytest.raises(UserError, match="nowhere.*no such directory"):
         check_reward_models(RewardSettings(function=ModelReward(model="nowhere")), lambda line: None)
 
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -76,4 +77,3 @@ def test_a_reward_model_has_to_read_what_tools_say(template: str, said: str | No
     check_reward_models(reward, lambda line: None)  # for responses of one turn each will do
     with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
         check_reward_models(reward, lambda line: None, turns)
-
