@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from sppo_ray.config import CodeReward
-from sppo_ray.rewards.code.base import Limits, SandboxFailed, Tested
+from sppo_ray.rewards.code import base
+from sppo_ray.rewards.code.base import Limits, SandboxFailed
 from sppo_ray.rewards.code.sandbox.run import ConfinedProcesses
 from sppo_ray.rewards.code.verifier import make_code_verifier
 
@@ -113,8 +114,8 @@ def test_every_test_of_the_file_counts(name: str) -> None:
 
 
 class _OnlyTheTester(ConfinedProcesses):
-    def _test_in_one_process(self, *_: object, **__: object) -> Tested:
-        return Tested(1000, 0)
+    def _test_in_one_process(self, *_: object, **__: object) -> base.Tested:
+        return base.Tested(1000, 0)
 
 
 def test_both_runs_pay_the_right_program() -> None:
@@ -180,7 +181,7 @@ COLLECTED = {
         "import unittest\nfrom unittest import TestCase\nclass Case(unittest.TestCase):\n    @classmethod\n"
         "    def setUpClass(cls): f('up')\n    @classmethod\n    def tearDownClass(cls): f('down')\n"
         "    def setUp(self): f('setUp')\n    def tearDown(self): f('tearDown')\n"
-        "    def setup_method(self, method): f('method')\n    def teardown_method(self): f('end')\n"
+        "    def setup_method(self, method): f('method')\n    def teardown_method(self, method): f('end')\n"
         "    def test_b(self): f('b')\n    def test_a(self): f('a')\nAgain = Base = None\n"
         "class Empty(TestCase):\n    @classmethod\n    def setUpClass(cls): f('no')"
     ),
@@ -201,9 +202,6 @@ COLLECTED = {
         "@pytest.mark.parametrize('x, y', [(1, 2), [3, 4]])\ndef test_c(x, y): f([x, y])\n"
         "@pytest.mark.parametrize('x', [7, 8])\nclass TestA:\n    def test_d(self, x): f(x)"
     ),
-    "marks of the module": (
-        "import pytest\npytestmark = pytest.mark.parametrize('x', [1, 2])\ndef test_a(x): f(x)"
-    ),
 }
 OURS = """
 import json, sys
@@ -221,30 +219,26 @@ print(json.dumps(found))
 
 
 def test_the_collected_tests_are_those_of_pytest(tmp_path: Path) -> None:
-    (tmp_path / "solution.py").write_text("calls = []\nf = calls.append\n")
+    (tmp_path / "solution.py").write_text(
+        "calls = {}\ndef f_of(name): return calls.setdefault(name, []).append\n"
+    )
     (tmp_path / "conftest.py").write_text(
         "import json, pathlib, solution\ndef pytest_sessionfinish():\n"
         "    pathlib.Path('calls.json').write_text(json.dumps(solution.calls))\n"
     )
-    theirs = {}
-    for name, code in COLLECTED.items():
-        (tmp_path / "test_file.py").write_text("from solution import f\n" + code)
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            "test_file.py",
-        ]
-        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stdout
-        theirs[name] = json.loads((tmp_path / "calls.json").read_text())
+    for number, (name, code) in enumerate(COLLECTED.items()):
+        head = f"from solution import f_of\nf = f_of({name!r})\n"
+        (tmp_path / f"test_{number}.py").write_text(head + code)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
     ours = subprocess.run(
         [sys.executable, "-c", OURS], input=json.dumps(COLLECTED), capture_output=True, text=True, check=False
     )
     assert ours.returncode == 0, ours.stderr
-    assert json.loads(ours.stdout) == theirs
+    assert json.loads(ours.stdout) == json.loads((tmp_path / "calls.json").read_text())

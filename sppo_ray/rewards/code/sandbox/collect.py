@@ -48,7 +48,7 @@ class Collector:
     def _function(self, name: str, found: Any) -> Iterator[Collected]:
         if not _is_test(name, found):
             return
-        for named in _parameters(self._module, found):
+        for named in _parameters(found):
             if _takes(found, set(named)):  # a helper that takes more is no test
                 run = functools.partial(self._run, self._module, "_function", found, named)
                 yield Collected(run, *_code(found))
@@ -72,7 +72,7 @@ class Collector:
             if isinstance(found, type):
                 yield from self._class(name, found)
             elif _is_test(name, found):
-                for named in _parameters(self._module, kind, found):
+                for named in _parameters(kind, found):
                     yield Collected(functools.partial(self._run_method, kind, name, named), *_code(found))
 
     def _run_method(self, kind: type, name: str, named: dict[str, Any]) -> None:
@@ -170,12 +170,12 @@ def _members(kind: type) -> list[tuple[str, Any]]:
     return [pair for own in reversed(by_class) for pair in own]
 
 
-def _parameters(module: types.ModuleType, *holders: Any) -> list[dict[str, Any]]:
+def _parameters(*holders: Any) -> list[dict[str, Any]]:
     """The arguments of each run: the product of the `parametrize` marks; one run without arguments
     if there are none.
     """
     sets: list[dict[str, Any]] = [{}]
-    for mark in _marks(module, *holders):
+    for mark in _marks(*holders):
         if mark.name == "parametrize":
             rows = _rows(*mark.args, **mark.kwargs)
             sets = [one | row for one in sets for row in rows]
@@ -194,8 +194,8 @@ def _rows(argnames: Any, argvalues: Any, *_: Any, **__: Any) -> list[dict[str, A
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def _marks(module: types.ModuleType, *holders: Any) -> Iterator[Any]:
-    for holder in (module, *holders):
+def _marks(*holders: Any) -> Iterator[Any]:
+    for holder in holders:
         kinds = holder.__mro__ if isinstance(holder, type) else [holder]
         for one in kinds:
             found = getattr(one, "__dict__", {}).get("pytestmark", [])
