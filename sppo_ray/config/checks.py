@@ -81,6 +81,11 @@ def check_environment(
         raise ValueError(
             f"data of type {min(games)} is a game of several turns: set environment.type to {min(games)}"
         )
+    if kind != "custom" and any(source.type == "environment" for source in sources):
+        raise ValueError(
+            "data of type environment are numbers, of which an environment makes the first messages: set "
+            "environment.type to custom, and environment.environment to your class"
+        )
     if environment is None:
         return
     if environment.max_turn_tokens > rollout.max_response_tokens:

@@ -105,6 +105,19 @@ class VowelsData(SourceSettings):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class EnvironmentData(SourceSettings):
+    """Numbered rows without a text, for an environment of your own that makes the first messages
+    itself (`reset`). Its row has the number and the seed as `extra["index"]` and `extra["seed"]`.
+    """
+
+    type: Literal["environment"] = "environment"
+    name: str = "environment"
+    size: PositiveInt = 100_000
+    """Number of rows, each with a seed of its own for `reset`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed gives other rows."""
+
+
 class ParquetData(SourceSettings):
     """Parquet in the field's common format: data_source, prompt (chat messages or a string),
     reward_model.ground_truth, extra_info. Other columns are named by the keys.
@@ -182,6 +195,7 @@ _Own = Union[
     VowelsData,
     GuessNumberData,
     ProductData,
+    EnvironmentData,
     ParquetData,
     JsonlData,
     HFDiskData,
@@ -208,6 +222,7 @@ def source_name(source: DataSource) -> str:
         VowelsData,
         GuessNumberData,
         ProductData,
+        EnvironmentData,
         ReasoningGymData,
     )
     return source.name if isinstance(source, procedural) else source.type

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sppo_ray.config import (
+    EnvironmentData,
     GuessNumberData,
     ProductData,
     ReasoningGymData,
@@ -32,6 +33,7 @@ class _ProceduralSource(ABC):
         | VowelsData
         | GuessNumberData
         | ProductData
+        | EnvironmentData
         | ReasoningGymData,
         name: str,
     ) -> None:
@@ -55,7 +57,7 @@ class _ProceduralSource(ABC):
         return [self[row] for row in rows]
 
     @abstractmethod
-    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
+    def _generate(self, row: int) -> tuple[str, str, dict[str, Any]]:
         """Return (prompt, ground truth, extra) of a row."""
 
 
@@ -130,6 +132,17 @@ class VowelsSource(_ProceduralSource):
         return generate_prompt(row, seed=self._seed), "", {}
 
 
+class NumberedSource(_ProceduralSource):
+    """Numbers, of which an environment makes the first messages: `extra` has "index" and "seed"."""
+
+    def __init__(self, settings: EnvironmentData, name: str) -> None:
+        super().__init__(settings, f"{name}-{settings.seed}")
+        self._seed = settings.seed
+
+    def _generate(self, row: int) -> tuple[str, str, dict[str, Any]]:
+        return "", "", {"index": row, "seed": self._seed}
+
+
 class ReasoningGymSource(_ProceduralSource):
     """A task of the reasoning-gym package.
 
@@ -168,6 +181,10 @@ def open_product(settings: ProductData, name: str, where: str) -> ProductSource:
 
 def open_vowels(settings: VowelsData, name: str, where: str) -> VowelsSource:
     return VowelsSource(settings, name)
+
+
+def open_numbered(settings: EnvironmentData, name: str, where: str) -> NumberedSource:
+    return NumberedSource(settings, name)
 
 
 def open_reasoning_gym(settings: ReasoningGymData, name: str, where: str) -> ReasoningGymSource:

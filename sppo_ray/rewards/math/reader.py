@@ -14,7 +14,6 @@ from fractions import Fraction
 
 from sppo_ray.rewards.math import real_sets
 from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined, real
-from sppo_ray.rewards.math.expressions import Node
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import (
     ORDERED,
@@ -23,6 +22,7 @@ from sppo_ray.rewards.math.forms import (
     Family,
     Form,
     Items,
+    Logic,
     Matrix,
     Named,
     Opaque,
@@ -34,6 +34,8 @@ from sppo_ray.rewards.math.forms import (
     as_region,
     both_signs,
 )
+from sppo_ray.rewards.math.logic import COMMUTATIVE, in_words, is_enumeration, split_formula
+from sppo_ray.rewards.math.nodes import Node
 from sppo_ray.rewards.math.quantities import (
     USUAL,
     Reading,
@@ -50,7 +52,8 @@ from sppo_ray.rewards.math.units import NO_TAIL, read_tail
 from sppo_ray.rewards.math.values import value_of
 from sppo_ray.rewards.math.words import as_words
 
-_RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\notin", r"\approx", r"\to")
+_RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\notin", r"\approx")
+_ORDERS = frozenset(["<", ">", r"\le", r"\ge", r"\ne"])
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})*,[0-9]{3}(?![0-9])(?!.*,[0-9]{3}(?![0-9]))")
 _OTHER_SET_SIGNS = ("<", ">", r"\le", r"\ge")
 _CLOCK = re.compile(
@@ -117,6 +120,7 @@ class _Reader:
             _read_clock,
             self._congruence,
             self._environment,
+            self._logic,
             self._alternatives,
             self._set_builder,
             self._set_operation,
@@ -145,7 +149,7 @@ class _Reader:
         marks = list(_MODULO.finditer(text))
         if len(marks) != 1 or (r"\equiv" not in text and "=" not in text and marks[0].start() == 0):
             return None
-        before = text[: marks[0].start()].strip().rstrip("(").strip()
+        before = in_words(text[: marks[0].start()]).strip().rstrip("(").strip()
         modulus = unbraced(text[marks[0].end() :].strip().rstrip(")").strip()).lstrip("{").rstrip("}")
         left, _, right = before.rpartition(r"\equiv" if r"\equiv" in before else "=")
         residues = [part for _, part in split_outside(connected(right), ",", "or", "and")]
@@ -193,6 +197,28 @@ class _Reader:
         value, *conditions = (part for _, part in split_outside(row, "&"))
         condition = _CONDITION.sub("", " ".join(conditions)).strip(" ,.;")
         return self.read(value.strip(" ,;")), self.read(condition) if condition else Words("otherwise")
+
+    # ---------------------------------------------------------------------------------------- logic
+
+    def _logic(self, text: str) -> Form | None:
+        r"""A formula of logic, or solutions between \lor and \land."""
+        formula = split_formula(text)
+        if formula is None:
+            return None
+        if is_enumeration(formula):
+            try:
+                return self.read(in_words(text))
+            except _FAILURES:  # of several variables, say: a formula of statements
+                pass
+        return self._operation(*formula)
+
+    def _operation(self, sign: str, parts: Sequence[str]) -> Logic:
+        forms = [read_answer(part, self._reading) for part in parts]
+        inner = [
+            form.parts if isinstance(form, Logic) and form.sign == sign and sign in COMMUTATIVE else (form,)
+            for form in forms
+        ]
+        return Logic(sign, tuple(form for some in inner for form in some))
 
     # ---------------------------------------------------------------------------------------- lists
 
@@ -265,13 +291,22 @@ class _Reader:
 
     def _set_operation(self, text: str) -> Form | None:
         r"""Unions, intersections, differences, \mathbb{R} and what it lacks."""
-        text = _IN.sub("", text)
+        named, text = text, _IN.sub("", text)
         parts = [(s, part) for s, part in split_outside(text, r"\cup", r"\cap", r"\setminus") if s or part]
         if len(parts) == 1:
             without = _REALS_WITHOUT.fullmatch(text)
             if without:
                 return Reals(real_sets.complement(self._region(without[1])))
             return Reals(real_sets.EVERYTHING) if _ALL_REALS.fullmatch(text) else None
+        signs = {sign for sign, _ in parts[1:]}
+        try:
+            return self._combined_regions(parts)
+        except (Unreadable, KeyError):  # A \cup B
+            if len(signs) > 1 or named != text or not all(part for _, part in parts):
+                raise
+        return self._operation(*signs, [part for _, part in parts])
+
+    def _combined_regions(self, parts: Sequence[tuple[str, str]]) -> Form:
         region = self._region(parts[0][1])
         for sign, part in parts[1:]:
             other = self._region(part)
@@ -312,7 +347,8 @@ class _Reader:
         form = self.read(sides[1])
         region = as_region(form)
         if region is None:
-            return form if signs[0] == r"\in" else None
+            has_name = isinstance(form, Quantity) and r"\mathbb" not in sides[1]  # x \in A
+            return Relation(sides, signs) if has_name else form if signs[0] == r"\in" else None
         return Reals(real_sets.complement(region) if signs[0] == r"\notin" else region, sides[0])
 
     def _equation(self, sides: tuple[str, ...], signs: tuple[str, ...]) -> Form:
@@ -334,7 +370,8 @@ class _Reader:
     def _inequality(self, sides: tuple[str, ...], signs: tuple[str, ...]) -> Form:
         """A chain with one variable as a set of real numbers. Raises Unreadable for any other."""
         places = [n for n, side in enumerate(sides) if is_name(side) or re.fullmatch(r"\|.*\|", side)]
-        raise_if(len(places) != 1 or len(sides) > 3 or "=" in signs, "no bounds of a variable")
+        bounded = len(places) == 1 and len(sides) <= 3 and _ORDERS.issuperset(signs)
+        raise_if(not bounded, "no bounds of a variable")
         name, region = sides[places[0]], real_sets.EVERYTHING
         for index, sign in enumerate(signs):
             raise_if(index not in (places[0] - 1, places[0]), "no bounds of a variable")
