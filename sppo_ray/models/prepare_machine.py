@@ -27,7 +27,7 @@ class MachineStart:
 
     max_rounds: int = 9
     p_drop_carry: float = 0.6
-    steps: int = 1800
+    steps: int = 1500
     # of all responses of a batch: batches of few rounds hold more responses, and all cost the same
     batch_rounds: int = 36
     lr: float = 5e-3
