@@ -285,7 +285,9 @@ def check_reward_models(
 
 
 def _require_tool_messages(directory: Path, name: str) -> None:
-    """Raise UserError for a reward model whose chat template refuses or leaves out what tools say."""
+    """Raise UserError for a reward model whose chat template refuses or leaves out what tools
+    say.
+    """
     from jinja2 import TemplateError
 
     from sppo_ray.data.render_guard import bounded_rendering
