@@ -1,7 +1,7 @@
 # sppo-ray. Two commands on a fresh machine: `make train` and `make test`. `make` alone lists the others.
 # The environment (.venv) is made from requirements/cpu.lock when it is missing or the lock has changed.
 
-PYTHON   ?= python3.11
+PYTHON   ?= $(shell command -v python3.11 || command -v python3.12 || echo python3.11)
 PIP_ARGS ?=
 RECIPE   ?= quickstart
 SEED     ?= 1
@@ -21,7 +21,7 @@ PY   := $(VENV)/bin/python
 ENV  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env train test test-slow test-fast test-cluster test-trackers chaos soak fuzz fuzz-rewards lint audit doctor docs
+.PHONY: help env train test test-slow test-fast test-cluster test-trackers chaos soak fuzz fuzz-rewards lint audit lock doctor docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,13 @@ audit: .venv-audit/bin/pip-audit ## known vulnerabilities of the locked packages
 .venv-audit/bin/pip-audit:
 	@$(PYTHON) -m venv .venv-audit
 	@.venv-audit/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) pip-audit==2.10.1
+
+lock: .venv-lock/bin/uv ## renew requirements/cpu.lock for Python 3.11 and 3.12; needs the index; ARGS=--upgrade takes the newest of everything
+	@$(PYTHON) requirements/lock.py $< $(ARGS)
+
+.venv-lock/bin/uv:
+	@$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) uv
 
 docs: .venv-docs/bin/mkdocs ## the documentation as a site that needs no network: site/index.html
 	@$< build --quiet $(ARGS)

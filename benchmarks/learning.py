@@ -3,12 +3,17 @@ before and after.
 
     python -m benchmarks.learning quickstart --seeds 1 2 3 [--name NAME] [--part NAME]
         [--section.key=value ...]
+    python -m benchmarks.learning quickstart --arms [ARM ...] [--at-most RUNS] [--section.key=value]
 
 Each run is a process of its own, as a user starts it. Writes benchmarks/results/NAME.json (default
 learning-RECIPE) with a row a seed and the accuracies of each evaluation, and NAME.png with the
 learning curve of the first seed; the run directories go to --runs (default runs/benchmark). With
 --part the figures are those of a part of the reward instead of the whole (`truth` of the recipe
 preference). With --from DIR ... it reports finished run directories instead of training.
+
+--arms trains the methods of ARMS (default: all), first all of them with the first seed. Their rows
+are kept in benchmarks/results/learning-RECIPE-arms.json after every run and not made again, so the
+command can be ended at any time; --at-most ends it after as many runs.
 
 A gain is the last held-out accuracy minus the first. Both are means over as many prompts, sampled
 independently, so the half-width of the gain's 95 % interval is the root of the sum of their squared
@@ -24,16 +29,31 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, print_table, write_result
+from benchmarks.report import RESULTS, commit, print_table, write_result
+from sppo_ray.compare.runner import clear_unfinished, is_finished
 from sppo_ray.display.plots import draw_learning_curve
 from sppo_ray.rundir.metrics import read_metrics
 
 TARGETS = {"quickstart": 0.85}  # held-out accuracy that every seed has to reach
 TIME_LIMIT_S = 600.0  # of the command, on 2 cores, without installation and base model
+
+FEW_PROMPTS = "--data.train.0.size=1024"
+"""A tracker learns from prompts that come again: a fresh prompt has no history."""
+ARMS: Mapping[str, tuple[str, ...]] = {
+    "sppo-dis": ("--algorithm.loss.type=dis",),
+    "sppo-dppo": ("--algorithm.loss.type=dppo",),
+    "sppo-cispo": ("--algorithm.loss.type=cispo",),
+    "sppo-privileged": ('--data.critic_suffix="{ground_truth}"',),
+    "sppo-tracker": ("--algorithm.tracker.rho=0.875", FEW_PROMPTS),
+    "sao": ("--algorithm.type=sao", "--critic.updates_per_minibatch=2"),
+    "spo": ("--algorithm.type=spo", FEW_PROMPTS),
+    "reinforce-pp": ("--algorithm.type=reinforce++",),
+}
+"""The methods for one sample a prompt that `--arms` trains, as overrides of a recipe."""
 
 
 def main() -> int:
@@ -46,7 +66,11 @@ def main() -> int:
     parser.add_argument(
         "--from", dest="finished", type=Path, nargs="+", help="finished run directories to report"
     )
+    parser.add_argument("--arms", nargs="*", choices=ARMS, help="train these methods")
+    parser.add_argument("--at-most", type=int, help="runs of --arms")
     options, overrides = parser.parse_known_args()
+    if options.arms is not None:
+        return train_arms(options, overrides)
     name = options.name or f"learning-{options.recipe}"
     walls: dict[Path, float | None]
     if options.finished:
@@ -63,6 +87,38 @@ def main() -> int:
     print(write_result(name, rows, targets(options.recipe, rows), more))
     (RESULTS / f"{name}.png").write_bytes(draw_learning_curve(next(iter(walls))))
     return 0
+
+
+def train_arms(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Train the methods that are not in the result file yet, and write it after every run."""
+    name = options.name or f"learning-{options.recipe}-arms"
+    rows = kept_rows(RESULTS / f"{name}.json", overrides)
+    jobs = [(seed, arm) for seed in options.seeds for arm in options.arms or ARMS]
+    missing = [job for job in jobs if job not in {(r["seed"], r["arm"]) for r in rows}]
+    for seed, arm in missing[: options.at_most]:
+        run_dir = options.runs / f"{name}-{arm}-seed{seed}"
+        wall_s = None
+        if not is_finished(run_dir):
+            clear_unfinished(run_dir)
+            wall_s = train(options.recipe, seed, run_dir, [*ARMS[arm], *overrides])
+        figures = row(run_dir, wall_s, options.part)
+        rows.append({"arm": arm, "commit": commit(), "settings": ARMS[arm], **figures})
+        rows.sort(key=lambda r: (list(ARMS).index(r["arm"]), r["seed"]))
+        extra = {"overrides": list(overrides)}
+        print(write_result(name, rows, targets(options.recipe, rows), extra), flush=True)
+    shown = ("arm", "seed", "steps", "initial_accuracy", "final_accuracy", "training_s", "wall_s")
+    print_table([{key: r[key] for key in shown} for r in rows])
+    return 0
+
+
+def kept_rows(path: Path, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of an earlier command with the same settings."""
+    if not path.is_file():
+        return []
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if earlier["overrides"] != list(overrides):
+        return []
+    return [r for r in earlier["rows"] if r["settings"] == list(ARMS.get(r["arm"], ()))]
 
 
 def train(recipe: str, seed: int, run_dir: Path, overrides: Sequence[str]) -> float:

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -110,8 +111,14 @@ def a_run(directory: Path) -> None:
     (directory / "run/metrics.jsonl").write_text("{}\n")
 
 
+def unscorable(directory: Path) -> None:
+    lines([{"response": "1", "ground_truth": "1"}])(directory)
+    python("def f(response, ground_truth, extra): return 1 / 0\n")(directory)
+
+
 # -------------------------------------------------------------------------------------- mistakes
 
+TAKEN = socket.create_server(("127.0.0.1", 0))  # a port that another program listens at
 TRAIN = ["train", "quickstart", "--run-dir", "run"]
 OWN = [
     *TRAIN,
@@ -226,7 +233,52 @@ MISTAKES = [
         "ZeroDivisionError",
         python("def f(response, ground_truth, extra): return 1 / 0\n"),
     ),
+    Mistake(
+        "a reward that raises, in a dry run",
+        [*CUSTOM, "--reward.function.function=rewards_of_mine:f", "--dry-run"],
+        "ZeroDivisionError",
+        python("def f(response, ground_truth, extra): return 1 / 0\n"),
+    ),
+    Mistake(
+        "a prompt that is held out, too",
+        [*data("jsonl", "rows.jsonl"), "--data.held_out=[{type: jsonl, path: rows.jsonl}]"],
+        "data.held_out_overlap",
+        lines(ROWS),
+    ),
+    Mistake("more memory than there is", [*TRAIN, "--rollout.kv_cache_gib=5000"], "does not fit: "),
+    Mistake("a tracker that does not exist", [*TRAIN, "--logging.trackers=[wandbb]"], "did you mean wandb"),
+    Mistake(
+        "a model of the hub, offline",
+        [*TRAIN, "--learner.model=org/none"],
+        "org/none: .*HF_HUB_OFFLINE is set",
+        environment={"HF_HUB_OFFLINE": "1"},
+    ),
+    Mistake("a run to start from that is not there", ["train", "--from", "none"], "no config.yaml in it"),
+    Mistake(
+        "a REST server that is not there",
+        ["submit", "quickstart", "--url", "http://127.0.0.1:9"],
+        "http://127.0.0.1:9",
+    ),
+    Mistake(
+        "a directory for a REST server",
+        ["submit", "quickstart", "--working-dir", "."],
+        "ray job submit --working-dir .",
+    ),
+    Mistake(
+        "a port that is taken", ["serve", "--port", str(TAKEN.getsockname()[1])], "choose another --port"
+    ),
+    Mistake("a command that does not exist", ["trian", "quickstart"], "Did you mean 'train'"),
     Mistake("a score of a file that is not there", ["score", "answers.jsonl"], "answers.jsonl"),
+    Mistake(
+        "answers that cannot be scored",
+        [
+            *("score", "rows.jsonl", "--reward.function.type=custom"),
+            "--reward.function.function=rewards_of_mine:f",
+        ],
+        "1 of 1 responses could not be scored",
+        unscorable,
+        code=1,
+    ),
 ]
 
 

@@ -5,18 +5,18 @@
 set -euo pipefail
 
 venv=${1:?usage: requirements/install.sh VENV}
-python=${PYTHON:-python3.11}
+python=${PYTHON:-$(command -v python3.11 || command -v python3.12 || echo python3.11)}
 lock=$(cd "$(dirname "$0")" && pwd)/cpu.lock
 read -r -a pip_args <<<"${PIP_ARGS:-}"
 
 fail() { printf 'install: %s\n' "$*" >&2; exit 2; }
 
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "the CPU lock holds wheels for Linux x86-64, this is $(uname -sm): use such a machine or a container (docs/install.md)"
-command -v "$python" >/dev/null || fail "$python not found: install Python 3.11 (apt install python3.11-venv, or uv python install 3.11), or name one with PYTHON=/path/to/python3.11"
+command -v "$python" >/dev/null || fail "$python not found: install Python 3.11 or 3.12 (apt install python3.11-venv, or uv python install 3.11), or name one with PYTHON=/path/to/python3.11"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || fail "$python does not run"
-[ "$version" = 3.11 ] || fail "$python is Python $version, the lock holds wheels for 3.11: name one with PYTHON=/path/to/python3.11"
+case $version in 3.11|3.12) ;; *) fail "$python is Python $version, the lock holds wheels for 3.11 and 3.12: name one with PYTHON=/path/to/python3.11" ;; esac
 
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || fail "no virtual environment can be made: apt install python3.11-venv"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || fail "no virtual environment can be made: apt install python$version-venv"
 pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --no-deps "${pip_args[@]}" "$@"; }
 installed_torch() { "$venv/bin/python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null; }
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, repeated, runs_directory
-from sppo_ray.config import permissions
 from sppo_ray.errors import UserError
 from sppo_ray.formatting import format_seconds, printable
-from sppo_ray.rundir.record import is_run_directory
 
 if TYPE_CHECKING:
     from sppo_ray.compare.plan import Plan
     from sppo_ray.compare.report import Report
+    from sppo_ray.config.permissions import Grants
 
 DEFAULT_ARMS = "sppo,grpo,ppo,rloo,remax"
 EXIT_RUNS_FAILED = 1
@@ -73,9 +72,11 @@ def compare(
     ] = False,
     overrides: Overrides,
 ) -> int:
-    """Run a recipe with several algorithms and report, or compare finished runs."""
+    """Run a recipe with several algorithms, or compare finished runs."""
     from sppo_ray.compare.comparison import compare, proceed, report_from
     from sppo_ray.compare.plan import make_plan, read_plan
+    from sppo_ray.config.permissions import Grants
+    from sppo_ray.rundir.record import is_run_directory
 
     accuracies = _numbers(targets) if targets else None
     given = {"--arms": arms, "--arm": arm, "--seeds": seeds, "--budget": budget}
@@ -85,7 +86,7 @@ def compare(
     if plot is not None:
         raise UserError("--plot draws finished runs: give two or more run directories")
     recipe = names[0] if names else None
-    granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
+    granted = Grants(tuple(allow_module), tuple(allow_unconfined))
     if report_only or recipe is None:
         place = _required_out(out, typed)
         if report_only:
@@ -119,6 +120,7 @@ def _compare_runs(
     names: Sequence[str], plot: Path | None, targets: Sequence[float], typed: Sequence[str]
 ) -> int:
     from sppo_ray.compare.finished import comparison_text, draw_runs, read_runs
+    from sppo_ray.rundir.record import is_run_directory
 
     others = [name for name in names if not is_run_directory(Path(name))]
     if others:
@@ -135,12 +137,12 @@ def _compare_runs(
     return 0
 
 
-def _require_permission(
-    plan: Plan, granted: permissions.Grants, typed: Sequence[str], *, origin: str | None
-) -> None:
+def _require_permission(plan: Plan, granted: Grants, typed: Sequence[str], *, origin: str | None) -> None:
     """Check the permission for reward functions of the recipe, or of the comparison's plan in
     `origin`, as `train` does.
     """
+    from sppo_ray.config import permissions
+
     names = permissions.settings_in(typed)
     for arm in plan.arms:
         config = plan.config(arm)

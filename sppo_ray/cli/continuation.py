@@ -94,5 +94,7 @@ def _why_no_critic(old: RunDir, before: RunConfig, config: RunConfig) -> str | N
 
 
 def _vocabulary(directory: Path) -> object:
+    if not (directory / "tokenizer.json").is_file():
+        return None
     tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
     return tokenizer.get("model", {}).get("vocab"), tokenizer.get("added_tokens")

@@ -85,7 +85,7 @@ def check_python(version: tuple[int, int]) -> Finding:
     if version < (3, 11):
         return Finding("python", "fail", found, "Python 3.11 or newer is needed")
     if version != (3, 11):
-        return Finding("python", "warn", found, "requirements/cpu.lock is pinned and tested on 3.11")
+        return Finding("python", "warn", found, "requirements/cpu.lock is tested on 3.11")
     return Finding("python", "ok", found)
 
 

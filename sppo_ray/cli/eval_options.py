@@ -1,34 +1,28 @@
-"""Turn the options of `sppo-ray eval` into settings: data and rewards by name, settings of a recipe
-or a run.
-
-    --data FILE|DIRECTORY|GLOB            Parquet in the field's format, JSON lines, or a Hugging
-                                          Face dataset, by its suffix
-    --data running-sum:size=256,seed=7    a source of the settings with its fields; procedural ones
-                                          have 256 prompts by default
-    --reward math | running-sum | reasoning-gym | last-number | PACKAGE.MODULE:FUNCTION
+"""Settings of an evaluation, from the words of a command line, a recipe or a run.
 
 Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-from typer import Argument, Option
+from typing import Any
 
 from sppo_ray import plugins
-from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, lost_worker, repeated, runs_directory
 from sppo_ray.config import DataSource, RewardFunction, RunConfig, permissions
-from sppo_ray.config.evaluation import EvaluationConfig
-from sppo_ray.config.loading import load_config, models_in, parse_settings
+from sppo_ray.config.loading import load_config, models_in
 from sppo_ray.config.outside_yaml import read_yaml
 from sppo_ray.errors import UserError
 from sppo_ray.rundir.layout import RunDir
 
 DEFAULT_SIZE = 256  # prompts of a procedural source
+_OWN_REWARD = {
+    "running-sum": "running-sum",
+    "register-machine": "running-sum",
+    "reasoning-gym": "reasoning-gym",
+}
+"""Verifier of procedural sources that have one of their own."""
 LAST_NUMBER = "sppo_ray.rewards.last_number:reward"
 
 _SUFFIX_TYPES = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
@@ -41,71 +35,7 @@ _REWARDS = [
 """Reward functions without a setting that has to be given."""
 
 
-@lost_worker("Nothing was written: run the evaluation again")
-def evaluate(
-    model: Annotated[
-        str, Argument(help="a Transformers checkpoint, builtin:NAME, or a run directory (its export/policy)")
-    ],
-    *,
-    data: Annotated[
-        list[str],
-        repeated(metavar="FILE...", help="files, directories, globs, or running-sum:size=256,seed=7"),
-    ],
-    recipe: Annotated[
-        str | None, Option(help="take held-out data, reward and rollout settings from a recipe")
-    ] = None,
-    samples_per_prompt: Annotated[
-        int | None,
-        Option("-k", "--samples-per-prompt", help="responses a prompt (default: 1, or as a file repeats it)"),
-    ] = None,
-    pass_k: Annotated[
-        str | None,
-        Option(help="the k of pass@k, e.g. 1,4,8 (default: 1, 2, 4, ... and the samples a prompt)"),
-    ] = None,
-    temperature: Annotated[float | None, Option(help="default 1.0, or the recipe's; 0 = greedy")] = None,
-    max_response_tokens: Annotated[
-        int | None, Option(help="default 2048, or the recipe's, or what the context leaves")
-    ] = None,
-    limit: Annotated[int | None, Option(help="use only the first N prompts of each source")] = None,
-    seed: Annotated[int | None, Option(help="default 1, or the recipe's")] = None,
-    reward: Annotated[
-        str | None,
-        Option(help=f"{', '.join(_REWARDS)}, last-number or package.module:function (default: by the data)"),
-    ] = None,
-    workers: Annotated[int | None, Option(help="rollout engines (default 1)")] = None,
-    allow_module: AllowModule,
-    allow_unconfined: AllowUnconfined,
-    out: Annotated[
-        Path | None, Option(help="new directory for report and responses (default: runs/eval-MODEL-TIME)")
-    ] = None,
-    overrides: Overrides,
-) -> int:
-    """Evaluate a checkpoint on files; settings as --section.key=value."""
-    tree = _tree(model, recipe, data, reward)
-    tree |= _given(seed=seed)
-    tree["eval"] |= _given(samples_per_prompt=samples_per_prompt, prompts=limit, temperature=temperature)
-    tree["eval"] |= _given(pass_k=None if pass_k is None else _integers(pass_k))
-    tree["rollout"] |= _given(max_response_tokens=max_response_tokens, workers=workers)
-    config = parse_settings(EvaluationConfig, tree, overrides, "eval settings")
-    granted = permissions.Grants(tuple(allow_module), tuple(allow_unconfined))
-    typed = typed_settings(reward, overrides)
-    if recipe is not None:
-        permissions.require_for_file(config, granted, typed, recipe)
-    elif not data:
-        permissions.require_all(config, granted, typed, f"run {model}")
-    name = Path(model).name.removeprefix("builtin:")
-    place = out or runs_directory() / f"eval-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-    from sppo_ray.cli.evaluate import run_evaluation
-
-    return run_evaluation(config, place)
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _tree(model: str, recipe: str | None, data: Sequence[str], reward: str | None) -> dict[str, Any]:
+def typed_tree(model: str, recipe: str | None, data: Sequence[str], reward: str | None) -> dict[str, Any]:
     """Build the settings with data and reward function as typed. Raises UserError for an impossible
     combination.
     """
@@ -203,12 +133,10 @@ def tree_of(config: RunConfig) -> dict[str, Any]:
 
 
 def _reward_of(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Choose the default verifier: the task's own for running-sum and reasoning-gym, math for
-    files.
-    """
+    """Choose the default verifier: the task's own, or math for files."""
     kinds = {source["type"] for source in sources}
-    own = kinds & {"running-sum", "reasoning-gym"}
-    if own and len(kinds) > 1:
+    own = {_OWN_REWARD.get(kind, "math") for kind in kinds}
+    if len(own) > 1:
         raise UserError(
             f"--data of {' and '.join(sorted(kinds))} are judged by different reward functions: evaluate "
             "them apart, or name one "
@@ -240,15 +168,6 @@ def _fields(text: str, whole: str) -> dict[str, Any]:
             raise UserError(f"--data {whole}: {part!r} is no key=value; write e.g. {_examples()}")
         fields[key] = read_yaml(value, f"--data {whole}")
     return fields
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        return sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UserError(
-            f"--pass-k {text}: write whole numbers with commas between them, e.g. --pass-k 1,4,8"
-        ) from None
 
 
 def _examples() -> str:

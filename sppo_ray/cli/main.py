@@ -1,59 +1,94 @@
 """The command line: parse, call, print. Each command is a typed function in its own file, except
-`jobs` (reading) and `steer` (acting). Heavy imports happen when it is called.
+`jobs` (reading) and `steer` (acting).
+
+A command's file is imported when the command is called, and what it needs when it works, so that
+--help is printed at once.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import takewhile
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from sppo_ray import __version__
-from sppo_ray.cli.api_token import token
-from sppo_ray.cli.calibrate import calibrate
-from sppo_ray.cli.compare import compare
-from sppo_ray.cli.delete import delete
-from sppo_ray.cli.doctor import doctor
-from sppo_ray.cli.eval_options import evaluate
-from sppo_ray.cli.init import init
-from sppo_ray.cli.jobs import list_jobs, logs, status
-from sppo_ray.cli.plan import plan
-from sppo_ray.cli.prepare import prepare
-from sppo_ray.cli.prompt_map import map_prompts
-from sppo_ray.cli.push import push
-from sppo_ray.cli.recipes import recipes
-from sppo_ray.cli.replay import replay
-from sppo_ray.cli.report import report
-from sppo_ray.cli.score import score
-from sppo_ray.cli.serve import serve
-from sppo_ray.cli.settings import settings
 from sppo_ray.cli.shared import Command, is_setting
-from sppo_ray.cli.steer import checkpoint, pause, resume, scale, stop
-from sppo_ray.cli.submit import submit
-from sppo_ray.cli.train import train
 from sppo_ray.errors import UserError
 from sppo_ray.redaction import redact
 
 COMMANDS = {
-    "init": init, "train": train, "plan": plan, "prepare": prepare,
-    "compare": compare, "report": report, "push": push,
-    "eval": evaluate, "calibrate": calibrate, "map": map_prompts, "replay": replay, "score": score,
-    "serve": serve, "token": token, "submit": submit, "list": list_jobs, "status": status, "logs": logs,
-    "scale": scale, "pause": pause, "resume": resume, "checkpoint": checkpoint, "stop": stop,
-    "delete": delete, "recipes": recipes, "settings": settings, "doctor": doctor,
-}  # fmt: skip
+    "init": ("init:init", "Write a project of your own: rows, reward.py and a recipe."),
+    "train": ("train:train", "Train a recipe."),
+    "plan": ("plan:plan", "Plan a recipe: memory, placement, time."),
+    "prepare": ("prepare:prepare", "Make the bundled models of a recipe now."),
+    "compare": ("compare:compare", "Run a recipe with several algorithms, or compare finished runs."),
+    "report": ("report:report", "Write a run as one HTML file."),
+    "push": ("push:push", "Upload the exported policy and critic to the hub, with model cards."),
+    "eval": ("eval:evaluate", "Evaluate a checkpoint on files."),
+    "calibrate": ("calibrate:calibrate", "Measure a critic against its policy's solve rates."),
+    "map": ("prompt_map:map_prompts", "Write the value of every prompt of a data set as Parquet."),
+    "replay": ("replay:replay", "Recompute a recorded step and compare it with the record."),
+    "score": ("score:score", "Score responses with the verifier that training uses."),
+    "serve": ("serve:serve", "Serve the REST API and its page for a directory of runs."),
+    "token": ("api_token:token", "Make a token for the REST API and print it once."),
+    "submit": ("submit:submit", "Submit a training job to a REST server."),
+    "list": ("jobs:list_jobs", "List jobs, newest first."),
+    "status": ("jobs:status", "Show the state of a job."),
+    "logs": ("jobs:logs", "Show a job's log."),
+    "scale": ("steer:scale", "Change the number of rollout workers of a running job."),
+    "pause": ("steer:pause", "Pause a job after the current step."),
+    "resume": ("steer:resume", "Resume a paused job."),
+    "checkpoint": ("steer:checkpoint", "Write a checkpoint after the current step."),
+    "stop": ("steer:stop", "End a job after the current step, with a checkpoint."),
+    "delete": ("delete:delete", "Delete a job that has ended, with its run directory."),
+    "recipes": ("recipes:recipes", "List the recipes that ship."),
+    "settings": ("settings:settings", "Print every setting with its default and meaning."),
+    "doctor": ("doctor:doctor", "Check this machine and installation."),
+}
+"""Name: module of sppo_ray.cli with the function, and the first sentence of its docstring."""
+
+
+class Commands(Mapping[str, Command]):
+    """The commands by name; looking one up imports its module."""
+
+    def __getitem__(self, name: str) -> Command:
+        module, _, function = COMMANDS[name][0].partition(":")
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+        alone.command(name, cls=Command)(getattr(import_module(f"sppo_ray.cli.{module}"), function))
+        return typer.main.get_command(alone)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class Program(TyperGroup):
+    """The program with its commands; its --help imports none of them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = Commands()
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+        """Write the list of commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
+
 
 app = typer.Typer(
+    cls=Program,
     add_completion=False,
     rich_markup_mode=None,  # Rich would double the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for _name, _command in COMMANDS.items():
-    app.command(_name, cls=Command)(_command)
 
 
 def _version(asked: bool) -> None:

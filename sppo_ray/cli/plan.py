@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from sppo_ray.cli.shared import Overrides, repeated
-from sppo_ray.config import RunConfig
-from sppo_ray.config.loading import load_config, recipe_names
 from sppo_ray.errors import UserError
 
 if TYPE_CHECKING:
+    from sppo_ray.config import RunConfig
     from sppo_ray.planning.devices import Cluster
 
 
 def plan(
-    recipe: Annotated[
-        str, Argument(help=f"a recipe that ships ({', '.join(recipe_names())}) or a .yaml file")
-    ],
+    recipe: Annotated[str, Argument(help="a recipe that ships (sppo-ray recipes), or a .yaml file")],
     *,
     gpus: Annotated[
         str | None,
@@ -49,6 +46,7 @@ def plan(
     overrides: Overrides,
 ) -> int:
     """Plan a recipe: memory, placement, time. Exit code 1 when it does not fit."""
+    from sppo_ray.config.loading import load_config
     from sppo_ray.planning.changes import advise
     from sppo_ray.planning.models import models_of
     from sppo_ray.planning.plan import make_plan

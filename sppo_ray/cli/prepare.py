@@ -7,13 +7,13 @@ from typing import Annotated
 from typer import Argument
 
 from sppo_ray.cli.shared import Overrides
-from sppo_ray.config.loading import load_config
 
 
 def prepare(
     target: Annotated[str, Argument(help="a recipe or builtin:NAME")], *, overrides: Overrides
 ) -> int:
     """Make the bundled models of a recipe now."""
+    from sppo_ray.config.loading import load_config
     from sppo_ray.models.bundled import PREFIX, resolve_model
 
     if target.startswith(PREFIX):
@@ -21,7 +21,8 @@ def prepare(
     else:
         config = load_config(target, overrides)
         rewards = (model.model for model in config.reward.models)
-        models = sorted({config.learner.model, config.critic.model, *rewards})
+        critic = [config.critic.model] if config.has_critic else []
+        models = sorted({config.learner.model, *critic, *rewards})
     for model in models:
         print(f"{model}: {resolve_model(model)}")
     return 0

@@ -8,24 +8,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from sppo_ray.cli.eval_options import data_source
 from sppo_ray.cli.shared import Overrides
-from sppo_ray.config import DataSettings
-from sppo_ray.config.data import answer_notice
-from sppo_ray.config.loading import parse_settings
 from sppo_ray.errors import UserError
-from sppo_ray.settings import Settings
 
-
-class MapSettings(Settings):
-    """Settings of a map, as --section.key=value."""
-
-    data: DataSettings
-    device: Literal["cpu", "cuda"] = "cpu"
+if TYPE_CHECKING:
+    from sppo_ray.config.evaluation import MapSettings
 
 
 def map_prompts(
@@ -42,6 +33,7 @@ def map_prompts(
     from rich.console import Console
     from rich.progress import Progress
 
+    from sppo_ray.config.data import answer_notice
     from sppo_ray.data.encoder import PromptEncoder
     from sppo_ray.data.sources import Concatenation, open_sources
     from sppo_ray.evaluation.critic_card import settings_of_card, tools_of_card
@@ -83,6 +75,9 @@ def map_prompts(
 
 def _settings(directory: Path, data: Sequence[str], overrides: Sequence[str]) -> MapSettings:
     """Return the prompt format: the critic card's, unless overridden."""
+    from sppo_ray.cli.eval_options import data_source
+    from sppo_ray.config.evaluation import MapSettings
+    from sppo_ray.config.loading import parse_settings
     from sppo_ray.evaluation.critic_card import settings_of_card
 
     as_learned = settings_of_card(directory)["data"] or {"max_prompt_tokens": sys.maxsize}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from sppo_ray.config.loading import load_config
 from sppo_ray.errors import UserError
-from sppo_ray.rundir.jsonlines import write_atomically
-from sppo_ray.rundir.layout import RunDir
+
+if TYPE_CHECKING:
+    from sppo_ray.rundir.layout import RunDir
 
 
 def push(
@@ -28,6 +28,7 @@ def push(
 ) -> int:
     """Upload the exported policy and critic to the hub, with model cards."""
     from sppo_ray.models.hub import parse_name, upload
+    from sppo_ray.rundir.layout import RunDir
 
     run_dir = RunDir(run)
     if run_dir.finished_after is None or not run_dir.exported_policy.is_dir():
@@ -51,8 +52,10 @@ def _write_cards(run_dir: RunDir) -> None:
     """Write the policy's card and curve beside it, and add the command, recipe and versions to the
     critic's card.
     """
+    from sppo_ray.config.loading import load_config
     from sppo_ray.evaluation.critic_card import publish_card
     from sppo_ray.evaluation.policy_card import policy_card
+    from sppo_ray.rundir.jsonlines import write_atomically
 
     config = load_config(str(run_dir.config))
     has_curve = run_dir.curve.is_file()

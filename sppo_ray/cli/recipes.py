@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sppo_ray.config.loading import load_config, recipe_names
-
 
 def recipes() -> int:
     """List the recipes that ship."""
+    from sppo_ray.config.loading import load_config, recipe_names
+
     for name in recipe_names():
         config = load_config(name)
         resources = f"{config.logical_cpus():g} CPUs  {config.logical_gpus():g} GPUs"

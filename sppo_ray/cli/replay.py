@@ -15,13 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from sppo_ray.cli.shared import Overrides, lost_worker
-from sppo_ray.config import RunConfig
-from sppo_ray.config.loading import load_config
 from sppo_ray.errors import UserError
-from sppo_ray.rundir.job import read_job
-from sppo_ray.rundir.layout import RunDir
 
 if TYPE_CHECKING:
+    from sppo_ray.config import RunConfig
     from sppo_ray.replay.records import Records, Start
 
 EXIT_MATCHES, EXIT_DIFFERS = 0, 1
@@ -40,7 +37,9 @@ def replay(
     as_json: Annotated[bool, Option("--json", help="print the report as JSON")] = False,
     overrides: Overrides,
 ) -> int:
-    """Recompute a recorded step and compare; exit code 0 = it matches, 1 = it differs."""
+    """Recompute a recorded step and compare it with the record. Exit code 0: it matches, 1: it
+    differs.
+    """
     config = _config_of(run_dir, overrides)
 
     from sppo_ray.launch.run_inputs import pin_models
@@ -48,6 +47,8 @@ def replay(
     from sppo_ray.replay.report import make_report
     from sppo_ray.replay.table import headline, replay_table
     from sppo_ray.replay.workers import rederive
+    from sppo_ray.rundir.job import read_job
+    from sppo_ray.rundir.layout import RunDir
 
     records = Records(run_dir)
     target = records.target(step)
@@ -67,6 +68,8 @@ def replay(
 
 def _config_of(run_dir: Path, overrides: Sequence[str]) -> RunConfig:
     """Return the run's settings; overrides may change how and where it runs, but not the result."""
+    from sppo_ray.config.loading import load_config
+    from sppo_ray.rundir.layout import RunDir
     from sppo_ray.trainer.checkpoint import resumable_settings
 
     path = RunDir(run_dir).config

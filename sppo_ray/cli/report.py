@@ -8,7 +8,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from sppo_ray.errors import UserError
-from sppo_ray.rundir.layout import RunDir
 
 
 def report(
@@ -16,9 +15,12 @@ def report(
     *,
     out: Annotated[Path | None, Option(help="file to write (default: RUN/report.html)")] = None,
 ) -> int:
-    """Write a run as one HTML file: curves, evaluations, samples, alerts, settings, timing."""
+    """Write a run as one HTML file. It has curves, evaluations, samples, alerts, settings and
+    timing.
+    """
     from sppo_ray.display.report import report_html
     from sppo_ray.rundir.jsonlines import write_atomically
+    from sppo_ray.rundir.layout import RunDir
 
     place = out or RunDir(run).report
     html = report_html(run)

@@ -13,7 +13,7 @@ from sppo_ray.cli.shared import Overrides
 def score(
     file: Annotated[str, Argument(help='JSON lines {"response", "ground_truth"}')], *, overrides: Overrides
 ) -> int:
-    """Score responses with the verifier that training uses; exit code 1 when it can score none."""
+    """Score responses with the verifier that training uses. Exit code 1: it can score none."""
     from sppo_ray.cli.score_file import score_file
     from sppo_ray.config.loading import parse_reward_settings
 

@@ -98,9 +98,6 @@ class Command(TyperCommand):
             )
         return []
 
-    def get_short_help_str(self, limit: int = 45) -> str:
-        return self.help or ""
-
 
 def runs_directory() -> Path:
     """Return the default directory of runs: $SPPO_RAY_RUNS, else ./runs. In a Ray job it is

@@ -9,9 +9,6 @@ from typer import Argument, Option
 
 from sppo_ray.cli.jobs import print_log
 from sppo_ray.cli.shared import Json, Overrides, Url, checked, repeated
-from sppo_ray.config.loading import parse_config, recipe_tree, set_setting
-from sppo_ray.config.outside_yaml import read_yaml
-from sppo_ray.config.paths import is_here, paths_of, with_absolute_paths
 from sppo_ray.errors import UserError
 
 
@@ -23,15 +20,22 @@ def submit(
     ] = None,
     seed: Annotated[int | None, Option(help="overrides the recipe's seed")] = None,
     metadata: Annotated[list[str], repeated(metavar="KEY=VALUE", help="kept with the job")],
+    working_dir: Annotated[str | None, Option(hidden=True)] = None,  # of `ray job submit`: refused
     follow: Annotated[bool, Option("--follow", help="print the log until the job ends")] = False,
     url: Url = None,
     as_json: Json = False,
     overrides: Overrides,
 ) -> int:
-    """Submit a training job; settings as --section.key=value."""
+    """Submit a training job to a REST server. Settings are given as --section.key=value."""
     from sppo_ray.api.client import Client
     from sppo_ray.api.schemas import JobRequest
 
+    if working_dir is not None:
+        raise UserError(
+            "--working-dir: a job of the REST server brings no code with it: install the reward function's "
+            "module there (sppo-ray serve --allow-module NAME), or send the directory by Ray itself: ray job "
+            f"submit --working-dir {working_dir} -- python -m sppo_ray train {recipe}"
+        )
     given: dict[str, Any] = {
         "overrides": dict(_override(text) for text in overrides),
         "metadata": dict(map(_pair, metadata)),
@@ -52,6 +56,8 @@ def _checked_file(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return config and overrides of the request for a recipe file, with absolute paths, checked as
     far as the files are on this machine. Raises UserError.
     """
+    from sppo_ray.config.loading import parse_config, recipe_tree, set_setting
+    from sppo_ray.config.paths import is_here, paths_of, with_absolute_paths
     from sppo_ray.planning.preflight import check_settings
 
     origin, tree = recipe_tree(recipe)
@@ -68,6 +74,8 @@ def _checked_file(recipe: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _override(text: str) -> tuple[str, Any]:
+    from sppo_ray.config.outside_yaml import read_yaml
+
     key, _, value = text.removeprefix("--").partition("=")
     return key, read_yaml(value, f"--{key}")
 

@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from sppo_ray.cli.continuation import continuation
 from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, lost_worker, runs_directory
-from sppo_ray.config import RunConfig, permissions
-from sppo_ray.config.loading import dump_config, load_config, recipe_names
 from sppo_ray.errors import DiskFull, UserError, is_disk_full
-from sppo_ray.tracking import require_trackers
 
 if TYPE_CHECKING:
+    from sppo_ray.config import RunConfig
     from sppo_ray.planning.devices import Cluster
 
 
@@ -25,8 +22,8 @@ def train(
     recipe: Annotated[
         str | None,
         Argument(
-            help=f"a recipe that ships ({', '.join(recipe_names())}) or a .yaml file; with --from the "
-            "default is that run's"
+            help="a recipe that ships (sppo-ray recipes), or a .yaml file; with --from the default is that "
+            "run's"
         ),
     ] = None,
     *,
@@ -49,6 +46,9 @@ def train(
     trace: Annotated[
         bool, Option("--trace", help="write trace.json for ui.perfetto.dev (= --logging.trace=true)")
     ] = False,
+    verbose: Annotated[
+        bool, Option("--verbose", help="print what the actors print, too (= --cluster.actor_output=true)")
+    ] = False,
     allow_module: AllowModule,
     allow_unconfined: AllowUnconfined,
     dry_run: Annotated[
@@ -59,10 +59,12 @@ def train(
     """Train a recipe. Any of its settings can be overridden by its path and an equals sign, e.g.
     --loop.steps=20 --data.train.0.path=rows.jsonl; `sppo-ray settings` lists them.
     """
-    if seed is not None:
-        overrides = [*overrides, f"--seed={seed}"]
-    if trace:
-        overrides = [*overrides, "--logging.trace=true"]
+    from sppo_ray.cli.continuation import continuation
+    from sppo_ray.config import permissions
+    from sppo_ray.config.loading import load_config, recipe_names
+    from sppo_ray.tracking import require_trackers
+
+    overrides = [*overrides, *_short_forms(seed, trace=trace, verbose=verbose)]
     start = None
     if continued is not None:
         start = continuation(continued, recipe, overrides, sha256=config_sha256)
@@ -94,6 +96,16 @@ def train(
     return Supervisor(command, place, restarts=restarts).run(resume=resume)
 
 
+def _short_forms(seed: int | None, *, trace: bool, verbose: bool) -> list[str]:
+    """Return the settings that these options are short for."""
+    forms = {
+        f"--seed={seed}": seed is not None,
+        "--logging.trace=true": trace,
+        "--cluster.actor_output=true": verbose,
+    }
+    return [setting for setting, is_given in forms.items() if is_given]
+
+
 def fitted_here(config: RunConfig) -> RunConfig:
     """Return the settings with CPU shares that fit this machine, unless the run joins a cluster."""
     from sppo_ray.launch.cluster import starts_cluster
@@ -122,6 +134,8 @@ def run_training(config: RunConfig, run_dir: Path, *, resume: bool, **hooks: Any
 
 
 def _describe(config: RunConfig) -> str:
+    from sppo_ray.config.loading import dump_config
+
     derived = config.derived()
     width = max(len(name) for name in derived)
     lines = (f"# {name:<{width}}  {value:g}" for name, value in derived.items())
@@ -130,7 +144,7 @@ def _describe(config: RunConfig) -> str:
 
 def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) -> None:
     """Raise UserError for what would stop the run before its first step, as far as that is known
-    without torch, Ray or the user's code.
+    without torch and Ray.
     """
     from sppo_ray.planning.changes import require_memory
     from sppo_ray.planning.models import models_of
@@ -141,6 +155,7 @@ def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) ->
     if run_dir is not None:
         RunDir(run_dir).require_free(resume=resume)
     check_settings(config)
+    _try_rewards(config)
     cluster = _cluster_here(config)
     if cluster is None:
         return
@@ -150,6 +165,23 @@ def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) ->
     except UserError:  # of a kind that the planner does not count
         return
     require_memory(config, cluster, models)
+
+
+def _try_rewards(config: RunConfig) -> None:
+    """Call the user's reward functions on the first row, where that is read quickly."""
+    from sppo_ray.config import UserReward
+
+    if not any(isinstance(leaf, UserReward) for _, leaf in config.reward.leaves):
+        return
+    from sppo_ray.data.sources import first_example
+    from sppo_ray.launch.run_inputs import try_rewards
+    from sppo_ray.types import ScoreRequest
+
+    row = first_example(config.data.train)
+    if row is not None:
+        prompt = "\n".join(message["content"] for message in row.messages)
+        request = ScoreRequest("", row.ground_truth, row.source, prompt, row.extra, row.messages)
+        try_rewards(config.reward, request, row.id)
 
 
 def _cluster_here(config: RunConfig) -> Cluster | None:

@@ -59,6 +59,20 @@ class RunningSumData(SourceSettings):
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
 
 
+class RegisterMachineData(SourceSettings):
+    """Traces of a register machine, 317 to 599 tokens long
+    (`sppo_ray.environments.register_machine`); the reward function is running-sum.
+    """
+
+    type: Literal["register-machine"] = "register-machine"
+    name: str = "register-machine"
+    size: PositiveInt = 100_000
+    """Number of prompts. Prompt i is generated from (seed, i)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_rounds: Annotated[int, Field(ge=1, le=9)] = 9
+    """A prompt has this many rounds, or up to three less."""
+
+
 class GuessNumberData(SourceSettings):
     """Numbers to find (`sppo_ray.environments.guess_number`), for the environment of that name."""
 
@@ -177,6 +191,7 @@ class ReasoningGymData(SourceSettings):
 
 _Own = Union[
     RunningSumData,
+    RegisterMachineData,
     VowelsData,
     GuessNumberData,
     ProductData,
@@ -203,6 +218,7 @@ def source_name(source: DataSource) -> str:
         return source.name or source.dataset
     procedural = (
         RunningSumData,
+        RegisterMachineData,
         VowelsData,
         GuessNumberData,
         ProductData,

@@ -1,5 +1,5 @@
-"""The settings of `sppo-ray eval`: the parts of a run's settings that it uses, under the same
-names.
+"""The settings of `sppo-ray eval` and `map`: the parts of a run's settings that they use, under the
+same names.
 
 Like `sppo_ray.config` this imports neither torch nor Ray.
 """
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from sppo_ray.config import (
     ClusterSettings,
+    DataSettings,
     DataSource,
     EnvironmentSettings,
     RewardSettings,
@@ -121,3 +122,10 @@ class EvaluationConfig(Settings):
         check_environment(self.environment, sources=self.data.held_out, rollout=self.rollout)
         check_reward_models(self.device, self.reward, self.rollout)
         return self
+
+
+class MapSettings(Settings):
+    """Settings of `sppo-ray map`."""
+
+    data: DataSettings
+    device: Literal["cpu", "cuda"] = "cpu"

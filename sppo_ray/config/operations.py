@@ -70,3 +70,7 @@ class ClusterSettings(Settings):
     spread: on as many nodes as possible, the largest actors first, e.g. one engine per node.
     """
     ready_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    actor_output: bool = False
+    """Print what the actors print, e.g. DeepSpeed's warnings and C++ lines, among the run's lines
+    (short form: --verbose). Ray's logs have it in any case.
+    """

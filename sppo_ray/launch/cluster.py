@@ -38,7 +38,11 @@ def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         require_reachable(address)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "sppo-ray"}
+    options: dict[str, Any] = {
+        "log_to_driver": config.cluster.actor_output,
+        "logging_level": "ERROR",
+        "namespace": "sppo-ray",
+    }
     if address:
         options["address"] = address
     else:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,9 +111,7 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
             f"the policy's tokenizer has no chat template: messages are joined as plain text; prompt "
             f"{first.id} is read as {first.text[:SHOWN_CHARACTERS]!r}"
         )
-    for path, leaf in config.reward.leaves:
-        if isinstance(leaf, UserReward) and ".routes." not in path:  # a route's may refuse another's rows
-            asyncio.run(try_reward(config.reward.model_copy(update={"function": leaf}), first))
+    try_rewards(config.reward, ScoreRequest.of(first, ""), first.id)
     return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out, observations, begun.tools)
 
 
@@ -202,21 +200,27 @@ def episodes_of(
     return Episodes(fleet, environment, observations, decode, config.environment, max_response_tokens=limit)
 
 
-async def try_reward(settings: RewardSettings, prompt: Prompt) -> None:
-    """Score a row's ground truth and an empty response. Raises UserError when the reward function
-    fails on both, or returns what is no reward.
+def try_rewards(settings: RewardSettings, row: ScoreRequest, name: str) -> None:
+    """Call each reward function of the user's on the row called `name`. Raises UserError when one
+    fails, or returns what is no reward.
     """
+    for path, leaf in settings.leaves:
+        if isinstance(leaf, UserReward) and ".routes." not in path:  # a route's may refuse another's rows
+            asyncio.run(_try_reward(settings.model_copy(update={"function": leaf}), row, name))
+
+
+async def _try_reward(settings: RewardSettings, row: ScoreRequest, name: str) -> None:
+    """Score the row's ground truth and an empty response; failing on one of them is allowed."""
     from sppo_ray.rewards.pool.pool import VerifierPool
 
-    row = (prompt.ground_truth, prompt.source, prompt.text, prompt.extra)
     pool = VerifierPool(settings.model_copy(update={"processes": 1}))
     try:
-        verdicts = await pool.score_all([ScoreRequest(text, *row) for text in (prompt.ground_truth, "")])
+        verdicts = await pool.score_all([replace(row, response=text) for text in (row.ground_truth, "")])
     finally:
         await pool.close()
     if all(verdict.reward is None for verdict in verdicts):
         raise UserError(
-            f"the reward function fails on prompt {prompt.id}, with its ground truth as the response and "
+            f"the reward function fails on prompt {name}, with its ground truth as the response and "
             f"with an empty one: {verdicts[0].reason.removeprefix('error: ')}"
         )
 

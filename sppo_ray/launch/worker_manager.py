@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, NoReturn, TypeVar
 
@@ -44,21 +45,23 @@ from sppo_ray.trainer.worker_times import timed
 from sppo_ray.types import SamplingSettings
 
 STATELESS_ANSWER_S = 10.0  # deadline for the answer of a reward actor or reference that is kept
+Report = Callable[[str], None]
 R = TypeVar("R", bound=RoleWorker | None)  # None: the run does not use the role
+T = TypeVar("T")
 
 
 class Role(Generic[R]):
     """Holds the worker of one role; `make` creates it when it is missing."""
 
-    def __init__(self, name: RoleName, make: Callable[[], Awaitable[R]]) -> None:
+    def __init__(self, name: RoleName, make: Callable[[], Awaitable[R]], report: Report) -> None:
         self.name = name
-        self._make = make
+        self._make, self._report = make, report
         self.worker: R | None = None
 
     async def get(self) -> R:
         """Return the worker; create it if there is none."""
         if self.worker is None:
-            self.worker = await self._make()
+            self.worker = await _timed_start(self.name, self._make(), self._report)
         return self.worker
 
     async def give_up(self) -> None:
@@ -76,6 +79,15 @@ class Role(Generic[R]):
         return True
 
 
+async def _timed_start(name: str, start: Awaitable[T], report: Report) -> T:
+    """Return the started worker, and report the seconds; None = the run has no such worker."""
+    began = time.perf_counter()
+    worker = await start
+    if worker is not None:
+        report(f"{name} is up after {time.perf_counter() - began:.1f} s")
+    return worker
+
+
 class WorkerManager:
     """Manages all workers; use `run_workers`. `fleet` lives as long as the manager."""
 
@@ -85,15 +97,17 @@ class WorkerManager:
         self._config = config
         self._inputs = inputs
         self._factory = factory
-        self._times = recorder.times
-        self._learner: Role[Learner] = Role("learner", lambda: factory.learner(inputs.policy_path))
-        self._critic: Role[Critic | None] = Role("critic", lambda: factory.critic(inputs.critic_path))
+        self._times, self._report = recorder.times, recorder.message
+        report = self._report
+        policy, critic = inputs.policy_path, inputs.critic_path
+        self._learner: Role[Learner] = Role("learner", lambda: factory.learner(policy), report)
+        self._critic: Role[Critic | None] = Role("critic", lambda: factory.critic(critic), report)
         self._reference: Role[Reference | None] = Role(
-            "reference", lambda: factory.reference(inputs.policy_path)
+            "reference", lambda: factory.reference(policy), report
         )
-        self._reward: Role[RewardClient] = Role("reward", factory.reward_client)
+        self._reward: Role[RewardClient] = Role("reward", factory.reward_client, report)
         self._environment: Role[EnvironmentClient | None] = Role(
-            "environment", factory.environment_client
+            "environment", factory.environment_client, report
         )
         self._roles = (self._reward, self._environment, self._learner, self._critic, self._reference)
         self._pipeline: SamplePipeline | None = None
@@ -184,7 +198,8 @@ class WorkerManager:
 
     async def _engine(self, name: str) -> RolloutWorker:
         inputs = self._inputs
-        worker = await self._factory.rollout_worker(name, inputs.policy_path, inputs.stop_token_ids)
+        start = self._factory.rollout_worker(name, inputs.policy_path, inputs.stop_token_ids)
+        worker = await _timed_start(name, start, self._report)
         return timed(worker, name, self._times)
 
     def _connected(

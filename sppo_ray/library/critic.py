@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sppo_ray.cli.prompt_map import MapSettings
+from sppo_ray.config import DataSettings
 from sppo_ray.data.encoder import PromptEncoder
 from sppo_ray.evaluation.critic_card import settings_of_card, tools_of_card
 from sppo_ray.models.exported_critic import ExportedCritic, check_value_head
@@ -20,11 +20,9 @@ def values_of(directory: Path, prompts: Sequence[str | Sequence[Mapping[str, str
     """
     check_value_head(directory, required=True)
     learned = settings_of_card(directory)["data"] or {"max_prompt_tokens": sys.maxsize}
-    settings = MapSettings.model_validate({"data": learned | {"train": [{"type": "running-sum"}]}})
+    data = DataSettings.model_validate(learned | {"train": [{"type": "running-sum"}]})  # needs a source
     critic = ExportedCritic(directory)
-    encoder = PromptEncoder(
-        critic.tokenizer, critic.tokenizer, settings.data, tools=tools_of_card(directory)
-    )
+    encoder = PromptEncoder(critic.tokenizer, critic.tokenizer, data, tools=tools_of_card(directory))
     examples = [
         Example(id=f"prompts/{row}", source="prompts", messages=_messages(prompt), ground_truth="", extra={})
         for row, prompt in enumerate(prompts)

@@ -9,8 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sppo_ray import plugins
-from sppo_ray.algorithms.base import AlgorithmSpec
 from sppo_ray.config import CustomReward
 from sppo_ray.data.sources.table import fields_of, require_fields, rows_table
 from sppo_ray.errors import UserError
@@ -52,15 +50,6 @@ def rows_setting(rows: Any, file: Path, origin: str) -> dict[str, Any]:
     except (ValueError, NotImplementedError) as error:  # Arrow's own, e.g. for an empty struct
         raise UserError(f"{origin}: cannot be written as Parquet ({error}): remove that column") from None
     return {"type": "parquet", "path": str(file), "ground_truth_key": fields.ground_truth}
-
-
-def algorithm_setting(algorithm: str | dict[str, Any] | AlgorithmSpec) -> dict[str, Any]:
-    """Return the section `algorithm`. A specification can be named in this process from now on."""
-    if isinstance(algorithm, AlgorithmSpec):
-        name = algorithm.settings.model_fields["type"].default
-        plugins.register("algorithms", name, algorithm)
-        return {"type": name}
-    return {"type": algorithm} if isinstance(algorithm, str) else algorithm
 
 
 def _import_path(function: Callable[..., Any]) -> str | None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sppo_ray import plugins
+from sppo_ray.algorithms.base import AlgorithmSpec
 from sppo_ray.config import RunConfig
 from sppo_ray.config.loading import parse_config, recipe_tree, set_setting
 
@@ -18,7 +20,8 @@ def load_config(recipe: Recipe, **changes: Any) -> RunConfig:
 
     `changes` are sections or single settings: `loop={"steps": 20}`, `seed=3`,
     `**{"loop.steps": 20}`. A dict with a `type` replaces its section, any other dict changes the
-    settings that it names. Raises UserError as the command line does.
+    settings that it names. `algorithm` may also be an `AlgorithmSpec`. Raises UserError as the
+    command line does.
     """
     origin, tree = tree_of(recipe)
     apply(tree, changes)
@@ -37,10 +40,21 @@ def tree_of(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 def apply(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """Change a settings tree in place. Raises UserError for a place that it does not have."""
     for key, value in changes.items():
-        if isinstance(value, Mapping) and "type" not in value and value:
+        if isinstance(value, AlgorithmSpec):
+            chosen, now = algorithm_setting(value), tree.get(key)
+            if not isinstance(now, Mapping) or now.get("type") != chosen["type"]:  # else its settings stay
+                tree[key] = chosen
+        elif isinstance(value, Mapping) and "type" not in value and value:
             apply(tree, {f"{key}.{name}": inner for name, inner in value.items()})
         else:
             set_setting(tree, key, copy.deepcopy(value))
+
+
+def algorithm_setting(algorithm: AlgorithmSpec) -> dict[str, str]:
+    """Return the section `algorithm`. Settings of this process can name it from now on."""
+    name = algorithm.settings.model_fields["type"].default
+    plugins.register("algorithms", name, algorithm)
+    return {"type": name}
 
 
 def names_in(changes: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -64,8 +64,10 @@ def train(
     place = Path(run_dir) if run_dir is not None else runs_directory() / named
     place = place.expanduser().resolve()
     RunDir(place).require_free(resume=False)  # before anything is written there
+    if isinstance(algorithm, str):
+        algorithm = {"type": algorithm}
     if algorithm is not None:
-        tree["algorithm"] = objects.algorithm_setting(algorithm)
+        apply(tree, {"algorithm": algorithm})
     if reward is not None:
         tree.setdefault("reward", {})["function"] = objects.reward_setting(reward, place / REWARD)
     if dataset is not None:

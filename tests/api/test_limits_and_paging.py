@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +181,12 @@ def test_an_address_without_a_scheme_is_refused_at_the_start(
     assert main(["serve", "--runs", str(runs), "--ray-address", address]) == 2
     said = capsys.readouterr().err
     assert "ray_address" in said and "write it with http:// or https://, e.g. http://127.0.0.1:8265" in said
+
+
+def test_a_taken_port_is_one_line(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--runs", str(runs), "--port", str(port)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: serve: cannot listen at 127.0.0.1:{port} (Address already in use): ")

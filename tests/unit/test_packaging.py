@@ -220,7 +220,8 @@ def machine(tmp_path: Path, bare_venv: Path) -> FreshMachine:
 class FreshMachine:
     """A real pip and virtual environment, a small lock, and an index with torch's CUDA build."""
 
-    def __init__(self, root: Path, bare_venv: Path) -> None:
+    def __init__(self, root: Path, bare_venv: Path, python: str = sys.executable) -> None:
+        self.python = python
         self.root, self.venv, self.index, self.bin = root, root / "venv", root / "index", root / "bin"
         self.bin.mkdir()
         shutil.copytree(bare_venv, self.venv, symlinks=True)
@@ -240,7 +241,7 @@ class FreshMachine:
         env = {
             "PATH": f"{self.bin}:/usr/bin:/bin",
             "HOME": str(self.root),
-            "PYTHON": sys.executable,
+            "PYTHON": self.python,
             "PIP_CONFIG_FILE": os.devnull,
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(self.index),
@@ -260,6 +261,21 @@ class FreshMachine:
 
 @needs_311
 def test_on_a_fresh_machine_uv_finds_the_cpu_build_of_torch(tmp_path: Path, machine: FreshMachine) -> None:
+    _require_uv_finds_the_cpu_build(tmp_path, machine)
+    # again, e.g. after an interruption: what is there stays
+    assert machine.install().returncode == 0
+    assert len((tmp_path / "uv-calls").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_so_it_does_with_python_3_12(tmp_path: Path) -> None:
+    python = shutil.which("python3.12")
+    if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
+        pytest.skip("there is no Python 3.12 here")
+    subprocess.run([python, "-m", "venv", str(tmp_path / "bare")], check=True, timeout=120)
+    _require_uv_finds_the_cpu_build(tmp_path, FreshMachine(tmp_path, tmp_path / "bare", python))
+
+
+def _require_uv_finds_the_cpu_build(tmp_path: Path, machine: FreshMachine) -> None:
     cpu = wheel(tmp_path / "elsewhere", "torch", "2.13.0+cpu")
     machine.uv(f"{machine.venv}/bin/python -m pip install -qq --no-deps --force-reinstall {cpu}")
     done = machine.install()
@@ -268,9 +284,6 @@ def test_on_a_fresh_machine_uv_finds_the_cpu_build_of_torch(tmp_path: Path, mach
     assert machine.installed() == {"small-1.0", "torch-2.13.0+cpu"}
     [call] = (tmp_path / "uv-calls").read_text(encoding="utf-8").splitlines()
     assert call.startswith("pip install") and call.endswith("--torch-backend=cpu torch==2.13.0")
-    # again, e.g. after an interruption: what is there stays
-    assert machine.install().returncode == 0
-    assert len((tmp_path / "uv-calls").read_text(encoding="utf-8").splitlines()) == 1
 
 
 @needs_311
@@ -302,12 +315,12 @@ def install(venv: Path, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_install_names_a_python_that_is_missing_or_of_another_version(tmp_path: Path) -> None:
     done = install(tmp_path / "venv", PYTHON="no-such-python")
-    assert done.returncode == 2 and "no-such-python not found: install Python 3.11" in done.stderr
+    assert done.returncode == 2 and "no-such-python not found: install Python 3.11 or 3.12" in done.stderr
     old = tmp_path / "python"
     old.write_text("#!/bin/sh\necho 3.9\n", encoding="utf-8")
     old.chmod(0o755)
     done = install(tmp_path / "venv", PYTHON=str(old))
-    assert done.returncode == 2 and "is Python 3.9, the lock holds wheels for 3.11" in done.stderr
+    assert done.returncode == 2 and "is Python 3.9, the lock holds wheels for 3.11 and 3.12" in done.stderr
     assert not (tmp_path / "venv").exists()
 
 

@@ -9,6 +9,7 @@ from sppo_ray.config import DataSource
 from sppo_ray.config.data import source_name
 from sppo_ray.data.sources.base import Concatenation, Reset, ResetSource, Source
 from sppo_ray.data.sources.files import (
+    bytes_of,
     open_hf,
     open_hf_disk,
     open_jsonl,
@@ -22,15 +23,18 @@ from sppo_ray.data.sources.procedural import (
     open_numbered,
     open_product,
     open_reasoning_gym,
+    open_register_machine,
     open_running_sum,
     open_vowels,
 )
 from sppo_ray.errors import UserError
+from sppo_ray.types import Example
 
-__all__ = ["Concatenation", "Reset", "Source", "open_sources", "peek_sources"]
+__all__ = ["Concatenation", "Reset", "Source", "first_example", "open_sources", "peek_sources"]
 
 _OPEN: dict[str, Callable[..., Source]] = {
     "running-sum": open_running_sum,
+    "register-machine": open_register_machine,
     "guess-number": open_guess_number,
     "product": open_product,
     "vowels": open_vowels,
@@ -48,6 +52,8 @@ _PEEK: dict[str, Callable[..., None]] = {
     "hf-disk": peek_hf_disk,
 }
 
+READ_AT_ONCE = 64 << 20  # bytes of files that are read in a second or two
+
 
 def peek_sources(settings: Sequence[DataSource], origin: str = "data.train") -> None:
     """Check in a fraction of a second that the files of each source exist and have the columns;
@@ -56,6 +62,18 @@ def peek_sources(settings: Sequence[DataSource], origin: str = "data.train") -> 
     for index, source in enumerate(settings):
         if source.type in _PEEK:
             _PEEK[source.type](source, f"{origin}[{index}]")
+
+
+def first_example(settings: Sequence[DataSource], origin: str = "data.train") -> Example | None:
+    """Return the first row of the first source; None where that could take long: over 64 MiB of
+    files, a Hugging Face dataset. Raises UserError as `open_sources` does.
+    """
+    source, where = settings[0], f"{origin}[0]"
+    if source.type in ("hf", "hf-disk"):
+        return None
+    if source.type in ("parquet", "jsonl") and bytes_of(source, where) > READ_AT_ONCE:
+        return None
+    return _open(source, source_name(source), where)[0]
 
 
 def open_sources(

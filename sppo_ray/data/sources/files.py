@@ -68,6 +68,12 @@ def peek_jsonl(settings: JsonlData, where: str) -> None:
             check_first_row(path, fields)
 
 
+def bytes_of(settings: ParquetData | JsonlData, where: str) -> int:
+    """Return the size of the source's files."""
+    suffix = f".{settings.type}"
+    return sum(Path(path).stat().st_size for path in _matching_files(settings.path, suffix, where))
+
+
 def peek_hf_disk(settings: HFDiskData, where: str) -> None:
     """Check that the directory is there."""
     _require_directory(str(Path(settings.path).expanduser()), where)

@@ -13,6 +13,7 @@ from sppo_ray.config import (
     GuessNumberData,
     ProductData,
     ReasoningGymData,
+    RegisterMachineData,
     RunningSumData,
     VowelsData,
 )
@@ -28,6 +29,7 @@ class _ProceduralSource(ABC):
     def __init__(
         self,
         settings: RunningSumData
+        | RegisterMachineData
         | VowelsData
         | GuessNumberData
         | ProductData
@@ -72,6 +74,20 @@ class RunningSumSource(_ProceduralSource):
         text, truth = generate_example(
             row, seed=self._settings.seed, max_operands=self._settings.max_operands
         )
+        return text, truth, {}
+
+
+class RegisterMachineSource(_ProceduralSource):
+    """Traces of a register machine; see `sppo_ray.environments.register_machine`."""
+
+    def __init__(self, settings: RegisterMachineData, name: str) -> None:
+        super().__init__(settings, name)
+        self._settings = settings
+
+    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
+        from sppo_ray.environments.register_machine import generate_example
+
+        text, truth = generate_example(row, seed=self._settings.seed, max_rounds=self._settings.max_rounds)
         return text, truth, {}
 
 
@@ -149,6 +165,10 @@ class ReasoningGymSource(_ProceduralSource):
 
 def open_running_sum(settings: RunningSumData, name: str, where: str) -> RunningSumSource:
     return RunningSumSource(settings, name)
+
+
+def open_register_machine(settings: RegisterMachineData, name: str, where: str) -> RegisterMachineSource:
+    return RegisterMachineSource(settings, name)
 
 
 def open_guess_number(settings: GuessNumberData, name: str, where: str) -> GuessNumberSource:

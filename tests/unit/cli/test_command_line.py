@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sppo_ray import __version__
-from sppo_ray.cli.main import main
+from sppo_ray.cli.main import COMMANDS, Commands, main
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 Call = Callable[[str], tuple[int, str, str]]
@@ -24,8 +24,8 @@ Call = Callable[[str], tuple[int, str, str]]
 # command: its positional arguments and flags
 GRAMMAR = {
     "init": "DIRECTORY",
-    "train": "RECIPE --from --run-dir --seed --resume --restarts --config-sha256 --allow-module "
-    "--allow-unconfined --dry-run",
+    "train": "RECIPE --from --run-dir --seed --resume --restarts --config-sha256 --trace --verbose "
+    "--allow-module --allow-unconfined --dry-run",
     "plan": "RECIPE --gpus --cpus --host-memory --model-config --critic-config --steps-done --assume --json",
     "prepare": "TARGET",
     "compare": "RECIPE RUN --plot --arms --arm --seeds --budget --concurrent --targets --baseline --out "
@@ -127,20 +127,46 @@ def test_the_version(call: Call) -> None:
     assert call("--version") == (0, f"sppo-ray {__version__}\n", "")
 
 
-def test_python_m_is_the_same_command_line_and_help_loads_nothing_heavy() -> None:
-    code = (
+def test_python_m_is_the_same_command_line() -> None:
+    done = _python(
         "import runpy, sys\n"
         "sys.argv = ['sppo_ray', 'train', '--help']\n"
         "try: runpy.run_module('sppo_ray', run_name='__main__')\n"
-        "except SystemExit as ended: print('exit', ended.code)\n"
-        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'pyarrow', 'httpx', 'fastapi'}\n"
-        "print('heavy', *heavy & set(sys.modules))"
+        "except SystemExit as ended: print('exit', ended.code)"
     )
-    done = subprocess.run(
+    assert done.stdout.splitlines()[-1] == "exit 0", done.stdout + done.stderr
+    assert "--run-dir" in done.stdout and not done.stderr
+
+
+def test_help_imports_only_what_it_prints() -> None:
+    """The program's help imports no command, and a command's help not what its work needs."""
+    done = _python(
+        "import contextlib, io, sys\n"
+        "from sppo_ray.cli.main import COMMANDS, main\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'pyarrow', 'numpy', 'httpx', 'sppo_ray.config'}\n"
+        "for words in ['--help'], *([name, '--help'] for name in COMMANDS):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        assert main(words) == 0\n"
+        "    if len(words) == 1:\n"
+        "        print(*sorted(name for name in sys.modules if name.startswith('sppo_ray.cli.')))\n"
+        "        assert 'pydantic' not in sys.modules\n"  # Typer needs it for the options of a command
+        "    assert not heavy & set(sys.modules), (words, heavy & set(sys.modules))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["sppo_ray.cli.main", "sppo_ray.cli.shared"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_has_the_first_sentence_of_each(command: str) -> None:
+    sentence = COMMANDS[command][1]
+    help_text = " ".join(Commands()[command].help.split())
+    assert help_text == sentence or help_text.startswith(f"{sentence} ")
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.stdout.splitlines()[-2:] == ["exit 0", "heavy"], done.stdout + done.stderr
-    assert "--run-dir" in done.stdout and not done.stderr
 
 
 # ----------------------------------------------------------------------------------------- refusals
@@ -190,6 +216,7 @@ def test_python_m_is_the_same_command_line_and_help_loads_nothing_heavy() -> Non
         ("eval model --data running-sum --eval.propmts=3", "did you mean"),
         ("submit quickstart --metadata team", "error: --metadata 'team': write it as KEY=VALUE"),
         ("submit quickstart --name ../up", "error: run_name"),
+        ("submit quickstart --working-dir .", "error: --working-dir: a job of the REST server"),
         ("list --state done", "error: --state DONE: there are PENDING, RUNNING"),
         # of what the commands themselves look at first
         ("train quickstart --resume", "error: --resume needs the --run-dir of the run to continue"),
@@ -268,11 +295,12 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def test_train(call: Call, noted: list[tuple[Any, ...]]) -> None:
-    words = "--loop.steps=3 --run-dir 'a b' quickstart --rollout.workers=2 --seed=7 --resume"
+    words = "--loop.steps=3 --run-dir 'a b' quickstart --rollout.workers=2 --seed=7 --resume --verbose"
     assert call(f"train {words}")[0] == 0
     ((config, run_dir, resume, _),) = noted
     assert (config.seed, config.loop.steps, config.rollout.workers) == (7, 3, 2)
     assert (run_dir, resume) == (Path("a b"), True)
+    assert config.cluster.actor_output
 
 
 @pytest.mark.parametrize(
@@ -506,7 +534,7 @@ def test_token(call: Call, tmp_path: Path) -> None:
 def test_a_lost_worker_is_named_and_exits_with_3(
     call: Call, noted: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    from sppo_ray.cli import calibrate, evaluate, replay
+    from sppo_ray.cli import calibrate_critic, evaluate, replay
     from sppo_ray.launch import train
     from sppo_ray.protocols import WorkerFailure
 
@@ -514,7 +542,7 @@ def test_a_lost_worker_is_named_and_exits_with_3(
         raise WorkerFailure("rollout-1", "is gone")
 
     for module, name in (
-        (train, "train"), (evaluate, "run_evaluation"), (calibrate, "_subject"), (replay, "_config_of")
+        (train, "train"), (evaluate, "run_evaluation"), (calibrate_critic, "_subject"), (replay, "_config_of")
     ):  # fmt: skip
         monkeypatch.setattr(module, name, lose)
     code, _, err = call(command)

@@ -28,6 +28,9 @@ def test_the_written_project_is_a_run(
     monkeypatch.chdir(tmp_path / "mine")
     assert main(["train", "recipe.yaml", "--dry-run"]) == 0
     assert "function: reward:reward" in capsys.readouterr().out
+    (tmp_path / "mine/reward.py").write_text("def reward(response, ground_truth, extra): return 1 / 0\n")
+    assert main(["train", "recipe.yaml", "--dry-run"]) == 2  # the function is called on the first row
+    assert "fails on prompt rows/0" in capsys.readouterr().err
 
 
 def test_the_rows_differ_and_the_reward_knows_the_right_answer(tmp_path: Path) -> None:

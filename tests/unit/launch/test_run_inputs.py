@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from pathlib import Path
@@ -12,13 +11,13 @@ import pytest
 from sppo_ray.config import CustomReward, JudgeReward, ModelReward, RewardSettings, SigmoidTransform
 from sppo_ray.config.environment import ToolsEnvironment
 from sppo_ray.errors import UserError
-from sppo_ray.launch.run_inputs import check_reward_models, decoder, try_reward
-from sppo_ray.types import Prompt
+from sppo_ray.launch.run_inputs import check_reward_models, decoder, try_rewards
+from sppo_ray.types import ScoreRequest
 from tests.training_data import save_llama
 from tests.unit.models.test_reward_model import character_tokenizer, save
 
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-PROMPT = Prompt("own/0", "own", "The sum of 20 and 22?", np.array([1]), np.array([1]), "42")
+ROW = ScoreRequest("", "42", "own", "The sum of 20 and 22?", {})
 
 
 class FakeTokenizer:
@@ -35,7 +34,7 @@ def test_responses_are_decoded_as_arrays() -> None:
 def test_a_reward_function_that_fails_on_the_first_row_is_told_before_an_actor_starts() -> None:
     def trial(name: str) -> None:
         function = CustomReward(function=f"tests.unit.rewards.reward_conventions:{name}")
-        asyncio.run(try_reward(RewardSettings(function=function), PROMPT))
+        try_rewards(RewardSettings(function=function), ROW, "own/0")
 
     trial("openrlhf")
     with pytest.raises(UserError, match=r"fails on prompt own/0, .* empty one: .*ZeroDivisionError"):

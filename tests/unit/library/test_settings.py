@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -62,6 +62,22 @@ def test_sections_and_single_settings_change_a_recipe() -> None:
     assert (config.data.prompts_per_step, config.data.samples_per_prompt) == (256, 2)
     assert (config.learner.optimizer.lr, config.learner.optimizer.schedule) == (1e-5, "linear")
     assert sr.load_config(config) == config == sr.load_config(config.model_dump())
+
+
+class KeptSettings(sr.AlgorithmSettings):
+    type: Literal["kept"] = "kept"
+    factor: float = 0.5
+
+
+KEPT = sr.AlgorithmSpec(KeptSettings, lambda samples, _: [s.reward for s in samples], needs="sample")
+
+
+def test_a_specification_is_named_from_then_on_and_keeps_the_settings_of_a_run() -> None:
+    with pytest.raises(UserError, match="there is no 'kept'"):
+        sr.load_config("quickstart", algorithm={"type": "kept"})
+    config = sr.load_config("quickstart", algorithm=KEPT, **{"algorithm.factor": 0.25})
+    assert (config.algorithm.type, config.algorithm.factor) == ("kept", 0.25)
+    assert sr.load_config(config, algorithm=KEPT) == config
 
 
 def test_a_mistake_is_told_as_on_the_command_line() -> None:
