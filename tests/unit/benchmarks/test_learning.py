@@ -1,5 +1,5 @@
-"""The methods that `benchmarks.learning --arms` trains: their settings, their order, and that no run
-is made twice. A function stands for the training.
+"""The methods that `benchmarks.learning --arms` trains: settings, order, and that no run is made
+twice. Functions stand for the training and its figures.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ def test_arms_are_trained_seed_by_seed_and_never_twice(
 ) -> None:
     made: list[tuple[int, Sequence[str]]] = []
 
-    def train(recipe: str, seed: int, run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    def train(recipe: str, seed: int, run_dir: Path, overrides: Sequence[str]) -> float:
         made.append((seed, tuple(overrides)))
-        times = {"training_s": 1.0, "wall_s": 2.0}
-        return {"seed": seed, "steps": 1, "initial_accuracy": 0.4, "final_accuracy": 0.9, **times}
+        return 2.0
+
+    def row(run_dir: Path, wall_s: float | None, part: str | None) -> dict[str, Any]:
+        seed = int(run_dir.name.rpartition("seed")[2])
+        figures = {"initial_accuracy": 0.4, "final_accuracy": 0.9, "gain_low": 0.4}
+        return {"seed": seed, "steps": 1, "training_s": 1.0, "wall_s": wall_s, **figures}
 
     for module in (learning, report):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(learning, "train", train)
+    monkeypatch.setattr(learning, "row", row)
 
     def command(*words: str) -> None:
         runs = ["--runs", str(tmp_path / "runs"), "--seeds", "1", "2"]
