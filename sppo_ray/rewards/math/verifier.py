@@ -30,8 +30,8 @@ MAX_ANSWER_DEPTH = 30
 Verdict = tuple[float, str]
 
 _UNEVALUATED = re.compile(
-    r"\\(sum|prod|coprod|i*int|oint|lim|limsup|liminf|gcd|lcm|det|max|min|bmod|pmod)(?![a-zA-Z])|\\frac\s*\{\s*d(?:\^\d)?\s*\}"
-    r"|(?:gcd|lcm)\s*\("
+    r"\\(sum|prod|coprod|i*int|oint|lim|limsup|liminf|gcd|lcm|det|max|min|bmod|pmod)(?![a-zA-Z])"
+    r"|\\frac\s*\{\s*d(?:\^\d)?\s*\}\s*\{\s*(?:\\,|\s)*d|(?:gcd|lcm)\s*\("
 )
 _CHOICE_LETTER = re.compile(r"\(?\s*[A-J]\s*\)?")
 _INTEGER = re.compile(r"[-+]?[0-9]{1,40}")
