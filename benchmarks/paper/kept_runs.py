@@ -28,7 +28,14 @@ from benchmarks.report import RESULTS, commit, machine
 from sppo_ray.compare.arms import Arm, make_arms
 from sppo_ray.compare.curves import Point
 from sppo_ray.compare.plan import Job, Plan, standing_overrides
-from sppo_ray.compare.runner import Runner, core_shares, how_it_ended, read_summary, run_path
+from sppo_ray.compare.runner import (
+    Runner,
+    clear_unfinished,
+    core_shares,
+    how_it_ended,
+    read_summary,
+    run_path,
+)
 from sppo_ray.compare.runs import Missing, read_run
 from sppo_ray.config.loading import dump_config, load_config, recipe_tree
 from sppo_ray.models.bundled import PREFIX, recipe_key
@@ -153,6 +160,7 @@ def make(name: str, study: Study, run: Run, say: Say) -> Kept:
     (out / "arms").mkdir(parents=True, exist_ok=True)
     config = plan.config(arm)
     write_atomically(out / "arms" / f"{arm.name}.yaml", dump_config(config))
+    clear_unfinished(run_path(out, job))  # what is left of other settings
     started = time.monotonic()
     with first_cores(study.num_cores), pinned(run_path(out, job), study.cores):
         Runner(plan, out, say).run()

@@ -5,6 +5,8 @@ figures of a page by hand. No run is made.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from benchmarks.paper.kept_runs import Kept, Run, Study, fingerprint, kept_path,
 from benchmarks.paper.single_sample import RATES, STUDIES, SWEEP_SEED
 from benchmarks.paper.single_sample_report import rows_of, verdicts
 from sppo_ray.compare.curves import Point
+from sppo_ray.compare.plan import Job
+from sppo_ray.compare.runner import Runner, run_path
 
 TINY = Study(
     "a test", "quickstart", {"sppo": "sppo", "sppo-tracker": "sppo,algorithm.tracker.rho=0.875"},
@@ -86,6 +90,59 @@ def test_a_run_is_kept_until_its_settings_change(results: Path) -> None:
     assert read_kept("single-sample/tiny", TINY, replace(one.run, seed=2)) is None
     changed = replace(TINY, overrides=("data.minibatch_size=32",))
     assert read_kept("single-sample/tiny", changed, one.run) is None
+
+
+# A process that leaves what a training run leaves, and the cores that it was given.
+TRAIN = """
+import json, os, pathlib, sys
+run = pathlib.Path(sys.argv[1]); (run / "evaluations").mkdir(parents=True)
+for step, (seconds, tokens, accuracy) in enumerate([(0, 0, 0.4), (60, 800, 0.8)]):
+    overall = {"accuracy": accuracy, "accuracy_low": accuracy, "accuracy_high": accuracy}
+    row = {"train_seconds": seconds, "train_samples": tokens // 10, "train_tokens": tokens}
+    row |= {"overall": overall}
+    (run / "evaluations" / f"step-{step:06d}.json").write_text(json.dumps(row))
+row = {"step": 1, "policy/masked_fraction": 0.25, "policy/effective_sample_size": 0.9, "reward/mean": 0.5}
+(run / "metrics.jsonl").write_text(json.dumps(row | {"seconds/sync": len(os.sched_getaffinity(0))}) + "\\n")
+summary = {"status": "finished", "seed": int(sys.argv[2]), "steps": 1, "seconds": 60.0, "samples": 80}
+(run / "summary.json").write_text(json.dumps(summary | {"response_tokens": 800, "initial_accuracy": 0.4}))
+"""
+
+
+def test_a_run_is_made_on_its_cores_and_kept(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the real runner, with a process in the place of the training."""
+
+    def runner(plan: object, out: Path, say: object) -> Runner:
+        def command(job: Job) -> list[str]:
+            assert (out / "arms" / f"{job.arm}.yaml").is_file()
+            return [sys.executable, "-c", TRAIN, str(run_path(out, job)), str(job.seed)]
+
+        return Runner(plan, out, say, command)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kept_runs, "Runner", runner)
+    monkeypatch.setattr(kept_runs, "RUNS", results / "runs")
+    run, cores = Run("sppo-tracker", 5e-4, 2), os.sched_getaffinity(0)
+    made = kept_runs.make("single-sample/tiny", TINY, run, lambda line: None)
+    assert made.failed is None and made.curve == (Point(0, 0, 0, 0.4), Point(60, 80, 800, 0.8))
+    assert made.figures == {
+        "policy/masked_fraction": 0.25, "least effective_sample_size": 0.9, "training reward at the end": 0.5
+    }  # fmt: skip
+    assert made.stages["sync"] == 1  # core
+    assert os.sched_getaffinity(0) == cores
+    assert read_kept("single-sample/tiny", TINY, run) == made
+    # left-overs of other settings are not taken for this run
+    again = kept_runs.make("single-sample/tiny", TINY, run, lambda line: None)
+    assert again.wall_s > 0 and again.curve == made.curve
+
+
+def test_a_run_that_fails_is_kept_as_failed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runner(plan: object, out: Path, say: object) -> Runner:
+        fails = "import sys; print('error: no such model'); sys.exit(2)"
+        return Runner(plan, out, say, lambda job: [sys.executable, "-c", fails])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kept_runs, "Runner", runner)
+    monkeypatch.setattr(kept_runs, "RUNS", results / "runs")
+    made = kept_runs.make("single-sample/tiny", TINY, Run("sppo", 5e-4, 1), lambda line: None)
+    assert made.failed == "exit 2: no such model" and not made.curve
 
 
 def test_a_failed_run_is_made_again_only_when_asked_for(results: Path) -> None:

@@ -20,7 +20,7 @@ def test_it_names_types_defaults_and_meaning() -> None:
     assert "- `path` (str; required): A file, a directory of files, or a glob." in page
     # data.held_out takes the same sources
     types = (
-        "running-sum, register-machine, vowels, guess-number, product, environment, parquet, jsonl, hf-disk, "
-        "hf or reasoning-gym"
+        "running-sum, register-machine, vowels, guess-number, product, environment, parquet, jsonl, "
+        "hf-disk, hf or reasoning-gym"
     )
     assert f"As data.train: type {types}." in page
