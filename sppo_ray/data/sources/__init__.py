@@ -65,11 +65,12 @@ def peek_sources(settings: Sequence[DataSource], origin: str = "data.train") -> 
 
 
 def first_example(settings: Sequence[DataSource], origin: str = "data.train") -> Example | None:
-    """Return the first row of the first source; None where that could take long: over 64 MiB of
-    files, a Hugging Face dataset. Raises UserError as `open_sources` does.
+    """Return the first row of the first source; None where that could take long (over 64 MiB of
+    files, a Hugging Face dataset), and for numbers, which have no text yet. Raises UserError as
+    `open_sources` does.
     """
     source, where = settings[0], f"{origin}[0]"
-    if source.type in ("hf", "hf-disk"):
+    if source.type in ("hf", "hf-disk", "environment"):
         return None
     if source.type in ("parquet", "jsonl") and bytes_of(source, where) > READ_AT_ONCE:
         return None

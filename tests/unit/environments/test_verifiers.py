@@ -1,5 +1,5 @@
-"""Environments of the package verifiers, with the real package where it is installed: it is no
-dependency.
+"""Environments of the package verifiers, with the real package where it is installed. It is not
+among this project's dependencies.
 """
 
 from __future__ import annotations
