@@ -46,7 +46,8 @@ fi
 count=$(grep -cE '^[A-Za-z]' "$lock")
 echo "install: $count packages of requirements/cpu.lock (about 3 GB, a few minutes)"
 # pip tells a line a package; what is large, and every 25th, is shown
-pip_install -r "$lock" | awk -v all="$count" '
+# (and not that old packages are built in an old way)
+pip_install -r "$lock" 2> >(grep -v '^ *DEPRECATION: ' >&2) | awk -v all="$count" '
     /^(Collecting|Requirement already satisfied)/ && ++n % 25 == 0 { printf "install: %d of %d\n", n, all; fflush() }
     / Downloading .*\(([0-9.]+ GB|[0-9]{2,}[0-9.]* MB)\)/ { sub(/.*Downloading /, "install:   "); print; fflush() }
     /^Installing collected/ { print "install: all downloaded, unpacking"; fflush() }'

@@ -232,8 +232,8 @@ def checked_config(request: JobRequest, settings: ApiSettings) -> RunConfig:
 
 
 def _require_code(config: RunConfig) -> None:
-    """Find reward function and environment where the jobs of this server will, without running them.
-    Raises UserError.
+    """Find reward function and environment where the jobs of this server will, without running
+    them. Raises UserError.
     """
     try:
         check_code(config)

@@ -146,6 +146,7 @@ def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) ->
     """Raise UserError for what would stop the run before its first step, as far as that is known
     without torch and Ray.
     """
+    from sppo_ray.launch.run_inputs import try_rewards_at_once
     from sppo_ray.planning.changes import require_memory
     from sppo_ray.planning.models import models_of
     from sppo_ray.planning.preflight import check_settings
@@ -155,7 +156,7 @@ def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) ->
     if run_dir is not None:
         RunDir(run_dir).require_free(resume=resume)
     check_settings(config)
-    _try_rewards(config)
+    try_rewards_at_once(config)
     cluster = _cluster_here(config)
     if cluster is None:
         return
@@ -165,23 +166,6 @@ def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) ->
     except UserError:  # of a kind that the planner does not count
         return
     require_memory(config, cluster, models)
-
-
-def _try_rewards(config: RunConfig) -> None:
-    """Call the user's reward functions on the first row, where that is read quickly."""
-    from sppo_ray.config import UserReward
-
-    if not any(isinstance(leaf, UserReward) for _, leaf in config.reward.leaves):
-        return
-    from sppo_ray.data.sources import first_example
-    from sppo_ray.launch.run_inputs import try_rewards
-    from sppo_ray.types import ScoreRequest
-
-    row = first_example(config.data.train)
-    if row is not None:
-        prompt = "\n".join(message["content"] for message in row.messages)
-        request = ScoreRequest("", row.ground_truth, row.source, prompt, row.extra, row.messages)
-        try_rewards(config.reward, request, row.id)
 
 
 def _cluster_here(config: RunConfig) -> Cluster | None:

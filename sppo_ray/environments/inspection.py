@@ -46,7 +46,9 @@ def _require_class(settings: CustomEnvironment) -> None:
         raise other_parameters(what, TypeError("it has no __init__"))
 
 
-def _require_call(what: str, takes: ast.arguments, given: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+def _require_call(
+    what: str, takes: ast.arguments, given: tuple[Any, ...], options: Mapping[str, Any]
+) -> None:
     try:
         written_signature(takes).bind(*given, **options)
     except TypeError as error:

@@ -48,7 +48,7 @@ def checked(given: Any) -> Observation:
 def first_messages(given: Any) -> list[dict[str, str]]:
     """Check what `reset` returned: text of the user, or chat messages. Raises BadReply."""
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    if not isinstance(messages, Sequence) or not messages:
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes) or not messages:
         raise BadReply(f"reset returned {type(given).__name__}: return a text, or a list of messages")
     for message in messages:
         is_one = isinstance(message, Mapping) and message.get("role") in _FIRST_ROLES

@@ -304,7 +304,8 @@ def _usage(card: Mapping[str, Any]) -> Iterator[str]:
         given = ", tools=tools" if listed else ""
         if listed:
             yield f"tools = json.load(open('{CARD}'))['tools']"
-        yield f"text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True{given})"
+        call = f"messages, tokenize=False, add_generation_prompt=True{given}"
+        yield f"text = tokenizer.apply_chat_template({call})"
         yield "# The template writes the special tokens itself; they must not come twice."
         yield 'batch = tokenizer([text], add_special_tokens=False, padding=True, return_tensors="pt")'
     else:

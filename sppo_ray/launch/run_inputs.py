@@ -200,6 +200,21 @@ def episodes_of(
     return Episodes(fleet, environment, observations, decode, config.environment, max_response_tokens=limit)
 
 
+def try_rewards_at_once(config: RunConfig) -> None:
+    """Call the user's reward functions on the first row, where that is read quickly: without a
+    tokenizer, before Ray starts. Raises UserError.
+    """
+    from sppo_ray.data.sources import first_example
+
+    if not any(isinstance(leaf, UserReward) for _, leaf in config.reward.leaves):
+        return
+    row = first_example(config.data.train)
+    if row is not None:
+        prompt = "\n".join(message["content"] for message in row.messages)
+        request = ScoreRequest("", row.ground_truth, row.source, prompt, row.extra, row.messages)
+        try_rewards(config.reward, request, row.id)
+
+
 def try_rewards(settings: RewardSettings, row: ScoreRequest, name: str) -> None:
     """Call each reward function of the user's on the row called `name`. Raises UserError when one
     fails, or returns what is no reward.
@@ -285,7 +300,9 @@ def check_reward_models(
 
 
 def _require_tool_messages(directory: Path, name: str) -> None:
-    """Raise UserError for a reward model whose chat template refuses or leaves out what tools say."""
+    """Raise UserError for a reward model whose chat template refuses or leaves out what tools
+    say.
+    """
     from jinja2 import TemplateError
 
     from sppo_ray.data.render_guard import bounded_rendering

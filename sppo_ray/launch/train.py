@@ -29,6 +29,7 @@ from sppo_ray.launch.run_inputs import (
     gather_inputs,
     model_paths,
     pin_models,
+    try_rewards_at_once,
 )
 from sppo_ray.launch.shutdown import EndSignals, Forced
 from sppo_ray.launch.worker_manager import run_workers
@@ -129,6 +130,7 @@ def _in_run_dir(
         with heartbeat(recorder.beat, recorder.stage_changed):
             # what can be told in milliseconds is told before Ray starts
             check_files(config)
+            try_rewards_at_once(config)
             paths = model_paths(pin_models(config, read_job(run_dir.path).models), recorder.message)
             commits = commits_of(config, paths)
             remember_models(run_dir, commits)
@@ -136,13 +138,19 @@ def _in_run_dir(
             check_reward_models(config.reward, recorder.message, config.environment)
             for path in dict.fromkeys(paths):
                 require_finite_files(path, CHECKED_BYTES)
-            if starts_cluster(config):
-                require_local_cpus(config, config.cluster.local_cpus or os.cpu_count() or 1)
+            is_local = starts_cluster(config)  # as long as Ray has not started
+            is_checked = is_local and config.logical_gpus() == 0
+            if is_local:
+                cpus = config.cluster.local_cpus or os.cpu_count() or 1
+                require_local_cpus(config, cpus)
+            if is_checked:
+                _check_memory(config, paths, recorder, "cpu", [Resources(cpus, 0.0)], is_local=True)
             # Both take seconds, mostly on different cores.
             loading = in_daemon_thread(lambda: gather_inputs(pin_models(config, commits), recorder.message))
 
             def check(device: str, nodes: Sequence[Resources]) -> None:
-                _check_memory(config, loading.result(), recorder, device, nodes)
+                if not is_checked:
+                    _check_memory(config, paths, recorder, device, nodes, is_local=is_local)
 
             with cluster_with_room(config, bundles_of(config), check, report=recorder.message) as device:
                 inputs = loading.result()
@@ -174,16 +182,21 @@ def in_daemon_thread(work: Callable[[], T]) -> Future[T]:
 
 
 def _check_memory(
-    config: RunConfig, inputs: RunInputs, recorder: Recorder, device: str, nodes: Sequence[Resources]
+    config: RunConfig,
+    paths: Sequence[Path],
+    recorder: Recorder,
+    device: str,
+    nodes: Sequence[Resources],
+    *,
+    is_local: bool,
 ) -> None:
-    """Refuse a run whose memory cannot suffice. Where memory or a model's shape is not known,
-    nothing is refused.
+    """Refuse a run whose memory cannot suffice. Where memory or the shape of a model is not known,
+    nothing is refused. `paths`: the checkpoints of policy and critic.
     """
-    cluster = live_cluster(device, nodes, is_local=starts_cluster(config))
+    cluster = live_cluster(device, nodes, is_local=is_local)
     if cluster is None:
         return
     try:
-        paths = (inputs.policy_path, inputs.critic_path)
         policy, critic = (read_shape(path / "config.json") for path in paths)
     except UserError as unknown:
         recorder.message(f"the run's memory is not checked: {unknown}")

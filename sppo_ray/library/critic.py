@@ -15,8 +15,8 @@ from sppo_ray.types import Example
 
 def values_of(directory: Path, prompts: Sequence[str | Sequence[Mapping[str, str]]]) -> list[float]:
     """Return the value of each prompt, [0, 1], read as the critic learned it (its card's system
-    prompt, suffix and tools). Raises UserError for a directory without a prompt critic, and for a prompt
-    that it cannot read.
+    prompt, suffix and tools). Raises UserError for a directory without a prompt critic, and for a
+    prompt that it cannot read.
     """
     check_value_head(directory, required=True)
     learned = settings_of_card(directory)["data"] or {"max_prompt_tokens": sys.maxsize}

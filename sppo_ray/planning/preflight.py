@@ -27,9 +27,9 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def check_settings(config: RunConfig, *, code: bool = True) -> None:
-    """Check data, reward function, environment and models. A built-in model that is not in the cache
-    is made when the run starts. `code`: whether the modules of reward function and environment have
-    to be on this machine.
+    """Check data, reward function, environment and models. A built-in model that is not in the
+    cache is made when the run starts. `code`: whether the modules of reward function and
+    environment have to be on this machine.
     """
     check_data(config)
     if code:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from sppo_ray.rewards.math import real_sets
-from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined, real
+from sppo_ray.rewards.math.evaluator import TooLarge, Undefined
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import (
     ORDERED,
@@ -44,6 +44,7 @@ from sppo_ray.rewards.math.progressions import (
 from sppo_ray.rewards.math.quantities import Reading
 from sppo_ray.rewards.math.question import Question
 from sppo_ray.rewards.math.reader import read_answer
+from sppo_ray.rewards.math.rounding import places_of, rounds_to
 from sppo_ray.rewards.math.statements import (
     has_value,
     is_statement_about,
@@ -60,14 +61,6 @@ from sppo_ray.rewards.math.words import as_number
 
 RELATIVE_TOLERANCE = Fraction(1, 1_000_000)
 """Of a decimal ground truth, which was rounded somewhere."""
-MIN_ROUNDED_DIGITS = 4
-"""A decimal truth of so many significant digits is taken for rounded: 3.1416 accepts 3.14159."""
-MIN_ROUNDED_PLACES = 3
-"""So many decimal places make a number in a tuple or an interval stand for the exact one that it
-rounds.
-"""
-MAX_ROUNDED_AWAY = Fraction(1, 100)
-"""Of a number in a tuple or an interval: 0.33 stands for 1/3, and 0.05 is no 0.054."""
 _VERDICTS = frozenset([
     "yes", "no", "true", "false", "positive", "negative", "even", "odd", "up", "down", "always", "never",
     "sometimes", "correct", "incorrect", "increasing", "decreasing", "increase", "decrease", "increases",
@@ -408,45 +401,14 @@ def _same_node(truth: Node, answer: Node, *, inside: bool) -> bool:
             return True
     except (TooLarge, Undefined):
         return truth == answer
-    places, answer_places = _places(truth), _places(answer)
+    places, answer_places = places_of(truth), places_of(answer)
     if has_variables(truth) or has_variables(answer) or (places is None and not (inside and answer_places)):
         return False
     expected, given = value_of(truth), value_of(answer)
     if places is not None and within(expected, given, RELATIVE_TOLERANCE):
         return True
-    return _rounds_to(expected, given, places, answer_places, inside=inside)
+    return rounds_to(expected, given, places, answer_places, inside=inside)
 
-
-
-def _places(node: Node) -> int | None:
-    """The most decimal places of a numeral in the tree; None where all are exact."""
-    found = [part.args[1] for part in walk(node) if part.op == "num" and part.args[1] is not None]
-    return max(found, default=None)
-
-
-def _rounds_to(
-    expected: Number, given: Number, places: int | None, answer_places: int | None, *, inside: bool
-) -> bool:
-    """Whether one of two numbers is the other one after it was rounded to its decimal places."""
-    if places is not None and answer_places is not None:
-        if answer_places <= places or not isinstance(expected, Fraction):
-            return False
-        digits = len(str(abs(expected.numerator * 10**places // expected.denominator)).lstrip("0"))
-        rounded = places >= 2 if inside else places >= 1 and digits >= MIN_ROUNDED_DIGITS
-        if inside and not within(expected, given, MAX_ROUNDED_AWAY):
-            return False
-        return rounded and _is_near(expected, given, places)
-    shown = answer_places if places is None else places
-    if inside and not within(expected, given, MAX_ROUNDED_AWAY):
-        return False
-    return inside and shown is not None and shown >= MIN_ROUNDED_PLACES and _is_near(expected, given, shown)
-
-
-def _is_near(expected: Number, given: Number, places: int) -> bool:
-    bound = Fraction(1, 2 * 10**places)
-    if isinstance(expected, Fraction) and isinstance(given, Fraction):
-        return abs(given - expected) <= bound
-    return bool(abs(real(given) - real(expected)) <= real(bound))
 
 
 def _in_radians(degrees: Quantity, radians: Quantity) -> bool:

@@ -156,11 +156,14 @@ class _Reader:
         return text in ("(", "[", "{")
 
     def _factor(self) -> Node:
+        start = self._at
         node = self._postfix()
+        is_name = self._at == start + 1  # AB^{-1}, and not (AB)^{-1}
         if self._take("^", "**"):
             if self._is_degree():
                 return Node("*", (node, _DEGREE))
-            node = power(node, self._exponent())
+            exponent = self._exponent()
+            node = power(node, exponent) if is_name else Node("^", (node, exponent))
             while self._peek()[1] == "!":
                 node = self._factorial(node)
         return self._mixed(node) if node.op == "num" and node.args[1] is None else node

@@ -27,7 +27,7 @@ _STATEMENT = re.compile(r"[=<>]|\\(?:le|ge|ne|in|notin|equiv|approx)(?![a-zA-Z])
 _NUMBER = re.compile(r"[-+0-9.,/ ]*(?:\\(?:frac|sqrt|pi)[-+0-9{}\\ a-z]*)?")
 _PROPOSITION = re.compile(r"(?:\\neg\s*)*[p-tA-Z]")
 _VECTOR = re.compile(r"\\(?:vec|hat|overrightarrow)(?![a-zA-Z])")
-_LETTER = r"[()\s]*(?:(?:\\text\{\s*not\s*\}|not\s)[()\s]*)?[p-tP-T][()\s]*"
+_LETTER = r"[()\s]*(?:(?:\\text\{\s*not\s*\}|not\s|\\neg\s)[()\s]*)?[p-tP-T][()\s]*"
 _IN_WORDS = re.compile(
     rf"{_LETTER}(?:(?:\\text\{{\s*(?:and|or|xor|and not|or not)\s*\}}|(?:and|or|xor)\s){_LETTER})+"
 )

@@ -13,7 +13,8 @@ from dataclasses import replace
 from fractions import Fraction
 
 from sppo_ray.rewards.math import real_sets
-from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined, real
+from sppo_ray.rewards.math.domains import domain_of, whole_numbers_in
+from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import (
     ORDERED,
@@ -86,15 +87,8 @@ _REALS_WITHOUT = re.compile(r"\\mathbb\s*\{R\}\s*(?:-|\\backslash)\s*(\\\{.*\\\}
 _OUTWARD = re.compile(r"\].*,.*[\[\]]|[\[(\]].*,.*\[")
 _DISTANCE = re.compile(r"\s*([A-Za-z])\s*(?:([-+])\s*([^-+]+))?")
 _BRACKETS = (("(", ")", "()"), ("[", "]", "[]"), ("(", "]", "(]"), ("[", ")", "[)"), (r"\{", r"\}", "{}"))
-MAX_WHOLE_NUMBERS = 1000
 _UNKNOWNS = frozenset("xyztwrs")
 """x_1 and x_2 are solutions in any order."""
-_DOMAINS = {"Z": "Z", "N": "N", "N_0": "N", "Z_>=0": "N", "N_>=0": "N"} | dict.fromkeys(
-    ["Z^+", "Z_+", "Z_>0", "Z_>=1", "N^*", "N_+", "N^+", "N_>0", "N_1", "N_>=1"], "P"
-)
-_SOME_INTEGERS = re.compile(
-    r"except|divisible|even|odd|zero|prime|multiple|greater|less|(?<!non)(?<!non-)negative|between"
-)
 _ONE = Node("num", (Fraction(1), None))
 _FAILURES = (Unreadable, TooLarge, Undefined, RecursionError, KeyError, OverflowError, ZeroDivisionError)
 
@@ -140,9 +134,9 @@ class _Reader:
         if match is None or match.start() == 0:
             return None
         form = self.read(text[: match.start()].rstrip(" ,;"))
-        domain = _domain(match["set"] or "", match.group())
+        domain = domain_of(match["set"] or "", match.group())
         if isinstance(form, Reals) and form.name == match[1]:  # 1 \le n \le 3, n \in \mathbb{Z}
-            return _whole_numbers_in(form.region) or Family(form, match[1], domain)
+            return whole_numbers_in(form.region) or Family(form, match[1], domain)
         return Family(form, match[1], domain)
 
     def _congruence(self, text: str) -> Form | None:
@@ -443,34 +437,6 @@ def _multiplied(factor: Node, cell: Form) -> Form:
     if not isinstance(cell, Quantity):
         raise Unreadable("a number times what is no number")
     return replace(cell, node=Node("*", (factor, cell.node)))
-
-
-def _domain(whole_set: str, words: str) -> str:
-    """Z, N or P (see `Family`); any other set by its own name. Raises Unreadable for words that say
-    more.
-    """
-    if whole_set:
-        plain = re.sub(r"\\mathbb|[{}\s]", "", re.sub(r"\\ge(?![a-z])", ">=", whole_set))
-        return _DOMAINS.get(plain, plain)
-    raise_if(bool(_SOME_INTEGERS.search(words)), "some whole numbers only")
-    if "positive" in words or "natural" in words:
-        return "P"
-    return "N" if re.search("non-?negative", words) else "Z"
-
-
-def _whole_numbers_in(region: Region) -> Items | None:
-    """The whole numbers of a bounded region as a set; None where they are many."""
-    found = []
-    for one in region:
-        low, high = real(one.low), real(one.high)
-        if not -MAX_WHOLE_NUMBERS < low <= high < MAX_WHOLE_NUMBERS:
-            return None
-        for number in range(int(low) - 1, int(high) + 2):
-            inside = (low < number or (one.has_low and low == number)) and (
-                number < high or (one.has_high and high == number)
-            )
-            found += [Quantity(Node("num", (Fraction(number), None)))] if inside else []
-    return Items("{}", tuple(found))
 
 
 def _read_clock(text: str) -> Form | None:

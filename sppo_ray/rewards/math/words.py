@@ -78,7 +78,8 @@ def as_choice(text: str) -> str | None:
     None when it names another letter as well.
     """
     match = _CHOICE.fullmatch(" ".join(_WHOLE_TEXT.sub(r"\1", text).split()))
-    if match is None or _ANOTHER_CHOICE.search((match[4] or "").strip()):
+    rest = ((match and match[4]) or "").strip()
+    if match is None or rest.startswith(("'", "^", "_", "*", "!")) or _ANOTHER_CHOICE.search(rest):
         return None
     return match[1] or match[2] or match[3] or match[5]
 

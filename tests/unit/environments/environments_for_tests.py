@@ -8,6 +8,7 @@ import random
 import time
 
 from sppo_ray.environments.base import Observation, Row
+from sppo_ray.environments.guess_number import CEILINGS, GuessNumber
 
 
 class Echo:
@@ -170,3 +171,17 @@ def flag(on: bool, note: str | None = None) -> str:
 def listed(items: list[int]) -> int:
     """Add up."""
     return sum(items)
+
+
+class HiddenNumber(GuessNumber):
+    """The game guess-number, which draws its range and its number itself."""
+
+    def __init__(self, row: Row, seed: int) -> None:
+        assert row.ground_truth == ""
+        self._seed = seed
+
+    def reset(self, seed: int) -> str:
+        draw = random.Random(seed)
+        self._ceiling = draw.randint(*CEILINGS)
+        self._number = draw.randint(1, self._ceiling)
+        return f"{self._ceiling}?"

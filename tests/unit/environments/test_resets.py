@@ -1,4 +1,4 @@
-"""First messages that an environment makes: equal by seed, checked, and the prompts made of them."""
+"""First messages that an environment makes: equal by seed, checked, and made into prompts."""
 
 from __future__ import annotations
 

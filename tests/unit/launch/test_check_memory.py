@@ -31,12 +31,17 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def check(
-    folder: Path, messages: list[str], *overrides: str, nodes: list[Resources], device: str = "cpu"
+    folder: Path,
+    messages: list[str],
+    *overrides: str,
+    nodes: list[Resources],
+    device: str = "cpu",
+    is_local: bool = True,
 ) -> None:
     (folder / "config.json").write_text(json.dumps(SHAPE))
-    inputs = SimpleNamespace(policy_path=folder, critic_path=folder)
     recorder = SimpleNamespace(message=messages.append)
-    _check_memory(load_config("quickstart", overrides), inputs, recorder, device, nodes)  # type: ignore[arg-type]
+    config = load_config("quickstart", overrides)
+    _check_memory(config, (folder, folder), recorder, device, nodes, is_local=is_local)  # type: ignore[arg-type]
 
 
 def test_a_cpu_without_the_memory_is_refused(tmp_path: Path, messages: list[str]) -> None:
@@ -45,7 +50,7 @@ def test_a_cpu_without_the_memory_is_refused(tmp_path: Path, messages: list[str]
     with pytest.raises(UserError, match=r"needs .* GiB of memory: the nearest change .*kv_cache_gib="):
         check(tmp_path, messages, "--rollout.kv_cache_gib=99999", nodes=nodes)
     # another machine's memory is not known
-    check(tmp_path, messages, "--rollout.kv_cache_gib=99999", "--cluster.address=auto", nodes=nodes)
+    check(tmp_path, messages, "--rollout.kv_cache_gib=99999", nodes=nodes, is_local=False)
     assert messages == []
 
 
@@ -58,10 +63,10 @@ def test_a_gpu_without_the_memory_is_refused(tmp_path: Path, messages: list[str]
 
 
 def test_a_model_of_another_kind_is_not_refused(tmp_path: Path, messages: list[str]) -> None:
-    inputs = SimpleNamespace(policy_path=tmp_path, critic_path=tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(SHAPE | {"model_type": "other"}))
     recorder = SimpleNamespace(message=messages.append)
-    _check_memory(load_config("quickstart"), inputs, recorder, "cpu", [Resources(2, 0)])  # type: ignore[arg-type]
+    paths, nodes = (tmp_path, tmp_path), [Resources(2, 0)]
+    _check_memory(load_config("quickstart"), paths, recorder, "cpu", nodes, is_local=True)  # type: ignore[arg-type]
     assert "memory is not checked" in messages[0] and "'other'" in messages[0]
 
 

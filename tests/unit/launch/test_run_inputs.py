@@ -63,7 +63,10 @@ def test_judges_and_reward_models_are_checked_before_anything_starts(tmp_path: P
     ("template", "said"),
     [
         (CHAT, None),
-        (CHAT + "{% if messages[2].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}", r"tool \(no tools\)"),
+        (
+            CHAT + "{% if messages[2].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}",
+            r"refuses messages of role tool \(no tools\)",
+        ),
         (CHAT.replace("messages %}", "messages if m.role != 'tool' %}"), "leaves out messages of role tool"),
     ],
 )

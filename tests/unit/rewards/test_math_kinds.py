@@ -461,6 +461,9 @@ def test_logic_beside_sets_and_lists() -> None:
     different(r"A\setminus B", r"B\setminus A")
     different(r"x\in A", r"y\in A", r"A\in x", r"x\notin A")
     different(r"2\operatorname{tr}A", "2")
+    different(r"p\text{ and }\neg q", r"p\text{ or }\neg q")
+    different("(AB)^{-1}", "AB^{-1}")
+    different("B", "(B)'")
 
 
 # -------------------------------------------------------------------------------- products in order

@@ -263,7 +263,7 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     pq.write_table(
         to_table(3, [make_sample()], 4).replace_schema_metadata({"sppo_ray.trajectory_schema": "9"}), path
     )
-    with pytest.raises(UserError, match="has trajectory schema 9, not 5"):
+    with pytest.raises(UserError, match="has trajectory schema 9, not 6"):
         read_step(tmp_path, 3)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="step-000003.parquet: cannot be read"):
