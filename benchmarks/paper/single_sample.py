@@ -71,7 +71,7 @@ STUDIES: Mapping[str, Study] = {
     ),
     "long": Study(
         "long responses (317 to 599 tokens), most prompts hopeless at the start",
-        "register-machine", ARMS, 480, ALL_AXES, (0.3, 0.5), ("eval.every_s=40", KNOWN_PROMPTS),
+        "register-machine", ARMS, 360, ALL_AXES, (0.3, 0.5), ("eval.every_s=45", KNOWN_PROMPTS),
     ),
     # By steps: the clock of a stale run would not count what is generated during an evaluation.
     "staleness": Study(
@@ -89,7 +89,7 @@ STUDIES: Mapping[str, Study] = {
             "data.curriculum.floor=0.1"
         }
         | {name: ARMS[name] for name in ("ppo", "grpo")},
-        480, ("seconds", "tokens"), (0.3, 0.5), ("eval.every_s=40", "data.train.0.size=256"),
+        360, ("seconds", "tokens"), (0.3, 0.5), ("eval.every_s=45", "data.train.0.size=256"),
         rates_of="long",
     ),
     "own-core": Study(

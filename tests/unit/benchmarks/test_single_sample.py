@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import report as result_files
@@ -200,3 +203,33 @@ def test_the_page_has_every_axis(results: Path) -> None:
     assert (results / "paper" / "single-sample" / "tiny" / "accuracy-tokens.png").stat().st_size > 10_000
     rows = json.loads((results / "paper/single-sample/tiny/report.json").read_text())["rows"]
     assert [row["axis"] for row in rows] == ["seconds", "tokens", "prompts"]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cores")
+def test_a_role_is_kept_on_its_core(tmp_path: Path) -> None:
+    """Real processes: the critic on the second core, with its threads, and the engine on the
+    first.
+    """
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    threads = "from threading import Thread; import time; Thread(target=time.sleep, args=(30,)).start()"
+    processes = [subprocess.Popen([sys.executable, "-c", threads]) for _ in range(2)]
+    names = ("critic-0", "rollout-0")
+    actors = [{"name": name, "pid": one.pid} for name, one in zip(names, processes, strict=True)]
+    (tmp_path / "status.json").write_text(json.dumps({"phase": "training", "actors": actors}))
+    try:
+        with kept_runs.pinned(tmp_path, {"critic": 1, "": 0}):
+            deadline = time.monotonic() + 20
+            while [_cores(one.pid) for one in processes] != [{second}, {first}]:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+    finally:
+        for one in processes:
+            one.kill()
+            one.wait()
+
+
+def _cores(pid: int) -> set[int]:
+    """The cores that the threads of a process may use."""
+    threads = psutil.Process(pid).threads()
+    cores = [os.sched_getaffinity(thread.id) for thread in threads]
+    return set().union(*cores) if len(cores) > 1 else set()
