@@ -33,7 +33,7 @@ class RayEnvironmentClient:
         await answer("environment", "start-up", self._handle.ping.remote(), timeout_s)
 
     async def step(self, request: StepRequest) -> StepResult:
-        repeated = (len(request.actions) + 1) * self._deadline_s + PROCESS_RESTART_S
+        repeated = (len(request.actions) + 2) * self._deadline_s + PROCESS_RESTART_S
         call = self._handle.step.remote(request)
         return await answer("environment", "a step", call, STEP_SLACK_S + 2 * repeated)
 

@@ -20,6 +20,7 @@ place in a loss.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -97,6 +98,8 @@ class Example:
     ground_truth: str  # what the verifier compares with
     # `extra_info` of the row, passed to the verifier
     extra: Mapping[str, Any] = field(default_factory=dict)
+    # text of the row's own messages, where an environment made `messages` from it; else None
+    row_text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +116,7 @@ class Prompt(Comparable):
     extra: Mapping[str, Any] = field(default_factory=dict)
     # what `text` was rendered from; reward models and judges read it
     messages: tuple[Mapping[str, str], ...] = ()
+    row_text: str | None = None  # of the example
 
     def __post_init__(self) -> None:
         shared = self.critic_token_ids is self.token_ids
@@ -177,11 +181,21 @@ class Turns(Comparable):
     rewards: np.ndarray  # [K] float64: the environment's part of the reward for each action
     reason: str  # the environment's last word: "found", ..., or "error: <what happened>"
     seconds: float  # in the environment
+    # action, observation, ..., action as text, [2 K - 1]; empty in files of older releases
+    texts: tuple[str, ...] = ()
+    role: str = "user"  # of the observations: "user" or "tool"
 
     @property
     def action_mask(self) -> np.ndarray:
         """Whether the policy sampled each response token, [R] bool."""
         return np.repeat(np.tile([True, False], len(self.lengths)), self.lengths.reshape(-1))
+
+    @property
+    def messages(self) -> tuple[Mapping[str, str], ...]:
+        """What comes before the last action, as chat messages: actions and observations in turn."""
+        roles = itertools.cycle(("assistant", self.role))
+        said = zip(roles, self.texts[:-1], strict=False)
+        return tuple({"role": role, "content": text} for role, text in said)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,12 +284,13 @@ class ScoreRequest:
     # `Example.extra`; reasoning-gym tasks and user functions read it
     extra: Mapping[str, Any]
     messages: tuple[Mapping[str, str], ...] = ()  # of the prompt
+    # of an episode: the actions and observations before the last action, which is the response
+    turns: tuple[Mapping[str, str], ...] = ()
 
     @classmethod
-    def of(cls, prompt: Prompt, response: str) -> ScoreRequest:
-        return cls(
-            response, prompt.ground_truth, prompt.source, prompt.text, prompt.extra, prompt.messages
-        )
+    def of(cls, prompt: Prompt, response: str, turns: Turns | None = None) -> ScoreRequest:
+        row = (prompt.ground_truth, prompt.source, prompt.text, prompt.extra, prompt.messages)
+        return cls(response, *row, () if turns is None else turns.messages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,16 +61,6 @@ STUDIES: Mapping[str, Study] = {
         "quickstart", ("sppo", "grpo-equal-prompts"), 3, 240, "grpo-equal-prompts", ("eval.every_s=6",
         NO_WARMUP),
     ),
-    "scarce-prompts": Study(
-        "256 distinct training prompts, drawn again and again",
-        "long-sum", ("sppo", "grpo", "grpo-equal-prompts", "reinforce"), 3, 120, "grpo",
-        ("eval.every_s=12", "data.train.0.size=256", NO_WARMUP),
-    ),
-    "small-steps": Study(
-        "32 samples a step instead of 256, one update each: 32 prompts once, or 4 prompts eight times",
-        "quickstart", ("sppo", "grpo", "reinforce"), 3, 60, "grpo",
-        ("eval.every_s=6", "data.prompts_per_step=32", "data.minibatch_size=32", NO_WARMUP),
-    ),
     "samples-a-prompt": Study(
         "N = 1 against N = 8, with and without the critic, at equal tokens and at equal prompts",
         "quickstart",
@@ -101,16 +91,6 @@ STUDIES: Mapping[str, Study] = {
             "sppo-curriculum:sppo,data.curriculum.candidates=4",
         ),
         3, 60, "sppo", ("eval.every_s=6", NO_WARMUP),
-    ),
-    "learning-rates": Study(
-        "is the learning rate of the recipe (5e-4) better for one method than for another? Half of it and "
-        "twice it",
-        "quickstart",
-        tuple(
-            f"{arm}-lr{lr}:{arm},learner.optimizer.lr={lr}" for arm in ("sppo", "grpo",
-            "ppo") for lr in ("2.5e-4", "1e-3")
-        ) + ("sppo", "grpo", "ppo"),
-        3, 60, "grpo", ("eval.every_s=6", NO_WARMUP),
     ),
     "memory": Study(
         "peak memory by role: a critic of the policy's size against a small one",

@@ -13,11 +13,11 @@ With a prompt critic the two are blended by estimated variances (empirical Bayes
     c    = (E[(rate - V)^2] - tau2) / E[p (1 - p) / weight], at least 1
     p    = (weight rate + V) / (weight + 1)
 
-Given the prompt's success rate, R, V and the past rewards are independent, so the first moment is
-the critic's squared error. c is how much worse than its sampling noise the rate is, because the
-policy has moved since. The means are over the samples of past steps, each in proportion to the
-weight of its rate, and a step counts DECAY of the next one. A prompt without past rewards has
-baseline V.
+R is a fresh draw, so the first moment is the critic's squared error as long as V has not learned
+the noise of the past rewards. When it has, the moment is smaller and so is the share. c is how much
+worse than its sampling noise the rate is, because the policy has moved since. The means are over
+the samples of past steps, each in proportion to the weight of its rate, and a step counts DECAY of
+the next one. A prompt without past rewards has baseline V.
 
 The history of a sample is read before its step's rewards are counted, so the baseline does not
 depend on the response and the gradient stays unbiased.

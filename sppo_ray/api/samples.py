@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from sppo_ray.api.problems import ApiProblem
-from sppo_ray.api.schemas import Sample, SamplePage
+from sppo_ray.api.schemas import Sample, SamplePage, Turn
 from sppo_ray.errors import UserError
+from sppo_ray.rundir.turns import COLUMNS as TURNS
+from sppo_ray.rundir.turns import turns_of
 
 MOST_BYTES = 512 << 20  # bytes of a step in memory
 MOST_PAGE_BYTES = 64 << 20
@@ -16,6 +19,7 @@ _COLUMNS = (
     "request_id", "prompt_id", "source", "prompt_text", "ground_truth", "response_text", "response_ids",
     "finish_reason",
     "reward", "reason", "value", "surprise", "advantage", "staleness", "policy_version", "worker", "seconds",
+    *TURNS,
 )  # fmt: skip
 
 
@@ -93,9 +97,11 @@ def _order(table: Any, sort: Sort, descending: bool) -> Any:
 
 
 def _sample(index: int, row: dict[str, Any]) -> Sample:
+    turns = [Turn(**asdict(turn)) for turn in turns_of(row)]
     renamed = {
         "prompt": row.pop("prompt_text"),
         "response": row.pop("response_text"),
         "tokens": len(row.pop("response_ids")),
     }
-    return Sample(index=index, **renamed, **row)
+    kept = {name: value for name, value in row.items() if name not in TURNS}
+    return Sample(index=index, turns=turns, **renamed, **kept)

@@ -247,6 +247,16 @@ class MetricRows(Model):
     """The step to continue from when `limit` cut the answer."""
 
 
+class Turn(Model):
+    """An action of the policy in an episode, or the environment's observation after it."""
+
+    is_action: bool
+    text: str
+    tokens: int
+    reward: float | None
+    """The environment's part of the reward for an action."""
+
+
 class Sample(Model):
     """One training sample of a step."""
 
@@ -258,6 +268,8 @@ class Sample(Model):
     prompt: str
     ground_truth: str
     response: str
+    turns: list[Turn]
+    """Of an episode, in order; empty without an environment."""
     tokens: int
     finish_reason: str
     reward: float

@@ -26,7 +26,7 @@ from sppo_ray.config.loading import parse_config, read_settings, recipe_names, r
 from sppo_ray.config.outside_yaml import write_yaml
 from sppo_ray.config.permissions import asks_for, flags_for
 from sppo_ray.errors import UserError
-from sppo_ray.planning.preflight import check_reward, check_settings
+from sppo_ray.planning.preflight import check_code, check_settings
 from sppo_ray.redaction import redact, secret_places
 from sppo_ray.rundir.files import RunFile, names_in
 from sppo_ray.rundir.job import SubmissionRecord, read_submission, write_submission
@@ -232,11 +232,11 @@ def checked_config(request: JobRequest, settings: ApiSettings) -> RunConfig:
 
 
 def _require_code(config: RunConfig) -> None:
-    """Find the reward function where the jobs of this server will, without running it. Raises
-    UserError.
+    """Find reward function and environment where the jobs of this server will, without running
+    them. Raises UserError.
     """
     try:
-        check_reward(config)
+        check_code(config)
     except UserError as error:
         raise UserError(
             f"{error} (looked for on the server; a job does not bring the module with it: install it there, "

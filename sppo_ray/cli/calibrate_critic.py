@@ -155,8 +155,8 @@ def _prompt_sets(
 ) -> dict[str, list[Prompt]]:
     """Return the prompts of each set by name, without empty sets."""
     data = subject.config.data
-    tools = try_environment(subject.config.environment)
-    encoder = PromptEncoder(policy.tokenizer, critic.tokenizer, data, tools=tools)
+    begun = try_environment(subject.config.environment)
+    encoder = PromptEncoder(policy.tokenizer, critic.tokenizer, data, tools=begun.tools, reset=begun.reset)
     held_out = _load(data, encoder, options.prompts)
     if options.data and subject.run is not None:
         _refuse_trained(held_out, subject.run)

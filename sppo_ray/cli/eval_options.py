@@ -17,6 +17,12 @@ from sppo_ray.errors import UserError
 from sppo_ray.rundir.layout import RunDir
 
 DEFAULT_SIZE = 256  # prompts of a procedural source
+_OWN_REWARD = {
+    "running-sum": "running-sum",
+    "register-machine": "running-sum",
+    "reasoning-gym": "reasoning-gym",
+}
+"""Verifier of procedural sources that have one of their own."""
 LAST_NUMBER = "sppo_ray.rewards.last_number:reward"
 
 _SUFFIX_TYPES = {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
@@ -127,12 +133,10 @@ def tree_of(config: RunConfig) -> dict[str, Any]:
 
 
 def _reward_of(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Choose the default verifier: the task's own for running-sum and reasoning-gym, math for
-    files.
-    """
+    """Choose the default verifier: the task's own, or math for files."""
     kinds = {source["type"] for source in sources}
-    own = kinds & {"running-sum", "reasoning-gym"}
-    if own and len(kinds) > 1:
+    own = {_OWN_REWARD.get(kind, "math") for kind in kinds}
+    if len(own) > 1:
         raise UserError(
             f"--data of {' and '.join(sorted(kinds))} are judged by different reward functions: evaluate "
             "them apart, or name one "

@@ -111,8 +111,10 @@ def make_plan(config: EvaluationConfig, message: Any) -> Plan:
             "tokens: lower it"
         )
     limit = min(bound for bound in (config.data.max_prompt_tokens, room, sys.maxsize) if bound is not None)
-    tools = try_environment(config.environment)
-    encoder = PromptEncoder(checkpoint.tokenizer, checkpoint.tokenizer, config.data, tools=tools)
+    begun = try_environment(config.environment)
+    encoder = PromptEncoder(
+        checkpoint.tokenizer, checkpoint.tokenizer, config.data, tools=begun.tools, reset=begun.reset
+    )
     sets = load_evaluation_sets(config, encoder, limit)
     prompt_tokens = max(longest(prompt) for one in sets for prompt in one.prompts)
     response_tokens = given or min(DEFAULT_RESPONSE_TOKENS, (context or sys.maxsize) - prompt_tokens)

@@ -36,6 +36,7 @@ def map_prompts(
     from sppo_ray.config.data import answer_notice
     from sppo_ray.data.encoder import PromptEncoder
     from sppo_ray.data.sources import Concatenation, open_sources
+    from sppo_ray.evaluation.critic_card import settings_of_card, tools_of_card
     from sppo_ray.evaluation.prompt_map import histogram_text, write_map
     from sppo_ray.formatting import format_seconds, printable
     from sppo_ray.models.exported_critic import ExportedCritic, check_value_head, critic_directory
@@ -45,9 +46,16 @@ def map_prompts(
     settings = _settings(directory, data, overrides)
     if settings.data.critic_suffix is not None:
         print(answer_notice(settings.data.critic_suffix), file=sys.stderr)
+    if (settings_of_card(directory).get("environment") or {}).get("type") == "custom":
+        print(
+            "this critic learned on the first messages of an environment: its values need data of that "
+            "kind, and are no guide to other prompts",
+            file=sys.stderr,
+        )
     rows = Concatenation("map", open_sources(settings.data.train, "--data"))
     exported = ExportedCritic(directory, device=settings.device)
-    encoder = PromptEncoder(exported.tokenizer, exported.tokenizer, settings.data)
+    tools = tools_of_card(directory)
+    encoder = PromptEncoder(exported.tokenizer, exported.tokenizer, settings.data, tools=tools)
     started = time.perf_counter()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("prompts", total=len(rows))

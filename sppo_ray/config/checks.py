@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sppo_ray.algorithms.spo import SPOSettings
 from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, needs_unit_rewards, spec_of
 from sppo_ray.config.data import DataSettings, DataSource
 from sppo_ray.config.environment import EnvironmentSettings
@@ -80,6 +81,11 @@ def check_environment(
         raise ValueError(
             f"data of type {min(games)} is a game of several turns: set environment.type to {min(games)}"
         )
+    if kind != "custom" and any(source.type == "environment" for source in sources):
+        raise ValueError(
+            "data of type environment are numbers, of which an environment makes the first messages: set "
+            "environment.type to custom, and environment.environment to your class"
+        )
     if environment is None:
         return
     if environment.max_turn_tokens > rollout.max_response_tokens:
@@ -105,11 +111,12 @@ def _check_samples(algorithm: Algorithm, data: DataSettings, loop: LoopSettings)
     name, needs = algorithm.type, spec_of(algorithm).needs
     if needs == "group":
         _check_groups(name, data, loop)
-    if name in ("reinforce", "reinforce++") and data.samples_per_step < 2:
+    centres = isinstance(algorithm, SPOSettings) and algorithm.normalize
+    if (centres or name in ("reinforce", "reinforce++")) and data.samples_per_step < 2:
         raise ValueError(
-            f"algorithm {name} takes the mean reward of a step for its baseline, and a step of one sample "
-            "is its own mean: "
+            f"algorithm {name} subtracts the mean of a step, and a step of one sample is its own mean: "
             "every advantage would be 0; raise data.prompts_per_step or data.samples_per_prompt"
+            + (", or set normalize to false" if centres else "")
         )
     if needs == "step" and loop.minibatch_order == "finish":
         raise ValueError(

@@ -59,6 +59,20 @@ class RunningSumData(SourceSettings):
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
 
 
+class RegisterMachineData(SourceSettings):
+    """Traces of a register machine, 317 to 599 tokens long
+    (`sppo_ray.environments.register_machine`); the reward function is running-sum.
+    """
+
+    type: Literal["register-machine"] = "register-machine"
+    name: str = "register-machine"
+    size: PositiveInt = 100_000
+    """Number of prompts. Prompt i is generated from (seed, i)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_rounds: Annotated[int, Field(ge=1, le=9)] = 9
+    """A prompt has this many rounds, or up to three less."""
+
+
 class GuessNumberData(SourceSettings):
     """Numbers to find (`sppo_ray.environments.guess_number`), for the environment of that name."""
 
@@ -89,6 +103,19 @@ class VowelsData(SourceSettings):
     size: PositiveInt = 100_000
     """Number of prompts. Prompt i is generated from (seed, i)."""
     seed: Annotated[int, Field(ge=0)] = 0
+
+
+class EnvironmentData(SourceSettings):
+    """Numbered rows without a text, for an environment of your own that makes the first messages
+    itself (`reset`). Its row has the number and the seed as `extra["index"]` and `extra["seed"]`.
+    """
+
+    type: Literal["environment"] = "environment"
+    name: str = "environment"
+    size: PositiveInt = 100_000
+    """Number of rows, each with a seed of its own for `reset`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed gives other rows."""
 
 
 class ParquetData(SourceSettings):
@@ -164,9 +191,11 @@ class ReasoningGymData(SourceSettings):
 
 _Own = Union[
     RunningSumData,
+    RegisterMachineData,
     VowelsData,
     GuessNumberData,
     ProductData,
+    EnvironmentData,
     ParquetData,
     JsonlData,
     HFDiskData,
@@ -187,7 +216,15 @@ def source_name(source: DataSource) -> str:
         return source.name or Path(source.path).stem
     if isinstance(source, HFData):
         return source.name or source.dataset
-    procedural = (RunningSumData, VowelsData, GuessNumberData, ProductData, ReasoningGymData)
+    procedural = (
+        RunningSumData,
+        RegisterMachineData,
+        VowelsData,
+        GuessNumberData,
+        ProductData,
+        EnvironmentData,
+        ReasoningGymData,
+    )
     return source.name if isinstance(source, procedural) else source.type
 
 

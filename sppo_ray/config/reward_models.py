@@ -72,6 +72,7 @@ class ModelReward(Settings):
 
 
 PLACEHOLDERS = ("prompt", "response", "ground_truth")
+_NO_URL = "it is no base URL of an API: write it as http://HOST:PORT/v1, without a query"
 
 
 class JudgeReward(Settings):
@@ -105,7 +106,9 @@ class JudgeReward(Settings):
     ... seconds apart, or as long as the server asks.
     """
     deadline_s: Annotated[float, Field(gt=0)] = 300.0
-    """Limit of a sample with all its requests; after it the sample is a reward error."""
+    """Limit of a sample with all its requests, and its wait for one of the `concurrency` places;
+    after it the sample is a reward error.
+    """
     cache: Annotated[int, Field(ge=0)] = 10_000
     """Verdicts that are kept; equal texts are judged once."""
 
@@ -116,7 +119,11 @@ class JudgeReward(Settings):
     def _is_a_url(cls, given: str) -> str:
         parsed = urlsplit(given)
         if parsed.scheme not in ("http", "https") or not parsed.hostname or parsed.query or parsed.fragment:
-            raise ValueError("it is no base URL of an API: write it as http://HOST:PORT/v1, without a query")
+            raise ValueError(_NO_URL)
+        try:
+            parsed.port  # noqa: B018 (it is read when asked for)
+        except ValueError:
+            raise ValueError(_NO_URL) from None
         if parsed.username or parsed.password:
             raise ValueError("it holds a user or password: give a key by key_variable")
         return given.rstrip("/")

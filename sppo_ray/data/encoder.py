@@ -24,6 +24,8 @@ from sppo_ray.types import Example, Prompt, token_array
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from sppo_ray.data.sources import Reset
+
 Messages = list[dict[str, str]]
 ToolList = str | Sequence[Mapping[str, Any]]
 """Tools as a chat template takes them, or their description for a system message."""
@@ -44,9 +46,14 @@ class PromptEncoder:
         settings: DataSettings,
         *,
         tools: ToolList | None = None,
+        reset: Reset | None = None,
     ) -> None:
-        """`tools`: what the prompts say of an environment's tools; None = nothing."""
+        """`tools`: what the prompts say of an environment's tools; None = nothing. `reset`: of an
+        environment that makes the first messages; sources that the encoder reads are opened with
+        it.
+        """
         self._settings = settings
+        self.reset = reset
         self._described = tools if isinstance(tools, str) else None
         listed = None if isinstance(tools, str) else tools
         self._policy = _Reader(policy_tokenizer, "policy", listed)
@@ -76,6 +83,7 @@ class PromptEncoder:
                 example.ground_truth,
                 example.extra,
                 tuple(messages),
+                example.row_text,
             )
             for example, messages, text, policy, critic in zip(
                 examples, conversations, texts, policy_ids, critic_ids, strict=True
@@ -94,7 +102,6 @@ class PromptEncoder:
         elif self._described:
             messages.insert(0, {"role": "system", "content": self._described})
         return messages
-
 
     def _for_critic(
         self, conversations: Sequence[Messages], examples: Sequence[Example]

@@ -37,7 +37,7 @@ def load_evaluation_sets(
     """
     sets = [
         _load(source, config, encoder, max_prompt_tokens)
-        for source in open_sources(config.data.held_out, "--data")
+        for source in open_sources(config.data.held_out, "--data", encoder.reset)
     ]
     _require_samples(sets, config.eval.pass_k)
     return sets

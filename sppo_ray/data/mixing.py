@@ -23,7 +23,7 @@ a few (Weyl's sequence).
 
 def open_prompts(settings: DataSettings, encoder: PromptEncoder, seed: int) -> PromptSource:
     """Open the training prompts. Raises UserError as `PromptStream` does."""
-    sources = open_sources(settings.train)
+    sources = open_sources(settings.train, reset=encoder.reset)
     weights = [source.weight for source in settings.train]
     if None in weights:
         return PromptStream(sources, encoder, settings, seed)

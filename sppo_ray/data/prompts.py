@@ -71,7 +71,7 @@ class PromptStream:
         self._settings = settings
         self._seed = seed
         self._per_step = round(settings.prompts_per_step * share)
-        self._held_out = {} if settings.held_out_overlap == "allow" else _held_out_ids(settings)
+        self._held_out = {} if settings.held_out_overlap == "allow" else _held_out_ids(settings, encoder)
         self._state = np.full(len(self._rows), _UNKNOWN, dtype=np.uint8)  # [rows]
         # [rows] policy tokens; 0 = not tokenized yet
         self._tokens = np.zeros(len(self._rows), dtype=np.int32)
@@ -228,7 +228,7 @@ def load_held_out(
     data and for a set without prompts.
     """
     sets: dict[str, list[Prompt]] = {}
-    for source in open_sources(settings.held_out, "data.held_out"):
+    for source in open_sources(settings.held_out, "data.held_out", encoder.reset):
         rows = distinct_rows(source, limit)
         for note in rows.notes:
             _logger.warning("data.held_out: %s", note)
@@ -249,9 +249,9 @@ def _examples(source: Source) -> Iterator[Example]:
         yield from source.examples(range(start, min(start + _BLOCK_ROWS, len(source))))
 
 
-def _held_out_ids(settings: DataSettings) -> dict[bytes, str]:
+def _held_out_ids(settings: DataSettings, encoder: PromptEncoder) -> dict[bytes, str]:
     """Return the ids of the held-out prompts by fingerprint."""
-    sources = open_sources(settings.held_out, "data.held_out")
+    sources = open_sources(settings.held_out, "data.held_out", encoder.reset)
     return {
         _fingerprint(example): example.id
         for source in sources

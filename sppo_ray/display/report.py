@@ -29,6 +29,8 @@ from sppo_ray.rundir.metrics import read_events, read_metrics
 from sppo_ray.rundir.record import is_run_directory, settings_of
 from sppo_ray.rundir.status import read_status
 from sppo_ray.rundir.summary import Summary
+from sppo_ray.rundir.turns import COLUMNS as TURNS
+from sppo_ray.rundir.turns import RecordedTurn, turns_of
 
 SAMPLES_A_SIDE = 3  # of the best and of the worst responses of a step
 SHOWN_CHARACTERS = 4000  # of a prompt or response
@@ -36,7 +38,7 @@ SHOWN_EVENTS = 200
 _QUIET = ("checkpoint", "reward-error")  # events that are not worth a line
 _COLUMNS = (
     "prompt_text", "response_text", "ground_truth", "source", "reward", "reason", "value", "advantage",
-    "response_ids", "finish_reason",
+    "response_ids", "finish_reason", *TURNS,
 )  # fmt: skip
 
 
@@ -170,7 +172,14 @@ def _sample(step: int, row: Mapping[str, Any]) -> dict[str, Any]:
         "truth": _shown(row["ground_truth"]),
         "prompt": _shown(row["prompt_text"]),
         "response": _shown(row["response_text"]),
+        "turns": [_turn(turn) for turn in turns_of(row)],
     }
+
+
+def _turn(turn: RecordedTurn) -> dict[str, str]:
+    part = f", {turn.reward:+g}" if turn.reward else ""
+    what = "action" if turn.is_action else "observation"
+    return {"kind": what, "what": f"{what}, {turn.tokens} tokens{part}", "text": _shown(turn.text)}
 
 
 def _clean(value: Any) -> Any:

@@ -15,7 +15,7 @@ from sppo_ray.config.environment import (
 )
 from sppo_ray.environments.base import MakeEnvironment
 from sppo_ray.errors import UserError
-from sppo_ray.rewards.custom import import_object
+from sppo_ray.rewards.user_code import import_object
 
 
 def build_environment(settings: EnvironmentSettings) -> MakeEnvironment:
@@ -33,11 +33,19 @@ def build_environment(settings: EnvironmentSettings) -> MakeEnvironment:
     return _custom(settings)
 
 
+def has_reset(make: MakeEnvironment) -> bool:
+    """Return whether the environments make their first messages. Of a function that returns an
+    environment this cannot be known, so it is said to have none.
+    """
+    made = make.func if isinstance(make, partial) else make
+    return callable(getattr(made, "reset", None))
+
+
 def _custom(settings: CustomEnvironment) -> MakeEnvironment:
     what = f"environment.environment {settings.environment!r}"
     made = import_object(settings.environment, what)
-    if not callable(made) or (isinstance(made, type) and not callable(getattr(made, "step", None))):
-        raise UserError(f"{what}: it has no method step(action): write one that returns an Observation")
+    if isinstance(made, type) and not callable(getattr(made, "step", None)):
+        raise no_step(what)
     _require_call(what, made, settings.options)
     return partial(made, **settings.options)
 
@@ -46,8 +54,16 @@ def _require_call(what: str, made: Any, options: Mapping[str, Any]) -> None:
     try:
         inspect.signature(made).bind("row", 0, **options)
     except TypeError as error:
-        raise UserError(
-            f"{what}: it is called with (row, seed) and environment.options, and does not take them ({error})"
-        ) from None
+        raise other_parameters(what, error) from None
     except ValueError:  # without a signature, as in C
         return
+
+
+def no_step(what: str) -> UserError:
+    return UserError(f"{what}: it has no method step(action): write one that returns an Observation")
+
+
+def other_parameters(what: str, error: TypeError) -> UserError:
+    return UserError(
+        f"{what}: it is called with (row, seed) and environment.options, and does not take them ({error})"
+    )

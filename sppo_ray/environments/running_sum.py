@@ -88,12 +88,17 @@ def solution(prompt: str, rng: random.Random, p_drop_carry: float = 0.0, p_slip:
     total = 0
     steps = []
     for label, digit in operands(prompt):
-        tens, units = divmod(total, 10)
-        carry, units = divmod(units + digit, 10)
-        if carry and rng.random() < p_drop_carry:
-            carry = 0
-        total = (10 * (tens + carry) + units) % MODULUS
+        total = add(total, digit, rng, p_drop_carry)
         if rng.random() < p_slip:
             total = (total + rng.choice((-1, 1))) % MODULUS
         steps.append(f"{label}+{digit}={total:02d};")
     return "".join(steps) + f"\\boxed{{{total:02d}}}"
+
+
+def add(total: int, digit: int, rng: random.Random, p_drop_carry: float) -> int:
+    """Add a digit modulo 100; a carry is forgotten with probability `p_drop_carry`."""
+    tens, units = divmod(total, 10)
+    carry, units = divmod(units + digit, 10)
+    if carry and rng.random() < p_drop_carry:
+        carry = 0
+    return (10 * (tens + carry) + units) % MODULUS

@@ -16,6 +16,7 @@ from typing import Any
 
 from sppo_ray.config import DataSettings, RunConfig
 from sppo_ray.config.data import source_name
+from sppo_ray.data.encoder import ToolList
 from sppo_ray.errors import UserError
 from sppo_ray.evaluation.calibration import CalibrationReport
 from sppo_ray.evaluation.last import LastEvaluation, last_evaluation
@@ -48,10 +49,11 @@ def write_card(
     critic_version: int,
     chat_template: str | None,
     evaluation: LastEvaluation | None,
+    tools: ToolList | None = None,
 ) -> None:
     """Write README.md and calibration.json into the exported critic's `directory`. `chat_template`
     is the exported tokenizer's, `evaluation` the run's last one (None: it never evaluated a
-    critic).
+    critic), `tools` what its prompts say of an environment's tools.
     """
     card = {
         "format": _FORMAT,
@@ -81,8 +83,10 @@ def write_card(
                 "dtype": config.rollout.dtype,
             },
             "reward": {"function": config.reward.function.model_dump(mode="json")},
+            **_environment(config),
         },
         "chat_template_sha256": _digest(chat_template),
+        "tools": tools,
         "evaluation": None
         if evaluation is None
         else {"step": evaluation.step, "responses_a_prompt": evaluation.k},
@@ -98,7 +102,13 @@ def write_card(
 
 
 def write_card_of_run(
-    run_dir: Path, config: RunConfig, *, step: int, policy_version: int, critic_version: int
+    run_dir: Path,
+    config: RunConfig,
+    *,
+    step: int,
+    policy_version: int,
+    critic_version: int,
+    tools: ToolList | None,
 ) -> None:
     """Write the card of a run's export/critic, with the figures of its last evaluation."""
     from sppo_ray.models.tokenizers import load_tokenizer
@@ -112,6 +122,7 @@ def write_card_of_run(
         critic_version=critic_version,
         chat_template=load_tokenizer(directory).chat_template,
         evaluation=last_evaluation(run_dir),
+        tools=tools,
     )
 
 
@@ -147,18 +158,29 @@ def read_card(directory: Path) -> Mapping[str, Any] | None:
 
 
 def settings_of_card(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return the card's settings (sections data, rollout and reward); empty without a card. Raises
-    UserError as `read_card`.
+    """Return the card's settings (sections data, rollout, reward and, if the run had one,
+    environment); empty without a card. Raises UserError as `read_card`.
     """
     card = read_card(directory)
     return {"data": {}, "rollout": {}, "reward": {}} | (dict(card["settings"]) if card else {})
 
 
-def check_warm_start(directory: Path, data: DataSettings, chat_template: str | None) -> None:
+def tools_of_card(directory: Path) -> ToolList | None:
+    """Return what the prompts said of an environment's tools; None without a card, and for the card
+    of an older release. Raises UserError as `read_card`.
+    """
+    card = read_card(directory)
+    return card.get("tools") if card else None
+
+
+def check_warm_start(
+    directory: Path, data: DataSettings, chat_template: str | None, tools: ToolList | None = None
+) -> None:
     """Refuse to start from a critic with another prompt format, because its values would not apply
     to the run's prompts. Without a card it checks nothing.
 
-    `chat_template` is that of the critic's tokenizer. Raises UserError naming the setting.
+    `chat_template` is that of the critic's tokenizer, `tools` what the run's prompts say of an
+    environment's tools. Raises UserError naming the setting.
     """
     card = read_card(directory)
     if card is None:
@@ -172,6 +194,12 @@ def check_warm_start(directory: Path, data: DataSettings, chat_template: str | N
                 f"{_shown(now)}: set data.{name} to that, or remove its {CARD} to start from its weights all "
                 "the same"
             )
+    if card.get("tools", tools) != tools:  # an older card does not say
+        raise UserError(
+            f"critic.model {directory}: it learned on prompts that describe other tools than "
+            "environment.tools: choose the same tools and format, or remove its "
+            f"{CARD} to start from its weights all the same"
+        )
     if card["chat_template_sha256"] != _digest(chat_template):
         raise UserError(
             f"critic.model {directory}: its chat template is not the one that it learned with: export it "
@@ -181,6 +209,11 @@ def check_warm_start(directory: Path, data: DataSettings, chat_template: str | N
 
 
 # ------------------------------------------------------------------------------------------- inside
+
+
+def _environment(config: RunConfig) -> dict[str, Any]:
+    given = config.environment
+    return {} if given is None else {"environment": given.model_dump(mode="json")}
 
 
 def _shown(text: str | None) -> str:
@@ -246,6 +279,12 @@ def _usage(card: Mapping[str, Any]) -> Iterator[str]:
         yield f"In front of the prompt belongs the system message {_shown(data['system_prompt'])}."
     if data["prompt_suffix"]:
         yield f"The last user message ends in {_shown(data['prompt_suffix'])}."
+    if card["tools"]:
+        yield (
+            "The system message ends in the description of the tools, `tools` of calibration.json."
+            if isinstance(card["tools"], str)
+            else "The chat template is given the tools of calibration.json."
+        )
     if data["critic_suffix"]:
         yield (
             f"**It needs the reference answer**: {_shown(data['critic_suffix'])} follows the last user "
@@ -254,13 +293,19 @@ def _usage(card: Mapping[str, Any]) -> Iterator[str]:
         )
     yield ""
     yield "```python"
+    listed = templated and isinstance(card["tools"], list)
+    yield from ("import json", "") if listed else ()
     yield "from transformers import AutoModelForSequenceClassification, AutoTokenizer"
     yield ""
     yield 'critic = AutoModelForSequenceClassification.from_pretrained(".")'
     yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
     if templated:
         yield 'messages = [{"role": "user", "content": "..."}]'
-        yield "text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)"
+        given = ", tools=tools" if listed else ""
+        if listed:
+            yield f"tools = json.load(open('{CARD}'))['tools']"
+        call = f"messages, tokenize=False, add_generation_prompt=True{given}"
+        yield f"text = tokenizer.apply_chat_template({call})"
         yield "# The template writes the special tokens itself; they must not come twice."
         yield 'batch = tokenizer([text], add_special_tokens=False, padding=True, return_tensors="pt")'
     else:

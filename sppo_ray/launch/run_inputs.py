@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from sppo_ray.config.evaluation import EvaluationConfig
     from sppo_ray.data.encoder import ToolList
+    from sppo_ray.environments.base import StepResult
     from sppo_ray.environments.observations import ObservationEncoder
+    from sppo_ray.environments.resets import Resets
     from sppo_ray.protocols import EnvironmentClient
     from sppo_ray.rollout.episodes import Episodes, Generator
     from sppo_ray.rollout.scoring import Decode
@@ -42,6 +44,7 @@ class RunInputs:
     prompts: PromptSource
     held_out: Mapping[str, Sequence[Prompt]]
     observations: ObservationEncoder | None  # None without an environment
+    tools: ToolList | None  # what the prompts say of an environment's tools
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -89,23 +92,27 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
         )
     if config.has_critic:
         check_value_head(critic_path, required=False)
-        check_warm_start(critic_path, config.data, critic_tokenizer.chat_template)
     observations = observation_encoder(
         config.environment, tokenizer, stop_token_ids_of(policy_path, tokenizer)
     )
-    tools = try_environment(config.environment)
-    encoder = PromptEncoder(tokenizer, critic_tokenizer, config.data, tools=tools)
+    begun = try_environment(config.environment)
+    if config.has_critic:
+        check_warm_start(critic_path, config.data, critic_tokenizer.chat_template, begun.tools)
+    encoder = PromptEncoder(
+        tokenizer, critic_tokenizer, config.data, tools=begun.tools, reset=begun.reset
+    )
     held_out = load_held_out(config.data, encoder, config.eval.prompts)
     # Disjoint from ALL held-out prompts, so that eval.prompts may change on resume.
     prompts = open_prompts(config.data, encoder, config.seed)
     first = prompts.cohort(0)[0]
+    begin_episode(config.environment, first)
     if tokenizer.chat_template is None:
         report(
             f"the policy's tokenizer has no chat template: messages are joined as plain text; prompt "
             f"{first.id} is read as {first.text[:SHOWN_CHARACTERS]!r}"
         )
     try_rewards(config.reward, ScoreRequest.of(first, ""), first.id)
-    return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out, observations)
+    return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out, observations, begun.tools)
 
 
 def observation_encoder(
@@ -123,21 +130,59 @@ def observation_encoder(
     return ObservationEncoder(tokenizer, observation_formats(tokenizer, settings, stop_token_ids))
 
 
-def try_environment(settings: EnvironmentSettings | None) -> ToolList | None:
-    """Build the environment in a process of its own, and return what a prompt says of its tools;
-    None without any. Raises UserError when it cannot be built.
+@dataclass(frozen=True, slots=True)
+class EpisodeStart:
+    """What an environment adds to prompts."""
+
+    tools: ToolList | None = None  # what they say of its tools
+    reset: Resets | None = None  # makes their first messages
+
+
+def try_environment(settings: EnvironmentSettings | None) -> EpisodeStart:
+    """Build the environment in a process of its own, and return what it adds to prompts. Raises
+    UserError when it cannot be built.
     """
     if settings is None or settings.type == "guess-number":
-        return None
+        return EpisodeStart()
     from sppo_ray.environments.pool.process import EnvironmentProcess
+    from sppo_ray.environments.resets import Resets
 
-    async def tools() -> ToolList | None:
+    async def started() -> EnvironmentProcess:
         process = await EnvironmentProcess.start(settings)
         await process.close()
-        return process.tools
+        return process
 
-    found = asyncio.run(tools())
-    return found if settings.type == "tools" and settings.describe_tools else None
+    found = asyncio.run(started())
+    is_told = settings.type == "tools" and settings.describe_tools
+    return EpisodeStart(found.tools if is_told else None, Resets(settings) if found.resets else None)
+
+
+def begin_episode(settings: EnvironmentSettings | None, prompt: Prompt) -> None:
+    """Begin an episode of a custom environment with a prompt. Raises UserError when that fails, or
+    when `reset` makes other messages than when the row was read.
+    """
+    if settings is None or settings.type != "custom":
+        return
+    from sppo_ray.environments.base import Row, StepRequest
+    from sppo_ray.environments.pool.pool import EnvironmentPool
+    from sppo_ray.environments.replies import begin_alike
+
+    async def begun() -> StepResult:
+        pool = EnvironmentPool(settings.model_copy(update={"processes": 1}))
+        try:
+            return await pool.step(StepRequest("first", Row.of(prompt), 1, ()))
+        finally:
+            await pool.close()
+
+    result = asyncio.run(begun())
+    error = result.error
+    if result.messages and not begin_alike(result.messages, prompt.messages):
+        error = "reset makes other messages when it is called again: let row and seed alone determine them"
+    if error:
+        raise UserError(
+            f"environment.environment {settings.environment!r}: an episode of prompt {prompt.id} does not "
+            f"begin: {error}"
+        )
 
 
 def episodes_of(
@@ -233,9 +278,11 @@ def commits_of(config: RunConfig, paths: tuple[Path, Path]) -> dict[str, str]:
         if hub_model(name) is not None
     }
     return {name: commit for name, commit in found.items() if commit is not None}
-def check_reward_models(reward: RewardSettings, report: Report) -> None:
-    """Reach the judges, and find or make the reward models and check that they are such. Raises
-    UserError.
+def check_reward_models(
+    reward: RewardSettings, report: Report, environment: EnvironmentSettings | None = None
+) -> None:
+    """Reach the judges, and find or make the reward models and check that they are such, and that
+    they read the turns of `environment`. Raises UserError.
     """
     from sppo_ray.models.bundled import resolve_model
     from sppo_ray.rewards.build import judge_keys
@@ -244,8 +291,39 @@ def check_reward_models(reward: RewardSettings, report: Report) -> None:
     keys = judge_keys(reward)
     for judge in reward.judges:
         require_judge(judge, keys.get(judge.key_variable or ""))
+    scores_turns = environment is not None and environment.asks_reward_function
     for model in reward.models:
-        check_reward_model(resolve_model(model.model, report), model.model)
+        directory = resolve_model(model.model, report)
+        check_reward_model(directory, model.model)
+        if scores_turns and "tool" in environment.roles:
+            _require_tool_messages(directory, model.model)
+
+
+def _require_tool_messages(directory: Path, name: str) -> None:
+    """Raise UserError for a reward model whose chat template refuses or leaves out what tools
+    say.
+    """
+    from jinja2 import TemplateError
+
+    from sppo_ray.data.render_guard import bounded_rendering
+    from sppo_ray.models.tokenizers import load_tokenizer
+
+    texts = {"user": "a", "assistant": "b", "tool": "Zk9"}
+    asked = [{"role": role, "content": texts[role]} for role in ("user", "assistant", "tool", "assistant")]
+    try:
+        with bounded_rendering(1):
+            rendered = load_tokenizer(directory).apply_chat_template(asked, tokenize=False)
+    except TemplateError as error:
+        problem = f"refuses messages of role tool ({error})"
+    else:
+        if texts["tool"] in rendered:
+            return
+        problem = "leaves out messages of role tool"
+    raise UserError(
+        f"reward model {name}: its chat template {problem}, and of an episode it reads all turns: let the "
+        "environment write its observations as the user (environment.format tagged, or environment.role "
+        "user), or use another reward model"
+    )
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Decode:

@@ -68,7 +68,7 @@ def sample(
     main one, where no signal arrives. Raises UserError when the cluster is too small, WorkerFailure
     when no worker is left, and what a batch's `follow` raises.
     """
-    check_reward_models(config.reward, report)
+    check_reward_models(config.reward, report, config.environment)
     context = max(longest(prompt) for batch in batches for prompt in batch.prompts)
     data = config.data.model_copy(update={"max_prompt_tokens": context})
     fitted = config.model_copy(update={"data": data})

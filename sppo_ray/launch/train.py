@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from sppo_ray.config import RunConfig
 from sppo_ray.config.loading import dump_config
+from sppo_ray.data.encoder import ToolList
 from sppo_ray.display.choice import make_progress
 from sppo_ray.errors import UserError
 from sppo_ray.launch.callbacks import Callbacks
@@ -134,7 +135,7 @@ def _in_run_dir(
             commits = commits_of(config, paths)
             remember_models(run_dir, commits)
             check_policy(config, paths[0])
-            check_reward_models(config.reward, recorder.message)
+            check_reward_models(config.reward, recorder.message, config.environment)
             for path in dict.fromkeys(paths):
                 require_finite_files(path, CHECKED_BYTES)
             is_local = starts_cluster(config)  # as long as Ray has not started
@@ -304,13 +305,15 @@ async def _train(
             )
             async with controller.running():
                 ended = await recovery.run(start)
-        _conclude(config, run_dir, recorder, ended)
+        _conclude(config, run_dir, recorder, ended, inputs.tools)
     return EXIT_TERMINATED if signals.terminated else EXIT_FINISHED
 
 
-def _conclude(config: RunConfig, run_dir: RunDir, recorder: Recorder, ended: Ended) -> None:
+def _conclude(
+    config: RunConfig, run_dir: RunDir, recorder: Recorder, ended: Ended, tools: ToolList | None = None
+) -> None:
     """Write summary.json, the learning curve (PNG and terminal), the reliability plot and the
-    exported critic's card.
+    exported critic's card. `tools`: what the prompts say of an environment's tools.
     """
     state, stopped = ended.state, ended.stopped
     if stopped and not run_dir.has_results:  # no step was done, so there is nothing to summarise
@@ -354,7 +357,7 @@ def _conclude(config: RunConfig, run_dir: RunDir, recorder: Recorder, ended: End
     reliability_of_run(run_dir.path)
     if config.checkpoint.export and not stopped and config.spec.critic == "prompt":
         versions = {"policy_version": state.policy_version, "critic_version": state.critic_version}
-        write_card_of_run(run_dir.path, config, step=state.step, **versions)
+        write_card_of_run(run_dir.path, config, step=state.step, **versions, tools=tools)
     # last, so that everything exists when the run counts as finished
     recorder.end("stopped" if stopped else "finished", state)
     recorder.message(curve_text(run_dir.path))

@@ -4,6 +4,7 @@
                               of about a minute
     builtin:running-sum-long  the same model for up to 20 operands (responses of 84 tokens on
                               average), in 5 to 10 minutes
+    builtin:register-machine  the same for traces of up to 599 tokens, in a few minutes
     builtin:calculator-tool   the same shape, a base for products with a calculator
     builtin:guess-number      the same shape, a base for the game of that name
     builtin:vowels            the base policy of the recipe `preference`, of the same size
@@ -28,17 +29,18 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sppo_ray.environments import running_sum, vowels
+from sppo_ray.environments import register_machine, running_sum, vowels
 from sppo_ray.errors import UserError
 from sppo_ray.models import tiny
 from sppo_ray.models.hub import download, hub_model
 from sppo_ray.models.prepare import LONG, SupervisedStart, build_running_sum
+from sppo_ray.models.prepare_machine import MachineStart, build_register_machine
 from sppo_ray.models.prepare_turns import PLAYERS, TurnsStart, build_game
 from sppo_ray.models.vowels import POLICY, WEAK, RewardModelStart, build_vowels, build_vowels_reward
 
@@ -189,66 +191,63 @@ def _build(name: str, target: Path, report: Report) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _trained(
+    build: Callable[[Path, Any, Report], None],
+    settings: Any,
+    task: Callable[[random.Random], list[Any]],
+    *,
+    shape: dict[str, Any] = tiny.RUNNING_SUM_SHAPE,
+    characters: Sequence[str] = tiny.CHARACTERS,
+    task_key: str = "task",
+) -> Bundled:
+    """A tiny model that `build` trains. `task` draws what it is trained on, so that the key changes
+    when the task does.
+    """
+
+    def recipe() -> dict[str, Any]:
+        return {
+            "revision": 1,  # increase it when `build` trains differently with the same settings
+            "settings": asdict(settings),
+            "shape": shape,
+            "tokenizer": [characters, tiny.CHARACTER_CHAT_TEMPLATE],
+            task_key: task(random.Random(0)),
+            "torch": version("torch"),
+        }
+
+    return Bundled(lambda directory, report: build(directory, settings, report), recipe)
+
+
 def _running_sum(settings: SupervisedStart) -> Bundled:
-    return Bundled(
-        lambda directory, report: build_running_sum(directory, settings, report),
-        lambda: _running_sum_recipe(settings),
-    )
+    def task(rng: random.Random) -> list[Any]:
+        prompts = [running_sum.draw_prompt(rng, k) for k in range(2, 9)]
+        return [running_sum.solution(prompt, rng, 0.5, 0.5) for prompt in prompts]
+
+    return _trained(build_running_sum, settings, task)
 
 
-def _running_sum_recipe(settings: SupervisedStart) -> dict[str, Any]:
-    rng = random.Random(0)
-    prompts = [running_sum.draw_prompt(rng, k) for k in range(2, 9)]
-    return {
-        "revision": 1,  # increase it when prepare.py trains differently with the same settings
-        "settings": asdict(settings),
-        "shape": tiny.RUNNING_SUM_SHAPE,
-        "tokenizer": [tiny.CHARACTERS, tiny.CHARACTER_CHAT_TEMPLATE],
-        # changes when the task does
-        "task": [running_sum.solution(prompt, rng, 0.5, 0.5) for prompt in prompts],
-        "torch": version("torch"),
-    }
+def _register_machine(settings: MachineStart) -> Bundled:
+    def task(rng: random.Random) -> list[Any]:
+        prompts = [register_machine.draw_prompt(rng, 7, rounds) for rounds in range(1, 10)]
+        return [register_machine.solution(prompt, rng, 0.5) for prompt in prompts]
+
+    return _trained(build_register_machine, settings, task, shape=tiny.LONG_RESPONSE_SHAPE)
 
 
 def _game(settings: TurnsStart) -> Bundled:
-    return Bundled(
-        lambda directory, report: build_game(directory, settings, report), lambda: _game_recipe(settings)
-    )
+    def task(rng: random.Random) -> list[Any]:
+        return [PLAYERS[settings.game](rng) for _ in range(20)]
 
-
-def _game_recipe(settings: TurnsStart) -> dict[str, Any]:
-    rng = random.Random(0)
-    return {
-        "revision": 1,  # increase it when prepare_turns.py trains differently with the same settings
-        "settings": asdict(settings),
-        "shape": tiny.RUNNING_SUM_SHAPE,
-        "tokenizer": [tiny.TOOL_CHARACTERS, tiny.CHARACTER_CHAT_TEMPLATE],
-        # changes when the game or its player does
-        "game": [PLAYERS[settings.game](rng) for _ in range(20)],
-        "torch": version("torch"),
-    }
+    return _trained(build_game, settings, task, characters=tiny.TOOL_CHARACTERS, task_key="game")
 
 
 def _vowels(
     build: Callable[[Path, Any, Report], None], settings: SupervisedStart | RewardModelStart
 ) -> Bundled:
-    return Bundled(
-        lambda directory, report: build(directory, settings, report), lambda: _vowels_recipe(settings)
-    )
+    def task(rng: random.Random) -> list[Any]:
+        prompts = [vowels.draw_prompt(rng) for _ in range(7)]
+        return [[vowels.base_response(prompt, rng), vowels.any_response(prompt, rng)] for prompt in prompts]
 
-
-def _vowels_recipe(settings: SupervisedStart | RewardModelStart) -> dict[str, Any]:
-    rng = random.Random(0)
-    prompts = [vowels.draw_prompt(rng) for _ in range(7)]
-    return {
-        "revision": 1,  # increase it when vowels.py trains differently with the same settings
-        "settings": asdict(settings),
-        "shape": tiny.RUNNING_SUM_SHAPE,
-        "tokenizer": [tiny.CHARACTERS, tiny.CHARACTER_CHAT_TEMPLATE],
-        # changes when the task does
-        "task": [[vowels.base_response(prompt, rng), vowels.any_response(prompt, rng)] for prompt in prompts],
-        "torch": version("torch"),
-    }
+    return _trained(build, settings, task)
 
 
 def _byte_critic(shape: dict[str, Any]) -> Bundled:
@@ -334,6 +333,7 @@ def _print_to_stderr(line: str) -> None:
 BUNDLED: dict[str, Bundled] = {
     "running-sum": _running_sum(SupervisedStart()),
     "running-sum-long": _running_sum(LONG),
+    "register-machine": _register_machine(MachineStart()),
     "calculator-tool": _game(TurnsStart("product")),
     "guess-number": _game(TurnsStart("guess-number", steps=800)),
     "vowels": _vowels(build_vowels, POLICY),

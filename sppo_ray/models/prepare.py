@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sppo_ray.environments import running_sum
 from sppo_ray.models import tiny
@@ -68,11 +68,13 @@ def imitate(
     tokenizer: PreTrainedTokenizerFast,
     report: Callable[[str], None],
     loss_of: Callable[[LlamaForCausalLM, random.Random], Tensor],
+    *,
+    shape: dict[str, Any] = tiny.RUNNING_SUM_SHAPE,
 ) -> LlamaForCausalLM:
     """Train a new tiny model; `loss_of` draws a batch and returns its mean loss, a scalar."""
     import torch
 
-    model = tiny.new_model(tiny.RUNNING_SUM_SHAPE, tokenizer, seed=settings.seed).train()
+    model = tiny.new_model(shape, tokenizer, seed=settings.seed).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
     )
@@ -107,17 +109,32 @@ def draw_batch(
     All prompts of a batch have the same number of operands and the same length, so there is no
     padding. No prompt is held out.
     """
-    import torch
-
     num_operands = rng.randint(running_sum.MIN_OPERANDS, settings.max_operands)
+    prompts = draw_training_prompts(settings.batch_size, lambda: running_sum.draw_prompt(rng, num_operands))
+    responses = [running_sum.solution(p, rng, settings.p_drop_carry, settings.p_slip) for p in prompts]
+    return encode_batch(prompts, responses, tokenizer)
+
+
+def draw_training_prompts(count: int, draw: Callable[[], str]) -> list[str]:
+    """Draw prompts, none of them held out."""
     prompts: list[str] = []
-    while len(prompts) < settings.batch_size:
-        prompt = running_sum.draw_prompt(rng, num_operands)
+    while len(prompts) < count:
+        prompt = draw()
         if not running_sum.is_held_out(prompt):
             prompts.append(prompt)
-    responses = [running_sum.solution(p, rng, settings.p_drop_carry, settings.p_slip) for p in prompts]
-    prompt_ids = tokenizer([tiny.BOS + p for p in prompts])["input_ids"]
-    response_ids = tokenizer([r + tiny.EOS for r in responses])["input_ids"]
+    return prompts
+
+
+def encode_batch(
+    prompts: Sequence[str], responses: Sequence[str], tokenizer: PreTrainedTokenizerFast
+) -> tuple[Tensor, Tensor]:
+    """Return prompt ids [B, P] and response ids [B, R], int64, EOS included; all prompts and all
+    responses have the same length.
+    """
+    import torch
+
+    prompt_ids = tokenizer([tiny.BOS + prompt for prompt in prompts])["input_ids"]
+    response_ids = tokenizer([response + tiny.EOS for response in responses])["input_ids"]
     return torch.tensor(prompt_ids), torch.tensor(response_ids)
 
 

@@ -79,14 +79,21 @@ class RewardModel:
         return rows
 
     def _plain(self, conversation: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-        """Remove special tokens from the response, which could end its turn and begin another."""
-        *prompt, response = conversation
-        text, before = response["content"], None
+        """Remove special tokens from the first answer on, where texts of the policy and of tools
+        could end their turn and begin another.
+        """
+        roles = [message["role"] for message in conversation]
+        first = roles.index("assistant")
+        said = [{**one, "content": self._without_special(one["content"])} for one in conversation[first:]]
+        return [*conversation[:first], *said]
+
+    def _without_special(self, text: str) -> str:
+        before = None
         while text != before:
             before = text
             for token in self._special:
                 text = text.replace(token, "")
-        return [*prompt, {**response, "content": text}]
+        return text
 
     def _tokenized(self, text: str) -> list[int] | str:
         if len(text) > LONGEST_TEXT:

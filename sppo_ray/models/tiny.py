@@ -42,6 +42,7 @@ RUNNING_SUM_SHAPE: dict[str, Any] = {  # 129,088 parameters
     # copying.
     "initializer_range": 0.08,
 }
+LONG_RESPONSE_SHAPE: dict[str, Any] = RUNNING_SUM_SHAPE | {"max_position_embeddings": 1024}
 BYTE_CRITIC_SHAPE: dict[str, Any] = {  # 361,600 parameters
     "hidden_size": 128,
     "intermediate_size": 256,

@@ -16,6 +16,7 @@ from typing import Any
 
 from sppo_ray.config import CustomReward, RunConfig
 from sppo_ray.data.sources import peek_sources
+from sppo_ray.environments.inspection import require_environment
 from sppo_ray.errors import UserError
 from sppo_ray.models.bundled import find_model
 from sppo_ray.models.exported_critic import critic_directory
@@ -26,12 +27,13 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def check_settings(config: RunConfig, *, code: bool = True) -> None:
-    """Check data, reward function and models. A built-in model that is not in the cache is made
-    when the run starts. `code`: whether the reward function's module has to be on this machine.
+    """Check data, reward function, environment and models. A built-in model that is not in the
+    cache is made when the run starts. `code`: whether the modules of reward function and
+    environment have to be on this machine.
     """
     check_data(config)
     if code:
-        check_reward(config)
+        check_code(config)
     policy = find_model(config.learner.model)
     if policy is not None:
         check_policy(config, policy)
@@ -40,9 +42,9 @@ def check_settings(config: RunConfig, *, code: bool = True) -> None:
 
 
 def check_files(config: RunConfig) -> None:
-    """Check data sources and the reward function."""
+    """Check data sources, reward function and environment."""
     check_data(config)
-    check_reward(config)
+    check_code(config)
 
 
 def check_data(config: RunConfig) -> None:
@@ -50,11 +52,12 @@ def check_data(config: RunConfig) -> None:
     peek_sources(config.data.held_out, "data.held_out")
 
 
-def check_reward(config: RunConfig) -> None:
-    """Read the source of the reward functions, without running it."""
+def check_code(config: RunConfig) -> None:
+    """Read the source of reward functions, environment and tools, without running it."""
     for _, leaf in config.reward.leaves:
         if isinstance(leaf, CustomReward):
             require_function(leaf.function, leaf.packages)
+    require_environment(config.environment)
 
 
 def check_policy(config: RunConfig, directory: Path) -> None:

@@ -177,6 +177,7 @@ def _builtin(name: str, model: str) -> ModelShape:
     shapes = {
         "running-sum": (tiny.RUNNING_SUM_SHAPE, characters),
         "running-sum-long": (tiny.RUNNING_SUM_SHAPE, characters),
+        "register-machine": (tiny.LONG_RESPONSE_SHAPE, characters),
         "calculator-tool": (tiny.RUNNING_SUM_SHAPE, len(tiny.TOOL_CHARACTERS)),
         "guess-number": (tiny.RUNNING_SUM_SHAPE, len(tiny.TOOL_CHARACTERS)),
         **dict.fromkeys(

@@ -59,8 +59,8 @@ UPDATE = {"float32": Tolerance(1e-6, 1e-3), "bfloat16": Tolerance(1e-3, 0.05)}
 
 
 class Pair(NamedTuple):
-    """One pair of numbers and its place, e.g. "step-2/7/0, token 3"; NaN = not finite, None =
-    missing.
+    """One pair of numbers and its place, e.g. "step-2/7/0, token 3", or of an episode "step-2/7/0,
+    turn 2, token 3"; NaN = not finite, None = missing.
     """
 
     where: str
@@ -215,10 +215,11 @@ def _logprob_pairs(samples: Sequence[TrainingSample], found: Rederived) -> Itera
     for index, sample in enumerate(samples):
         trajectory = sample.scored.trajectory
         by_version = [rows[index].tolist() for rows in found.logprobs.values() if len(rows[index])]
-        for token, recorded in enumerate(trajectory.response_logprobs.tolist()):
+        engines = zip(_places(sample), trajectory.response_logprobs.tolist(), strict=False)
+        for token, (place, recorded) in enumerate(engines):
             candidates = [row[token] for row in by_version]
             nearest = min(candidates, key=lambda own, engine=recorded: abs(own - engine), default=None)
-            yield Pair(f"{trajectory.request_id}, token {token}", recorded, nearest)
+            yield Pair(place, recorded, nearest)
 
 
 def _values(config: RunConfig, samples: Sequence[TrainingSample], found: Rederived) -> list[Quantity]:
@@ -274,8 +275,21 @@ def _token_pairs(
 ) -> Iterator[Pair]:
     for sample, old, new in zip(samples, recorded, found, strict=True):
         numbers = itertools.zip_longest(old.tolist(), new.tolist())
-        for token, (before, after) in enumerate(numbers):
-            yield Pair(f"{sample.scored.trajectory.request_id}, token {token}", before, after)
+        for place, (before, after) in zip(_places(sample), numbers, strict=False):
+            yield Pair(place, before, after)
+
+
+def _places(sample: TrainingSample) -> Iterator[str]:
+    """Name the action tokens, of an episode by turn (from 1) and place in its action. Endless, for
+    records with too many numbers.
+    """
+    trajectory = sample.scored.trajectory
+    if trajectory.turns is not None:
+        for turn, length in enumerate(trajectory.turns.lengths[:, 0].tolist(), start=1):
+            for token in range(length):
+                yield f"{trajectory.request_id}, turn {turn}, token {token}"
+    for token in itertools.count(trajectory.num_actions if trajectory.turns is not None else 0):
+        yield f"{trajectory.request_id}, token {token}"
 
 
 def _metrics(config: RunConfig, recorded: Mapping[str, Any], found: Mapping[str, float]) -> list[Quantity]:

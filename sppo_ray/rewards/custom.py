@@ -7,10 +7,8 @@ there, one response at a time:
     TRL        completions (a list of one text), and any of prompts and columns of the row, as lists
     OpenRLHF   queries (a list of one text: prompt and response), and any of prompts, labels
 
-The module must lie in the working directory or on the PYTHONPATH. Otherwise a recipe could call any
-code of the machine on text that the policy wrote (`timeit:timeit` would run it). A function
-`answer(response: str) -> str | None` in the same module returns the answer for maj@k; the default
-is the last box or answer tag.
+A function `answer(response: str) -> str | None` in the same module returns the answer for maj@k;
+the default is the last box or answer tag.
 """
 
 from __future__ import annotations
@@ -18,13 +16,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from importlib.machinery import PathFinder
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +26,7 @@ import numpy as np
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.base import AnswerFunction, VerifierFunction
 from sppo_ray.rewards.extract import final_answer
+from sppo_ray.rewards.user_code import find_definition, import_object, written_signature
 
 
 def load_custom_verifier(path: str, packages: Sequence[str] = ()) -> VerifierFunction:
@@ -145,50 +140,17 @@ def _single(rewards: Any) -> Any:
 
 def require_function(path: str, packages: Sequence[str] = ()) -> None:
     """Find the module and read its source, without running it. Raises UserError when the module is
-    not there or its source does not name the function.
+    not there, when its source does not name the function, or when that takes other parameters.
     """
-    setting = f"reward.function.function {path!r}"
-    module_name, _, attribute = path.partition(":")
-    _require_confined(setting, module_name, packages)
-    file = _source_of(module_name)
-    if file is None:
-        raise UserError(
-            f"{setting}: no module {module_name} in the working directory or on the PYTHONPATH: correct the "
-            "path, or start where the module is"
-        )
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{setting}: {file} is no Python: {error}") from None
-    names = {getattr(node, "name", None) for node in tree.body}
-    names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    names |= {(one.asname or one.name).split(".")[0] for one in ast.walk(tree) if isinstance(one, ast.alias)}
-    if attribute not in names and "*" not in names:
-        raise UserError(f"{setting}: {attribute} does not exist in module {module_name} ({file})")
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == attribute and not node.decorator_list:
-            _require_parameters(node.args, path)
-
-
-def _require_parameters(takes: ast.arguments, path: str) -> None:
-    names = [one.arg for one in [*takes.posonlyargs, *takes.args, *takes.kwonlyargs]]
-    if not _CONVENTIONS.keys().isdisjoint(names):
-        return
-    most = len(takes.posonlyargs + takes.args)
-    least = most - len(takes.defaults)
-    if not least <= 3 <= (3 if takes.vararg else most) or None in takes.kw_defaults:
-        raise _misfit(path, names)
-
-
-def _source_of(module_name: str) -> Path | None:
-    """The source of a module, found without importing the packages that it is in."""
-    places = [Path(entry or ".") for entry in (os.getcwd(), *sys.path)]
-    for place in places:
-        leaf = place.joinpath(*module_name.split("."))
-        for file in (leaf.with_suffix(".py"), leaf / "__init__.py"):
-            if file.is_file():
-                return file
-    return None
+    node = find_definition(path, f"reward.function.function {path!r}", packages)
+    if isinstance(node, ast.FunctionDef):
+        signature = written_signature(node.args)
+        if not _CONVENTIONS.keys().isdisjoint(signature.parameters):
+            return
+        try:
+            signature.bind("", "", {})
+        except TypeError:
+            raise _misfit(path, signature.parameters) from None
 
 
 def load_custom_answer(path: str) -> AnswerFunction:
@@ -211,67 +173,6 @@ def load_custom_answer(path: str) -> AnswerFunction:
         return found
 
     return answer
-
-
-def import_object(path: str, setting: str, packages: Sequence[str] | None = None) -> Any:
-    """Import what "package.module:name" names, which must be callable. `setting` names it in
-    messages. `packages`: see `load_custom_verifier`; None = no installed one, and no setting to
-    allow any. Raises UserError.
-    """
-    module_name, separator, attribute = path.partition(":")
-    if not (module_name and separator and attribute):
-        raise UserError(f"{setting}: write it as package.module:function")
-    _require_confined(setting, module_name, packages)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # boundary: the module is the user's, and importing it may raise anything
-        raise UserError(
-            f"{setting}: module {module_name} cannot be imported ({type(error).__name__}: {error}): it must "
-            "be on the "
-            "Python path of every node (install it, or submit it with the job's working directory)"
-        ) from None
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        what = "does not exist" if function is None else f"is a {type(function).__name__}, not a function"
-        raise UserError(f"{setting}: {attribute} {what} in module {module_name}")
-    return function
-
-
-def _require_confined(setting: str, module_name: str, packages: Sequence[str] | None) -> None:
-    """Check the module's location before anything is imported. A missing module is reported by the
-    import.
-    """
-    top = module_name.partition(".")[0]
-    if top == "sppo_ray":
-        return
-    if top in sys.stdlib_module_names:
-        raise UserError(
-            f"{setting}: {top} is of Python's standard library: write a function of your own round what it "
-            "does"
-        )
-    root = next(
-        (Path(entry or ".").resolve() for entry in sys.path if PathFinder.find_spec(top, [entry or "."])),
-        None,
-    )
-    if root is None:
-        return
-    if root.name in ("site-packages", "dist-packages"):
-        if packages is None:
-            raise UserError(f"{setting}: {top} is an installed package: write a module that uses it")
-        if top in packages:
-            return
-        raise UserError(
-            f"{setting}: {top} is an installed package: name it in reward.function.packages ([{top}]) if it "
-            "is to judge"
-        )
-    leaf = root.joinpath(*module_name.split("."))
-    for place in (leaf.with_suffix(".py"), leaf, root / top):
-        if place.exists() and not place.resolve().is_relative_to(root):
-            raise UserError(
-                f"{setting}: {place} is a link that leads to {place.resolve()}, outside the import path: "
-                "copy the "
-                f"module to {root}, or put its own directory on the PYTHONPATH"
-            )
 
 
 def _reason(reward: float) -> str:

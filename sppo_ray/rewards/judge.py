@@ -26,7 +26,7 @@ from sppo_ray.config.reward_models import PLACEHOLDERS
 from sppo_ray.errors import UserError
 from sppo_ray.redaction import HIDDEN, redact
 from sppo_ray.rewards.extract import without_thinking
-from sppo_ray.rewards.model import read_response
+from sppo_ray.rewards.model import read_response, read_turns
 from sppo_ray.types import ScoreRequest, Verdict
 
 REACH_S = 10.0
@@ -92,7 +92,7 @@ class JudgeScorer:
 
     async def _verdict_on(self, question: str) -> float:
         """Return the verdict, from the cache if it has it. A failure is not kept."""
-        name = sha256(question.encode(errors="replace")).digest()
+        name = sha256(question.encode()).digest()
         task = self._asked.get(name)
         if task is None:
             task = self._asked[name] = asyncio.ensure_future(self._ask(question))
@@ -161,7 +161,8 @@ def question_of(request: ScoreRequest, settings: JudgeReward) -> str:
     low, high = settings.scale
     asked = _PLACE.sub(lambda found: values[found[1]], settings.rubric)
     form = f"End your reply with one line: Verdict: N, where N is a number from {low:g} to {high:g}."
-    return f"{asked}\n\n{form}"
+    # a lone surrogate of the data is no Unicode, and could not be sent
+    return f"{asked}\n\n{form}".encode(errors="replace").decode()
 
 
 def parse_verdict(reply: str, scale: tuple[float, float]) -> float:
@@ -241,6 +242,8 @@ def _retry_after(response: httpx.Response) -> float:
 def _prompt_of(request: ScoreRequest) -> str:
     """Return what the user wrote; of several turns, each with its role."""
     turns = [message for message in request.messages if message["role"] != "system"]
+    if request.turns:
+        turns = [*(turns or [{"role": "user", "content": request.prompt}]), *read_turns(request)]
     if len(turns) == 1:
         return turns[0]["content"]
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) or request.prompt

@@ -57,16 +57,28 @@ class ModelScorer:
 
 
 def conversation_of(request: ScoreRequest) -> list[Mapping[str, str]]:
-    """Return the prompt's messages and the response without its thinking. Without messages (a file
-    of `sppo-ray score`) the prompt's text is the user's message.
+    """Return the prompt's messages, of an episode its turns, and the response, without thinking.
+    Without messages (a file of `sppo-ray score`) the prompt's text is the user's message.
     """
     messages = request.messages or ({"role": "user", "content": request.prompt},)
-    return [*messages, {"role": "assistant", "content": read_response(request)}]
+    return [*messages, *read_turns(request), {"role": "assistant", "content": read_response(request)}]
+
+
+def read_turns(request: ScoreRequest) -> list[Mapping[str, str]]:
+    """Return the turns of an episode before the response, the policy's without their thinking."""
+    return [
+        {**turn, "content": _spoken(turn["content"], request)} if turn["role"] == "assistant" else turn
+        for turn in request.turns
+    ]
 
 
 def read_response(request: ScoreRequest) -> str:
     """Return the response as reward models and judges read it: without its thinking."""
-    return without_thinking(with_open_thinking(request.response, request.prompt)).strip()
+    return _spoken(request.response, request)
+
+
+def _spoken(text: str, request: ScoreRequest) -> str:
+    return without_thinking(with_open_thinking(text, request.prompt)).strip()
 
 
 def reward_of(score: float, transform: SigmoidTransform | AffineTransform | None) -> float:

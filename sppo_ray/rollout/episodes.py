@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,6 +61,8 @@ class _Episode:
     actions: list[Trajectory] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # of the actions
     observations: list[np.ndarray] = field(default_factory=list)  # token ids, one after each action
+    seen: list[str] = field(default_factory=list)  # texts of the observations
+    role: str = "user"  # of the observations
     rewards: list[float] = field(default_factory=list)
     seconds: float = 0.0  # in the environment
     reason: str = ""
@@ -97,6 +100,8 @@ class _Episode:
             rewards=np.array(self.rewards, np.float64),
             reason=self.reason or why,
             seconds=self.seconds,
+            texts=tuple(t for pair in zip_longest(self.texts, self.seen) for t in pair if t is not None),
+            role=self.role,
         )
         return Trajectory(
             request_id=self.request.request_id,
@@ -165,10 +170,10 @@ class Episodes:
     def after_action(self, episode: _Episode, action: Trajectory) -> Trajectory | StepRequest:
         """Note an action. Returns the episode if it ends, else the step that answers the action."""
         episode.actions.append(action)
+        episode.texts += self._decode([action.response_ids])
         if action.finish_reason == "length":
             episode.rewards.append(0.0)
             return episode.ended("length")
-        episode.texts += self._decode([action.response_ids])
         return StepRequest(
             episode.name, Row.of(episode.prompt), episode.request.seed, tuple(episode.texts)
         )
@@ -187,6 +192,8 @@ class Episodes:
         if used + self._settings.max_turn_tokens > self._max_response_tokens:
             return episode.ended("context")
         episode.observations.append(ids)
+        episode.seen.append(seen.text)
+        episode.role = seen.role
         return episode.next_turn()
 
     def _end(self, episode: _Episode, result: StepResult) -> FinishReason | None:

@@ -35,9 +35,7 @@ async def score_responses(
         for index, (_, trajectory) in enumerate(rows)
         if trajectory.turns is None or (asks_function and trajectory.finish_reason != "error")
     ]
-    requests = [
-        ScoreRequest.of(rows[index][0], judged[index]) for index in asked
-    ]
+    requests = [ScoreRequest.of(rows[at][0], judged[at], rows[at][1].turns) for at in asked]
     verdicts = dict(zip(asked, await reward_client.score(requests) if requests else [], strict=True))
     return [
         (text, _verdict(trajectory.turns, trajectory.finish_reason, verdicts.get(index)))

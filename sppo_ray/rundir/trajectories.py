@@ -35,10 +35,16 @@ from sppo_ray.types import (
     Turns,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _HISTORY = ("history_rate", "history_weight", "history_share")
-_TURNS = ("turn_lengths", "turn_versions", "turn_rewards", "turn_reason", "turn_seconds")
-_LACKS = {"2": ("minibatch", *_HISTORY, *_TURNS), "3": (*_HISTORY, *_TURNS), "4": _TURNS}
+_TEXTS = ("turn_texts", "turn_role")
+_TURNS = ("turn_lengths", "turn_versions", "turn_rewards", "turn_reason", "turn_seconds", *_TEXTS)
+_LACKS = {
+    "2": ("minibatch", *_HISTORY, *_TURNS),
+    "3": (*_HISTORY, *_TURNS),
+    "4": _TURNS,
+    "5": _TEXTS,
+}
 """Earlier versions, still readable, with the columns that they lack."""
 _VERSION_KEY = b"sppo_ray.trajectory_schema"
 _ENDING = ".parquet"
@@ -102,6 +108,9 @@ SCHEMA = pa.schema(
         pa.field("turn_rewards", _list(pa.float64())),  # the environment's parts, [K]
         pa.field("turn_reason", pa.string()),
         pa.field("turn_seconds", pa.float64()),  # in the environment
+        # action, observation, action, ..., without special tokens and the text around it, [2 K - 1]
+        pa.field("turn_texts", _list(pa.string())),
+        pa.field("turn_role", pa.string()),  # of the observations
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
@@ -180,6 +189,8 @@ def _turn_columns(turns: Sequence[Turns | None]) -> dict[str, list[Any]]:
         "turn_rewards": [None if one is None else one.rewards for one in turns],
         "turn_reason": [None if one is None else one.reason for one in turns],
         "turn_seconds": [None if one is None else one.seconds for one in turns],
+        "turn_texts": [None if one is None else one.texts for one in turns],
+        "turn_role": [None if one is None else one.role for one in turns],
     }
 
 
@@ -389,4 +400,6 @@ def _turns(row: dict[str, Any]) -> Turns | None:
         rewards=np.array(row["turn_rewards"], dtype=np.float64),
         reason=row["turn_reason"],
         seconds=row["turn_seconds"],
+        texts=tuple(row["turn_texts"] or ()),
+        role=row["turn_role"] or "user",
     )

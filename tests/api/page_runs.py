@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from sppo_ray.config.loading import dump_config, load_config
 from sppo_ray.display.progress import SilentProgress
 from sppo_ray.evaluation.scores import GradedResponse, evaluate
@@ -17,7 +19,7 @@ from sppo_ray.rollout.views import WorkerView
 from sppo_ray.rundir.layout import RunDir
 from sppo_ray.trainer.checkpoint import TrainerState
 from sppo_ray.trainer.recorder import Recorder
-from sppo_ray.types import Prompt, PromptValue, RequestId, ScoredTrajectory, TrainingSample, Trajectory
+from sppo_ray.types import Prompt, PromptValue, RequestId, ScoredTrajectory, TrainingSample, Trajectory, Turns
 
 SAMPLES = 24  # a step
 HELD_OUT = 64  # prompts of an evaluation, every 10 steps
@@ -80,9 +82,10 @@ class RecordedRun:
         version, skill = self.state.policy_version, self._skill()
         samples = [self._sample(index, version, skill) for index in range(SAMPLES)]
         if special:
-            samples[:2] = [
+            samples[:3] = [
                 retold(samples[0], TEX_PROMPT, TEX_RESPONSE),
                 retold(samples[1], ATTACK, f"{ATTACK} \\boxed{{{ATTACK}}}"),
+                as_episode(retold(samples[2], "a game", "8+12")),
             ]
         tokens = sum(len(sample.scored.trajectory.response_ids) for sample in samples)
         state = self.state
@@ -206,3 +209,13 @@ def retold(sample: TrainingSample, prompt: str, response: str) -> TrainingSample
         value=PromptValue(4.6, 0.99, 1),
     )
     return replace(sample, scored=told, advantage=-0.99, shaped_reward=0.0)
+
+
+def as_episode(sample: TrainingSample) -> TrainingSample:
+    """The same sample as two actions with an attack for an observation between them."""
+    trajectory = sample.scored.trajectory
+    lengths = np.array([[2, 3], [len(trajectory.response_ids) - 5, 0]], np.int32)
+    versions = np.full((2, 2), trajectory.policy_version)
+    turns = Turns(lengths, versions, np.array([0.25, 0.0]), "turns", 0.1, ("eight", ATTACK, "twelve"))
+    played = replace(trajectory, turns=turns, finish_reason="turns")
+    return replace(sample, scored=replace(sample.scored, trajectory=played))

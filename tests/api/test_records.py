@@ -22,8 +22,10 @@ from sppo_ray.api.archive import entries_of, tar_of
 from sppo_ray.api.client import Event, lines_of, parse_events
 from sppo_ray.rundir import tail
 from sppo_ray.rundir.files import RunFile
+from sppo_ray.rundir.trajectories import to_table, write_step
 from tests.api.run_directories import LiveRun, finished_run, waiting_submission
 from tests.api.test_jobs import problem
+from tests.unit.rundir.test_trajectories import episode
 
 
 def events_of(response) -> list[Event]:
@@ -115,6 +117,21 @@ def test_samples_sorted_by_surprise_and_paged(server: TestClient, runs: Path) ->
     for (sort, order), expected in orders.items():
         answer = server.get("/v1/jobs/first/trajectories", params={"sort": sort, "order": order}).json()
         assert [item["index"] for item in answer["items"]] == expected
+    run.close()
+
+
+def test_an_episode_is_served_turn_by_turn(server: TestClient, runs: Path) -> None:
+    run = LiveRun(runs)
+    run.step()
+    write_step(run.path, to_table(2, [episode()], 4))
+    (item,) = server.get("/v1/jobs/first/trajectories").json()["items"]
+    assert item["turns"] == [
+        {"is_action": True, "text": "8", "tokens": 1, "reward": 0.0},
+        {"is_action": False, "text": "+", "tokens": 2, "reward": None},
+        {"is_action": True, "text": "12", "tokens": 1, "reward": 1.0},
+    ]
+    first = server.get("/v1/jobs/first/trajectories", params={"step": 1}).json()["items"][0]
+    assert first["turns"] == []
     run.close()
 
 

@@ -186,3 +186,26 @@ def test_other_algorithms_and_tools_train_on_episodes(recipe: str, more: list[st
         if recipe == "calculator-tool":
             assert row["reward"] == float(f"\\boxed{{{row['ground_truth']}}}" in row["response_text"])
     assert [row["reward"] for row in rows if row["reward"] > 0]
+
+
+def test_an_environment_that_draws_its_tasks_is_trained_on(tmp_path: Path) -> None:
+    """`reset` makes prompts and games: each recorded game is that of its row's seed."""
+    from sppo_ray.environments.base import Row
+    from tests.unit.environments.environments_for_tests import HiddenNumber
+
+    run_dir = train(
+        tmp_path / "run",
+        "--loop.steps=2",
+        "--data.train=[{type: environment, seed: 0}]",
+        "--data.held_out=[{type: environment, seed: 1000000, size: 16}]",
+        "--environment={type: custom, environment: "
+        "'tests.unit.environments.environments_for_tests:HiddenNumber', max_turns: 4, max_turn_tokens: 4}",
+    )
+    rows = [row for step in (1, 2) for row in read_step(run_dir, step).to_pylist()]
+    assert len(rows) == 64 and len({row["prompt_id"] for row in rows}) == 64
+    for row in rows:
+        game = HiddenNumber(Row("", "", "environment", {}, row["prompt_id"]), 0)
+        assert row["prompt_text"] == f"<bos>{game.reset(Row('', '', '', {}, row['prompt_id']).reset_seed)}"
+        actions = row["turn_texts"][::2]
+        assert (actions[-1] == str(game._number)) == (row["reward"] == 1.0)
+    assert {row["reward"] for row in rows} == {0.0, 1.0}

@@ -6,6 +6,7 @@ import { hasMaths, readable } from "./maths.js";
 
 const PAGE = 20;
 const SORTS = { surprise: "surprise |R − V|", reward: "reward", length: "length" };
+const ENDS = { length: "cut at the limit", turns: "last turn allowed", context: "no room for another turn", timeout: "out of time" };
 
 export class Samples {
   constructor(feed, signal, target) {
@@ -90,9 +91,12 @@ export class Samples {
 function card(sample, isRaw) {
   const show = (text) => (isRaw ? text : readable(text));
   const text = (label, content, className) => h("div.text", { class: className }, h("h4", {}, label), h("div.written", { tabindex: "0", role: "region", "aria-label": label }, content));
+  const { turns } = sample;
+  const said = (turn, at) => text(turnLabel(turn, at), show(turn.text), turn.is_action ? "response" : "observation");
   const notes = [
+    turns.length ? plural((turns.length + 1) / 2, "turn") : null,
     plural(sample.tokens, "token"),
-    sample.finish_reason === "length" ? "cut at the limit" : null,
+    ENDS[sample.finish_reason],
     duration(sample.seconds),
     sample.staleness ? `${plural(sample.staleness, "version")} stale` : null,
     `${sample.worker}, version ${sample.policy_version}`,
@@ -102,9 +106,15 @@ function card(sample, isRaw) {
     "article.card.sample",
     { "aria-label": `Sample ${sample.request_id}` },
     h("div.sample-head", {}, rewardBadge(sample), scale(sample), advantage(sample), h("span.reason", {}, sample.reason)),
-    h("div.texts", {}, text("Prompt", show(sample.prompt), "prompt"), text("Response", show(sample.response), "response")),
+    h("div.texts", {}, text("Prompt", show(sample.prompt), "prompt"), turns.length ? h("div.turns", {}, turns.map(said)) : text("Response", show(sample.response), "response")),
     h("p.muted.sample-foot", {}, h("span", {}, "Truth ", h("b.mono", {}, sample.ground_truth)), notes.filter(Boolean).map((note) => h("span", {}, note))),
   );
+}
+
+/** What a part of an episode is: the policy's action, or what it read then. */
+function turnLabel({ is_action, tokens, reward }, at) {
+  const what = is_action ? `Action ${at / 2 + 1}` : "Observation";
+  return [what, plural(tokens, "token"), reward ? `reward ${number(reward)}` : null].filter(Boolean).join(" · ");
 }
 
 function rewardBadge({ reward }) {

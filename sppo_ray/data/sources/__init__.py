@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from sppo_ray import plugins
 from sppo_ray.config import DataSource
 from sppo_ray.config.data import source_name
-from sppo_ray.data.sources.base import Concatenation, Source
+from sppo_ray.data.sources.base import Concatenation, Reset, ResetSource, Source
 from sppo_ray.data.sources.files import (
     bytes_of,
     open_hf,
@@ -20,21 +20,25 @@ from sppo_ray.data.sources.files import (
 )
 from sppo_ray.data.sources.procedural import (
     open_guess_number,
+    open_numbered,
     open_product,
     open_reasoning_gym,
+    open_register_machine,
     open_running_sum,
     open_vowels,
 )
 from sppo_ray.errors import UserError
 from sppo_ray.types import Example
 
-__all__ = ["Concatenation", "Source", "first_example", "open_sources", "peek_sources"]
+__all__ = ["Concatenation", "Reset", "Source", "first_example", "open_sources", "peek_sources"]
 
 _OPEN: dict[str, Callable[..., Source]] = {
     "running-sum": open_running_sum,
+    "register-machine": open_register_machine,
     "guess-number": open_guess_number,
     "product": open_product,
     "vowels": open_vowels,
+    "environment": open_numbered,
     "parquet": open_parquet,
     "jsonl": open_jsonl,
     "hf-disk": open_hf_disk,
@@ -72,12 +76,15 @@ def first_example(settings: Sequence[DataSource], origin: str = "data.train") ->
     return _open(source, source_name(source), where)[0]
 
 
-def open_sources(settings: Sequence[DataSource], origin: str = "data.train") -> list[Source]:
+def open_sources(
+    settings: Sequence[DataSource], origin: str = "data.train", reset: Reset | None = None
+) -> list[Source]:
     """Open each source and do all checks that need no tokenizer.
 
     A second source with the same name is called `name#2`, so example ids are unique. Errors name
-    the setting `origin`. Raises UserError naming the file, the row and the field, and for equal
-    entries.
+    the setting `origin`. `reset`: of an environment that makes the first messages. Raises UserError
+    naming the file, the row and the field, for equal entries, and for rows without messages where
+    there is no `reset`.
     """
     sources: list[Source] = []
     uses: dict[str, int] = {}
@@ -91,7 +98,13 @@ def open_sources(settings: Sequence[DataSource], origin: str = "data.train") -> 
         base = source_name(source)
         uses[base] = uses.get(base, 0) + 1
         name = base if uses[base] == 1 else f"{base}#{uses[base]}"
-        sources.append(_open(source, name, where))
+        if source.type == "environment" and reset is None:
+            raise UserError(
+                f"{where}: its rows are only numbers, from which an environment makes the first messages: "
+                "give the class of environment.environment a method reset(seed), or use other data"
+            )
+        opened = _open(source, name, where)
+        sources.append(opened if reset is None else ResetSource(opened, reset))
     return sources
 
 

@@ -41,6 +41,28 @@ class DataPlugin:
     open: Callable[[Any, str], Source]
 
 
+Reset = Callable[[Sequence[Example]], list[Example]]
+"""Replaces the messages of examples by those with which an environment begins their episodes."""
+
+
+class ResetSource:
+    """A source whose rows have the first messages of an environment."""
+
+    def __init__(self, rows: Source, reset: Reset) -> None:
+        self.name, self.procedural = rows.name, rows.procedural
+        self._rows = rows
+        self._reset = reset
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Example:
+        return self._reset([self._rows[row]])[0]
+
+    def examples(self, rows: Sequence[int]) -> list[Example]:
+        return self._reset(self._rows.examples(rows))
+
+
 class Concatenation:
     """Concatenates sources."""
 

@@ -8,7 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from sppo_ray.config import GuessNumberData, ProductData, ReasoningGymData, RunningSumData, VowelsData
+from sppo_ray.config import (
+    EnvironmentData,
+    GuessNumberData,
+    ProductData,
+    ReasoningGymData,
+    RegisterMachineData,
+    RunningSumData,
+    VowelsData,
+)
 from sppo_ray.errors import UserError
 from sppo_ray.types import Example
 
@@ -20,7 +28,13 @@ class _ProceduralSource(ABC):
 
     def __init__(
         self,
-        settings: RunningSumData | VowelsData | GuessNumberData | ProductData | ReasoningGymData,
+        settings: RunningSumData
+        | RegisterMachineData
+        | VowelsData
+        | GuessNumberData
+        | ProductData
+        | EnvironmentData
+        | ReasoningGymData,
         name: str,
     ) -> None:
         self.name = name
@@ -43,7 +57,7 @@ class _ProceduralSource(ABC):
         return [self[row] for row in rows]
 
     @abstractmethod
-    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
+    def _generate(self, row: int) -> tuple[str, str, dict[str, Any]]:
         """Return (prompt, ground truth, extra) of a row."""
 
 
@@ -60,6 +74,20 @@ class RunningSumSource(_ProceduralSource):
         text, truth = generate_example(
             row, seed=self._settings.seed, max_operands=self._settings.max_operands
         )
+        return text, truth, {}
+
+
+class RegisterMachineSource(_ProceduralSource):
+    """Traces of a register machine; see `sppo_ray.environments.register_machine`."""
+
+    def __init__(self, settings: RegisterMachineData, name: str) -> None:
+        super().__init__(settings, name)
+        self._settings = settings
+
+    def _generate(self, row: int) -> tuple[str, str, dict[str, str]]:
+        from sppo_ray.environments.register_machine import generate_example
+
+        text, truth = generate_example(row, seed=self._settings.seed, max_rounds=self._settings.max_rounds)
         return text, truth, {}
 
 
@@ -104,6 +132,17 @@ class VowelsSource(_ProceduralSource):
         return generate_prompt(row, seed=self._seed), "", {}
 
 
+class NumberedSource(_ProceduralSource):
+    """Numbers, of which an environment makes the first messages: `extra` has "index" and "seed"."""
+
+    def __init__(self, settings: EnvironmentData, name: str) -> None:
+        super().__init__(settings, f"{name}-{settings.seed}")
+        self._seed = settings.seed
+
+    def _generate(self, row: int) -> tuple[str, str, dict[str, Any]]:
+        return "", "", {"index": row, "seed": self._seed}
+
+
 class ReasoningGymSource(_ProceduralSource):
     """A task of the reasoning-gym package.
 
@@ -128,6 +167,10 @@ def open_running_sum(settings: RunningSumData, name: str, where: str) -> Running
     return RunningSumSource(settings, name)
 
 
+def open_register_machine(settings: RegisterMachineData, name: str, where: str) -> RegisterMachineSource:
+    return RegisterMachineSource(settings, name)
+
+
 def open_guess_number(settings: GuessNumberData, name: str, where: str) -> GuessNumberSource:
     return GuessNumberSource(settings, name)
 
@@ -138,6 +181,10 @@ def open_product(settings: ProductData, name: str, where: str) -> ProductSource:
 
 def open_vowels(settings: VowelsData, name: str, where: str) -> VowelsSource:
     return VowelsSource(settings, name)
+
+
+def open_numbered(settings: EnvironmentData, name: str, where: str) -> NumberedSource:
+    return NumberedSource(settings, name)
 
 
 def open_reasoning_gym(settings: ReasoningGymData, name: str, where: str) -> ReasoningGymSource:

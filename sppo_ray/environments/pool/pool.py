@@ -57,12 +57,14 @@ class EnvironmentPool:
         """Take a step. A failure of the environment is in the result. Raises UserError and
         EnvironmentPoolFailed as `ready`.
         """
-        place = self._place_of.setdefault(request.episode, self._least_loaded())
+        if request.episode not in self._place_of:
+            self._place_of[request.episode] = self._least_loaded()
+        place = self._place_of[request.episode]
         failure = ""
         for _ in range(_ATTEMPTS):
             process = await self._process(place)
-            # an episode that it does not hold is repeated from its start
-            steps = 1 if request.episode in process.episodes else len(request.actions) + 1
+            # an episode that it does not hold is repeated from its start: made, reset, its actions
+            steps = 1 if request.episode in process.episodes else len(request.actions) + 2
             try:
                 async with asyncio.timeout(self._settings.deadline_s * steps + _SLACK_S):
                     return self._counted(await process.step(request), request)
@@ -90,7 +92,7 @@ class EnvironmentPool:
         self.counters.steps += 1
         if result.error:
             self.counters.errors += 1
-        if result.error or result.observation.done:
+        if result.error or result.observation.done or not request.actions:
             self.forget([request.episode])
         return result
 

@@ -13,6 +13,7 @@ from typing import Any
 from sppo_ray.config.environment import EnvironmentSettings
 from sppo_ray.environments.base import Observation, StepRequest, StepResult
 from sppo_ray.environments.pool.worker import HEADER
+from sppo_ray.environments.replies import BadReply, checked, encodable, first_messages
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.pool.confinement import variables
 
@@ -41,6 +42,7 @@ class EnvironmentProcess:
         self.is_gone = False
         self.episodes: set[str] = set()  # that it holds
         self.tools: str | list[dict[str, Any]] | None = None  # what a prompt says of them; None without any
+        self.resets = False  # whether its environments make their first messages
 
     @property
     def pid(self) -> int:
@@ -79,7 +81,7 @@ class EnvironmentProcess:
         if "fatal" in first:
             await process.close("did not start")
             raise UserError(first["fatal"])
-        process.tools = first["tools"]
+        process.tools, process.resets = first["tools"], first["resets"]
         process._reading = asyncio.create_task(process._read())
         return process
 
@@ -150,7 +152,7 @@ class EnvironmentProcess:
                 self._settle(await self._message())
         except ProcessGone:
             pass
-        except (ValueError, KeyError, TypeError):  # ValueError: also a line over the limit
+        except (ValueError, KeyError, TypeError, BadReply):  # ValueError: also a line over the limit
             why = "wrote what is no reply"
             self._popen.kill()
         self.is_gone = True
@@ -160,6 +162,7 @@ class EnvironmentProcess:
         answer = self._waiting.get(reply["number"])
         if answer is None or answer.done():
             return
-        names = ("text", "reward", "done", "reason", "role")
-        observation = Observation(**{name: reply[name] for name in names})
-        answer.set_result(StepResult(observation, float(reply["seconds"]), str(reply["error"])))
+        observation = checked(Observation(**reply["observation"]))
+        messages = first_messages(reply["messages"]) if reply["messages"] else ()
+        error = encodable(str(reply["error"]))
+        answer.set_result(StepResult(observation, float(reply["seconds"]), error, tuple(messages)))

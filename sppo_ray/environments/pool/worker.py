@@ -10,8 +10,9 @@ functions run in threads. A custom environment is confined before the first requ
 (`sppo_ray.rewards.pool.confinement`).
 
 In: the setup as a pickle, then frames: length, pickle of a `StepRequest` with its number, or of the
-names of episodes that have ended. Out: a JSON line each, {"ready"} or {"fatal"} first. Torch and
-Ray are never imported here.
+names of episodes that have ended. Out: a JSON line each, {"ready"} or {"fatal"} first. A request
+without an action only begins its episode; the reply has the messages of `reset`. Torch and Ray are
+never imported here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import asyncio
 import contextlib
 import inspect
 import json
-import math
 import os
 import pickle
 import struct
@@ -29,6 +29,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -36,7 +37,8 @@ from pydantic import TypeAdapter
 
 from sppo_ray.config.environment import EnvironmentSettings, ToolsEnvironment
 from sppo_ray.environments.base import Environment, MakeEnvironment, Observation, StepRequest
-from sppo_ray.environments.registry import build_environment
+from sppo_ray.environments.registry import build_environment, has_reset
+from sppo_ray.environments.replies import BadReply, begin_alike, checked, encodable, first_messages
 from sppo_ray.environments.tools.environment import list_tools
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.base import Verifier
@@ -45,9 +47,6 @@ from sppo_ray.rewards.pool.worker import address_space_meter, die_with_parent, l
 
 HEADER = struct.Struct("<q")
 """Header of a frame: its length."""
-MAX_TEXT_CHARS = 65_536
-"""A longer observation is an error of the environment."""
-ROLES = ("user", "tool")
 _THREADS = 48  # a confined process may have 64
 _REASON_CHARS = 200
 
@@ -62,10 +61,6 @@ class ConfinedLoop(asyncio.SelectorEventLoop):
     def _read_from_self(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._ssock.fileno(), 4096)
-
-
-class BadObservation(Exception):
-    """The environment returned what is no observation."""
 
 
 def main() -> None:
@@ -85,7 +80,7 @@ def main() -> None:
     loop = ConfinedLoop()  # its socket pair could not be made later
     confine_child(walls, os.getppid())
     limit_memory(address_space(), settings.memory_mib)
-    _write(replies, {"ready": os.getpid(), "missing": missing, "tools": tools})
+    _write(replies, {"ready": os.getpid(), "missing": missing, "tools": tools, "resets": has_reset(make)})
     desk = _Desk(make, settings.deadline_s, replies)
     loop.set_default_executor(ThreadPoolExecutor(_THREADS))
     threading.Thread(target=_read, args=(requests, loop, desk), daemon=True).start()
@@ -127,36 +122,54 @@ class _Desk:
 
     async def _answer(self, number: int, request: StepRequest) -> None:
         started = time.perf_counter()
-        reply: dict[str, Any] = {"text": "", "reward": 0.0, "done": False, "reason": "", "role": "user"}
-        error = ""
+        observation, messages, error = Observation(), [], ""
         try:
-            observation = await self._step(request)
-        except BadObservation as bad:
+            if request.actions:
+                observation = await self._step(request)
+            else:
+                _, messages = await self._begin(request)
+        except BadReply as bad:
             error = str(bad)
         except TimeoutError:
             error = f"no answer within {self._deadline_s:g} s"
         except Exception as failure:  # boundary: an environment may raise anything
             traceback.print_exc()
-            error = f"{type(failure).__name__}: {str(failure)[:_REASON_CHARS]}"
-        else:
-            reply = {name: getattr(observation, name) for name in reply}
-        if error or reply["done"]:
+            error = encodable(f"{type(failure).__name__}: {str(failure)[:_REASON_CHARS]}")
+        if error or observation.done:
             self._episodes.pop(request.episode, None)
-        _write(
-            self._replies,
-            reply | {"number": number, "error": error, "seconds": time.perf_counter() - started},
-        )
+        reply = {"number": number, "error": error, "seconds": time.perf_counter() - started}
+        _write(self._replies, reply | {"observation": asdict(observation), "messages": messages})
 
     async def _step(self, request: StepRequest) -> Observation:
         """Take the last action; first those before it if this process has not taken them."""
         environment, taken = self._episodes.pop(request.episode, (None, 0))
         if environment is None or taken != len(request.actions) - 1:
-            environment, taken = await self._within(partial(self._make, request.row, request.seed)), 0
+            environment, messages = await self._begin(request)
+            if messages and not begin_alike(messages, request.row.messages):
+                raise BadReply(
+                    "reset returned other messages than when the row was read: let row and seed alone "
+                    "determine them"
+                )
+            taken = 0
         for action in request.actions[taken:]:
             observation = checked(await self._within(partial(environment.step, action)))
             taken += 1
         self._episodes[request.episode] = (environment, taken)
         return observation
+
+    async def _begin(self, request: StepRequest) -> tuple[Environment, list[dict[str, str]]]:
+        """Make an episode's environment; return it with its first messages, [] without `reset`."""
+        row = request.row
+        environment = await self._within(partial(self._make, row, request.seed))
+        reset = getattr(environment, "reset", None)
+        if callable(reset) != has_reset(self._make):
+            raise BadReply(
+                "its reset cannot be known before it is made: name the class in environment.environment, not "
+                "a function that returns it"
+            )
+        if not callable(reset):
+            return environment, []
+        return environment, first_messages(await self._within(partial(reset, row.reset_seed)))
 
     async def _within(self, call: partial) -> Any:
         """Call a coroutine function, within the deadline, or a plain function in a thread. A thread
@@ -166,26 +179,6 @@ class _Desk:
             return await asyncio.wait_for(call(), self._deadline_s)
         result = await asyncio.to_thread(call)
         return await asyncio.wait_for(result, self._deadline_s) if inspect.isawaitable(result) else result
-
-
-def checked(given: Any) -> Observation:
-    """Check what an environment returned. Raises BadObservation."""
-    if not isinstance(given, Observation):
-        raise BadObservation(f"step returned {type(given).__name__}: return an Observation")
-    if not isinstance(given.text, str):
-        raise BadObservation(f"the text of an observation is {type(given.text).__name__}: make it str")
-    if len(given.text) > MAX_TEXT_CHARS:
-        raise BadObservation(
-            f"an observation has {len(given.text)} characters: return at most {MAX_TEXT_CHARS}"
-        )
-    if given.role not in ROLES:
-        raise BadObservation(f"the role of an observation is {given.role!r:.40}: make it user or tool")
-    if isinstance(given.reward, bool) or not isinstance(given.reward, int | float):
-        raise BadObservation(f"the reward of an observation is {type(given.reward).__name__}: make it float")
-    if not math.isfinite(given.reward):
-        raise BadObservation(f"the reward of an observation is {given.reward}")
-    reason = given.reason if isinstance(given.reason, str) else ""
-    return Observation(given.text, float(given.reward), bool(given.done), reason[:_REASON_CHARS], given.role)
 
 
 def _write(pipe: BinaryIO, message: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def calculate(expression: str) -> str:
 
 def _value(node: ast.expr) -> Decimal:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return Decimal(str(node.value))
+        return _finite(Decimal(str(node.value)))  # 1e999 is infinite
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         return -_value(node.operand) if isinstance(node.op, ast.USub) else _value(node.operand)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
@@ -54,8 +54,14 @@ def _value(node: ast.expr) -> Decimal:
         exponent = _value(node.right)
         if abs(exponent) > 1000:
             raise InvalidOperation
-        return _value(node.left) ** exponent
+        return _finite(_value(node.left) ** exponent)  # 0**-1 is infinite
     raise CannotCalculate("only numbers, + - * / // % ** and brackets are known")
+
+
+def _finite(value: Decimal) -> Decimal:
+    if not value.is_finite():
+        raise InvalidOperation
+    return value
 
 
 def _text(value: Decimal) -> str:

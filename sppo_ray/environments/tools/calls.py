@@ -49,10 +49,15 @@ def hermes_calls(action: str, names: Sequence[str]) -> list[Call]:
     return found[:MAX_CALLS] + [Call(call.name, {}, refused) for call in found[MAX_CALLS:]]
 
 
+_LLAMA = re.compile(r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"')
+
+
 def llama_calls(action: str, names: Sequence[str]) -> list[Call]:
-    """Read an action that is one JSON object with a name, optionally after <|python_tag|>."""
+    """Read an action that is one JSON object with a name, optionally after <|python_tag|>, or with
+    "type": "function" before the name.
+    """
     text = action.strip().removeprefix("<|python_tag|>").strip()
-    return [_from_json(text, "parameters")] if re.match(r'\{\s*"name"', text) else []
+    return [_from_json(text, "parameters")] if _LLAMA.match(text) else []
 
 
 def _from_json(text: str, key: str) -> Call:

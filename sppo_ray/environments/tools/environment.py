@@ -3,12 +3,13 @@
 An action without a call is the answer: the episode ends, and reward.function scores that action. A
 call that cannot be carried out (an unknown tool, wrong arguments, a program that fails) is answered
 with `error: ...`, so that the policy can correct it. A tool that raises anything else is an error
-of the episode.
+of the episode. Calls in the policy's thinking are not carried out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from sppo_ray.config.environment import ToolsEnvironment
 from sppo_ray.environments.base import MakeEnvironment, Observation, Row
 from sppo_ray.environments.tools.calls import FORMATS, Call, ReadCalls
 from sppo_ray.environments.tools.functions import ToolFailed, ToolFunction, tool_of
+from sppo_ray.rewards.extract import with_open_thinking, without_thinking
 
 
 class Tools:
@@ -26,6 +28,7 @@ class Tools:
     def __init__(
         self, row: Row, seed: int, *, tools: Sequence[ToolFunction], read: ReadCalls, role: str, most: int
     ) -> None:
+        self._prompt = row.prompt
         self._tools = {tool.name: tool for tool in tools}
         self._read = read
         self._role = role
@@ -33,7 +36,8 @@ class Tools:
 
     async def step(self, action: str) -> Observation:
         """Carry out the calls of an action, one after the other."""
-        calls = self._read(action, tuple(self._tools))
+        said = without_thinking(with_open_thinking(action, self._prompt))
+        calls = self._read(said, tuple(self._tools))
         if not calls:
             return Observation(done=True, reason="answered")
         results = [await self._result(call) for call in calls]
@@ -56,7 +60,13 @@ class Tools:
 async def _called(tool: ToolFunction, arguments: dict[str, Any]) -> Any:
     if inspect.iscoroutinefunction(tool.call):
         return await tool.call(**arguments)
-    return await asyncio.to_thread(partial(tool.call, **arguments))
+    running = asyncio.ensure_future(asyncio.to_thread(partial(tool.call, **arguments)))
+    # A thread cannot be ended. So the step does not end before it, and when it is late the pool
+    # replaces the process, else threads that hang would be used up one by one.
+    while not running.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(running)
+    return running.result()
 
 
 def _shown(result: Any) -> str:

@@ -8,6 +8,7 @@ function sees only what it asks for.
 from __future__ import annotations
 
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 from sppo_ray.config.environment import CalculatorTool, FunctionTool, PythonTool, Tool
 from sppo_ray.environments.tools.calculator import CannotCalculate, calculate
 from sppo_ray.errors import UserError
-from sppo_ray.rewards.custom import import_object
+from sppo_ray.rewards.user_code import import_object
 
 JSON_TYPES: dict[type, str] = {
     str: "string",
@@ -62,6 +63,8 @@ class ToolFunction:
             if len(self.parameters) != 1:
                 raise ToolFailed(f"{self.name} has {len(self.parameters)} parameters: {self._signature()}")
             given = {next(iter(self.parameters)): self._read(given)}
+        # null is the default of a parameter that has one
+        given = {k: value for k, value in given.items() if value is not None or k not in self.optional}
         missing = [name for name in self.parameters if name not in given and name not in self.optional]
         unknown = [name for name in given if name not in self.parameters]
         if missing or unknown:
@@ -70,18 +73,18 @@ class ToolFunction:
         return {name: self._checked(name, value) for name, value in given.items()}
 
     def _read(self, text: str) -> Any:
-        """The value of a text between tags."""
+        """The value of a text between tags; truth values, lists and objects as in JSON."""
         kind = next(iter(self.parameters.values()))
         if kind is str:
             return text
         try:
-            return kind(text)
-        except ValueError:
+            return kind(text) if kind in (int, float) else json.loads(text)
+        except (ValueError, RecursionError):
             raise ToolFailed(f"{text[:40]!r} is no {JSON_TYPES[kind]}") from None
 
     def _checked(self, name: str, value: Any) -> Any:
         kind = self.parameters[name]
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2**1000:  # larger ones are no float
             return float(value)
         if type(value) is not kind:
             raise ToolFailed(f"{name} is no {JSON_TYPES[kind]}: {self._signature()}")
@@ -105,7 +108,7 @@ def tool_of(settings: Tool) -> ToolFunction:
 
 def function_tool(settings: FunctionTool) -> ToolFunction:
     """Build a tool from a function. Raises UserError."""
-    what = f"environment.tools: function {settings.function!r}"
+    what = tool_name(settings)
     function = import_object(settings.function, what)
     try:
         hints = typing.get_type_hints(function)
@@ -116,17 +119,30 @@ def function_tool(settings: FunctionTool) -> ToolFunction:
     for name, parameter in signature.parameters.items():
         kind = _plain(hints.get(name))
         if kind is None or parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            raise UserError(
-                f"{what}: parameter {name} has no type that a schema can state: annotate it with one of "
-                "str, int, float, bool, list, dict"
-            )
+            raise no_type(what, name)
         kinds[name] = kind
     says = (inspect.getdoc(function) or "").strip().partition("\n\n")[0].replace("\n", " ")
     if not says:
-        raise UserError(f"{what}: it has no docstring, which tells the policy what it does: write one")
+        raise no_docstring(what)
     parameters = signature.parameters.items()
     optional = frozenset(name for name, p in parameters if p.default is not inspect.Parameter.empty)
     return ToolFunction(settings.name, says, kinds, function, optional)
+
+
+def tool_name(settings: FunctionTool) -> str:
+    """Name a function in messages."""
+    return f"environment.tools: function {settings.function!r}"
+
+
+def no_type(what: str, parameter: str) -> UserError:
+    return UserError(
+        f"{what}: parameter {parameter} has no type that a schema can state: annotate it with one of str, "
+        "int, float, bool, list, dict"
+    )
+
+
+def no_docstring(what: str) -> UserError:
+    return UserError(f"{what}: it has no docstring, which tells the policy what it does: write one")
 
 
 def _plain(hint: Any) -> type | None:

@@ -12,8 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from sppo_ray.rewards.math import real_sets
-from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined, real
-from sppo_ray.rewards.math.expressions import Node, walk
+from sppo_ray.rewards.math.evaluator import TooLarge, Undefined
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import (
     ORDERED,
@@ -22,6 +21,7 @@ from sppo_ray.rewards.math.forms import (
     Family,
     Form,
     Items,
+    Logic,
     Matrix,
     Named,
     Opaque,
@@ -33,6 +33,8 @@ from sppo_ray.rewards.math.forms import (
     as_region,
     both_signs,
 )
+from sppo_ray.rewards.math.logic import COMMUTATIVE, is_formula, with_signs
+from sppo_ray.rewards.math.nodes import Node, has_variables, walk
 from sppo_ray.rewards.math.progressions import (
     as_congruence,
     family_parameter,
@@ -40,7 +42,9 @@ from sppo_ray.rewards.math.progressions import (
     same_progression,
 )
 from sppo_ray.rewards.math.quantities import Reading
+from sppo_ray.rewards.math.question import Question
 from sppo_ray.rewards.math.reader import read_answer
+from sppo_ray.rewards.math.rounding import places_of, rounds_to
 from sppo_ray.rewards.math.statements import (
     has_value,
     is_statement_about,
@@ -57,14 +61,6 @@ from sppo_ray.rewards.math.words import as_number
 
 RELATIVE_TOLERANCE = Fraction(1, 1_000_000)
 """Of a decimal ground truth, which was rounded somewhere."""
-MIN_ROUNDED_DIGITS = 4
-"""A decimal truth of so many significant digits is taken for rounded: 3.1416 accepts 3.14159."""
-MIN_ROUNDED_PLACES = 3
-"""So many decimal places make a number in a tuple or an interval stand for the exact one that it
-rounds.
-"""
-MAX_ROUNDED_AWAY = Fraction(1, 100)
-"""Of a number in a tuple or an interval: 0.33 stands for 1/3, and 0.05 is no 0.054."""
 _VERDICTS = frozenset([
     "yes", "no", "true", "false", "positive", "negative", "even", "odd", "up", "down", "always", "never",
     "sometimes", "correct", "incorrect", "increasing", "decreasing", "increase", "decrease", "increases",
@@ -77,12 +73,10 @@ _FAILURES = (TooLarge, Undefined, KeyError, RecursionError, OverflowError, ZeroD
 
 
 class Comparison:
-    """Compares answers with truths; `percent`: the question asks for a percentage (40 and 40% are
-    the same).
-    """
+    """Compares answers to a question with its truth."""
 
-    def __init__(self, *, percent: bool = False) -> None:
-        self._percent = percent
+    def __init__(self, question: Question | None = None) -> None:
+        self._question = question or Question()
 
     def same(self, truth: str, answer: str) -> bool:
         """Whether a tidied answer means the same as a tidied truth, in any reading of both."""
@@ -100,6 +94,8 @@ class Comparison:
         `inside` a tuple, an interval or a matrix, a decimal may stand for the exact number that it
         rounds. Raises TooLarge, Undefined and the like where a value cannot be worked out.
         """
+        if isinstance(truth, Logic) or isinstance(answer, Logic):
+            return self._same_logic(truth, answer)
         if isinstance(truth, Relation):
             return self._same_relation(truth, answer)
         if isinstance(answer, Relation):
@@ -141,14 +137,27 @@ class Comparison:
             answer = _in_degrees(answer, truth.tail)
         elif _in_radians(answer, truth):
             truth = _in_degrees(truth, answer.tail)
-        factors = self._tail_factors(truth.tail, answer.tail)
+        if not self._same_meaning(truth, answer):
+            return False
+        factors = self._tail_factors(truth.tail, answer.tail, plain=not has_variables(truth.node))
         return any(_same_node(truth.node, _times(answer.node, factor), inside=inside) for factor in factors)
 
-    def _tail_factors(self, truth: Tail, answer: Tail) -> list[Fraction]:
-        """What the answer's number is multiplied by to stand beside the truth's; [] where their
-        words differ.
+    def _same_meaning(self, truth: Quantity, answer: Quantity) -> bool:
+        """Whether the answer adds no word to the truth's that could change the value, leaves none
+        out that is known to (or could, behind a variable), and exchanges none.
         """
-        if truth.changing != answer.changing or not _same_words(truth.words, answer.words):
+        needed = truth.tail.unknown if has_variables(truth.node) else truth.tail.changing
+        added, left_out = answer.tail.unknown - truth.tail.words, needed - answer.tail.words
+        if (added or left_out) and not added | left_out <= self._question.counted:
+            return False
+        return _same_words(truth.tail.words, answer.tail.words)
+
+    def _tail_factors(self, truth: Tail, answer: Tail, *, plain: bool) -> list[Fraction]:
+        """What the answer's number is multiplied by to stand beside the truth's; [] where their
+        units or percent signs differ. `plain`: the truth is a number, whose percent sign may be
+        left out.
+        """
+        if answer.shorthand and not truth.has_unit:
             return []
         scale = answer.scale / truth.scale
         if truth.has_unit and answer.has_unit:
@@ -164,8 +173,23 @@ class Comparison:
         if truth.words or answer.words or truth.has_unit or answer.has_unit:
             return []  # 40% of them is not 0.4, and 25% is not 25 cents
         if truth.percent:
-            return [scale, scale * 100]
-        return [scale / 100, *([scale] if self._percent else [])]
+            return [scale * 100, *([scale] if plain or self._question.asks_percentage else [])]
+        return [scale / 100, *([scale] if self._question.asks_percentage else [])]
+
+    def _same_logic(self, truth: Form, answer: Form) -> bool:
+        """Whether two formulas are built alike, up to the order of parts that have none."""
+        if not isinstance(truth, Logic) or not isinstance(answer, Logic):
+            return False
+        if truth.sign != answer.sign or len(truth.parts) != len(answer.parts):
+            return False
+        left = list(answer.parts)
+        for part in truth.parts:
+            candidates = left if truth.sign in COMMUTATIVE else left[:1]
+            found = next((one for one in candidates if self.same_form(part, one)), None)
+            if found is None:
+                return False
+            left.remove(found)
+        return True
 
     # ------------------------------------------------------------------------------------ sequences
 
@@ -299,6 +323,8 @@ def _readings(truth: str, answer: str) -> list[tuple[Form, Form]]:
     Letters are units where only the other side has one (3 h against 3 hours), or variables on both
     sides; 1,234 is also two numbers; 1,5 is a decimal beside a decimal.
     """
+    if any(map(is_formula, (truth, answer))):
+        truth, answer = with_signs(truth), with_signs(answer)
     first = read_answer(truth), read_answer(answer)
     pairs = [first]
     if _has_unit(first[0]) != _has_unit(first[1]):
@@ -375,45 +401,14 @@ def _same_node(truth: Node, answer: Node, *, inside: bool) -> bool:
             return True
     except (TooLarge, Undefined):
         return truth == answer
-    places, answer_places = _places(truth), _places(answer)
-    has_variables = any(part.op == "sym" for tree in (truth, answer) for part in walk(tree))
-    if has_variables or (places is None and not (inside and answer_places)):
+    places, answer_places = places_of(truth), places_of(answer)
+    if has_variables(truth) or has_variables(answer) or (places is None and not (inside and answer_places)):
         return False
     expected, given = value_of(truth), value_of(answer)
     if places is not None and within(expected, given, RELATIVE_TOLERANCE):
         return True
-    return _rounds_to(expected, given, places, answer_places, inside=inside)
+    return rounds_to(expected, given, places, answer_places, inside=inside)
 
-
-def _places(node: Node) -> int | None:
-    """The most decimal places of a numeral in the tree; None where all are exact."""
-    found = [part.args[1] for part in walk(node) if part.op == "num" and part.args[1] is not None]
-    return max(found, default=None)
-
-
-def _rounds_to(
-    expected: Number, given: Number, places: int | None, answer_places: int | None, *, inside: bool
-) -> bool:
-    """Whether one of two numbers is the other one after it was rounded to its decimal places."""
-    if places is not None and answer_places is not None:
-        if answer_places <= places or not isinstance(expected, Fraction):
-            return False
-        digits = len(str(abs(expected.numerator * 10**places // expected.denominator)).lstrip("0"))
-        rounded = places >= 2 if inside else places >= 1 and digits >= MIN_ROUNDED_DIGITS
-        if inside and not within(expected, given, MAX_ROUNDED_AWAY):
-            return False
-        return rounded and _is_near(expected, given, places)
-    shown = answer_places if places is None else places
-    if inside and not within(expected, given, MAX_ROUNDED_AWAY):
-        return False
-    return inside and shown is not None and shown >= MIN_ROUNDED_PLACES and _is_near(expected, given, shown)
-
-
-def _is_near(expected: Number, given: Number, places: int) -> bool:
-    bound = Fraction(1, 2 * 10**places)
-    if isinstance(expected, Fraction) and isinstance(given, Fraction):
-        return abs(given - expected) <= bound
-    return bool(abs(real(given) - real(expected)) <= real(bound))
 
 
 def _in_radians(degrees: Quantity, radians: Quantity) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 
 import mpmath
 
-from sppo_ray.rewards.math.expressions import UNKNOWN, Node
+from sppo_ray.rewards.math.expressions import UNKNOWN
+from sppo_ray.rewards.math.nodes import Node
 
 MAX_BITS = 1 << 17
 """Of an exact number: 39,000 digits."""

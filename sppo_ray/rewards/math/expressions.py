@@ -8,10 +8,12 @@ linear time. What the tree is worth is worked out, within bounds, by `exact_valu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
+from sppo_ray.rewards.math.nodes import Node, has_variables
+from sppo_ray.rewards.math.ordered import power, product
 from sppo_ray.rewards.math.tokens import (
     CONSTANTS,
     FUNCTIONS,
@@ -25,19 +27,6 @@ from sppo_ray.rewards.math.tokens import (
     recurring,
     tokens,
 )
-
-
-class Node(NamedTuple):
-    """An operation and its operands.
-
-    num (value: Fraction, decimal places or None), sym (name), const (pi, e, i or inf), + - * / ^
-    (two operands), neg, ! !! abs, mixed (whole number, fraction), ± ∓ (one or two operands), call
-    (name, operands), sum and prod (name, from, to, term).
-    """
-
-    op: str
-    args: tuple[Any, ...]
-
 
 _TIMES, _OVER = ("*", r"\cdot", r"\times", r"\ast", r"\bullet"), ("/", r"\div")
 _FRACTIONS = (r"\frac", r"\dfrac", r"\tfrac", r"\cfrac")
@@ -55,13 +44,21 @@ _OFTEN_FUNCTIONS = frozenset(
      "sigma", "tau", "mu", "beta", "Beta", "Psi", "Theta", "theta", "Pr", "q", "Q", "R", "r", "y", "E"]
 )  # fmt: skip
 """Functions where a name or a number alone stands in the brackets: h(x), P(A). Else factors."""
+_DIFFERENTIATED = frozenset("xyztuvwrsfghpqABDFGHIKLMNPQRSTUVWXYZ") | frozenset(
+    [r"\theta", r"\phi", r"\varphi", r"\rho", r"\tau", r"\omega", "theta", "phi"]
+)
+"""Variables that make dx a differential everywhere; the others do in a quotient of two."""
+_DERIVATIVE = re.compile(
+    r"(?<![a-zA-Z\\])[dD]\s*(?:\^\s*\{?\s*[0-9n]\s*\}?)?\s*(?:[a-zA-Z]|\([^(){}]*\))?\s*\)?\s*(?:/|\}\s*\{)"
+    r"\s*\(?\s*[dD]\s*[a-zA-Z(]"
+)
 _BAR_LIKE = frozenset(["|", r"\vert", r"\|"])
 _MAX_DEPTH = 60
 
 
 def read_expression(text: str, *, grouped: bool = True) -> Node:
     """The tree of an expression; `grouped` takes 1,000 for a thousand. Raises Unreadable."""
-    reader = _Reader(list(tokens(text, grouped)))
+    reader = _Reader(list(tokens(text, grouped)), derives=_DERIVATIVE.search(text) is not None)
     node = reader.expression()
     reader.end()
     return node
@@ -70,10 +67,12 @@ def read_expression(text: str, *, grouped: bool = True) -> Node:
 class _Reader:
     """Recursive descent over the tokens."""
 
-    def __init__(self, tokens: list[tuple[str, str]]) -> None:
+    def __init__(self, tokens: list[tuple[str, str]], *, derives: bool) -> None:
         self._tokens = tokens
+        self._derives = derives
         self._at = 0
         self._open: list[str] = []  # brackets around the place
+        self._groups: dict[tuple[int, str, int, int], tuple[Node, int]] = {}
         self._indices: list[str] = []  # of the sums around the place; i is one of them there
 
     # --------------------------------------------------------------------------------------- tokens
@@ -120,15 +119,24 @@ class _Reader:
     def _term(self) -> Node:
         node = self._factor()
         while True:
-            if self._take(*_TIMES):
-                node = Node("*", (node, self._signed(self._factor)))
+            if sign := self._take(*_TIMES):
+                read = self._cross_factor if sign == r"\times" else self._factor
+                node = product(node, self._signed(read), sign)
             elif self._take(*_OVER):
                 node = Node("/", (node, self._signed(self._factor)))
             elif self._starts_factor():
                 raise_if(self._peek()[0] in ("number", "recurring"), "a number beside a value")
-                node = Node("*", (node, self._factor()))
+                node = product(node, self._factor(), "")
             else:
                 return node
+
+    def _cross_factor(self) -> Node:
+        r"""What stands behind \times: a \times 2b is a \times (2b)."""
+        node = self._factor()
+        while self._starts_factor():
+            raise_if(self._peek()[0] in ("number", "recurring"), "a number beside a value")
+            node = product(node, self._factor(), "")
+        return node
 
     def _starts_factor(self) -> bool:
         kind, text = self._peek()
@@ -148,11 +156,14 @@ class _Reader:
         return text in ("(", "[", "{")
 
     def _factor(self) -> Node:
+        start = self._at
         node = self._postfix()
+        is_name = self._at == start + 1  # AB^{-1}, and not (AB)^{-1}
         if self._take("^", "**"):
             if self._is_degree():
                 return Node("*", (node, _DEGREE))
-            node = Node("^", (node, self._exponent()))
+            exponent = self._exponent()
+            node = power(node, exponent) if is_name else Node("^", (node, exponent))
             while self._peek()[1] == "!":
                 node = self._factorial(node)
         return self._mixed(node) if node.op == "num" and node.args[1] is None else node
@@ -216,6 +227,14 @@ class _Reader:
         raise Unreadable(f"{text or 'the end'!r} where a value is due")
 
     def _group(self, opens: str) -> Node:
+        """A bracket's content. It is read once: the operand of a function may be a factor."""
+        key = (self._at, opens, len(self._open), len(self._indices))
+        if key not in self._groups:
+            self._groups[key] = self._read_group(opens), self._at
+        node, self._at = self._groups[key]
+        return node
+
+    def _read_group(self, opens: str) -> Node:
         self._open.append(opens)
         if len(self._open) > _MAX_DEPTH:
             raise Unreadable("too deep")
@@ -251,11 +270,21 @@ class _Reader:
         return self._symbol(name)
 
     def _symbol(self, name: str) -> Node:
+        if self._differentiates(name):
+            name += self._next()[1]
         if self._take("_"):
             name += "_" + self._raw()
         while self._take("'", r"\prime"):
             name += "'"
         return self._applied(name) or Node("sym", (name,))
+
+    def _differentiates(self, name: str) -> bool:
+        r"""Whether d or \Delta forms one symbol with the variable behind it, as in dy."""
+        kind, text = self._peek()
+        letter = kind == "name" and len(text) == 1
+        if name in ("Delta", "delta"):
+            return letter
+        return (name == "d" and text in _DIFFERENTIATED) or (name in ("d", "D") and self._derives and letter)
 
     def _applied(self, name: str) -> Node | None:
         r"""A function that is not known: f(2x), P(A), \Gamma(3), J_0(2), f^{-1}(4).
@@ -270,7 +299,8 @@ class _Reader:
             self._at = start
             return None
         inner = self._group(self._next()[1])
-        is_function = name[0] in _FUNCTION_NAMES or "'" in name
+        derives = self._derives and name in ("d", "D")  # d(y)/d(x)
+        is_function = name[0] in _FUNCTION_NAMES or "'" in name or derives
         may_be_function = name in _OFTEN_FUNCTIONS or ("_" in name and name[0].isupper())
         if is_function or (may_be_function and inner.op in ("sym", "num", "const")):
             return Node("call", (f"{UNKNOWN}{name}{inverse}", inner))
@@ -353,7 +383,7 @@ class _Reader:
         node = self._signed(self._factor)
         while self._starts_factor() and self._peek()[1].lstrip("\\") not in FUNCTIONS:
             node = Node("*", (node, self._factor()))
-        while self._peek()[1] == "/" and not any(part.op == "sym" for part in walk(node)):
+        while self._peek()[1] == "/" and not has_variables(node):
             self._next()
             node = Node("/", (node, self._factor()))
         return node
@@ -384,12 +414,6 @@ class _Reader:
         return Node(name, (index, first, last, term))
 
 
-def walk(node: Node) -> Iterator[Node]:
-    """The node and all below it."""
-    yield node
-    for part in node.args:
-        if isinstance(part, Node):
-            yield from walk(part)
 
 
 def _is_proper(node: Node) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from sppo_ray.rewards.math.evaluator import TooLarge, Undefined
-from sppo_ray.rewards.math.expressions import Node, walk
+from sppo_ray.rewards.math.nodes import Node, walk
 from sppo_ray.rewards.math.tokens import OF_SEVERAL
 from sppo_ray.rewards.math.values import value_of, within
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from sppo_ray.rewards.math import real_sets
-from sppo_ray.rewards.math.expressions import Node, walk
+from sppo_ray.rewards.math.nodes import Node, walk
 from sppo_ray.rewards.math.real_sets import Interval, Region
 from sppo_ray.rewards.math.units import NO_TAIL, Tail
 from sppo_ray.rewards.math.values import value_of
@@ -125,6 +125,14 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
+class Logic:
+    r"""An operator of logic or of sets and its parts, in their order: \to, p and q."""
+
+    sign: str
+    parts: tuple[Form, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """What cannot be read: text without white space."""
 
@@ -143,6 +151,7 @@ Form = (
     | Ratio
     | Congruence
     | Family
+    | Logic
     | Opaque
 )
 

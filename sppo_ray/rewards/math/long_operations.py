@@ -13,7 +13,8 @@ from typing import Any
 
 import mpmath
 
-from sppo_ray.rewards.math.expressions import UNKNOWN, Node, Unreadable, read_expression, walk
+from sppo_ray.rewards.math.expressions import UNKNOWN, Unreadable, read_expression
+from sppo_ray.rewards.math.nodes import Node, walk
 from sppo_ray.rewards.math.text import closing_brace
 from sppo_ray.rewards.math.values import Number, TooLarge, Undefined, real, value_at
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 from sppo_ray.rewards.math.evaluator import real
-from sppo_ray.rewards.math.expressions import Node, walk
 from sppo_ray.rewards.math.forms import Congruence, Family, Form, Quantity, Relation
+from sppo_ray.rewards.math.nodes import Node, walk
 from sppo_ray.rewards.math.reader import read_answer
 from sppo_ray.rewards.math.syntax import is_name
 from sppo_ray.rewards.math.values import same_value, value_of

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sppo_ray.rewards.math.expressions import Node, read_expression
+from sppo_ray.rewards.math.expressions import read_expression
 from sppo_ray.rewards.math.forms import Quantity
+from sppo_ray.rewards.math.nodes import Node
 from sppo_ray.rewards.math.text import unbraced
 from sppo_ray.rewards.math.tokens import Unreadable
 from sppo_ray.rewards.math.units import read_tail, without_ordinal

@@ -13,8 +13,8 @@ from dataclasses import replace
 from fractions import Fraction
 
 from sppo_ray.rewards.math import real_sets
-from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined, real
-from sppo_ray.rewards.math.expressions import Node
+from sppo_ray.rewards.math.domains import domain_of, whole_numbers_in
+from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import (
     ORDERED,
@@ -23,6 +23,7 @@ from sppo_ray.rewards.math.forms import (
     Family,
     Form,
     Items,
+    Logic,
     Matrix,
     Named,
     Opaque,
@@ -34,6 +35,8 @@ from sppo_ray.rewards.math.forms import (
     as_region,
     both_signs,
 )
+from sppo_ray.rewards.math.logic import COMMUTATIVE, in_words, is_enumeration, split_formula
+from sppo_ray.rewards.math.nodes import Node
 from sppo_ray.rewards.math.quantities import (
     USUAL,
     Reading,
@@ -50,7 +53,8 @@ from sppo_ray.rewards.math.units import NO_TAIL, read_tail
 from sppo_ray.rewards.math.values import value_of
 from sppo_ray.rewards.math.words import as_words
 
-_RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\notin", r"\approx", r"\to")
+_RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\notin", r"\approx")
+_ORDERS = frozenset(["<", ">", r"\le", r"\ge", r"\ne"])
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})*,[0-9]{3}(?![0-9])(?!.*,[0-9]{3}(?![0-9]))")
 _OTHER_SET_SIGNS = ("<", ">", r"\le", r"\ge")
 _CLOCK = re.compile(
@@ -83,15 +87,8 @@ _REALS_WITHOUT = re.compile(r"\\mathbb\s*\{R\}\s*(?:-|\\backslash)\s*(\\\{.*\\\}
 _OUTWARD = re.compile(r"\].*,.*[\[\]]|[\[(\]].*,.*\[")
 _DISTANCE = re.compile(r"\s*([A-Za-z])\s*(?:([-+])\s*([^-+]+))?")
 _BRACKETS = (("(", ")", "()"), ("[", "]", "[]"), ("(", "]", "(]"), ("[", ")", "[)"), (r"\{", r"\}", "{}"))
-MAX_WHOLE_NUMBERS = 1000
 _UNKNOWNS = frozenset("xyztwrs")
 """x_1 and x_2 are solutions in any order."""
-_DOMAINS = {"Z": "Z", "N": "N", "N_0": "N", "Z_>=0": "N", "N_>=0": "N"} | dict.fromkeys(
-    ["Z^+", "Z_+", "Z_>0", "Z_>=1", "N^*", "N_+", "N^+", "N_>0", "N_1", "N_>=1"], "P"
-)
-_SOME_INTEGERS = re.compile(
-    r"except|divisible|even|odd|zero|prime|multiple|greater|less|(?<!non)(?<!non-)negative|between"
-)
 _ONE = Node("num", (Fraction(1), None))
 _FAILURES = (Unreadable, TooLarge, Undefined, RecursionError, KeyError, OverflowError, ZeroDivisionError)
 
@@ -117,6 +114,7 @@ class _Reader:
             _read_clock,
             self._congruence,
             self._environment,
+            self._logic,
             self._alternatives,
             self._set_builder,
             self._set_operation,
@@ -136,16 +134,16 @@ class _Reader:
         if match is None or match.start() == 0:
             return None
         form = self.read(text[: match.start()].rstrip(" ,;"))
-        domain = _domain(match["set"] or "", match.group())
+        domain = domain_of(match["set"] or "", match.group())
         if isinstance(form, Reals) and form.name == match[1]:  # 1 \le n \le 3, n \in \mathbb{Z}
-            return _whole_numbers_in(form.region) or Family(form, match[1], domain)
+            return whole_numbers_in(form.region) or Family(form, match[1], domain)
         return Family(form, match[1], domain)
 
     def _congruence(self, text: str) -> Form | None:
         marks = list(_MODULO.finditer(text))
         if len(marks) != 1 or (r"\equiv" not in text and "=" not in text and marks[0].start() == 0):
             return None
-        before = text[: marks[0].start()].strip().rstrip("(").strip()
+        before = in_words(text[: marks[0].start()]).strip().rstrip("(").strip()
         modulus = unbraced(text[marks[0].end() :].strip().rstrip(")").strip()).lstrip("{").rstrip("}")
         left, _, right = before.rpartition(r"\equiv" if r"\equiv" in before else "=")
         residues = [part for _, part in split_outside(connected(right), ",", "or", "and")]
@@ -193,6 +191,28 @@ class _Reader:
         value, *conditions = (part for _, part in split_outside(row, "&"))
         condition = _CONDITION.sub("", " ".join(conditions)).strip(" ,.;")
         return self.read(value.strip(" ,;")), self.read(condition) if condition else Words("otherwise")
+
+    # ---------------------------------------------------------------------------------------- logic
+
+    def _logic(self, text: str) -> Form | None:
+        r"""A formula of logic, or solutions between \lor and \land."""
+        formula = split_formula(text)
+        if formula is None:
+            return None
+        if is_enumeration(formula):
+            try:
+                return self.read(in_words(text))
+            except _FAILURES:  # of several variables, say: a formula of statements
+                pass
+        return self._operation(*formula)
+
+    def _operation(self, sign: str, parts: Sequence[str]) -> Logic:
+        forms = [read_answer(part, self._reading) for part in parts]
+        inner = [
+            form.parts if isinstance(form, Logic) and form.sign == sign and sign in COMMUTATIVE else (form,)
+            for form in forms
+        ]
+        return Logic(sign, tuple(form for some in inner for form in some))
 
     # ---------------------------------------------------------------------------------------- lists
 
@@ -265,13 +285,22 @@ class _Reader:
 
     def _set_operation(self, text: str) -> Form | None:
         r"""Unions, intersections, differences, \mathbb{R} and what it lacks."""
-        text = _IN.sub("", text)
+        named, text = text, _IN.sub("", text)
         parts = [(s, part) for s, part in split_outside(text, r"\cup", r"\cap", r"\setminus") if s or part]
         if len(parts) == 1:
             without = _REALS_WITHOUT.fullmatch(text)
             if without:
                 return Reals(real_sets.complement(self._region(without[1])))
             return Reals(real_sets.EVERYTHING) if _ALL_REALS.fullmatch(text) else None
+        signs = {sign for sign, _ in parts[1:]}
+        try:
+            return self._combined_regions(parts)
+        except (Unreadable, KeyError):  # A \cup B
+            if len(signs) > 1 or named != text or not all(part for _, part in parts):
+                raise
+        return self._operation(*signs, [part for _, part in parts])
+
+    def _combined_regions(self, parts: Sequence[tuple[str, str]]) -> Form:
         region = self._region(parts[0][1])
         for sign, part in parts[1:]:
             other = self._region(part)
@@ -312,7 +341,8 @@ class _Reader:
         form = self.read(sides[1])
         region = as_region(form)
         if region is None:
-            return form if signs[0] == r"\in" else None
+            has_name = isinstance(form, Quantity) and r"\mathbb" not in sides[1]  # x \in A
+            return Relation(sides, signs) if has_name else form if signs[0] == r"\in" else None
         return Reals(real_sets.complement(region) if signs[0] == r"\notin" else region, sides[0])
 
     def _equation(self, sides: tuple[str, ...], signs: tuple[str, ...]) -> Form:
@@ -334,7 +364,8 @@ class _Reader:
     def _inequality(self, sides: tuple[str, ...], signs: tuple[str, ...]) -> Form:
         """A chain with one variable as a set of real numbers. Raises Unreadable for any other."""
         places = [n for n, side in enumerate(sides) if is_name(side) or re.fullmatch(r"\|.*\|", side)]
-        raise_if(len(places) != 1 or len(sides) > 3 or "=" in signs, "no bounds of a variable")
+        bounded = len(places) == 1 and len(sides) <= 3 and _ORDERS.issuperset(signs)
+        raise_if(not bounded, "no bounds of a variable")
         name, region = sides[places[0]], real_sets.EVERYTHING
         for index, sign in enumerate(signs):
             raise_if(index not in (places[0] - 1, places[0]), "no bounds of a variable")
@@ -406,34 +437,6 @@ def _multiplied(factor: Node, cell: Form) -> Form:
     if not isinstance(cell, Quantity):
         raise Unreadable("a number times what is no number")
     return replace(cell, node=Node("*", (factor, cell.node)))
-
-
-def _domain(whole_set: str, words: str) -> str:
-    """Z, N or P (see `Family`); any other set by its own name. Raises Unreadable for words that say
-    more.
-    """
-    if whole_set:
-        plain = re.sub(r"\\mathbb|[{}\s]", "", re.sub(r"\\ge(?![a-z])", ">=", whole_set))
-        return _DOMAINS.get(plain, plain)
-    raise_if(bool(_SOME_INTEGERS.search(words)), "some whole numbers only")
-    if "positive" in words or "natural" in words:
-        return "P"
-    return "N" if re.search("non-?negative", words) else "Z"
-
-
-def _whole_numbers_in(region: Region) -> Items | None:
-    """The whole numbers of a bounded region as a set; None where they are many."""
-    found = []
-    for one in region:
-        low, high = real(one.low), real(one.high)
-        if not -MAX_WHOLE_NUMBERS < low <= high < MAX_WHOLE_NUMBERS:
-            return None
-        for number in range(int(low) - 1, int(high) + 2):
-            inside = (low < number or (one.has_low and low == number)) and (
-                number < high or (one.has_high and high == number)
-            )
-            found += [Quantity(Node("num", (Fraction(number), None)))] if inside else []
-    return Items("{}", tuple(found))
 
 
 def _read_clock(text: str) -> Form | None:

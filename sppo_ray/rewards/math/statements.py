@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable
 
 from sppo_ray.rewards.math.evaluator import TooLarge, Undefined
-from sppo_ray.rewards.math.expressions import Node, walk
 from sppo_ray.rewards.math.forms import Form, Quantity, Relation
 from sppo_ray.rewards.math.long_operations import may_be
+from sppo_ray.rewards.math.nodes import Node, has_variables
 from sppo_ray.rewards.math.reader import read_answer
 from sppo_ray.rewards.math.syntax import is_long_operation, is_name
 from sppo_ray.rewards.math.values import proportional, same_value, value_of
@@ -81,7 +81,7 @@ def same_equation(truth: Relation, answer: Relation) -> bool:
     nodes = _nodes(*truth.sides, *answer.sides)
     if nodes is None:
         return _squeezed(truth) == _squeezed(answer)
-    if not any(part.op == "sym" for node in nodes for part in walk(node)):  # f(2) = 5
+    if not any(map(has_variables, nodes)):  # f(2) = 5
         pairs = (nodes[2:], nodes[:1:-1])
         return any(all(map(same_value, nodes[:2], pair)) for pair in pairs)
     return proportional(Node("-", nodes[:2]), Node("-", nodes[2:])) != 0
@@ -92,13 +92,14 @@ def same_inequality(truth: Relation, answer: Relation, same_side: Callable[[str,
     if len(truth.sides) != len(answer.sides):
         return False
     turned = Relation(answer.sides[::-1], tuple(_TURNED.get(sign, sign) for sign in answer.signs[::-1]))
-    for other in (answer, turned):
+    readable_backwards = all(sign in _TURNED or sign in (r"\ne", r"\approx", "=") for sign in answer.signs)
+    for other in (answer, turned) if readable_backwards else (answer,):
         pairs = zip(truth.sides, other.sides, strict=True)
         if truth.signs == other.signs and all(
             "".join(a.split()) == "".join(b.split()) or same_side(a, b) for a, b in pairs
         ):
             return True
-    nodes = _nodes(*truth.sides, *answer.sides) if len(truth.sides) == 2 else None
+    nodes = _nodes(*truth.sides, *answer.sides) if len(truth.sides) == 2 and readable_backwards else None
     if nodes is None:
         return False
     sign = proportional(Node("-", nodes[:2]), Node("-", nodes[2:]))
@@ -111,7 +112,7 @@ def _is_computation(side: str) -> bool:
     if is_long_operation(side):
         return True
     form = read_answer(side)
-    return isinstance(form, Quantity) and not any(part.op == "sym" for part in walk(form.node))
+    return isinstance(form, Quantity) and not has_variables(form.node)
 
 
 def _nodes(*sides: str) -> tuple[Node, ...] | None:

@@ -26,10 +26,13 @@ _UNICODE = str.maketrans(
         "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
         "≠": r"\ne ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "≈": r"\approx ",
         "≡": r"\equiv ", "°": r"^\circ ", "℃": r"^\circ C", "℉": r"^\circ F", "º": r"^\circ ",
-        "∅": r"\emptyset ", "Ø": r"\emptyset ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
+        "→": r"\to ", "⟶": r"\to ", "⇒": r"\to ", "⟹": r"\to ", "←": r"\gets ", "⇐": r"\gets ",
+        "↔": r"\iff ", "⇔": r"\iff ", "⟺": r"\iff ", "¬": r"\neg ", "⊕": r"\oplus ", "∀": r"\forall ",
+        "∃": r"\exists ", "∅": r"\emptyset ", "Ø": r"\emptyset ", "θ": r"\theta ", "α": r"\alpha ",
+        "β": r"\beta ",
         "γ": r"\gamma ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ", "ℝ": r"\mathbb{R}",
-        "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "∨": r" \text{ or } ",
-        "∧": r" \text{ and } ", "…": r"\ldots ", "⋯": r"\ldots ", "∶": ":", "、": ",", "。": ".",
+        "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "∨": r"\lor ",
+        "∧": r"\wedge ", "…": r"\ldots ", "⋯": r"\ldots ", "∶": ":", "、": ",", "。": ".",
         "〈": "(", "〉": ")", "⟨": "(", "⟩": ")", "【": "[", "】": "]", "′": "'", "⁄": "/",
         "∖": r"\setminus ", "㎡": r"\text{ m}^2", "㎝": r"\text{ cm}", "㎞": r"\text{ km}", "\u00a0": " ",
         "\u2009": " ", "\u202f": " ", "\u3000": " ", "\u200b": "", "\u200c": "", "\u200d": "",
@@ -51,10 +54,21 @@ _TEXT_COMMAND = (
     r"\\(?:text(?:bf|it|rm|normal|sf|tt|up|sc|md)?|mbox|hbox|mathrm|mathsf|mathtt|mathit|operatorname\*?|emph)"
     r"\s*(?=\{)"
 )
+_NAMES = ("sin", "cos", "tan", "arcsin", "arccos", "arctan", "ln", "log", "exp", "cot", "sec", "csc", "pi")
+_OPERATOR_NAMES = frozenset([
+    "tr", "Tr", "trace", "Re", "Im", "rank", "det", "dim", "ker", "im", "span", "sgn", "sign", "adj", "cov",
+    "Cov", "var", "Var", "arg", "Arg", "lcm", "gcd", "max", "min", "sup", "inf", "grad", "div", "curl",
+    "rot", "deg", "ord", "Res", "erf", "diag", "Li", "Si", "Ci", "proj", "vol", "area", "cosh", "sinh",
+    "tanh", "coth", "arcsinh", "arccosh", "arctanh",
+])  # fmt: skip
 _WRAPPER = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|pmb|mathcal|mathnormal|underline|underbrace|overbrace|boxed|fbox|framebox|ensuremath|mathstrut"
     r"|textcolor\s*\{[^{}]*\}|color\s*\{[^{}]*\}|colorbox\s*\{[^{}]*\})\s*(?=\{)"
 )
+_BOLD = re.compile(
+    r"\\(?:mathbf|boldsymbol|bm|pmb)\s*(?:\{\s*([a-zA-Z])\s*\}|(?<![a-z])([a-zA-Z])(?![a-zA-Z]))"
+)
+"""A letter in bold is a vector, where a product of vectors can stand."""
 _GONE = re.compile(
     r"\\(?:hspace|vspace|phantom|hphantom|vphantom|label|tag)\*?\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\(?:left|right)\s*\.(?![0-9])"
     r"|\\(?:left|right|bf|rm|it|sf|tt|sc|bfseries|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge"
@@ -62,16 +76,26 @@ _GONE = re.compile(
     r"|mathrm|mathbf|mathit|text|ensuremath)(?![a-zA-Z])(?!\s*\{(?<=\{))"
 )
 _SPACING = re.compile(r"\\\\|\\!\s*|\\[,;:> ]|\\(?:q?quad|thinspace|enspace|space|newline)(?![a-zA-Z])|~|\s+")
+_SIGN_OF_LOGIC = {
+    name: rf"\{sign} "
+    for sign, names in {
+        "lor": "lor vee", "land": "land", "neg": "neg lnot", "oplus": "oplus veebar",
+        "iff": "iff leftrightarrow Leftrightarrow longleftrightarrow Longleftrightarrow <",
+        "gets": "gets leftarrow Leftarrow longleftarrow Longleftarrow impliedby because",
+        "to": "to rightarrow Rightarrow longrightarrow Longrightarrow implies therefore ie",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+_SIGNS_OF_LOGIC = rf"\\({'|'.join(set(_SIGN_OF_LOGIC) - {'<'})})(?![a-zA-Z])|<[-=]+>|-+>"
 _ONE_SPELLING = tuple(
     (re.compile(pattern), text)
     for pattern, text in (
+        (_SIGNS_OF_LOGIC, lambda sign: _SIGN_OF_LOGIC.get(sign[1] or sign[0].strip("-=>"), r"\to ")),
         (r"\\(?:leqslant|leqq|leq)(?![a-zA-Z])|=<|<=", r"\\le "),
         (r"\\(?:geqslant|geqq|geq)(?![a-zA-Z])|>=", r"\\ge "),
         (r"\\(?:neq|not\s*=)(?![a-zA-Z])|(?<![0-9)}])!=|\\not\s*=", r"\\ne "),
         (r"\\lt(?![a-zA-Z])", "<"),
         (r"\\gt(?![a-zA-Z])", ">"),
-        (r"\\(?:lor|vee)(?![a-zA-Z])", r"\\text{ or }"),
-        (r"\\(?:land|wedge)(?![a-zA-Z])", r"\\text{ and }"),
         (r"\\(?:mid|colon|ratio)(?![a-zA-Z])", lambda mark: " | " if mark[0] == r"\mid" else ":"),
         (r"\\(?:varnothing|O)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:lbrace)(?![a-zA-Z])", r"\\{"),
@@ -84,7 +108,6 @@ _ONE_SPELLING = tuple(
         (r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
         (r"\\(?:R|Reals|mathbb\s*R|mathbf\s*\{\s*R\s*\})(?![a-zA-Z])", r"\\mathbb{R}"),
         (r"\\(?:Z|mathbb\s*Z|mathbf\s*\{\s*Z\s*\})(?![a-zA-Z])", r"\\mathbb{Z}"),
-        (r"\\(?:longrightarrow|rightarrow|Rightarrow|implies|therefore|because|ie)(?![a-zA-Z])", r"\\to "),
         (r"\\(?:approxeq|simeq|doteq)(?![a-zA-Z])", r"\\approx "),
         (r"\\(?:cr|tabularnewline)(?![a-zA-Z])|\\\\\s*\[[^\]]*\]", r"\\\\"),
         (r"\\begin\s*\{(?:[bvBV]?matrix|smallmatrix|array)\}", lambda begin: begin[0].replace(" ", "")),
@@ -94,7 +117,7 @@ _ONE_SPELLING = tuple(
 )
 _LEAD = re.compile(
     r"^(?:(?:\\text\{)?\s*(?:(?:the|my|our|so|thus|hence|final|correct)\s+)*(?:answer|result|solution|ans)\b\s*(?:is|=|:)?\s*[:：]?\s*\}?"
-    r"|\\to|\\approx|=|:)\s*",
+    r"|\\to|\\gets|\\approx|=|:)\s*",
     re.IGNORECASE,
 )
 _CHINESE_LEAD = re.compile(r"^(?:\\text\{)?\s*(?:最终)?(?:答案|结果|解)(?:是|为)?\s*[::]?\s*\}?\s*")
@@ -137,6 +160,8 @@ def tidy(text: str) -> str:
     if r"\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z({])", r"\\", text)  # escaped once too often
     text = _connect(text)
+    if r"\times" in text or r"\wedge" in text:
+        text = _BOLD.sub(r"\\vec{\1\2}", text)
     text = _one_style(text)
     text = re.sub(r",\s*\\!\s*|\{\\,\}", ",", re.sub(r"\{\s*([,:;=<>])\s*\}", r"\1", text))
     text = " ".join(_SPACING.sub(_space, text.removesuffix("\\")).split())
@@ -180,7 +205,10 @@ def _one_style(text: str) -> str:
         end = closing_brace(text, match.end())
         if end is None:
             break
-        pieces += [text[position : match.start()], _words_or_formula(text[match.end() + 1 : end - 1])]
+        content = text[match.end() + 1 : end - 1]
+        named = "operatorname" in match[0] and content.strip() in _OPERATOR_NAMES
+        inner = f"\\{content.strip()} " if named else _words_or_formula(content)
+        pieces += [text[position : match.start()], inner]
         position = end
     return "".join([*pieces, text[position:]])
 
@@ -198,8 +226,8 @@ def _unwrapped(text: str) -> str:
 
 def _words_or_formula(content: str) -> str:
     inner = re.sub(_TEXT_COMMAND, "", content)
-    plain = re.sub(r"[{}]", "", inner).strip() if "^" not in inner else inner.strip()
-    if plain in ("sin", "cos", "tan", "arcsin", "arccos", "arctan", "ln", "log", "exp", "cot", "sec", "csc"):
+    plain = (re.sub(r"[{}]", "", inner) if "^" not in inner else inner).strip(" ~")
+    if plain in _NAMES:
         return f"\\{plain} "
     letters = re.sub(r"\\[a-zA-Z]+", "", plain)
     if not any(c.isalpha() for c in letters) or plain in ("i", "e", "x", "d"):

@@ -51,6 +51,12 @@ MARKS = frozenset(
         "angle",
     ]
 )
+_OPERATORS = frozenset([
+    "mod", "div", "xor", "nor", "not", "and", "det", "arg", "deg", "dim", "ker", "sup", "lim", "per", "cov",
+    "var", "adj", "sgn",
+])  # fmt: skip
+"""Words of three letters that are no product of variables."""
+_CHOOSE = re.compile("[a-z][CP][a-z]")
 _MAX_DIGITS = 4000
 
 _DOT = r"\\dot\s*\{?[0-9]\}?"
@@ -149,9 +155,9 @@ def _words(run: str) -> Iterator[tuple[str, str]]:
         if run.startswith(name) and len(run) == len(name) + 1:
             yield from (("name", name), ("name", run[-1]))
             return
-    if len(run) > 3:
+    if len(run) > 3 or run in _OPERATORS:
         raise Unreadable(f"unknown word {run!r}")
-    if len(run) > 1 and run.isupper():  # AB, a segment; IV; a word
+    if len(run) > 1 and (run.isupper() or _CHOOSE.fullmatch(run)):  # AB, a segment; IV; a word; nCr
         yield "name", run
         return
     yield from (("name", letter) for letter in run)

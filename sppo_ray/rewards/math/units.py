@@ -1,9 +1,9 @@
 r"""What stands behind a number: units, words of magnitude, percent, and other words (5.4\text{
 cents}, 3 million, 12 apples).
 
-Known units are compared by their dimensions and converted by an exact factor. An unknown word may
-be left out (12 apples is 12), unless it can change the value (5 squared, 20 less, 1990 BC); it is
-not exchanged for another one.
+Known units are compared by their dimensions and converted by an exact factor. The noun of what is
+counted may be added or left out (12 apples is 12). Any other word could change the value
+(6 recurring): an answer adds none, and leaves none out that is known to do so (5 squared, 1990 BC).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
+
+from sppo_ray.rewards.math.counted import is_counted, singular
 
 Dimensions = tuple[tuple[str, int], ...]
 """Base units and their powers, sorted: (("m", 1), ("s", -2))."""
@@ -24,8 +26,10 @@ class Tail:
     percent: bool = False
     factor: Fraction = Fraction(1)  # of the unit, in base units
     dimensions: Dimensions = ()
-    words: frozenset[str] = field(default_factory=frozenset)  # unknown ones
-    changing: frozenset[str] = field(default_factory=frozenset)  # those that can change the value
+    shorthand: bool = False  # the unit may also be a word of magnitude: 5 K, 5 B, 5 T
+    words: frozenset[str] = field(default_factory=frozenset)  # all others, in the singular
+    unknown: frozenset[str] = field(default_factory=frozenset)  # those that could change the value
+    changing: frozenset[str] = field(default_factory=frozenset)  # those that are known to
 
     @property
     def has_unit(self) -> bool:
@@ -97,7 +101,7 @@ _TABLE = """
 1 yuan:1 | CNY RMB | yuan 元
 1 yen:1 | JPY | yen
 1 rupee:1 | Rs INR | rupee
-1 degree:1 | ° deg | degree
+1 degree:1 | ° deg | degree 度
 1/60 degree:1 | arcmin |
 1 radian:1 | rad | radian
 1 bit:1 | bit* |
@@ -125,12 +129,13 @@ _PREFIX_NAMES = {
     "mega": 6,
     "giga": 9,
 }
-_SCALES = {
-    "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "quadrillion": 10**15,
+_ILLIONS = ["m", "b", "tr", "quadr", "quint", "sext", "sept", "oct", "non", "dec"]
+_SCALES = {f"{name}illion": 10 ** (3 * number) for number, name in enumerate(_ILLIONS, 2)} | {
+    "hundred": 100, "thousand": 1000, "googol": 10**100,
     "dozen": 12, "score": 20, "gross": 144, "lakh": 10**5, "crore": 10**7, "万": 10**4, "亿": 10**8,
     "十": 10, "百": 100, "千": 1000, "百万": 10**6, "千万": 10**7,
 }  # fmt: skip
+_SHORTHAND = (["K"], ["B"], ["T"])
 _PERCENT = frozenset(["percent", "percents", "pct", "percentage", "%"])
 _CHANGING = frozenset([
     "squared", "cubed", "half", "halves", "third", "thirds", "quarter", "quarters", "fourth", "fourths",
@@ -157,13 +162,24 @@ _CHANGING = frozenset([
     "one", "two", "three", "four", "five", "six", "seven",
     "eight", "nine", "ten", "eleven", "twelve", "twenty", "thirty", "forty", "fifty", "hundred",
     "成", "折", "倍", "半", "不对", "错", "错误", "不是", "以上", "以下",
+    "log", "logarithm", "ln", "sin", "sine", "cos", "cosine", "tan", "tangent", "exp", "exponential", "sqrt",
+    "pi", "infinity", "infinite", "infinitesimal", "imaginary", "complex", "conjugate", "recurring",
+    "repeating", "repeated", "reoccurring", "binary", "ternary", "octal", "hex", "hexadecimal", "radix",
+    "quintuple", "quadruple", "triplet", "trio", "twin", "quartet", "doubles", "kilo", "mega", "giga",
+    "tera", "milli", "micro", "nano", "pico", "googolplex", "zillion", "gazillion", "exponent", "xor",
+    "nand", "nor", "implies", "iff", "equals", "exceeds", "mille", "permil", "zeros", "zeroes", "orders",
+    "order", "magnitude", "decade", "century", "centuries", "fortnight", "score", "thrice", "quarterly",
+    "halving", "doubling",
 ])  # fmt: skip
-"""Words that say another value, side or sign than the number alone."""
+"""Words known to say another value, side or sign than the number alone."""
+_FRACTION = re.compile(r"(?!months?$)[a-z-]{2,}(?:(?:n|r|f|x|h|ie|d|illion)ths?|illions?)$")
+"""Sixteenths, octillions."""
 _EMPTY = frozenset([
     "of", "the", "a", "an", "total", "in", "exactly", "only", "altogether", "different", "distinct",
     "possible", "unit", "units", "way", "ways", "about", "approximately", "roughly", "around", "such",
     "these", "both", "all", "answer", "is", "are", "each", "long", "away",
 ])  # fmt: skip
+_UNITS = re.compile(r"\b(?:square|sq|cubic|cu)\.?\s+units?\b|\bunits?\s*\^\s*[23](?![0-9])")
 _ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*(?:st|nd|rd|th)(?![A-Za-z])")
 _TOKENS = re.compile(r"[A-Za-zµμΩ°¢%一-鿿]+\.?(?:[A-Za-z]\.)?|\^\s*-?[0-9]+|[0-9]+|/|[-'’]")
 
@@ -174,7 +190,7 @@ def read_tail(text: str, *, attached: bool = False) -> Tail | None:
     `attached` says that no space stands before them: then they must be known (2ab is no number of
     "ab").
     """
-    plain = re.sub(r"\b(?:square|sq|cubic|cu)\.?\s+units?\b", "units", _plain(text))
+    plain = _UNITS.sub("units", _plain(text))
     tokens = _TOKENS.findall(plain)
     if "".join("".join(tokens).split()) != "".join(plain.split()):
         return None
@@ -187,11 +203,26 @@ def read_tail(text: str, *, attached: bool = False) -> Tail | None:
     if at < len(tokens) and tokens[at].casefold().rstrip(".") in _PERCENT:
         percent, at = True, at + 1
     factor, dimensions, at = _unit(tokens, at)
-    rest = [_stem(token) for token in tokens[at:] if token not in "-'’"]
+    shorthand = bool(dimensions) and tokens[at - 1 : at] in _SHORTHAND
+    rest = [word for token in tokens[at:] if (word := token.casefold().replace(".", "").strip("-'’"))]
     if attached and at == 0 or any(not word[:1].isalpha() for word in rest):
         return None
-    words = frozenset(word for word in rest if word not in _EMPTY)
-    return Tail(scale, percent, factor, dimensions, words - _CHANGING, words & _CHANGING)
+    if len(rest) > 1 or rest[:1] != ["a"]:  # 6a is no 6
+        rest = [word for word in rest if word not in _EMPTY]
+    words, changing = frozenset(map(singular, rest)), frozenset(filter(_is_changing, rest))
+    changing = frozenset(map(singular, changing))
+    unknown = changing | {word for word in words if not (is_counted(word) or _is_unit(word))}
+    return Tail(scale, percent, factor, dimensions, shorthand, words, unknown, changing)
+
+
+def _is_changing(word: str) -> bool:
+    forms = (word, singular(word))
+    return any(form in _CHANGING or _FRACTION.match(form) for form in forms)
+
+
+def _is_unit(word: str) -> bool:
+    """Whether a word that follows another one names a unit: 6 whole days."""
+    return len(word) > 2 and _named(word) is not None
 
 
 def without_ordinal(text: str) -> str:
@@ -214,15 +245,6 @@ def _plain(text: str) -> str:
 
 def _glued(prefix: re.Match[str]) -> str:
     return prefix.group().strip()
-
-
-def _stem(word: str) -> str:
-    word = word.casefold().replace(".", "").strip("-'’")
-    return (
-        word
-        if word in _CHANGING or word in _EMPTY or len(word) < 4 or word.endswith("ss")
-        else word.removesuffix("s")
-    )
 
 
 def _unit(tokens: list[str], at: int) -> tuple[Fraction, Dimensions, int]:

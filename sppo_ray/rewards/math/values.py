@@ -21,7 +21,7 @@ from sppo_ray.rewards.math.evaluator import (
     real,
     real_or_none,
 )
-from sppo_ray.rewards.math.expressions import Node, walk
+from sppo_ray.rewards.math.nodes import Node, has_variables, walk
 
 MAX_DIGITS = 2500
 """Of the precision at which two numbers are compared."""
@@ -131,13 +131,17 @@ def _same_function(truth: Node, answer: Node, names: Sequence[str]) -> bool:
     at_real, at_others = [], []
     imaginary = any(part == Node("const", ("i",)) for tree in (truth, answer) for part in walk(tree))
     whole = any(map(_is_of_whole_numbers, (*walk(truth), *walk(answer))))
+    barred, answer_barred = any(map(_is_barred, walk(truth))), _is_barred_outside_logarithms(answer)
     for point in _points(names, whole=whole):
         try:
             (one, other), digits = _numbers(truth, answer, point)
         except Undefined:
             continue
         same = _near(one, other, digits - 20)
-        if imaginary or not (real_or_none(one) is None or real_or_none(other) is None):
+        is_real, answer_is_real = real_or_none(one) is not None, real_or_none(other) is not None
+        if not imaginary and is_real != answer_is_real and (barred if is_real else answer_barred):
+            return False
+        if imaginary or (is_real and answer_is_real):
             if not same:
                 return False
             at_real.append(point)
@@ -149,10 +153,25 @@ def _same_function(truth: Node, answer: Node, names: Sequence[str]) -> bool:
     return len(at_others) >= 2 and all(at_others)
 
 
+def _is_barred(node: Node) -> bool:
+    """Whether it is |x|: bars say that the expression is meant for negative values too."""
+    return node.op == "abs" and has_variables(node)
+
+
+def _is_barred_outside_logarithms(node: Node) -> bool:
+    r"""Whether an answer has bars that make it another function: \sqrt{|x|} is not \sqrt{x}, but
+    \ln|x| is more than \ln x.
+    """
+    if node.op == "call" and node.args[0] in ("ln", "log") and node.args[-1].op == "abs":
+        return False
+    parts = (part for part in node.args if isinstance(part, Node))
+    return _is_barred(node) or any(map(_is_barred_outside_logarithms, parts))
+
+
 def _is_of_whole_numbers(node: Node) -> bool:
     """Whether an operation is meant for whole numbers: n!, (-1)^n, \\binom{n}{k}."""
     if node.op == "^":
-        return any(part.op == "sym" for part in walk(node.args[1]))
+        return has_variables(node.args[1])
     return node.op in _WHOLE_OPERATIONS or (node.op == "call" and node.args[0] in _WHOLE_CALLS)
 
 

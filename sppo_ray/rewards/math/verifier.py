@@ -10,9 +10,10 @@ from typing import Any, Literal
 from sppo_ray.rewards.base import BadGroundTruth
 from sppo_ray.rewards.extract import last_boxed, last_boxes, last_stated
 from sppo_ray.rewards.math.compare import Comparison
-from sppo_ray.rewards.math.expressions import Node, walk
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import Form, Items, Quantity
+from sppo_ray.rewards.math.nodes import Node, has_variables, walk
+from sppo_ray.rewards.math.question import Question
 from sppo_ray.rewards.math.reader import read_answer
 from sppo_ray.rewards.math.syntax import split_outside
 from sppo_ray.rewards.math.text import tidy
@@ -33,13 +34,6 @@ _UNEVALUATED = re.compile(
     r"|(?:gcd|lcm)\s*\("
 )
 _CHOICE_LETTER = re.compile(r"\(?\s*[A-J]\s*\)?")
-_PERCENT_ASKED = re.compile(
-    r"\b(?:what|which|how many|how much|find|calculate|compute|determine|express|give|as an?|in"
-    r"|the|its|your)\s+"
-    r"(?:(?!one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|half|hundred)"
-    r"[a-z]+\s+){0,3}(?:per\s?cent|percentage|\\?%)",
-    re.IGNORECASE,
-)
 _INTEGER = re.compile(r"[-+]?[0-9]{1,40}")
 _CURRENCY = re.compile(r"\\text\{ (?:dollar|euro|sterling|rupee|yuan) \}$")
 _GSM8K = re.compile(r"####\s*([^\n]+?)\s*$")
@@ -78,10 +72,10 @@ def verify_math(
         return 0.0, "too_long"
     if _depth(found) > MAX_ANSWER_DEPTH:
         return 0.0, "too_deep"
-    percent = bool(_PERCENT_ASKED.search(str(extra.get("prompt", ""))))
+    question = Question(str(extra.get("prompt", "")))
     if is_computation(truth, found):
         return 0.0, "unevaluated"
-    if is_equivalent(truth, found, percent=percent) or _together(response, truth, percent=percent):
+    if is_equivalent(truth, found, question) or _together(response, truth, question):
         return 1.0, "correct"
     return 0.0, "wrong"
 
@@ -114,13 +108,11 @@ def answer(response: str) -> str | None:
     return text if number is None else str(number)
 
 
-def is_equivalent(truth: str, found: str, *, percent: bool = False) -> bool:
-    """Whether an answer means the same as a ground truth. `percent`: the question asks for a
-    percentage.
-    """
+def is_equivalent(truth: str, found: str, question: Question) -> bool:
+    """Whether an answer means the same as a ground truth."""
     truth, found = tidy(truth), tidy(found)
-    decided = _decide_as_text(truth, found)
-    return Comparison(percent=percent).same(truth, found) if decided is None else decided
+    decided = _decide_as_text(truth, found, question)
+    return Comparison(question).same(truth, found) if decided is None else decided
 
 
 def is_computation(truth: str, found: str) -> bool:
@@ -137,7 +129,7 @@ def is_computation(truth: str, found: str) -> bool:
     return (
         isinstance(expected, Quantity)
         and isinstance(given, Quantity)
-        and not any(part.op == "sym" for part in walk(given.node))
+        and not has_variables(given.node)
         and leaves_work(expected.node, given.node)
     )
 
@@ -151,7 +143,7 @@ def _truth(ground_truth: str) -> str:
     return truth
 
 
-def _together(response: str, truth: str, *, percent: bool) -> bool:
+def _together(response: str, truth: str, question: Question) -> bool:
     """Whether the boxes that end the response are together the list or the tuple that the truth
     is.
     """
@@ -166,14 +158,14 @@ def _together(response: str, truth: str, *, percent: bool) -> bool:
     opens, closes = {"()": "()", "{}": (r"\{", r"\}")}.get(form.brackets, ("", ""))
     named = all("=" in box for box in boxes)
     together = ", ".join(boxes)
-    return is_equivalent(truth, together if named else f"{opens}{together}{closes}", percent=percent)
+    return is_equivalent(truth, together if named else f"{opens}{together}{closes}", question)
 
 
 def _is_infinite(form: Form) -> bool:
     return isinstance(form, Quantity) and Node("const", ("inf",)) in walk(form.node)
 
 
-def _decide_as_text(truth: str, found: str) -> bool | None:
+def _decide_as_text(truth: str, found: str, question: Question) -> bool | None:
     """The verdict where no form is needed, None elsewhere."""
     if truth == found:
         return True
@@ -195,7 +187,8 @@ def _decide_as_text(truth: str, found: str) -> bool | None:
         return sorted(ticked) == list(choices) if list(choices) == sorted(choices) else ticked == choices
     true_based, based = as_based(truth), as_based(found)
     if true_based and based and (true_based[1] or based[1]):
-        return true_based[0] == based[0] and (None in (true_based[1], based[1]) or true_based[1] == based[1])
+        known = based[1] in (None, true_based[1]) or (true_based[1] is None and question.asks_base(based[1]))
+        return true_based[0] == based[0] and known
     return None
 
 

@@ -28,6 +28,7 @@ def as_number(text: str) -> Fraction | None:
 _PARENTHESISED_LETTER = re.compile(r"\(\s*([A-Za-z])\s*\)|([A-Za-z])\s*[).:]?")
 _BARE_WORDS = re.compile(r"[a-z]{4,}(?:[ '-][a-z]+)*|yes|no", re.IGNORECASE)
 _WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_QUOTES = "\"'`"
 _BY_NAME = frozenset(["infinity", "sqrt"])
 
 
@@ -49,7 +50,9 @@ def canonical_words(text: str) -> str:
     alone.
     """
     text = _WHOLE_TEXT.sub(r"\1", text).replace("\\", " ")
-    text = " ".join(text.split()).strip(" .,;:\"'`").casefold()
+    text = " ".join(text.split()).strip(" .,;:").casefold()
+    if len(text) > 2 and text[0] in _QUOTES and text[-1] in _QUOTES:  # A' is not A
+        text = text.strip(" \"'`")
     letter = _PARENTHESISED_LETTER.fullmatch(text)
     return (letter[1] or letter[2]) if letter else text
 
@@ -75,7 +78,8 @@ def as_choice(text: str) -> str | None:
     None when it names another letter as well.
     """
     match = _CHOICE.fullmatch(" ".join(_WHOLE_TEXT.sub(r"\1", text).split()))
-    if match is None or _ANOTHER_CHOICE.search((match[4] or "").strip()):
+    rest = ((match and match[4]) or "").strip()
+    if match is None or rest.startswith(("'", "^", "_", "*", "!")) or _ANOTHER_CHOICE.search(rest):
         return None
     return match[1] or match[2] or match[3] or match[5]
 

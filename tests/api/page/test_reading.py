@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def test_what_a_model_wrote_stays_text_and_maths_is_drawn(open_page: Callable[..
     page = open_page("#/jobs/finished/samples")
     cards = page.locator(".sample")
     expect(cards).to_have_count(20)
-    attack = cards.filter(has_text="onerror")
+    attack = cards.filter(has_text="onerror").filter(has_not_text="Observation")
     expect(attack.locator(".prompt .written")).to_have_text(ATTACK)
     expect(attack.locator(".response .written")).to_contain_text(ATTACK)
     assert page.locator(".sample :is(img, script, iframe, a)").count() == 0
@@ -39,6 +40,19 @@ def test_what_a_model_wrote_stays_text_and_maths_is_drawn(open_page: Callable[..
     page.get_by_role("button", name="TeX as written").click()
     expect(page.locator("math")).to_have_count(0)
     expect(tex).to_contain_text("\\frac{5 \\pm \\sqrt{25 - 24}}{2}")
+
+
+def test_an_episode_is_shown_turn_by_turn(open_page: Callable[..., Any]) -> None:
+    page = open_page("#/jobs/finished/samples")
+    episode = page.locator(".sample").filter(has_text="a game")
+    turns = episode.locator(".turns .text")
+    expect(turns.locator("h4")).to_have_text(
+        ["Action 1 · 2 tokens · reward 0.250", "Observation · 3 tokens", re.compile("Action 2 · ")]
+    )
+    expect(turns.locator(".written")).to_have_text(["eight", ATTACK, "twelve"])
+    expect(episode.locator(".response")).to_have_count(2)
+    expect(episode.locator(".sample-foot")).to_contain_text("2 turns")
+    expect(episode.locator(".sample-foot")).to_contain_text("last turn allowed")
 
 
 def test_samples_are_sorted_paged_and_walked_by_step(open_page: Callable[..., Any]) -> None:

@@ -110,6 +110,19 @@ def test_spo_subtracts_the_prompts_past_rate_and_scales_over_the_step() -> None:
     assert spo.advantages(samples, spo.SPOSettings()) == pytest.approx([1.0, -1.0])
 
 
+def test_spo_on_fresh_prompts_is_reinforce_pp() -> None:
+    # a rate of 1/2 for all is a constant, which the mean takes out
+    samples = [RewardedSample("p", r, 2, history=PromptHistory(0.5, 0.0, 1.0)) for r in (1.0, 0.0, 0.0, 0.0)]
+    assert spo.advantages(samples, spo.SPOSettings()) == pytest.approx([3**0.5] + [-(3**-0.5)] * 3)
+
+
+def test_spo_scales_what_failed_everywhere_to_one() -> None:
+    # rates .02 and .04, both fail: -.02 and -.04, mean -.03, deviation .01. Raw they stay small.
+    samples = [RewardedSample("p", 0.0, 2, history=PromptHistory(rate, 8.0, 1.0)) for rate in (0.02, 0.04)]
+    assert spo.advantages(samples, spo.SPOSettings()) == pytest.approx([1.0, -1.0], abs=1e-5)
+    assert spo.advantages(samples, spo.SPOSettings(normalize=False)) == [-0.02, -0.04]
+
+
 def test_sppo_with_a_tracker_blends_value_and_past_rate() -> None:
     # 1 - (.5 + .25 * (.9 - .5)) = .4
     sample = RewardedSample("p", 1.0, 2, value=0.5, history=PromptHistory(0.9, 3.0, 0.25))

@@ -91,6 +91,23 @@ def test_the_blend_is_better_than_either_and_leaves_a_good_critic_alone() -> Non
     assert blend < 1.1 * rate < value
 
 
+def test_a_critic_that_knows_the_past_rewards_by_heart_is_not_pulled_further() -> None:
+    """V = theta + (rate - theta) / 2 has half of the rate's noise d, so (theta - V)(rate - V) is
+    -d^2 / 4, and any share above 0 would make the baseline worse.
+    """
+    draw = random.Random(3)
+    rates = {f"p{i}": draw.uniform(0.2, 0.8) for i in range(100)}
+    tracker = PromptTracker(0.875, has_critic=True)
+    for _ in range(30):
+        seen = {p: tracker.history(p, None) for p in rates}
+        values = {p: rates[p] if not h.weight else (rates[p] + h.rate) / 2 for p, h in seen.items()}
+        blended = {p: tracker.history(p, values[p]) for p in rates}
+        tracker.learn(
+            [TrackedReward(p, float(draw.random() < rates[p]), values[p], blended[p]) for p in rates]
+        )
+    assert {tracker.history(p, values[p]).share for p in rates} == {0.0}
+
+
 def test_its_state_is_exact_json() -> None:
     draw = random.Random(1)
     tracker = PromptTracker(0.9, has_critic=True)

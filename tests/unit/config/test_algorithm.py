@@ -182,6 +182,10 @@ def test_a_step_of_one_sample_for_reinforce() -> None:
     message = refusal("algorithm.type=reinforce", *one)
     assert "a step of one sample is its own mean" in message and "raise data.prompts_per_step" in message
     assert quickstart("algorithm.type=sppo", *one).data.samples_per_step == 1
+    # spo subtracts the mean of the step when it scales
+    assert "or set normalize to false" in refusal("algorithm.type=spo", *one)
+    raw = quickstart("algorithm.type=spo", "algorithm.normalize=false", *one)
+    assert raw.data.samples_per_step == 1
 
 
 def test_an_overlong_buffer_beyond_the_response() -> None:

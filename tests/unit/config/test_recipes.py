@@ -21,7 +21,7 @@ COLOCATED = {
 
 def test_the_recipes_that_ship() -> None:
     tasks = ("calculator-tool", "guess-number", "preference")
-    others = ("quickstart", "long-sum", "smollm2-arithmetic", *tasks)
+    others = ("quickstart", "long-sum", "register-machine", "smollm2-arithmetic", *tasks)
     assert recipe_names() == sorted([*PAPER, *COLOCATED, *others])
 
 
@@ -51,6 +51,16 @@ def test_quickstart() -> None:
     assert derived["GPUs"] == 0
     assert config.logical_cpus() <= 2  # what a bare machine has
     # on the two sides of the split
+    assert config.data.train[0].seed < 1_000_000 <= config.data.held_out[0].seed
+
+
+def test_register_machine() -> None:
+    config = load_config("register-machine")
+    derived = config.derived()
+    assert derived["samples in all"] == 7_680  # 128 * 60
+    assert derived["optimizer steps in all"] == 240  # 128 / 32 * 60
+    assert derived["context of an engine (tokens)"] == 672  # 32 + 640, for 22 + 599
+    assert config.logical_cpus() <= 2
     assert config.data.train[0].seed < 1_000_000 <= config.data.held_out[0].seed
 
 

@@ -19,5 +19,8 @@ def test_it_names_types_defaults_and_meaning() -> None:
     assert "- `importance_cap` (float or null; default `null`)" in page
     assert "- `path` (str; required): A file, a directory of files, or a glob." in page
     # data.held_out takes the same sources
-    types = "running-sum, vowels, guess-number, product, parquet, jsonl, hf-disk, hf or reasoning-gym"
+    types = (
+        "running-sum, register-machine, vowels, guess-number, product, environment, parquet, jsonl, "
+        "hf-disk, hf or reasoning-gym"
+    )
     assert f"As data.train: type {types}." in page

@@ -15,8 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppo_ray.config import HFDiskData, JsonlData, ParquetData, ReasoningGymData, RunningSumData
+from sppo_ray.config import (
+    HFDiskData,
+    JsonlData,
+    ParquetData,
+    ReasoningGymData,
+    RegisterMachineData,
+    RunningSumData,
+)
 from sppo_ray.data.sources import Concatenation, Source, open_sources
+from sppo_ray.environments import register_machine
 from sppo_ray.environments.running_sum import generate_example
 from sppo_ray.errors import UserError
 
@@ -396,6 +404,12 @@ class TestProcedural:
         assert source.procedural
         with pytest.raises(IndexError):
             source[1_000_000_000]
+
+    def test_register_machine_is_the_task_of_the_package(self) -> None:
+        example = open_one(RegisterMachineData(seed=3, max_rounds=2))[5]
+        text, truth = register_machine.generate_example(5, seed=3, max_rounds=2)
+        assert (example.id, example.source) == ("register-machine/5", "register-machine")
+        assert (example.messages[0]["content"], example.ground_truth) == (text, truth)
 
     def test_reasoning_gym_hands_the_entry_to_the_verifier(self) -> None:
         import reasoning_gym

@@ -45,12 +45,24 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
             place = table.schema.get_field_index(column)
             hostile = pa.array([HOSTILE] * len(table), pa.string())
             table = table.set_column(place, table.schema.field(column), hostile)
+        if step == 2:
+            table = as_episodes(table)
         write_step(path, table)
     events = EventLog(path)
     events.write("guardrail", f"rewards are equal {HOSTILE}", detector="no_signal", since=2, action="warn")
     events.close()
     assert main(["report", str(path), "--out", str(folder / "page.html")]) == 0
     return (folder / "page.html").read_text(encoding="utf-8")
+
+
+def as_episodes(table: pa.Table) -> pa.Table:
+    """Every sample becomes one of two actions with an observation between them."""
+    parts = {"turn_lengths": [1, 2, 1, 0], "turn_rewards": [0.5, 0.0], "turn_texts": ["up", HOSTILE, "down"]}
+    for column, part in parts.items():
+        field = table.schema.field(column)
+        rows = pa.array([part] * len(table), field.type)
+        table = table.set_column(table.schema.get_field_index(column), field, rows)
+    return table
 
 
 def test_the_report_is_one_file_that_asks_for_nothing(html: str) -> None:
@@ -76,6 +88,8 @@ def test_the_report_shows_what_the_run_wrote(html: str) -> None:
     assert "no_signal since step 2 (warn, over): rewards are equal </pre><script>" in text
     assert "learner-0 1.00 GiB" in text
     assert "prompts_per_step: 4" in text
+    assert "action, 1 tokens, +0.5 up observation, 2 tokens </pre><script>" in text
+    assert "action, 1 tokens down" in text
     assert "\\u0000\\u202eabc" in text
     assert [attributes["open"] for _, attributes in page.tags if "open" in attributes] == [None]
     assert sum(tag == "summary" for tag, _ in page.tags) == 8 + 3  # 4 samples of 2 steps

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 
 from sppo_ray.environments.base import Observation, Row
+from sppo_ray.environments.guess_number import CEILINGS, GuessNumber
 
 
 class Echo:
@@ -107,3 +109,79 @@ def untyped(text) -> str:
 
 def undocumented(text: str) -> str:
     return text
+
+
+class Drawn:
+    """Draws its task in `reset`, and answers with it."""
+
+    def __init__(self, row: Row, seed: int, system: str = "", share: bool = True) -> None:
+        self._row, self._seed, self._system, self._share = row, seed, system, share
+        self._task = ""
+
+    async def reset(self, seed: int) -> list[dict[str, str]]:
+        if self._row.ground_truth == "no task":
+            raise ValueError("there is no task for this row")
+        draw = random.Random(seed if self._share else f"{seed} {self._seed}")
+        self._task = f"{self._row.prompt}{draw.randint(0, 10**6)}"
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        return [*system, {"role": "user", "content": self._task}]
+
+    async def step(self, action: str) -> Observation:
+        return Observation(self._task, done=action == "done")
+
+
+class Numbers:
+    """Takes numbered rows, with a plain `reset`."""
+
+    def __init__(self, row: Row, seed: int) -> None:
+        self._row = row
+
+    def reset(self, seed: int) -> str:
+        return f"w1 {self._row.extra['index']} {self._row.extra['seed']}"
+
+    def step(self, action: str) -> Observation:
+        return Observation(done=True, reward=1.0)
+
+
+class BadReset(Numbers):
+    def reset(self, seed: int) -> str:
+        return b"bytes"  # type: ignore[return-value]
+
+
+def make_drawn(row: Row, seed: int) -> Drawn:
+    return Drawn(row, seed)
+
+
+def hang(text: str) -> str:
+    """Never return."""
+    time.sleep(3600)
+    return text
+
+
+def surrogate(text: str) -> str:
+    """Return what is no Unicode."""
+    return f"{text}\ud800"
+
+
+def flag(on: bool, note: str | None = None) -> str:
+    """Say what it was given."""
+    return f"{on!r} {note!r}"
+
+
+def listed(items: list[int]) -> int:
+    """Add up."""
+    return sum(items)
+
+
+class HiddenNumber(GuessNumber):
+    """The game guess-number, which draws its range and its number itself."""
+
+    def __init__(self, row: Row, seed: int) -> None:
+        assert row.ground_truth == ""
+        self._seed = seed
+
+    def reset(self, seed: int) -> str:
+        draw = random.Random(seed)
+        self._ceiling = draw.randint(*CEILINGS)
+        self._number = draw.randint(1, self._ceiling)
+        return f"{self._ceiling}?"

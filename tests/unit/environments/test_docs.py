@@ -1,10 +1,11 @@
-"""docs/environments.md: its tool and its environment run as written, each in under 40 lines."""
+"""docs/environments.md: its tool and its environments run as written, each in under 40 lines."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from sppo_ray.config import DataSettings
 from sppo_ray.config.environment import EnvironmentSettings
+from sppo_ray.data.sources import open_sources
 from sppo_ray.environments.base import Observation, Row, StepRequest
 from sppo_ray.environments.pool.pool import EnvironmentPool
+from sppo_ray.environments.resets import Resets
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "environments.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^```python (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-TOOL, GAME = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+TOOL, GAME, SUMS, _VERIFIERS = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +50,8 @@ def play(text: str, truth: str, *actions: str) -> list[Observation]:
 
 
 def test_each_example_is_short() -> None:
-    assert len(FILES) == 2
-    for file, settings in zip(FILES.values(), (TOOL, GAME), strict=True):
+    assert len(FILES) == 3
+    for file, settings in zip(FILES.values(), (TOOL, GAME, SUMS), strict=True):
         assert len(file.splitlines()) + len(settings.splitlines()) < 40
 
 
@@ -63,3 +67,31 @@ def test_the_environment() -> None:
     assert (first.text, second.text) == ("2, go on", "1, go on")
     assert (end.reward, end.done, end.reason) == (1.0, True, "finished")
     assert play(GAME, "3", "1")[0].reason == "wrong"
+
+
+def test_the_environment_that_draws_its_tasks() -> None:
+    tree = yaml.safe_load(SUMS)
+    settings: Any = TypeAdapter(EnvironmentSettings).validate_python(tree["environment"])
+    data = DataSettings(**tree["data"])
+    resets = Resets(settings)
+    try:
+        (train,) = open_sources(data.train, "data.train", resets)
+        (held_out,) = open_sources(data.held_out, "data.held_out", resets)
+        first = train[0]
+        assert train[0] == first != train[1] and len(held_out) == 64
+        assert first.messages[0]["content"] != held_out[0].messages[0]["content"]
+    finally:
+        resets.close()
+    task = first.messages[0]["content"]
+    numbers = [int(number) for number in re.findall(r"\d", task)]
+    assert task == "Add {}, {}, {}".format(*numbers)
+    row = replace(Row.before_reset(first), messages=first.messages)
+
+    async def run() -> Observation:
+        pool = EnvironmentPool(settings)
+        try:
+            return (await pool.step(StepRequest("e", row, 0, (str(sum(numbers)),)))).observation
+        finally:
+            await pool.close()
+
+    assert asyncio.run(run()).reward == 1.0

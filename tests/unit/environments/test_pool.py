@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
-from sppo_ray.config.environment import CustomEnvironment, EnvironmentSettings, GuessNumberEnvironment
+from sppo_ray.config.environment import (
+    CustomEnvironment,
+    EnvironmentSettings,
+    GuessNumberEnvironment,
+    ToolsEnvironment,
+)
 from sppo_ray.environments.base import Row, StepRequest, StepResult
 from sppo_ray.environments.pool.pool import EnvironmentPool
 from sppo_ray.environments.registry import build_environment
@@ -135,6 +140,32 @@ def test_plain_functions_run_side_by_side_in_threads(monkeypatch: pytest.MonkeyP
         assert (await play(pool, "a", name="g")).observation.text == "1"
 
     with_pool(custom("Plain", deadline_s=0.3), use)
+
+
+def test_a_tool_that_hangs_costs_its_process_and_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sppo_ray.environments.pool.pool._SLACK_S", 0.2)
+    functions = [{"type": "function", "function": f"{MODULE}:{name}"} for name in ("hang", "shout")]
+    tools = ToolsEnvironment(tools=functions, max_turn_tokens=8, deadline_s=0.5)
+
+    async def use(pool: EnvironmentPool) -> None:
+        hanging, other = await asyncio.gather(
+            play(pool, "<hang>a</hang>", name="h"), play(pool, "<shout>a</shout>", name="s")
+        )
+        assert hanging.error == "no answer within 0.5 s" and other.observation.text == "A"
+        # each of its two attempts cost a process; the episode of the other is repeated in a new one
+        assert pool.counters.restarts >= 1 and pool.counters.errors == 1
+        after = await pool.step(StepRequest("s", ROW, 7, ("<shout>a</shout>", "<shout>b</shout>")))
+        assert after.observation.text == "B"
+
+    with_pool(tools, use)
+
+
+def test_texts_that_no_tokenizer_reads_are_mended() -> None:
+    tools = ToolsEnvironment(
+        tools=[{"type": "function", "function": f"{MODULE}:surrogate"}], max_turn_tokens=8
+    )
+    seen = with_pool(tools, lambda pool: play(pool, "<surrogate>a</surrogate>"))
+    assert seen.observation.text == "a?"
 
 
 def test_waiting_tools_do_not_wait_for_each_other() -> None:

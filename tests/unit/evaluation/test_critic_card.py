@@ -25,6 +25,7 @@ from sppo_ray.evaluation.critic_measurement import SolveRate, measured, solve_ra
 from sppo_ray.evaluation.last import LastEvaluation, last_evaluation
 from sppo_ray.evaluation.prompt_map import histogram_text
 from sppo_ray.evaluation.sampler import GradedTrajectory
+from sppo_ray.library.critic import values_of
 from sppo_ray.models.exported_critic import ExportedCritic, check_value_head, critic_directory
 from sppo_ray.types import Prompt, Trajectory, Verdict
 from tests.training_data import save_llama
@@ -155,6 +156,37 @@ def test_the_code_in_the_card_runs_and_gives_the_value(carded: Path, monkeypatch
     exec(code.replace('"..."', '"a1b2="'), names)
     ids = tuple(AutoTokenizer.from_pretrained(carded)("<bos>a1b2=", add_special_tokens=False)["input_ids"])
     assert names["value"].tolist() == pytest.approx([ExportedCritic(carded).values([ids])[0].value], abs=1e-5)
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Add.", "parameters": {}}}]
+TOOLED = "{{ bos_token }}{{ tools | length if tools else 0 }}" + TEMPLATE.removeprefix("{{ bos_token }}")
+
+
+def test_a_critic_of_prompts_with_tools_reads_them_by_its_card(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = save_critic(tmp_path / "critic", base)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = TOOLED
+    tokenizer.save_pretrained(directory)
+    kept = {"chat_template": TOOLED, "evaluation": None, "tools": TOOLS}
+    write_card(directory, config(), step=1, policy_version=1, critic_version=1, **kept)
+    ids = tuple(tokenizer("<bos>1a1b2=", add_special_tokens=False)["input_ids"])
+    expected = ExportedCritic(directory).values([ids])[0].value
+    assert values_of(directory, ["a1b2="]) == [pytest.approx(expected)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a1b2=", "ground_truth": "3"}\n')
+    assert main(["map", str(directory), "--data", str(rows), "--out", str(tmp_path / "map.parquet")]) == 0
+    (row,) = pq.read_table(tmp_path / "map.parquet").to_pylist()
+    assert row["prompt"] == "<bos>1a1b2=" and row["value"] == pytest.approx(expected)
+    code = re.search(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL).group(1)
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(directory)
+    exec(code.replace('"..."', '"a1b2="'), names)
+    assert names["value"].tolist() == pytest.approx([expected], abs=1e-5)
+    check_warm_start(directory, config().data, TOOLED, TOOLS)
+    with pytest.raises(UserError, match="describe other tools than environment.tools"):
+        check_warm_start(directory, config().data, TOOLED)
 
 
 def test_a_card_without_an_evaluation_says_so(critic: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 
 from sppo_ray.config import CustomReward, JudgeReward, ModelReward, RewardSettings, SigmoidTransform
+from sppo_ray.config.environment import ToolsEnvironment
 from sppo_ray.errors import UserError
 from sppo_ray.launch.run_inputs import check_reward_models, decoder, try_rewards
 from sppo_ray.types import ScoreRequest
 from tests.training_data import save_llama
+from tests.unit.models.test_reward_model import character_tokenizer, save
 
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 ROW = ScoreRequest("", "42", "own", "The sum of 20 and 22?", {})
 
 
@@ -53,3 +57,25 @@ def test_judges_and_reward_models_are_checked_before_anything_starts(tmp_path: P
         check_reward_models(RewardSettings(function=model), lambda line: None)
     with pytest.raises(UserError, match="nowhere.*no such directory"):
         check_reward_models(RewardSettings(function=ModelReward(model="nowhere")), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (CHAT, None),
+        (
+            CHAT + "{% if messages[2].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}",
+            r"refuses messages of role tool \(no tools\)",
+        ),
+        (CHAT.replace("messages %}", "messages if m.role != 'tool' %}"), "leaves out messages of role tool"),
+    ],
+)
+def test_a_reward_model_has_to_read_what_tools_say(template: str, said: str | None, tmp_path: Path) -> None:
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(save(tmp_path))
+    reward = RewardSettings(function=ModelReward(model=str(tmp_path), transform=SigmoidTransform()))
+    turns = ToolsEnvironment(tools=[{"type": "calculator"}], format="hermes", max_turn_tokens=8)
+    check_reward_models(reward, lambda line: None)  # for responses of one turn each will do
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        check_reward_models(reward, lambda line: None, turns)

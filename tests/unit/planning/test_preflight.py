@@ -26,6 +26,10 @@ def policy(directory: Path, tokenizer: Any = TOKENIZER, **changes: Any) -> Path:
     return directory
 
 
+CUSTOM = "{type: custom, environment: 'mine:Game', max_turn_tokens: 8, options: {bonus: 0.5}}"
+TOOLS = "{type: tools, tools: [{type: function, function: 'mine:tool'}], max_turn_tokens: 8}"
+
+
 def config(*overrides: str) -> Any:
     lengths = ["--data.max_prompt_tokens=100", "--rollout.max_response_tokens=156"]
     return load_config("quickstart", [*lengths, *overrides])
@@ -112,6 +116,49 @@ def test_a_reward_function_is_read_and_not_run(
     if source is not None:
         (tmp_path / "mine.py").write_text(source)
     wanted = config("--reward.function.type=custom", "--reward.function.function=mine:f")
+    if said is None:
+        check_files(wanted)
+    else:
+        with pytest.raises(UserError, match=said):
+            check_files(wanted)
+
+
+GAME = "class Game:\n    def __init__(self, row, seed, bonus=0.0): ...\n    def step(self, action): ...\n"
+TOOL = "def tool(a: int) -> str:\n    \"\"\"A tool.\"\"\"\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "source", "said"),
+    [
+        (CUSTOM, None, "no module mine in the working directory"),
+        (CUSTOM, "class Games: ...\n", "Game does not exist in module mine"),
+        (CUSTOM, "class Game:\n    def stop(self, action): ...\n", "it has no method step"),
+        (CUSTOM, "class Game:\n    def step(self, action): ...\n", "does not take them .it has no __init__"),
+        (CUSTOM, GAME, None),
+        (CUSTOM, "raise SystemExit('it was run')\n" + GAME, None),
+        (CUSTOM, GAME.replace("bonus=0.0", "*, bonus"), None),
+        (CUSTOM, GAME.replace(", bonus=0.0", ""), "does not take them .*bonus"),
+        (CUSTOM, GAME.replace("seed, bonus=0.0", "seed, bonus, more"), "does not take them .*more"),
+        (CUSTOM, "class Game(Base):\n    pass\n", None),  # the base is not read
+        (CUSTOM, "def Game(row, seed, **options): ...\n", None),
+        (CUSTOM, "async def Game(row): ...\n", "does not take them"),
+        (CUSTOM, "from games import Game\n", None),
+        (CUSTOM.replace("mine:", "json:"), None, "of Python's standard library"),
+        (TOOLS, TOOL, None),
+        (TOOLS, "async " + TOOL, None),
+        (TOOLS, TOOL.replace(": int", ""), "parameter a has no type"),
+        (TOOLS, TOOL.replace("A tool.", ""), "has no docstring"),
+        (TOOLS, "def other(): ...\n", "tool does not exist in module mine"),
+    ],
+)
+def test_an_environment_is_read_and_not_run(
+    environment: str, source: str | None, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if source is not None:
+        (tmp_path / "mine.py").write_text(source)
+    wanted = config(f"--environment={environment}")
     if said is None:
         check_files(wanted)
     else:

@@ -40,9 +40,10 @@ def test_a_critic_has_a_head_of_one_output() -> None:
 
 
 def test_built_in_models() -> None:
-    names = ("running-sum", "running-sum-long", "byte-critic", "tiny-critic", "smollm2-135m")
+    sums = ("running-sum", "running-sum-long", "register-machine")
+    names = (*sums, "byte-critic", "tiny-critic", "smollm2-135m")
     counts = [find_shape(f"builtin:{name}").parameters for name in names]
-    assert counts == [129_088, 129_088, 361_600, 18_656, 134_515_008]
+    assert counts == [129_088, 129_088, 129_088, 361_600, 18_656, 134_515_008]
 
 
 def test_a_name_may_have_an_owner_and_a_kind() -> None:

@@ -5,8 +5,10 @@ ones: tests/ray).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
+import random
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +25,13 @@ from sppo_ray.file_digests import FileDigest, digest_folder
 from sppo_ray.protocols import PublishedWeights
 from sppo_ray.replay.records import Records, starting_point
 from sppo_ray.replay.replay import Replay
-from sppo_ray.replay.report import Pair, Report, Tolerance, compare, make_report
+from sppo_ray.replay.report import Pair, Report, Tolerance, _places, compare, make_report
 from sppo_ray.replay.table import headline, replay_table
 from sppo_ray.rundir.layout import WEIGHTS
 from sppo_ray.rundir.trajectories import read_step
 from sppo_ray.rundir.weights_log import read_weights
 from sppo_ray.types import PromptValue
+from tests.unit.environments.test_turns import episode
 from tests.unit.fakes import FakeCritic, FakeLearner, FakeReference, FakeRewardClient
 from tests.unit.trainer.test_loop import Run
 
@@ -323,6 +326,15 @@ def test_the_first_line_of_a_version_is_of_the_process_that_made_it(tmp_path: Pa
 
 
 # ----------------------------------------------------------------------------------------- verdicts
+
+
+def test_a_token_of_an_episode_is_named_by_its_turn() -> None:
+    sample = episode(random.Random(3), 2)
+    first, second = sample.scored.trajectory.turns.lengths[:, 0].tolist()
+    named = list(itertools.islice(_places(sample), first + second + 1))
+    assert named[0] == "e/0/0, turn 1, token 0" and named[first] == "e/0/0, turn 2, token 0"
+    assert named[first + second - 1] == f"e/0/0, turn 2, token {second - 1}"
+    assert named[-1] == f"e/0/0, token {first + second}"  # a record with a number too many
 
 
 def test_the_verdict_of_numbers() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from sppo_ray.config import CodeReward
 from sppo_ray.rewards.code import base
 from sppo_ray.rewards.code.base import Limits, SandboxFailed
+from sppo_ray.rewards.code.row_tests import same_output
 from sppo_ray.rewards.code.sandbox import run
 from sppo_ray.rewards.code.sandbox.run import ConfinedProcesses
 from sppo_ray.rewards.code.verifier import make_code_verifier
@@ -145,6 +147,36 @@ def test_no_program_takes_the_processor_from_its_tests(one_processor: None, own_
     sandbox = ConfinedProcesses(deadline_s=5.0)
     tested = sandbox.run_tests(BURNS_AT_ITS_START, tests, Limits(3.0, 512), stop_at_failure=True)
     assert (tested.passed, bool(tested.failed)) == (0, True)
+
+
+SLEEPS_AND_CHANGES = """
+import time
+begun = time.monotonic()
+def f(a):
+    while time.monotonic() - begun < 2.6: time.sleep(0.1)
+    a.sort()
+    return a
+"""
+
+
+def test_a_program_that_sleeps_in_each_run_is_late_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes its argument, so it would run three times: together beyond the deadline."""
+    monkeypatch.setattr(run, "_scheduled", lambda pid: (0.0, 0.0))  # as on an idle machine
+    tests = "a = [2, 1]\nassert f(a) == [1, 2]\nassert a == [2, 1] or a"
+    wanted = {"name": None, "cases": None, "tests": tests}
+    sandbox = ConfinedProcesses(deadline_s=4.0)
+    tested = sandbox.run_tests(SLEEPS_AND_CHANGES, wanted, Limits(3.0, 512), stop_at_failure=True)
+    assert tested.failed and tested.timeout
+
+
+def test_a_large_output_is_compared_to_its_first_difference() -> None:
+    """In whole it would take seconds, which no limit counts, and 400 MiB."""
+    begun = time.monotonic()
+    assert not same_output("\ufffd\n" * 2_000_000, "1\n2")
+    assert not same_output("\ufffd " * 2_000_000, "1 2")
+    assert not same_output("1 " * 2_000_000, "1")
+    assert time.monotonic() - begun < 1.0
+    assert same_output(" 1  2.0000001\r\n3\n", "1 2.0\n3") and not same_output("1 2 3", "1 2")
 
 
 def test_tests_are_given_up_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

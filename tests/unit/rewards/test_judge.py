@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,12 @@ def test_the_question_is_the_rubric_with_the_form_of_the_verdict() -> None:
         "Q: Hi {response} R: {prompt} T: 42\n\n"
         "End your reply with one line: Verdict: N, where N is a number from 1 to 5."
     )
+
+
+def test_of_an_episode_the_judge_reads_all_turns() -> None:
+    turns = ({"role": "assistant", "content": "<think>x</think>2*3"}, {"role": "tool", "content": "6\ud800"})
+    asked = question_of(replace(request("six"), turns=turns), settings("http://j/v1"))
+    assert asked.startswith("Q: user: Hi {response}\n\nassistant: 2*3\n\ntool: 6? R: six T: ")
 
 
 def test_verdicts_are_parsed_strictly() -> None:
@@ -148,6 +155,7 @@ def test_an_unreachable_judge_is_told_before_anything_starts(
     ("changed", "said"),
     [
         ("url: 'judge:8000'", "is no base URL of an API"),
+        ("url: 'http://judge:80000/v1'", "is no base URL of an API"),
         ("url: 'https://user:word@judge/v1'", "holds a secret|holds a user or password"),
         ("rubric: Is it good?", r"does not show the response to the judge: write \{response\}"),
         ("scale: [5, 5]", r"scale is \[5, 5\]"),

@@ -118,8 +118,9 @@ def test_what_stands_behind_a_number() -> None:
     assert read_tail(" square feet").factor == Fraction(3048, 10000) ** 2
     assert read_tail(" million dollars").scale == 1_000_000
     assert read_tail(r"\%").percent and read_tail(" percent").percent
-    assert read_tail(" apples").words == {"apple"} and not read_tail(" apples").changing
-    assert read_tail(" squared").changing == {"squared"}
+    assert read_tail(" apples").words == {"apple"} and not read_tail(" apples").unknown
+    assert read_tail(" squared").changing == read_tail(" squared").unknown == {"squared"}
+    assert read_tail(" widgets").unknown == {"widget"} and not read_tail(" widgets").changing
     assert read_tail("ab", attached=True) is None  # 2ab is a product
     assert read_tail(" x+2") is None
     assert read_quantity(r"864 \text{ inches}^2", Reading()).tail.dimensions == (("m", 2),)

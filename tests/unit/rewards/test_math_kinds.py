@@ -5,6 +5,7 @@ are not.
 from __future__ import annotations
 
 import json
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -327,6 +328,217 @@ def test_decimals_inside_tuples_and_intervals(bottom: int) -> None:
     assert reward(f"{value:.4f}", exact) == float(Fraction(f"{value:.4f}") == Fraction(1, bottom))
 
 
+# ------------------------------------------------------------------------ words that change a value
+
+VALUES = [
+    "pi", "googol", "octillion", "nonillions", "zillion", "sixteenths", "twenty-fifths", "hundredths",
+    "halves", "kilo", "mega", "kilos", "sin", "log", "logs", "arg", "imaginary", "complex", "recurring",
+    "repeating", "infinity", "in binary", "in hex", "octal", "base two", "factorial", "squared",
+    "reciprocal", "dozen", "score", "gross", "lakh", "crores", "myriads", "mille", "percentage points",
+    "basis points", "K", "B", "T", "M", "a", "pairs", "times", "fold", "or more", "at most", "negated",
+    "rounded", "decades", "orders of magnitude",
+]  # fmt: skip
+
+
+@settings(max_examples=25)
+@given(WHOLE, st.sampled_from(VALUES))
+def test_a_word_that_names_nothing_counted_is_not_added(value: int, word: str) -> None:
+    different(str(value), rf"{value}\text{{ {word}}}", rf"{value} \mathrm{{~{word}}}")
+    different(rf"\frac{{{value}}}{{1000}}", rf"\frac{{{value}}}{{1000}}\text{{ {word}}}")
+
+
+@settings(max_examples=25)
+@given(WHOLE, st.text("abcdefgjkmpvw", min_size=4, max_size=9))
+def test_an_unknown_word_counts_only_where_truth_or_question_names_it(value: int, letters: str) -> None:
+    word = f"zq{letters}s"
+    different(str(value), f"{value} {word}", rf"{value}\text{{ {word}}}")
+    same(f"{value} {word}", rf"{value}\text{{ {word}}}", str(value))
+    assert reward(f"{value} {word}", str(value), prompt=f"How many {word} are there?") == 1.0
+    assert reward(f"{value} {word}", str(value + 1), prompt=f"How many {word} are there?") == 0.0
+
+
+@given(WHOLE, st.sampled_from(["octillion", "googol", "sixteenths", "log", "recurring", "in binary", "kilo"]))
+def test_a_word_of_the_truth_that_changes_the_value_is_not_left_out(value: int, word: str) -> None:
+    different(rf"{value}\text{{ {word}}}", str(value), f"{value} apples")
+    same(rf"{value}\text{{ {word}}}", rf"{value}\ \mathrm{{{word}}}")
+
+
+@settings(max_examples=25)
+@given(WHOLE)
+def test_large_words_of_magnitude_and_counted_things(value: int) -> None:
+    same(rf"{value}\cdot 10^{{27}}", f"{value} octillion")
+    same(rf"{value}\pi", rf"{value}\text{{ pi}}", f"{value} pi")
+    same(str(value), f"{value} in total", rf"{value}\text{{ people}}", rf"{value}\text{{ units}}^2")
+    same(str(value), f"{value}个苹果", f"{value}人")
+    same(str(value), f"{value} vertices", f"{value} red marbles", f"{value} years old", f"{value} points")
+    different(str(value), f"{value}个亿", f"{value}个半", f"{value}个百分点", f"{value}分之一")
+    assert reward(f"{value} squares", str(value), prompt="How many squares are there?") == 1.0
+    assert reward(f"{value} more apples", str(value), prompt="How many more apples has Ann?") == 1.0
+    assert reward(f"{value} squared", str(value), prompt="How many squares are there?") == 0.0
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 9), st.data())
+def test_the_base_of_a_numeral(base: int, data: st.DataObject) -> None:
+    digits = "1" + data.draw(st.text("0123456789"[:base], min_size=1, max_size=6))
+    different(digits, rf"{digits}_{base}", rf"{digits}_{{{base}}}", rf"({digits})_{{{base}}}")
+    same(rf"{digits}_{base}", rf"{digits}_{{{base}}}", digits)
+    same(digits, rf"{digits}_{{10}}")
+    assert reward(rf"{digits}_{base}", digits, prompt=f"Write it in base {base}.") == 1.0
+    assert reward(rf"{digits}_{base}", digits, prompt=f"Write it in base {base + 10}.") == 0.0
+
+
+@given(st.sampled_from("ABCDE"), st.sampled_from(["'", "''", "_1", "^c", "^2", "!", "+", r"\prime"]))
+def test_a_mark_makes_another_letter_of_a_choice(letter: str, mark: str) -> None:
+    different(letter, f"{letter}{mark}", rf"\text{{{letter}{mark}}}")
+    same(letter, f"'{letter}'", f'"{letter}"', rf"\text{{``{letter}''}}")
+
+
+# -------------------------------------------------------------------------------------------- logic
+
+ATOM = st.sampled_from(["p", "q", "r", "s", "P(x)", "x>2"])
+COMMUTATIVE = [r"\land", r"\lor", r"\iff", r"\oplus"]
+FORMULA = st.recursive(
+    ATOM,
+    lambda inner: st.one_of(
+        st.tuples(st.just(r"\neg"), inner),
+        st.tuples(st.sampled_from([*COMMUTATIVE, r"\to"]), inner, inner),
+        st.tuples(st.sampled_from([r"\forall x", r"\exists y"]), inner),
+    ),
+    max_leaves=5,
+)
+
+
+def _latex(formula: str | tuple, *, turned: bool = False) -> str:
+    """A formula in LaTeX; `turned`: in another spelling, and backwards where that is the same."""
+    if isinstance(formula, str):
+        return formula
+    sign, *parts = formula
+    texts = [_latex(part, turned=turned) for part in parts]
+    texts = [text if isinstance(part, str) else f"({text})" for text, part in zip(texts, parts, strict=True)]
+    if len(texts) == 1:
+        return f"{sign.replace('neg', 'lnot') if turned else sign} {texts[0]}"
+    if turned and sign == r"\to":
+        return rf"{texts[1]} \Leftarrow {texts[0]}"
+    if turned:
+        return f"{texts[1]} {sign.replace('lor', 'vee').replace('iff', 'Leftrightarrow')} {texts[0]}"
+    return f"{texts[0]} {sign} {texts[1]}"
+
+
+def _flipped(formula: str | tuple) -> str | tuple:
+    """The formula with its first operator replaced, or its implication reversed."""
+    sign, *parts = formula
+    if sign == r"\to":
+        return (sign, parts[1], parts[0])
+    other = {r"\land": r"\lor", r"\lor": r"\land", r"\iff": r"\to", r"\oplus": r"\iff"}
+    other[r"\forall x"] = r"\exists x"
+    return (other[sign], *parts) if sign in other else parts[0]
+
+
+@given(FORMULA)
+def test_formulas_of_logic(formula: str | tuple) -> None:
+    assume(not isinstance(formula, str) and "x>2" not in formula[1:])
+    same(_latex(formula), _latex(formula, turned=True))
+    if formula[0] != r"\to" or not reward(_latex(formula[1]), _latex(formula[2])):
+        different(_latex(formula), _latex(_flipped(formula)))
+
+
+def test_logic_beside_sets_and_lists() -> None:
+    different(r"p \land q", r"p \lor q", "p", r"\neg p \land q", r"p \land q \land r")
+    different(r"p \to q", r"q \to p", r"p \iff q", r"\neg q \to \neg p", r"p \gets q", "q -> p")
+    different(r"p \to q", r"p \because q", r"p \mapsto q")
+    different("(3,4)", r"3\land 4", r"3 \wedge 4")
+    different("x>5", r"x\to 5", r"x \approx 5")
+    different(r"dx \wedge dy", r"dy \wedge dx")
+    different(r"p\text{ xor }q", "p", r"p \lor q")
+    different(r"p\text{ implies }q", "p", r"q \to p")
+    same(r"p\text{ xor }q", r"q \oplus p")
+    same("3, 4", r"x=3 \lor x=4", r"3 \lor 4")
+    same(r"p \lor q", r"p \text{ or } q")
+    same(r"(2,5)", r"x>2 \land x<5")
+    same(r"A\cup B", r"B \cup A")
+    different(r"A\cup B", r"A\cap B", r"A\setminus B")
+    different(r"A\setminus B", r"B\setminus A")
+    different(r"x\in A", r"y\in A", r"A\in x", r"x\notin A")
+    different(r"2\operatorname{tr}A", "2")
+    different(r"p\text{ and }\neg q", r"p\text{ or }\neg q")
+    different("(AB)^{-1}", "AB^{-1}")
+    different("B", "(B)'")
+
+
+# -------------------------------------------------------------------------------- products in order
+
+VECTOR = st.sampled_from([r"\vec {}", r"\vec{{{}}}", r"\mathbf{{{}}}", r"\hat {}", r"\boldsymbol{{{}}}"])
+
+
+@settings(max_examples=25)
+@given(VECTOR, st.permutations("abc"), st.integers(2, 9))
+def test_cross_products(style: str, letters: list[str], factor: int) -> None:
+    a, b, c = (style.format(letter) for letter in letters)
+    different(rf"{a}\times {b}", rf"{b}\times {a}", rf"{a}\times {c}", rf"{a}\cdot {b}", "0")
+    same(rf"{a}\times {b}", rf"-{b}\times {a}", rf"-({b}\times {a})")
+    same(rf"{factor}{a}\times {b}", rf"{a}\times {factor}{b}")
+    same(rf"({a}+{b})\times {c}", rf"{a}\times {c}+{b}\times {c}", rf"{a}\times {c}-{c}\times {b}")
+    different(rf"({a}\times {b})\times {c}", rf"{a}\times ({b}\times {c})", rf"({b}\times {a})\times {c}")
+    same(rf"({a}\times {b})\cdot {c}", rf"{c}\cdot({a}\times {b})")
+
+
+@settings(max_examples=25)
+@given(st.permutations("KMNPQX"), st.integers(2, 99), st.integers(2, 99))
+def test_products_of_sets_and_matrices_have_an_order(letters: list[str], one: int, other: int) -> None:
+    a, b, *_ = letters
+    different(rf"{a}\times {b}", rf"{b}\times {a}", rf"{a}\times {a}")
+    different(f"{a}^{{-1}}{b}", f"{b} {a}^{{-1}}", f"{a} {b}^{{-1}}")
+    different(f"{a} {b}", f"{b} {a}")
+    same(f"{a}{b}", f"{a} {b}")
+    same(rf"2{a}\times {b}", rf"{a}\times 2{b}")
+    same(rf"{one}\times {other}x", rf"{other}\times {one}x", rf"{one * other}x")
+    same(r"n(n-1)", r"n\times(n-1)", r"(n-1)\times n")
+    same(rf"{a}({a}-1)", rf"{a}\times({a}-1)")
+    same(r"\mathbb{R}\times\mathbb{R}", r"\mathbb{R}^2")
+    different(r"\mathbb{R}\times\mathbb{Z}", r"\mathbb{Z}\times\mathbb{R}")
+    different("nCr", "rCn")
+
+
+@settings(max_examples=25)
+@given(st.permutations("xyztuvwabkV"))
+def test_derivatives_are_no_fractions(letters: list[str]) -> None:
+    y, x, *_ = letters
+    different(rf"\frac{{d{y}}}{{d{x}}}", rf"\frac {y}{x}", rf"\frac{{d{x}}}{{d{y}}}", rf"{y}/{x}")
+    same(rf"\frac{{d{y}}}{{d{x}}}", f"d{y}/d{x}", rf"\frac{{\mathrm{{d}}{y}}}{{\mathrm{{d}}{x}}}")
+    different(rf"{y}{x}", f"d{y}/d{x}")
+    different(rf"\frac{{\Delta {y}}}{{\Delta {x}}}", rf"\frac {y}{x}")
+    different(rf"\frac{{d^2{y}}}{{d{x}^2}}", rf"\frac {{{y}}}{{{x}^2}}")
+    different(r"x\,dy", r"y\,dx")
+    same("a+nd", "nd+a", "dn+a")
+
+
+# ------------------------------------------------------------------------------------ bars, percent
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 2), st.integers(2, 9))
+def test_bars_of_the_truth_are_not_left_out(shift: int, factor: int) -> None:
+    for inside in ("x", f"x-{shift}", f"{factor}x+{shift}", r"\sin x"):
+        truth = rf"{factor}\ln|{inside}|+C"
+        different(truth, rf"{factor}\ln({inside})+C", rf"{factor}\ln(-({inside}))+C", rf"\ln|{inside}|+C")
+        same(truth, rf"C+\ln(|{inside}|^{factor})", rf"\frac{{{factor}}}{{2}}\ln(({inside})^2)+C")
+        same(rf"{factor}\ln({inside})+C", rf"{factor}\ln|{inside}|+C")
+    different(r"\sqrt{x}", r"\sqrt{|x|}")
+    different("|x|", "x", "-x")
+    same("|x|", r"\sqrt{x^2}")
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 99), st.sampled_from("nxk"))
+def test_the_percent_sign_behind_a_variable_is_not_left_out(bottom: int, name: str) -> None:
+    percentage, number = rf"\frac{{{name}}}{{{bottom}}}\%", rf"\frac{{{name}}}{{{bottom}}}"
+    different(percentage, number)
+    different(number, percentage)
+    same(percentage, rf"\frac{{{name}}}{{{100 * bottom}}}", rf"{name}/{bottom} \%")
+    assert reward(number, percentage, prompt="What percent is it?") == 1.0
+
+
 # ----------------------------------------------------------------------------------- text and boxes
 
 
@@ -420,6 +632,22 @@ def test_attacks_on_one_kind(kind: str) -> None:
         for case, response in zip(cases, boxes, strict=True)
     ]
     assert [case for case, verdict in zip(cases, verdicts, strict=True) if verdict != case["same"]] == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["x(" * 28 + "x" + ")" * 28, "h(" * 28 + "x" + ")" * 28, r"\vec a" + r"\times(\vec a+\vec b+\vec c)" * 12]
+    + [r"\neg " * 80 + "p", r"p \to " * 70 + "q", r"\forall x " * 45 + "p"]
+    + ["(" + r"\vec a+" * 60 + r"\vec a)\times \vec b", r"(\vec a+\vec b)\cdot\vec a\times" * 12 + r"\vec c"],
+)
+def test_nested_and_long_formulas_take_no_time(answer: str) -> None:
+    started = time.process_time()
+    assert reward(answer, "34") == 0.0
+    assert time.process_time() - started < 1.0  # 0.04 s; 2^28 steps where brackets are read twice
+
+
+def test_brackets_that_may_be_a_functions_are_read_once() -> None:
+    same(r"\frac{3}{2}x", r"x(\frac12+1)", r"x(1+\frac12)")
 
 
 def test_sums_inside_sums_take_no_time() -> None:

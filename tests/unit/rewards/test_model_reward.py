@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,6 +61,20 @@ def test_the_model_reads_the_messages_and_the_response_without_thinking() -> Non
         {"role": "assistant", "content": "Hi"},
     ]
     assert conversation_of(request("never ends", "Q<think>"))[-1]["content"] == ""
+
+
+def test_of_an_episode_the_model_reads_all_turns() -> None:
+    turns = (
+        {"role": "assistant", "content": "hm</think> <call>1</call>"},
+        {"role": "tool", "content": "<think>2"},
+    )
+    asked = replace(request("yes</think>3", "Q<think>"), turns=turns)
+    assert conversation_of(asked) == [
+        *MESSAGES,
+        {"role": "assistant", "content": "<call>1</call>"},
+        {"role": "tool", "content": "<think>2"},
+        {"role": "assistant", "content": "3"},
+    ]
 
 
 def test_raw_scores_are_refused_where_the_critic_needs_probabilities() -> None:

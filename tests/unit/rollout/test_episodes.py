@@ -127,6 +127,8 @@ def test_an_episode_is_its_turns_token_for_token(seed: int, observed: list[int])
     assert found.response_ids[found.action_mask].tolist() == sampled
     assert len(found.response_logprobs) == found.num_actions == len(sampled)
     assert found.turns.lengths[:, 1].tolist() == [*observed, 0]
+    assert found.turns.texts[::2] == environment.requests[-1].actions
+    assert found.turns.texts[1::2] == tuple(map(str, observed))
     assert found.turns.rewards.tolist() == [0.0] * len(observed) + [1.0]
     assert len({request.seed for request in engine.seen}) == len(engine.seen)
     assert engine.seen[0].prefers == "" and all(request.prefers == "w-1" for request in engine.seen[1:])
@@ -170,7 +172,7 @@ def test_an_action_that_is_cut_ends_the_episode_unanswered() -> None:
     environment = FakeEnvironment(lambda actions: says())
     (found,) = play(FakeEngine(cut=True), environment)
     assert found.finish_reason == "length" and environment.requests == []
-    assert found.turns is not None and found.turns.rewards.tolist() == [0.0]
+    assert found.turns is not None and found.turns.rewards.tolist() == [0.0] and len(found.turns.texts) == 1
 
 
 def test_episodes_do_not_wait_for_each_other() -> None:
@@ -242,13 +244,17 @@ def test_a_reward_function_scores_the_last_action_where_it_is_asked() -> None:
 
     class Client(FakeRewardClient):
         async def judge(self, request: Any) -> Any:
-            asked.append(request.response)
+            asked.append(request)
             return await super().judge(request)
 
     environment = FakeEnvironment(lambda actions: says(done=len(actions) == 2, reward=0.125))
     found = outcomes(environment, Client(reward=0.5), scored_by="function")
     assert [one.reward for one in found] == [0.75] * 3
-    assert sorted(asked) == sorted(r.actions[-1] for r in environment.requests if len(r.actions) == 2)
+    # with what came before it: the first action, and the observation after it
+    ended = [r.actions for r in environment.requests if len(r.actions) == 2]
+    assert sorted((one.turns[0]["content"], one.response) for one in asked) == sorted(ended)
+    assert all(one.turns[0]["role"] == "assistant" for one in asked)
+    assert all(one.turns[1:] == ({"role": "user", "content": "2"},) for one in asked)
 
 
 def test_an_error_of_the_environment_is_counted_and_no_zero() -> None:

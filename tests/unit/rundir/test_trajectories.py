@@ -29,6 +29,7 @@ from sppo_ray.rundir.trajectories import (
     to_table,
     write_step,
 )
+from sppo_ray.rundir.turns import RecordedTurn, turns_of
 from sppo_ray.types import (
     Prompt,
     PromptHistory,
@@ -37,10 +38,12 @@ from sppo_ray.types import (
     ScoredTrajectory,
     TrainingSample,
     Trajectory,
+    Turns,
 )
 
 HISTORY = ("history_rate", "history_weight", "history_share")
-TURNS = ("turn_lengths", "turn_versions", "turn_rewards", "turn_reason", "turn_seconds")
+TEXTS = ("turn_texts", "turn_role")
+TURNS = ("turn_lengths", "turn_versions", "turn_rewards", "turn_reason", "turn_seconds", *TEXTS)
 
 
 def make_sample(
@@ -175,6 +178,44 @@ def test_a_file_from_before_environments_is_read_without_turns(tmp_path: Path) -
     assert to_minibatches(read_step(tmp_path, 1)) == [samples]
 
 
+def episode() -> TrainingSample:
+    turns = Turns(
+        np.array([[1, 2], [1, 0]], np.int32),
+        np.array([[4, 4], [4, 5]], np.int64),
+        np.array([0.0, 1.0]),
+        "found",
+        0.5,
+        ("8", "+", "12"),
+        "tool",
+    )
+    sample = make_sample()
+    trajectory = replace(sample.scored.trajectory, response_ids=[1, 2, 3, 4], turns=turns)
+    return replace(sample, scored=replace(sample.scored, trajectory=trajectory))
+
+
+def test_the_turns_of_an_episode_come_back(tmp_path: Path) -> None:
+    samples = [episode(), make_sample()]
+    write_step(tmp_path, to_table(1, samples, 4))
+    assert to_samples(read_step(tmp_path, 1)) == samples
+    first, second = read_step(tmp_path, 1).to_pylist()
+    assert turns_of(first) == [
+        RecordedTurn(True, "8", 1, 0.0),
+        RecordedTurn(False, "+", 2, None),
+        RecordedTurn(True, "12", 1, 1.0),
+    ]
+    assert turns_of(second) == []
+
+
+def test_a_file_of_schema_5_is_read_without_the_texts_of_turns(tmp_path: Path) -> None:
+    path = write_step(tmp_path, to_table(1, [episode()], 4))
+    older = to_table(1, [episode()], 4).drop_columns(list(TEXTS))
+    pq.write_table(older.replace_schema_metadata({"sppo_ray.trajectory_schema": "5"}), path)
+    assert read_step(tmp_path, 1).schema.equals(SCHEMA, check_metadata=True)
+    (found,) = to_samples(read_step(tmp_path, 1))
+    assert found.scored.trajectory.turns is not None and found.scored.trajectory.turns.texts == ()
+    assert turns_of(read_step(tmp_path, 1).to_pylist()[0]) == []
+
+
 def test_a_table_crosses_the_wire_as_arrow() -> None:
     table = to_table(1, [make_sample()], 4)
     sink = pa.BufferOutputStream()
@@ -222,7 +263,7 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     pq.write_table(
         to_table(3, [make_sample()], 4).replace_schema_metadata({"sppo_ray.trajectory_schema": "9"}), path
     )
-    with pytest.raises(UserError, match="has trajectory schema 9, not 5"):
+    with pytest.raises(UserError, match="has trajectory schema 9, not 6"):
         read_step(tmp_path, 3)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="step-000003.parquet: cannot be read"):

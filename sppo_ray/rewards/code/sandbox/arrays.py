@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_CLOSE = ("allclose", "isclose", "array_equiv", "subtract", "equal")
 _COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
 
 
 def operate(name: str, left: Any, right: Any) -> Any:
     """Compare two values of the tests, or calculate with them."""
     if "ndarray" in (type(left).__name__, type(right).__name__):
-        _refuse_empty(left, right, beside_numbers=name == "eq")
+        _refuse_empty(left, right, beside_numbers=name in ("eq", "sub"))
     return getattr(operator, name)(left, right)
 
 
@@ -35,6 +36,11 @@ def make(dtype: str, values: Any) -> Any:
     if kind.kind not in "biufc" or not is_number or (made.size and made.dtype.kind not in "biufc"):
         raise ValueError(f"no array of numbers: {dtype}, {made.dtype}")
     return numpy.array(values, dtype=kind) if isinstance(values, list) else kind.type(values)
+
+
+def is_empty(values: Any) -> bool:
+    """Whether nested lists hold no number."""
+    return isinstance(values, list) and all(map(is_empty, values))
 
 
 def widened(value: Any) -> Any:
@@ -56,13 +62,13 @@ def patch_numpy() -> None:
         import numpy
     except ImportError:  # the tests may try it
         return
-    for name in ("allclose", "isclose", "array_equiv", "subtract", *_COMPARISONS):
+    for name in {*_CLOSE, *_COMPARISONS}:
         setattr(numpy, name, _same_shape(getattr(numpy, name)))
 
 
 def _same_shape(compare: Callable[..., Any]) -> Callable[..., Any]:
     def checked(a: Any, b: Any, *args: Any, **named: Any) -> Any:
-        _refuse_empty(a, b)
+        _refuse_empty(a, b, beside_numbers=compare.__name__ in _CLOSE)
         return compare(a, b, *args, **named)
 
     return checked

@@ -11,7 +11,7 @@ Three mechanisms need no privilege, so they also work in a container; two need s
     own user id  where it starts as root, with nothing left of root but reading the installation;
                  threads are counted then
 
-Standard library only, nothing of ours, and little of it: it runs under `python -I -S`, once or
+Standard library only, nothing of ours, and little of it: it runs under `python -P -s -S`, once or
 twice for each program.
 """
 

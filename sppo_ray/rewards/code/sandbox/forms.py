@@ -52,6 +52,7 @@ _NODES = {
     ast.TryStar: "except*",
     ast.Match: "match",
 }
+_MARKS = frozenset({"filterwarnings", "usefixtures"})
 _JUMPS = (ast.Return, ast.Break, ast.Continue)
 _SWAPPED = frozenset({"zip", "map", "all"})
 _BROAD = frozenset({"AssertionError", "Exception", "BaseException"})
@@ -143,6 +144,10 @@ def _why(node: ast.AST) -> str:
         return "the assertion is a tuple, which is always true"
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_stream(node):
         return "the program's output is not seen here"
+    if isinstance(node, ast.FunctionDef) and node.name == "load_tests":
+        return "load_tests is not supported"
+    if isinstance(node, ast.Attribute) and node.attr in _MARKS and name_of(node.value) == "mark":
+        return f"pytest.mark.{node.attr} is not supported"
     if isinstance(node, ast.FunctionDef) and _never_runs(node):
         return f"{node.name} is a generator, and its assertions may never run"
     if isinstance(node, ast.Expr) and (
@@ -276,10 +281,11 @@ def _parametrized(*holders: ast.AST) -> set[str]:
     names: set[str] = set()
     for holder in holders:
         for mark in getattr(holder, "decorator_list", []):
-            if isinstance(mark, ast.Call) and name_of(mark.func) == "parametrize" and mark.args:
+            if isinstance(mark, ast.Call) and name_of(mark.func) == "parametrize":
+                argnames = [one.value for one in mark.keywords if one.arg == "argnames"]
                 try:
-                    given = ast.literal_eval(mark.args[0])
-                except ValueError:
+                    given = ast.literal_eval([*argnames, *mark.args][0])
+                except (ValueError, IndexError):
                     continue
                 names.update(
                     one.strip() for one in (given.split(",") if isinstance(given, str) else map(str, given))

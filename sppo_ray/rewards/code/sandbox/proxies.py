@@ -19,89 +19,94 @@ _SOME_OBJECT = "<an object of the program>"
 class Remote:
     """A proxy for an object of the program. It can be called, and its attributes, items and text be
     read, but it gives no verdict. `is_class`: a class under test; calling it returns an `Instance`.
+
+    Its own names begin with `_sppo_`: all others are the program's.
     """
 
-    __doc__ = property(lambda self: self._link.do("attribute", self._number, "__doc__"))  # type: ignore[assignment]
+    __doc__ = property(lambda self: self._sppo_link.do("attribute", self._sppo_number, "__doc__"))  # type: ignore[assignment]
 
     def __init__(self, link: Link, number: int, *, is_class: bool = False) -> None:
-        self.__dict__.update(_link=link, _number=number, _is_class=is_class)
+        self.__dict__.update(_sppo_link=link, _sppo_number=number, _sppo_is_class=is_class)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._link.do("attribute", self._number, name)
+        return self._sppo_link.do("attribute", self._sppo_number, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._link.do("set", self._number, name, value)
+        self._sppo_link.do("set", self._sppo_number, name, value)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self._made(self._link.call(self._number, args, kwargs, in_place=False))
+        return self._sppo_made(self._sppo_link.call(self._sppo_number, args, kwargs, in_place=False))
 
-    def _in_place(self, /, *args: Any, **kwargs: Any) -> Any:
+    def _sppo_in_place(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it when the tests do not use the value: it may change its arguments."""
-        return self._made(self._link.call(self._number, args, kwargs, in_place=True))
+        return self._sppo_made(self._sppo_link.call(self._sppo_number, args, kwargs, in_place=True))
 
-    def _made(self, value: Any) -> Any:
-        return self._link.instance(value) if self._is_class else value
+    def _sppo_made(self, value: Any) -> Any:
+        return self._sppo_link.instance(value) if self._sppo_is_class else value
 
     def __instancecheck__(self, one: Any) -> bool:
-        return isinstance(one, Remote) and self._link.do("made by", self._number, one) is True
+        return isinstance(one, Remote) and self._sppo_link.do("made by", self._sppo_number, one) is True
 
     def __bool__(self) -> bool:
-        value = self._read("truth")
+        value = self._sppo_read("truth")
         if value is not None and type(value) is not bool:
-            raise self._link.refuse()
+            raise self._sppo_link.refuse()
         return value is not False
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._plain("list", list))
+        return iter(self._sppo_plain("list", list))
 
     def __len__(self) -> int:
-        return self._plain("length", int)
+        return self._sppo_plain("length", int)
 
     def __str__(self) -> str:
-        return self._plain("text", str) if self._link.reads_objects else _SOME_OBJECT
+        return self._sppo_plain("text", str) if self._sppo_link.reads_objects else _SOME_OBJECT
 
     def __repr__(self) -> str:
-        return self._plain("representation", str) if self._link.reads_objects else _SOME_OBJECT
+        return self._sppo_plain("representation", str) if self._sppo_link.reads_objects else _SOME_OBJECT
 
     def __getitem__(self, key: Any) -> Any:
-        return self._read("item", key)
+        return self._sppo_read("item", key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._link.do("set item", self._number, key, value)
+        self._sppo_link.do("set item", self._sppo_number, key, value)
 
-    def _read(self, what: str, *given: Any) -> Any:
+    def _sppo_read(self, what: str, *given: Any) -> Any:
         """An object says more only in tests of classes; a function is asked for a value."""
-        if not self._link.reads_objects:
-            raise self._link.refuse()
-        return self._link.do(what, self._number, *given)
+        if not self._sppo_link.reads_objects:
+            raise self._sppo_link.refuse()
+        return self._sppo_link.do(what, self._sppo_number, *given)
 
-    def _plain(self, what: str, kind: type) -> Any:
-        value = self._read(what)
+    def _sppo_plain(self, what: str, kind: type) -> Any:
+        value = self._sppo_read(what)
         if type(value) is not kind:
-            raise self._link.refuse()
+            raise self._sppo_link.refuse()
         return value
 
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise self._link.refuse()
+    def _sppo_refuse(self, *_: Any) -> NoReturn:
+        raise self._sppo_link.refuse()
 
-    def _differs_from(self, other: object) -> bool:
+    def _sppo_differs_from(self, other: object) -> bool:
         """False, where its class says so: it may differ from a plain value, but equal none."""
-        if self._link.can_send(other) and self._link.do("equal", self._number, other) is not False:
-            raise self._link.refuse()
+        if (
+            self._sppo_link.can_send(other)
+            and self._sppo_link.do("equal", self._sppo_number, other) is not False
+        ):
+            raise self._sppo_link.refuse()
         return False
 
     def __eq__(self, other: object) -> bool:
         if other is None:
-            return self._differs_from(other) if self._link.reads_objects else False
-        if other is self and self._link.reads_objects:
+            return self._sppo_differs_from(other) if self._sppo_link.reads_objects else False
+        if other is self and self._sppo_link.reads_objects:
             return True
         if isinstance(other, Instance):
             return other == self
-        return self._refuse()
+        return self._sppo_refuse()
 
-    __contains__ = __hash__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse  # type: ignore[assignment]
+    __contains__ = __hash__ = __lt__ = __le__ = __gt__ = __ge__ = _sppo_refuse  # type: ignore[assignment]
 
 
 class Instance(Remote):
@@ -110,105 +115,105 @@ class Instance(Remote):
     """
 
     def __next__(self) -> Any:
-        values, ended = self._link.following(self._number, 1)
+        values, ended = self._sppo_link.following(self._sppo_number, 1)
         if not values:
-            raise ended or self._link.gone()
+            raise ended or self._sppo_link.gone()
         return values[0]
 
     def __delitem__(self, key: Any) -> None:
-        self._link.do("delete item", self._number, key)
+        self._sppo_link.do("delete item", self._sppo_number, key)
 
     def __delattr__(self, name: str) -> None:
-        self._link.do("delete", self._number, name)
+        self._sppo_link.do("delete", self._sppo_number, name)
 
     def __format__(self, form: str) -> str:
-        value = self._read("format", form)
+        value = self._sppo_read("format", form)
         if type(value) is not str:
-            raise self._link.refuse()
+            raise self._sppo_link.refuse()
         return value
 
     def __int__(self) -> int:
-        return self._plain("int", int)
+        return self._sppo_plain("int", int)
 
     def __float__(self) -> float:
-        return self._plain("float", float)
+        return self._sppo_plain("float", float)
 
     def __contains__(self, one: Any) -> bool:
-        return self._judge("has", one)
+        return self._sppo_judge("has", one)
 
     def __bool__(self) -> bool:
         """Without a method of its class for it, an object is true, and that is no verdict."""
-        return True if self._link.do("truth", self._number) is None else self._judge("truth")
+        return True if self._sppo_link.do("truth", self._sppo_number) is None else self._sppo_judge("truth")
 
     def __enter__(self) -> Any:
-        return self._of_operation(self._link.do("enter", self._number))
+        return self._sppo_of_operation(self._sppo_link.do("enter", self._sppo_number))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         """It learns of an ordinary exception but cannot hide it: an assertion might be skipped."""
         known = kind is not None and issubclass(kind, Exception) and kind.__module__ == "builtins"
-        hides = self._link.do("exit", self._number, *([kind.__name__, str(error)] if known else []))
+        hides = self._sppo_link.do("exit", self._sppo_number, *([kind.__name__, str(error)] if known else []))
         if known and hides is not False:
-            raise self._link.refuse()
+            raise self._sppo_link.refuse()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Remote):
-            return self._judge("equal", other)
-        contents = self._plain("contents", list)
+            return self._sppo_judge("equal", other)
+        contents = self._sppo_plain("contents", list)
         if contents:
-            return self._one_of(contents) == other
-        return self._differs_from(other)
+            return self._sppo_one_of(contents) == other
+        return self._sppo_differs_from(other)
 
-    def _one_of(self, contents: list[Any]) -> Any:
+    def _sppo_one_of(self, contents: list[Any]) -> Any:
         """What a container of the program holds."""
         if len(contents) > 1 or type(contents[0]) not in (list, dict, set, deque):
-            raise self._link.refuse()
+            raise self._sppo_link.refuse()
         return contents[0]
 
     def __ne__(self, other: object) -> bool:
         if not isinstance(other, Remote):
             return not self == other
-        return not self._judge("equal", other, negated=True)
+        return not self._sppo_judge("equal", other, negated=True)
 
     def __reversed__(self) -> Iterator[Any]:
-        return iter(self._link.do("reversed", self._number))
+        return iter(self._sppo_link.do("reversed", self._sppo_number))
 
     def __copy__(self) -> Any:
-        return self._of_operation(self._link.do("copy", self._number))
+        return self._sppo_of_operation(self._sppo_link.do("copy", self._sppo_number))
 
     def __deepcopy__(self, _: Any) -> Any:
-        return self._of_operation(self._link.do("deep copy", self._number))
+        return self._sppo_of_operation(self._sppo_link.do("deep copy", self._sppo_number))
 
     def __lt__(self, other: object) -> bool:
-        return self._judge("less", other)
+        return self._sppo_judge("less", other)
 
     def __le__(self, other: object) -> bool:
-        return self._judge("less or equal", other)
+        return self._sppo_judge("less or equal", other)
 
     def __gt__(self, other: object) -> bool:
-        return self._judge("greater", other)
+        return self._sppo_judge("greater", other)
 
     def __ge__(self, other: object) -> bool:
-        return self._judge("greater or equal", other)
+        return self._sppo_judge("greater or equal", other)
 
-    __hash__ = Remote._refuse  # type: ignore[assignment]
+    __hash__ = Remote._sppo_refuse  # type: ignore[assignment]
 
-    def _judge(self, what: str, *other: object, negated: bool = False) -> bool:
+    def _sppo_judge(self, what: str, *other: object, negated: bool = False) -> bool:
         """Record its own verdict; the tests must get both True and False: see `Link.one_sided`."""
-        value = self._link.do("differ" if negated else what, self._number, *other)
+        value = self._sppo_link.do("differ" if negated else what, self._sppo_number, *other)
         if type(value) is not bool:
-            raise self._link.refuse()
+            raise self._sppo_link.refuse()
         value = value is not negated
-        self._link.answers.setdefault(what, set()).add(value)
-        self._link.judged += 1
+        self._sppo_link.answers.setdefault(what, set()).add(value)
+        self._sppo_link.judged += 1
         return value
 
-    def _of_operation(self, value: Any) -> Any:
-        return self._link.instance(value)
+    def _sppo_of_operation(self, value: Any) -> Any:
+        return self._sppo_link.instance(value)
 
 
 def _operator(name: str) -> Any:
     def operate(self: Instance, *other: Any) -> Any:
-        return self._of_operation(self._link.do("operator", self._number, name, *other))
+        return self._sppo_of_operation(self._sppo_link.do("operator", self._sppo_number, name, *other))
 
     return operate
 
@@ -243,7 +248,7 @@ class RemoteIterator:
     """
 
     def __init__(self, link: Link, number: int, *, is_generator: bool) -> None:
-        self._link, self._number, self._batch, self._is_generator = link, number, 1, is_generator
+        self._link, self._sppo_number, self._batch, self._is_generator = link, number, 1, is_generator
         self._values: list[Any] = []
         self._ended: BaseException | None = None
 
@@ -265,7 +270,7 @@ class RemoteIterator:
 
     def __next__(self) -> Any:
         if not self._values and self._ended is None:
-            values, self._ended = self._link.following(self._number, self._batch)
+            values, self._ended = self._link.following(self._sppo_number, self._batch)
             self._values = values[::-1]
             self._batch = min(2 * self._batch, 1000)
             if not values and self._ended is None:

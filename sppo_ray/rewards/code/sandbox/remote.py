@@ -126,7 +126,7 @@ class Link:
 
     def instance(self, value: Any) -> Any:
         """The value, or an object of the program as one of a class under test."""
-        return self.proxy(value._number, Instance) if type(value) is Remote else value
+        return self.proxy(value._sppo_number, Instance) if type(value) is Remote else value
 
     def following(self, on: int, number: int) -> tuple[list[Any], BaseException | None]:
         """Return the next values of an iterator and its end: StopIteration or an exception of the
@@ -223,7 +223,7 @@ class Link:
 
     def _number_of(self, value: Any) -> int | list[Any]:
         if type(value) in _PROXIES:
-            return value._number
+            return value._sppo_number
         if hasattr(type(value), "__next__") and type(value).__module__ in ("builtins", "itertools"):
             return self._drained(value)
         # `f(c.count)`, where the program gave a list for `c`, and `f(c.tzinfo)`, a date
@@ -268,7 +268,7 @@ class Link:
     def _array(self, dtype: str, values: Any) -> Any:
         """Tests that do not name NumPy get no empty array, which would equal longer ones."""
         is_scalar = not isinstance(values, list)
-        wanted = self.with_arrays or (self.exact and values != [])
+        wanted = self.with_arrays or (self.exact and not arrays.is_empty(values))
         made = arrays.make(dtype, values) if wanted and (self.exact or not is_scalar) else values
         return arrays.widened(made) if hasattr(made, "dtype") else made
 

@@ -38,14 +38,14 @@ from sppo_ray.rewards.code.sandbox import {module}
 del sys.path[-1]
 {module}.main({setup})
 """
-"""`-I -S` leave all packages out of the path, this one too."""
+"""`-S` leaves all packages out of the path, this one too."""
 _START_DEADLINE_S = 60.0  # the pool's deadline for the sample is nearer
 _DELAY_LIMIT = 4.0  # beyond that, the pool's deadline decides
 _OUT_OF_CPU = -24  # SIGXCPU: the CPU seconds are used up
 _KILLED = -9  # SIGKILL: so does a later tick of the processor's clock
 _LEAST_S = 1.0  # of the second run
 _MARGIN_S = 0.5  # before the pool's deadline
-_FAIR_SHARE = 0.25  # of the time limit, on a processor
+_FAIR_SHARE = 0.25  # of the time limit
 _OUTPUT_MIB = 4
 _TESTER_MEMORY_MIB = 1024
 _NICENESS = 10
@@ -90,7 +90,7 @@ class ConfinedProcesses:
             with _process("program", setup, stdin=given, stdout=stdout) as process:
                 process.await_start()
                 started = time.monotonic()
-                ended = _wait(process.popen, limits.timeout_s)
+                ended, _ = _wait(process.popen, limits.timeout_s)
                 process.kill()
             text, seconds = _content(stdout).decode(errors="replace"), time.monotonic() - started
         if not ended:
@@ -108,36 +108,37 @@ class ConfinedProcesses:
         no change, has to pass also with these changes. Of all counts the smallest one holds.
         `cases` compare plain values only and need no second run.
         """
-        begun = time.monotonic()
-
-        def left() -> Limits:
-            rest = max(limits.timeout_s - (time.monotonic() - begun), _LEAST_S)
-            return Limits(rest, limits.memory_mib)
-
-        end = begun + self._deadline_s - min(_MARGIN_S, max(self._deadline_s - limits.timeout_s, 0.0) / 2)
+        margin = min(_MARGIN_S, max(self._deadline_s - limits.timeout_s, 0.0) / 2)
+        spent = _Spent(limits, time.monotonic() + self._deadline_s - margin)
         undecided = None
         try:
-            tested = self._test_from_outside(code, tests, limits, end, stop_at_failure=stop_at_failure)
+            tested = self._test_from_outside(code, tests, spent, stop_at_failure=stop_at_failure)
         except _Undecided as error:
             undecided, tested = error, error.tested
         done = not undecided and (not tested.passed or (tested.failed and stop_at_failure))
         if done or tests["cases"] is not None:
             return tested
-        if isinstance(tested, _Altering):
-            again = self._test_from_outside(
-                code, tests, left(), end, stop_at_failure=stop_at_failure, as_python=True
-            )
-            tested = _lower(tested, again)
-            if not tested.passed or (tested.failed and stop_at_failure):
-                return tested
-        plain = self._test_in_one_process(code, tests, left(), end, stop_at_failure=stop_at_failure)
+        try:
+            if isinstance(tested, _Altering):
+                again = self._test_from_outside(
+                    code, tests, spent, stop_at_failure=stop_at_failure, as_python=True
+                )
+                tested = _lower(tested, again)
+                if not tested.passed or (tested.failed and stop_at_failure):
+                    return tested
+            plain = self._test_in_one_process(code, tests, spent, stop_at_failure=stop_at_failure)
+        except _NotStarted:
+            if not spent.is_fair_share:
+                raise
+            return Tested(0, 1, timeout=True)  # the earlier runs left no time for this one
         if undecided and plain.passed and not plain.failed:
             raise undecided
         return _lower(tested, plain)
 
     def _test_in_one_process(
-        self, code: str, tests: Mapping[str, Any], limits: Limits, end: float, *, stop_at_failure: bool
+        self, code: str, tests: Mapping[str, Any], spent: _Spent, *, stop_at_failure: bool
     ) -> Tested:
+        limits = spent.left()
         with ExitStack() as files:
             result = files.enter_context(_memory_file())
             memory_mib = limits.memory_mib + _TESTER_MEMORY_MIB
@@ -150,10 +151,10 @@ class ConfinedProcesses:
                 "stop_at_failure": stop_at_failure,
             }
             with _process("plain", setup, share=[result]) as process:
-                process.await_start(end)
-                ended = _wait(process.popen, limits.timeout_s, excuse=_DELAY_LIMIT, end=end)
+                process.await_start(spent.end)
+                ended = spent.wait(process.popen, limits)
                 if ended is None:
-                    return _given_up([process.popen], limits)
+                    return _given_up([process.popen], spent)
                 process.kill()
                 content = _content(result)
         report = re.fullmatch(rb"%s (\d{1,9}) (\d{1,9})" % token, content)
@@ -165,8 +166,7 @@ class ConfinedProcesses:
         self,
         code: str,
         tests: Mapping[str, Any],
-        limits: Limits,
-        end: float,
+        spent: _Spent,
         *,
         stop_at_failure: bool,
         as_python: bool = False,
@@ -174,6 +174,7 @@ class ConfinedProcesses:
         """Run the tests in a process of their own, out of the program's reach. `as_python`: the
         program may change every container that it gets.
         """
+        limits = spent.left()
         with ExitStack() as files:
             result = files.enter_context(_memory_file())
             to_program, to_tester = files.enter_context(_pipe()), files.enter_context(_pipe())
@@ -194,17 +195,47 @@ class ConfinedProcesses:
             tester = files.enter_context(_process("tester", theirs, share=[*theirs["wire"], result]))
             for pipe in (*to_program, *to_tester):
                 pipe.close()  # so that each side sees the other's end
-            program.await_start(end)
-            tester.await_start(end)
-            rival = program.popen.pid
-            ended = _wait(tester.popen, limits.timeout_s, excuse=_DELAY_LIMIT, rival=rival, end=end)
+            program.await_start(spent.end)
+            tester.await_start(spent.end)
+            ended = spent.wait(tester.popen, limits, rival=program.popen.pid)
             if ended is None and _content(result) not in (b"", ALONE):
-                return _given_up([program.popen, tester.popen], limits)
+                return _given_up([program.popen, tester.popen], spent)
             if not ended and _content(result) == ALONE and _starved(tester.popen, program.popen, limits):
                 return Tested(0, 1, timeout=True)
             ended = ended and tester.popen.wait() not in (_OUT_OF_CPU, _KILLED)
             content = _content(result)  # before the program's end changes it
         return _tested(content, ended=bool(ended))
+
+
+class _Spent:
+    """The time of all runs of a sample's tests, which share one limit. Python's start does not
+    count, nor does time in which other processes had the processors. At `end` they are given up.
+    """
+
+    def __init__(self, limits: Limits, end: float) -> None:
+        self._limits, self.end, self._seconds = limits, end, 0.0
+
+    def left(self) -> Limits:
+        return Limits(max(self._limits.timeout_s - self._seconds, _LEAST_S), self._limits.memory_mib)
+
+    def wait(self, popen: subprocess.Popen[bytes], limits: Limits, rival: int | None = None) -> bool | None:
+        """As `_wait`."""
+        ended, seconds = _wait(popen, limits.timeout_s, excuse=_DELAY_LIMIT, rival=rival, end=self.end)
+        self._seconds += seconds
+        return ended
+
+    @property
+    def is_fair_share(self) -> bool:
+        """Whether the runs had enough of the limit for a verdict."""
+        return self._seconds > _FAIR_SHARE * self._limits.timeout_s
+
+    def has_burnt(self, processes: Sequence[subprocess.Popen[bytes]]) -> bool:
+        """The same, by the processors' time of all their threads."""
+        return sum(_cpu_s(one.pid) for one in processes) > _FAIR_SHARE * self._limits.timeout_s
+
+
+class _NotStarted(SandboxFailed):
+    """A process of the sandbox was not ready in time."""
 
 
 def _lower(tested: Tested, again: Tested) -> Tested:
@@ -271,7 +302,7 @@ class _Process:
         if os.pread(self._setup, 1, 0) != CONFINED:
             self.kill()
             last = _content(self._stderr).decode(errors="replace").strip().splitlines()[-1:]
-            raise SandboxFailed(f"the sandbox did not start: {''.join(last)[:400]}")
+            raise _NotStarted(f"the sandbox did not start: {''.join(last)[:400]}")
 
     def kill(self) -> None:
         """Kill the process; it cannot have children (see `confine`)."""
@@ -297,7 +328,8 @@ def _process(
         popen = subprocess.Popen(
             [
                 sys.executable,
-                "-I",
+                "-P",  # nothing of the working directory, of the user's packages, of site: as -I,
+                "-s",  # which would ignore PYTHONHASHSEED
                 "-S",
                 "-X",
                 "utf8",
@@ -338,38 +370,42 @@ def _wait(
     excuse: float = 0.0,
     rival: int | None = None,
     end: float = math.inf,
-) -> bool | None:
-    """Whether the process ended by itself in time; None when it was given up at `end`. The time in
-    which it waited for a processor, which others burn, does not count, up to `excuse` times the
-    limit. Its own threads and the process `rival` are no others.
+) -> tuple[bool | None, float]:
+    """Whether the process ended by itself in time, and its seconds; None when it was given up at
+    `end`. The time in which it waited for a processor, which others burn, does not count, up to
+    `excuse` times the limit. Its own threads and the process `rival` are no others.
     """
+
+    def excused() -> float:
+        ran, delay = _scheduled(popen.pid)
+        burnt = _cpu_s(popen.pid) - ran + (_cpu_s(rival) if rival is not None else 0.0)
+        return min(max(delay - max(burnt, 0.0), 0.0), excuse * timeout_s)
+
     handle = os.pidfd_open(popen.pid)
     begun = time.monotonic()
     left = min(timeout_s, end - begun)
+    ended: bool | None = False
     try:
-        ended = False
         while left > 0.0 and not (ended := _poll(handle, left)):
-            until = begun + timeout_s
-            if excuse:
-                ran, delay = _scheduled(popen.pid)
-                burnt = _cpu_s(popen.pid) - ran + (_cpu_s(rival) if rival is not None else 0.0)
-                until += min(max(delay - max(burnt, 0.0), 0.0), excuse * timeout_s)
+            until = begun + timeout_s + excused()
             if until > end <= time.monotonic():
-                return None
+                ended = None
+                break
             left = min(until, end) - time.monotonic()
-        return timeout_s > 0.0 and ended
+        return ended, max(time.monotonic() - begun - excused(), 0.0)
     finally:
         os.close(handle)
 
 
-def _given_up(processes: list[subprocess.Popen[bytes]], limits: Limits) -> Tested:
-    """The verdict on tests that were given up: the program's fault if its processes have had a fair
-    share of the time. Raises SandboxFailed when the machine is overloaded by others.
+def _given_up(processes: list[subprocess.Popen[bytes]], spent: _Spent) -> Tested:
+    """The verdict on tests that were given up: the program's fault if it has had a fair share of
+    the time, on a processor or asleep. Raises SandboxFailed when the machine is overloaded by
+    others.
     """
-    burnt = sum(_cpu_s(one.pid) for one in processes)
+    is_fault = spent.is_fair_share or spent.has_burnt(processes)
     for one in processes:
         one.kill()  # all at once, before one is waited for
-    if burnt > _FAIR_SHARE * limits.timeout_s:
+    if is_fault:
         return Tested(0, 1, timeout=True)
     raise SandboxFailed("the machine is overloaded: the tests had no processor for most of their time")
 

@@ -17,7 +17,17 @@ import re
 import sys
 import types
 
-from sppo_ray.rewards.code.sandbox import arrays, forms, known, program, rewrite, verdicts, wire
+from sppo_ray.rewards.code.sandbox import (
+    arrays,
+    collect,
+    endings,
+    forms,
+    known,
+    program,
+    rewrite,
+    verdicts,
+    wire,
+)
 from sppo_ray.rewards.code.sandbox.flow import hide_literals, is_class
 from sppo_ray.rewards.code.sandbox.forms import TestsUnfit
 from sppo_ray.rewards.code.sandbox.known import PROGRAM_MODULES
@@ -30,9 +40,6 @@ TYPE_CHECKING = False  # the module typing costs as much time as the rest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
-
-
-_FRAMEWORKS = frozenset({"unittest", "pytest"})
 
 
 class Test:
@@ -61,7 +68,7 @@ class CallTests:
         return (Test(lambda case=case: self._run(function, **case)) for case in self._cases)
 
     def _run(self, function: Remote, args: list[Any], expected: list[Any]) -> None:
-        value = function._in_place(*args)
+        value = function._sppo_in_place(*args)
         changed_in_place = args and isinstance(args[0], (list, dict, set))
         if value is None and None not in expected and changed_in_place:
             value = args[0]
@@ -88,13 +95,10 @@ class CodeTests:
             verdicts.refuse_one_sided(self._tree, classes)
         self._check_imports()
         self._names_nan = re.search(r"nan\b|NaN|NAN", code) is not None
-        held = forms.collected(self._tree)
-        self._tests = {one.name: one for scope, one in held if isinstance(scope, ast.Module)}
-        self._tree.body = [one for one in self._tree.body if not self._is_run_anyway(one)]
+        endings.arrange(self._tree, code)
         self._asserting = rewrite.asserting(self._tree)
-        self._calls_check = any(
-            "check" in rewrite.called_names(node) for node in self._tree.body if not _defines(node)
-        )
+        statements = [node for node in self._tree.body if not _defines(node)]
+        self._calls_check = any("check" in rewrite.called_names(node) for node in statements)
         if not rewrite.asserts(self._tree):
             raise TestsUnfit("they assert nothing: they prove nothing")
         self._numpy = "numpy" in code or "np." in code or "allclose" in code
@@ -104,7 +108,9 @@ class CodeTests:
             arrays.patch_numpy()
         if "unittest" in code or "pytest" in code or "TestCase" in code:
             _patch_frameworks(self._reach)
-        self._namespace: dict[str, Any] = {"__name__": "__main__", "__file__": "/tests.py"}
+        self._module = types.ModuleType("__main__")
+        self._namespace: dict[str, Any] = vars(self._module)
+        self._namespace["__file__"] = "/tests.py"
         self._namespace |= {
             name: known.known(name, called=called) for name, called in self._subject.fixed.items()
         }
@@ -119,19 +125,22 @@ class CodeTests:
             rewrite.ALL: self._all,
             rewrite.ZIP: _zip,
             rewrite.OPERATE: arrays.operate,
+            endings.EXIT: endings.judge_exit,
         }
         self.subjects = list(self._subject.taken.values())
         self.required, self.kinds = self._subject.required, list(self._subject.kinds.values())
         if entry is not None and "check" in self._functions():
             self.subjects.append(entry)
-        if not (self._tests or any(map(self._may_count, self._tree.body))):
+        if not (any(forms.collected(self._tree)) or any(map(self._may_count, self._tree.body))):
             raise TestsUnfit("no statement and no test runs an assertion: they prove nothing")
         if not self.subjects:
             raise TestsUnfit("they never call the program: they prove nothing")
 
     def _may_count(self, node: ast.stmt) -> bool:
         is_check = self._entry is not None and isinstance(node, ast.FunctionDef) and node.name == "check"
-        return is_check or isinstance(node, ast.ClassDef) or (not _defines(node) and self._counts(node))
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        names_test = any(isinstance(one, ast.Name) and one.id.startswith("test") for one in targets)
+        return is_check or names_test or isinstance(node, ast.ClassDef) or self._counts(node)
 
     def _counts(self, node: ast.stmt) -> bool:
         """Whether a statement is a test: it contains or calls an assertion."""
@@ -142,42 +151,19 @@ class CodeTests:
     def _functions(self) -> set[str]:
         return {one.name for one in self._tree.body if isinstance(one, ast.FunctionDef)}
 
-    def _is_run_anyway(self, node: ast.stmt) -> bool:
-        """Whether it only runs a framework, or a test that is collected, or ends the run; under the
-        main guard such statements are removed.
-        """
-        if isinstance(node, ast.If) and not node.orelse and _is_main_guard(node.test):
-            node.body = [one for one in node.body if not self._is_run_anyway(one)]
-            return not node.body
-        if not isinstance(node, ast.Expr):
-            return False
-        call = node.value
-        given = call.args if isinstance(call, ast.Call) else []
-        succeeds = all(isinstance(one, ast.Constant) and not one.value for one in given)
-        if succeeds and rewrite.name_of_call(call) == "exit":
-            return True
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args + call.keywords:
-            test = self._tests.get(call.func.id)
-            return test is not None and not forms.required(test, method=False)
-        return _runs_a_framework(node)
-
     def steps(self, link: Link) -> Iterator[Test]:
         self._bind(link)
         for node in self._tree.body:
-            yield self._statement(node)
+            if not endings.is_main_guard(node):
+                yield self._statement(node)
         if self._entry is not None and "check" in self._functions() and not self._calls_check:
-            yield self._test("check", link.subject(self._entry))
-        yield self._preparation("setup_module", "setUpModule")
-        for name, found in {id(found): (name, found) for name, found in self._namespace.items()}.values():
-            if isinstance(found, type) and found.__module__ == "__main__":
-                yield from self._class(found)
-            elif isinstance(found, types.FunctionType) and name.startswith("test"):
-                yield from self._function(name, found)
-        yield self._preparation("teardown_module", "tearDownModule")
-
-    def _preparation(self, *names: str) -> Test:
-        functions = [self._namespace[name] for name in names if name in self._namespace]
-        return Test(lambda: [_call(one) for one in functions], counts=False)
+            check = self._namespace["check"]
+            yield Test(lambda: check(link.subject(self._entry)), expects=self._expects(check))
+        for one in collect.Collector(self._module, self._aside).tests():
+            expects = any(map(self._expects, one.code))
+            yield Test(one.run, counts=one.is_test, expects=expects)
+        for node in filter(endings.is_main_guard, self._tree.body):
+            yield self._statement(node)
 
     def _bind(self, link: Link) -> None:
         space = self._namespace
@@ -198,10 +184,6 @@ class CodeTests:
         expects = rewrite.expects(node) or not self._asserting.isdisjoint(rewrite.called_names(node))
         return Test(lambda: exec(code, self._namespace), counts=counts, expects=counts and expects)
 
-    def _test(self, name: str, *arguments: Any, **named: Any) -> Test:
-        function = self._namespace[name]
-        return Test(lambda: function(*arguments, **named), expects=self._expects(function))
-
     def _expects(self, function: Any) -> bool:
         """Whether the code of a function contains or calls an assertion."""
         code = getattr(function, "__code__", None)
@@ -212,52 +194,6 @@ class CodeTests:
         return not names.isdisjoint({rewrite.REACHED, rewrite.CHECKS, *self._asserting}) or any(
             isinstance(one, types.CodeType) and self._code_expects(one) for one in code.co_consts
         )
-
-    def _function(self, name: str, function: types.FunctionType) -> Iterator[Test]:
-        """Return a pytest function, once for each set of its parameters; a helper that takes other
-        ones is none.
-        """
-        for named in _parameters(function):
-            if _takes(function, set(named)):
-                test = self._test(name, **named)
-                yield Test(lambda test=test: self._surrounded(function, test), expects=test.expects)
-
-    def _surrounded(self, function: types.FunctionType, test: Test) -> None:
-        """Run a pytest function between `setup_function` and `teardown_function`."""
-        self._prepare_function("setup_function", function)
-        try:
-            test.run()
-        finally:
-            self._prepare_function("teardown_function", function)
-
-    def _prepare_function(self, name: str, function: types.FunctionType) -> None:
-        """Its assertions are not those of the test."""
-        reached = self.reached
-        if name in self._namespace:
-            _call(self._namespace[name], function)
-        self.reached = reached
-
-    def _class(self, kind: type) -> Iterator[Test]:
-        unittest = sys.modules.get("unittest")
-        if unittest is not None and issubclass(kind, unittest.TestCase):
-            own = ["runTest"] if hasattr(kind, "runTest") else []
-            for name in unittest.defaultTestLoader.getTestCaseNames(kind) or own:
-                suite = unittest.TestSuite([kind(name)])
-                yield Test(suite.debug, expects=self._expects(getattr(kind, name)))
-            return
-        if not kind.__name__.startswith("Test"):
-            return
-        yield Test(lambda: _prepare(kind, "setup_class"), counts=False)
-        for name in [one for one in dir(kind) if one.startswith("test") and callable(getattr(kind, one))]:
-            for named in _parameters(getattr(kind, name), kind):
-                yield Test(
-                    lambda name=name, named=named: _run_method(kind, name, named),
-                    expects=self._expects(getattr(kind, name)),
-                )
-        yield Test(lambda: _prepare(kind, "teardown_class"), counts=False)
-        for inner in vars(kind).values():
-            if isinstance(inner, type):
-                yield from self._class(inner)
 
     def _check_imports(self) -> None:
         """Raises ImportError for a missing module that the tests import outside a `try`."""
@@ -271,6 +207,12 @@ class CodeTests:
                 ):
                     if name not in PROGRAM_MODULES:
                         importlib.import_module(name)
+
+    def _aside(self, prepare: Callable[[], Any]) -> None:
+        """Run a preparation: its assertions are not those of the test."""
+        reached = self.reached
+        prepare()
+        self.reached = reached
 
     def _reach(self, value: Any) -> bool:
         self.reached += 1
@@ -290,7 +232,7 @@ class CodeTests:
         return True
 
     def _allow_in_place(self, function: Any) -> Any:
-        return function._in_place if isinstance(function, Remote) else function
+        return function._sppo_in_place if isinstance(function, Remote) else function
 
     def _catch(
         self,
@@ -348,10 +290,6 @@ def _defines(node: ast.stmt) -> bool:
     return isinstance(node, (ast.FunctionDef, ast.ClassDef))
 
 
-def _is_main_guard(test: ast.expr) -> bool:
-    return isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__"
-
-
 def _patch_frameworks(reach: Callable[[Any], bool]) -> None:
     """A runner of the tests' own raises the failures that it finds. `pytest.raises` that catches is
     an assertion, also where a test gets it as a parameter.
@@ -380,64 +318,6 @@ def _without_program(node: ast.Import | ast.ImportFrom) -> ast.Import | ast.Impo
 
 def _place(node: ast.stmt) -> dict[str, int]:
     return {"lineno": node.lineno, "col_offset": node.col_offset}
-
-
-def _runs_a_framework(node: ast.Expr) -> bool:
-    """Whether it calls `unittest.main()`: its tests are run in any case."""
-    return any(
-        isinstance(n, ast.Attribute)
-        and (
-            (n.attr == "main" and isinstance(n.value, ast.Name) and n.value.id in _FRAMEWORKS)
-            or n.attr == "wasSuccessful"
-        )
-        for n in ast.walk(node)
-    )
-
-
-def _parameters(*holders: Any) -> list[dict[str, Any]]:
-    """Return the arguments of each run: the product of the `parametrize` marks; one run without
-    arguments if there are none.
-    """
-    sets: list[dict[str, Any]] = [{}]
-    for mark in [mark for one in holders for mark in getattr(one, "pytestmark", [])]:
-        if mark.name == "parametrize":
-            names, rows = [*mark.args, *mark.kwargs.values()][:2]
-            names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
-            rows = [getattr(row, "values", row) for row in rows]
-            rows = [dict(zip(names, row if len(names) > 1 else [row], strict=True)) for row in rows]
-            sets = [one | row for one in sets for row in rows]
-    return sets
-
-
-def _takes(function: types.FunctionType, named: set[str]) -> bool:
-    """Whether a test needs no other arguments."""
-    code = function.__code__
-    places = code.co_varnames[: code.co_argcount]
-    needed = {*places[: len(places) - len(function.__defaults__ or ())]}
-    only = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-    return needed | {*only} - {*(function.__kwdefaults__ or {})} <= named
-
-
-def _call(function: Any, *given: Any) -> None:
-    """Call a preparation of pytest, which may take what it prepares."""
-    code = getattr(function, "__code__", None)
-    bound = hasattr(function, "__self__")
-    function(*given[: code.co_argcount - bound] if code is not None else ())
-
-
-def _prepare(holder: Any, name: str, *given: Any) -> None:
-    if hasattr(holder, name):
-        _call(getattr(holder, name), *given)
-
-
-def _run_method(kind: type, name: str, named: dict[str, Any]) -> None:
-    case = kind()
-    test = getattr(case, name)
-    for prepare in ("setup_method", "setup", "setUp"):
-        _prepare(case, prepare, test)
-    test(**named)
-    for tidy in ("teardown_method", "teardown", "tearDown"):
-        _prepare(case, tidy, test)
 
 
 def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""What the question says about the form of its answer: a percentage, a base, what is counted."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+
+from sppo_ray.rewards.math.counted import counted_in
+
+_PERCENT_ASKED = re.compile(
+    r"\b(?:what|which|how many|how much|find|calculate|compute|determine|express|give|as an?|in"
+    r"|the|its|your)\s+"
+    r"(?:(?!one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|half|hundred)"
+    r"[a-z]+\s+){0,3}(?:per\s?cent|percentage|\\?%)",
+    re.IGNORECASE,
+)
+_BASES = {
+    "2": ("two", "binary"), "3": ("three", "ternary"), "4": ("four", "quaternary"), "5": ("five", "quinary"),
+    "6": ("six", "senary"), "7": ("seven", "septenary"), "8": ("eight", "octal"), "9": ("nine", "nonary"),
+    "12": ("twelve", "duodecimal"), "16": ("sixteen", "hexadecimal"),
+}  # fmt: skip
+
+
+class Question:
+    """The text of a question; "" where it is not known."""
+
+    def __init__(self, text: str = "") -> None:
+        self._text = text
+
+    @cached_property
+    def asks_percentage(self) -> bool:
+        """Whether the answer is a percentage, so that 40 and 40% are the same."""
+        return bool(_PERCENT_ASKED.search(self._text))
+
+    @cached_property
+    def counted(self) -> frozenset[str]:
+        """What is counted: how many apples."""
+        return counted_in(self._text)
+
+    def asks_base(self, base: str) -> bool:
+        """Whether numerals may be of a base: "in base 2", binary, 101_2."""
+        name, adjective = _BASES.get(base, (base, f"base {base}"))
+        named = rf"\bbase[\s$~-]*\(?(?:{base}|{name})\b|\b{adjective}\b|[0-9)]\s*_\s*\{{?{base}(?![0-9])"
+        return base == "10" or re.search(named, self._text, re.IGNORECASE) is not None

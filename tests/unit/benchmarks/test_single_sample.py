@@ -1,0 +1,202 @@
+"""The studies of methods with one response a prompt: their arms, the order and keeping of runs, the
+figures of a page by hand. No run is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report as result_files
+from benchmarks.paper import kept_runs, single_sample, single_sample_report
+from benchmarks.paper.kept_runs import Kept, Run, Study, fingerprint, kept_path, plan_of, read_kept
+from benchmarks.paper.single_sample import RATES, STUDIES, SWEEP_SEED
+from benchmarks.paper.single_sample_report import rows_of, verdicts
+from sppo_ray.compare.curves import Point
+from sppo_ray.compare.plan import Job
+from sppo_ray.compare.runner import Runner, run_path
+
+TINY = Study(
+    "a test", "quickstart", {"sppo": "sppo", "sppo-tracker": "sppo,algorithm.tracker.rho=0.875"},
+    60, ("seconds", "tokens", "prompts"), (0.5,),
+)  # fmt: skip
+
+
+def kept(arm: str, *points: tuple[float, float, float], seed: int = 1, rate: float = 5e-4) -> Kept:
+    """A run with evaluations at (seconds, tokens, accuracy); ten tokens a sample."""
+    curve = tuple(Point(seconds, tokens / 10, tokens, accuracy) for seconds, tokens, accuracy in points)
+    return Kept(
+        Run(arm, rate, seed), "abc", 100.0, None, curve, 1, {"policy/masked_fraction": 0.25}, {}, {}
+    )
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The studies' results go to a folder of the test."""
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
+    for module in (kept_runs, single_sample_report):
+        monkeypatch.setattr(module, "REPORTS", tmp_path / "paper")
+    monkeypatch.setattr(single_sample, "STUDIES", {"tiny": TINY})
+    return tmp_path
+
+
+def keep(one: Kept, study: Study = TINY, name: str = "single-sample/tiny") -> Path:
+    path = kept_path(name, one.run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    more = {"fingerprint": fingerprint(study, one.run), "settings": [], "machine": {}}
+    path.write_text(json.dumps(asdict(one) | more))
+    return path
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_has_settings_and_differs_from_the_others(name: str) -> None:
+    study = STUDIES[name]
+    plans = [plan_of(study, Run(arm, 1e-3, 1)) for arm in study.arms]
+    configs = [plan.config(plan.arms[0]) for plan in plans]
+    assert len({config.model_dump_json() for config in configs}) == len(study.arms)
+    assert all(config.learner.optimizer.lr == 1e-3 for config in configs)
+    assert study.baseline in study.arms and single_sample.like(next(iter(study.arms))) in single_sample.ARMS
+
+
+def test_a_study_by_steps_has_no_time_limit() -> None:
+    plan = plan_of(STUDIES["staleness"], Run("sppo-dis-stale8", 5e-4, 1))
+    loop = plan.config(plan.arms[0]).loop
+    assert (loop.budget_s, loop.steps, loop.max_staleness) == (None, 48, 8)
+
+
+def test_the_sweep_comes_first_and_chooses_the_rates(results: Path) -> None:
+    sweep = [Run(arm, rate, SWEEP_SEED) for rate in RATES for arm in TINY.arms]
+    for number, run in enumerate(sweep):
+        assert single_sample.next_run("tiny", retry=False, tried=set()) == run
+        # sppo is best with the last rate, the tracker with the first
+        is_best = (run.arm, run.rate) in {("sppo", RATES[-1]), ("sppo-tracker", RATES[0])}
+        one = kept(run.arm, (0, 0, 0.4), (60, 600, 0.9 if is_best else 0.5), seed=SWEEP_SEED, rate=run.rate)
+        keep(one)
+        assert single_sample.missing("tiny") == 6 + 8 - number - 1  # 5 seeds of sppo, 3 of the tracker
+    assert single_sample.next_run("tiny", retry=False, tried=set()) == Run("sppo", RATES[-1], 1)
+    keep(kept("sppo", (0, 0, 0.4), (60, 600, 0.9), rate=RATES[-1]))
+    assert single_sample.next_run("tiny", retry=False, tried=set()) == Run("sppo-tracker", RATES[0], 1)
+
+
+def test_a_run_is_kept_until_its_settings_change(results: Path) -> None:
+    one = kept("sppo", (0, 0, 0.4), (60, 600, 0.9))
+    keep(one)
+    assert read_kept("single-sample/tiny", TINY, one.run) == one
+    assert read_kept("single-sample/tiny", TINY, replace(one.run, seed=2)) is None
+    changed = replace(TINY, overrides=("data.minibatch_size=32",))
+    assert read_kept("single-sample/tiny", changed, one.run) is None
+
+
+# A process that leaves what a training run leaves, and the cores that it was given.
+TRAIN = """
+import json, os, pathlib, sys
+run = pathlib.Path(sys.argv[1]); (run / "evaluations").mkdir(parents=True)
+for step, (seconds, tokens, accuracy) in enumerate([(0, 0, 0.4), (60, 800, 0.8)]):
+    overall = {"accuracy": accuracy, "accuracy_low": accuracy, "accuracy_high": accuracy}
+    row = {"train_seconds": seconds, "train_samples": tokens // 10, "train_tokens": tokens}
+    row |= {"overall": overall}
+    (run / "evaluations" / f"step-{step:06d}.json").write_text(json.dumps(row))
+row = {"step": 1, "policy/masked_fraction": 0.25, "policy/effective_sample_size": 0.9, "reward/mean": 0.5}
+(run / "metrics.jsonl").write_text(json.dumps(row | {"seconds/sync": len(os.sched_getaffinity(0))}) + "\\n")
+summary = {"status": "finished", "seed": int(sys.argv[2]), "steps": 1, "seconds": 60.0, "samples": 80}
+(run / "summary.json").write_text(json.dumps(summary | {"response_tokens": 800, "initial_accuracy": 0.4}))
+"""
+
+
+def test_a_run_is_made_on_its_cores_and_kept(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the real runner, with a process in the place of the training."""
+
+    def runner(plan: object, out: Path, say: object) -> Runner:
+        def command(job: Job) -> list[str]:
+            assert (out / "arms" / f"{job.arm}.yaml").is_file()
+            return [sys.executable, "-c", TRAIN, str(run_path(out, job)), str(job.seed)]
+
+        return Runner(plan, out, say, command)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kept_runs, "Runner", runner)
+    monkeypatch.setattr(kept_runs, "RUNS", results / "runs")
+    run, cores = Run("sppo-tracker", 5e-4, 2), os.sched_getaffinity(0)
+    made = kept_runs.make("single-sample/tiny", TINY, run, lambda line: None)
+    assert made.failed is None and made.curve == (Point(0, 0, 0, 0.4), Point(60, 80, 800, 0.8))
+    assert made.figures == {
+        "policy/masked_fraction": 0.25, "least effective_sample_size": 0.9, "training reward at the end": 0.5
+    }  # fmt: skip
+    assert made.stages["sync"] == 1  # core
+    assert os.sched_getaffinity(0) == cores
+    assert read_kept("single-sample/tiny", TINY, run) == made
+    # left-overs of other settings are not taken for this run
+    again = kept_runs.make("single-sample/tiny", TINY, run, lambda line: None)
+    assert again.wall_s > 0 and again.curve == made.curve
+
+
+def test_a_run_that_fails_is_kept_as_failed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runner(plan: object, out: Path, say: object) -> Runner:
+        fails = "import sys; print('error: no such model'); sys.exit(2)"
+        return Runner(plan, out, say, lambda job: [sys.executable, "-c", fails])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kept_runs, "Runner", runner)
+    monkeypatch.setattr(kept_runs, "RUNS", results / "runs")
+    made = kept_runs.make("single-sample/tiny", TINY, Run("sppo", 5e-4, 1), lambda line: None)
+    assert made.failed == "exit 2: no such model" and not made.curve
+
+
+def test_a_failed_run_is_made_again_only_when_asked_for(results: Path) -> None:
+    first = Run("sppo", RATES[0], SWEEP_SEED)
+    keep(replace(kept("sppo"), run=first, failed="exit 1", curve=()))
+    assert single_sample.next_run("tiny", retry=False, tried=set()) != first
+    assert single_sample.next_run("tiny", retry=True, tried=set()) == first
+    assert single_sample.next_run("tiny", retry=True, tried={first}) != first
+    assert single_sample.sweep("tiny")["sppo"] == {RATES[0]: 0.0}
+
+
+def test_the_arms_at_equal_cost_by_hand() -> None:
+    # sppo meets .5 halfway between 0 and 600 tokens, then at 700 of 1,000; the tracker at 200
+    runs = {
+        "sppo": [
+            kept("sppo", (0, 0, 0.4), (30, 600, 0.6), (60, 1200, 0.6)),
+            kept("sppo", (0, 0, 0.3), (30, 700, 0.5), (60, 1000, 0.7), seed=2),
+        ],
+        "sppo-tracker": [
+            kept("sppo-tracker", (0, 0, 0.4), (30, 400, 0.6), (60, 800, 0.8)),
+            kept("sppo-tracker", (0, 0, 0.4), (30, 400, 0.6), (60, 900, 0.8), seed=2),
+        ],
+    }
+    sppo, tracker = rows_of(TINY, runs, "tokens")
+    # all are cut at 800 tokens, what the shortest run generated
+    assert sppo.accuracy.mean == pytest.approx((0.6 + 0.5 + 0.2 * 100 / 300) / 2)
+    assert tracker.accuracy.mean == pytest.approx((0.8 + 0.6 + 0.2 * 400 / 500) / 2)
+    assert (sppo.ways[0].reached, sppo.ways[0].cost.mean) == (2, pytest.approx((300 + 700) / 2))
+    assert tracker.ways[0].cost.mean == pytest.approx(200)
+    assert tracker.ways[0].saving.ratio == pytest.approx(2.5)
+    # 1 - 200/500; the resamples of (300, 700) lie between 300 and 700: 1 - 200/300, 1 - 200/700
+    assert verdicts([sppo, tracker]) == [
+        "sppo-tracker: 60 % [33, 71] fewer tokens to 0.5 than sppo; met (at least 10 %, interval above 0)."
+    ]
+    by_prompts = rows_of(TINY, runs, "prompts")  # a prompt a sample, ten tokens each
+    assert by_prompts[1].ways[0].cost.mean == pytest.approx(20)
+
+
+def test_an_idea_that_saves_nothing_is_missed() -> None:
+    slow = [kept("sppo-tracker", (0, 0, 0.4), (30, 600, 0.6), (60, 1200, 0.6), seed=s) for s in (1, 2)]
+    fast = [kept("sppo", (0, 0, 0.4), (30, 600, 0.6), (60, 1200, 0.6), seed=s) for s in (1, 2)]
+    (told,) = verdicts(rows_of(TINY, {"sppo": fast, "sppo-tracker": slow}, "tokens"))
+    assert told.startswith("sppo-tracker: 0 % [0, 0] fewer tokens") and "missed" in told
+
+
+def test_the_page_has_every_axis(results: Path) -> None:
+    for rate in RATES:
+        for arm in TINY.arms:
+            keep(kept(arm, (0, 0, 0.4), (30, 400, 0.6), (60, 800, 0.8), seed=SWEEP_SEED, rate=rate))
+    keep(kept("sppo", (0, 0, 0.4), (30, 400, 0.6), (60, 800, 0.8), rate=RATES[0]))
+    page = Path(single_sample.report("tiny")).read_text()
+    for part in ("## At equal seconds", "## At equal tokens", "## At equal prompts", "## Learning rates"):
+        assert part in page
+    assert "| **sppo** | 1 | 0.00025 | 0.800 | 0.600 | 1 of 1 |" in page
+    assert (results / "paper" / "single-sample" / "tiny" / "accuracy-tokens.png").stat().st_size > 10_000
+    rows = json.loads((results / "paper/single-sample/tiny/report.json").read_text())["rows"]
+    assert [row["axis"] for row in rows] == ["seconds", "tokens", "prompts"]

@@ -1,0 +1,244 @@
+"""The tests of a file are those that pytest collects, in its order; calls in it run as well."""
+
+# ruff: noqa: E501 (a statement of a test file stands on one line)
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sppo_ray.config import CodeReward
+from sppo_ray.rewards.code import base
+from sppo_ray.rewards.code.base import Limits, SandboxFailed
+from sppo_ray.rewards.code.sandbox.run import ConfinedProcesses
+from sppo_ray.rewards.code.verifier import make_code_verifier
+
+RIGHT, WRONG = "def f(x): return 2 * x", "def f(x): return 2"
+ONE = "assert f(1) == 2\n"  # a test that the wrong program passes, too
+CASE = "import unittest\nclass T(unittest.TestCase):\n"
+
+PAYS_THE_RIGHT_PROGRAM = {
+    "a test that is called, then defined again": (
+        "def test(): assert f(3) == 6\ntest()\ndef test(): assert f(1) == 2\ntest()"
+    ),
+    "a test that is called, then deleted": ONE + "def test_a(): assert f(3) == 6\ntest_a()\ndel test_a",
+    "cases that change between two calls": (
+        "cases = [(3, 6)]\ndef test_all():\n    for x, y in cases: assert f(x) == y\n"
+        "test_all()\ncases = [(1, 2)]\ntest_all()"
+    ),
+    "cases that the main guard shortens": (
+        "CASES = [(1, 2), (3, 6)]\ndef test_all():\n    for x, y in CASES: assert f(x) == y\n"
+        "if __name__ == '__main__':\n    CASES = CASES[:1]\n    test_all()"
+    ),
+    "a main guard before the last test": (
+        ONE + "if __name__ == '__main__':\n    test_a = None\ndef test_a(): assert f(3) == 6"
+    ),
+    "setup_class, in the order of definition": (
+        "class TestA:\n    @classmethod\n    def setup_class(cls): cls.x = []\n"
+        "    def test_b(self):\n        self.x.append(3)\n        assert f(1) == 2\n"
+        "    def test_a(self): assert f(self.x[0]) == 6"
+    ),
+    "setUpClass once": (
+        CASE + "    @classmethod\n    def setUpClass(cls): cls.x = [0]\n"
+        "    def test_a(self):\n        self.x.append(3)\n        self.assertEqual(f(1), 2)\n"
+        "    def test_b(self): self.assertEqual([f(x) for x in self.x], [0, 6])"
+    ),
+    "a test under a second name": ONE + "def test_a(): assert f(3) == 6\nhelper = test_a",
+    "a test that is cached": (ONE + "import functools\n@functools.lru_cache\ndef test_a(): assert f(3) == 6"),
+    "a partial test": (
+        ONE + "import functools\ndef holds(x, y): assert f(x) == y\ntest_a = functools.partial(holds, 3, 6)"
+    ),
+    "a wrapped test": (
+        ONE + "import functools\ndef twice(test):\n    @functools.wraps(test)\n    def run():\n"
+        "        test()\n        test()\n    return run\n@twice\ndef test_a(): assert f(3) == 6"
+    ),
+    "a class with another name": (
+        ONE + "def make():\n    class Inner:\n        def test_a(self): assert f(3) == 6\n    return Inner\n"
+        "TestMade = make()"
+    ),
+    "a class with another module": (
+        ONE + "class TestA:\n    __module__ = 'elsewhere'\n    def test_a(self): assert f(3) == 6"
+    ),
+    "a nested class of the base": (
+        ONE + "class Base:\n    class TestInner:\n        def test_a(self): assert f(3) == 6\n"
+        "class TestA(Base): pass"
+    ),
+    "one name in a list": (
+        "import pytest\n@pytest.mark.parametrize(['x'], [(1,), (3,)])\n"
+        "def test_a(x): assert f(x) == 2 * x and type(x) is int"
+    ),
+    "pytest.param": (
+        "import pytest\n@pytest.mark.parametrize('x', [pytest.param(3), 1])\n"
+        "def test_a(x): assert f(x) == 2 * x and type(x) is int"
+    ),
+    "parametrize by keywords": (
+        "import pytest\n@pytest.mark.parametrize(ids=['a'], argvalues=[(3, 6)], argnames='x, y')\n"
+        "def test_a(x, y): assert f(x) == y"
+    ),
+    "parametrize with a dict": (
+        "import pytest\n@pytest.mark.parametrize('row', [{'x': 3, 'y': 6}])\n"
+        "def test_a(row): assert f(row['x']) == row['y']"
+    ),
+    "teardown_method of a TestCase": (
+        CASE + "    def test_a(self): self.assertEqual(f(1), 2)\n"
+        "    def teardown_method(self, method): assert f(3) == 6"
+    ),
+    "setup_module takes the module": (
+        "def setup_module(module): module.x = 3\ndef test_a(): assert f(x) == 6\nx = 1"
+    ),
+    "a runner in the exit status": (
+        ONE + "import sys, unittest\ndef hold(): assert f(3) == 6\n"
+        "suite = unittest.TestSuite([unittest.FunctionTestCase(hold)])\n"
+        "sys.exit(not unittest.TextTestRunner().run(suite).wasSuccessful())"
+    ),
+    "main gives the exit status": (
+        "import sys\ndef main():\n    assert f(1) == 2\n    return 0 if f(3) == 6 else 1\n"
+        "if __name__ == '__main__':\n    sys.exit(main())"
+    ),
+    "SystemExit with a truth value": (
+        "ok = True\nfor x, y in [(1, 2), (3, 6)]:\n    ok = ok and f(x) == y\n"
+        "if __name__ == '__main__':\n    assert f(1) == 2\n    raise SystemExit(not ok)"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAYS_THE_RIGHT_PROGRAM)
+def test_every_test_of_the_file_counts(name: str) -> None:
+    """Without the second run, which collects in the same way: a program can forge its report."""
+    tests = PAYS_THE_RIGHT_PROGRAM[name]
+    verify = make_code_verifier(CodeReward(timeout_s=4.0), _OnlyTheTester())
+    assert [verify(f"```python\n{one}\n```", tests, {})[0] for one in (RIGHT, WRONG)] == [1.0, 0.0]
+
+
+class _OnlyTheTester(ConfinedProcesses):
+    def _test_in_one_process(self, *_: object, **__: object) -> base.Tested:
+        return base.Tested(1000, 0)
+
+
+def test_both_runs_pay_the_right_program() -> None:
+    verify = make_code_verifier(CodeReward(timeout_s=4.0), ConfinedProcesses())
+    names = [
+        "setUpClass once",
+        "main gives the exit status",
+        "parametrize with a dict",
+        "setup_module takes the module",
+    ]
+    found = [verify(f"```python\n{RIGHT}\n```", PAYS_THE_RIGHT_PROGRAM[name], {}) for name in names]
+    assert found == [(1.0, "correct")] * len(names)
+
+
+@pytest.mark.parametrize(
+    ("tests", "word"),
+    [
+        (
+            "import pytest\n@pytest.mark.filterwarnings('error')\ndef test_a(): assert f(3) == 6",
+            "filterwarnings",
+        ),
+        (CASE + "    def test_a(self): self.assertEqual(f(3), 6)\ndef load_tests(*a): pass", "load_tests"),
+        (
+            CASE + "    def test_a(self): self.assertEqual(f(x), 6)\nx = 3\nunittest.main()\nx = 1",
+            "before the end",
+        ),
+    ],
+)
+def test_what_cannot_be_collected_is_refused(tests: str, word: str) -> None:
+    for code in (RIGHT, WRONG):
+        with pytest.raises(SandboxFailed, match=word):
+            ConfinedProcesses().run_tests(
+                code, {"name": None, "cases": None, "tests": tests}, Limits(4.0, 512), stop_at_failure=True
+            )
+
+
+# what f is called with, in the order of pytest
+COLLECTED = {
+    "order": (
+        "def test_b(): f('b')\ndef test_a(): f('a')\nclass TestZ:\n    def test_2(self): f('z2')\n"
+        "    def test_1(self): f('z1')\ndef test_c(): f('c')"
+    ),
+    "bases first": (
+        "class Base:\n    def test_x(self): f('base x')\n    def test_y(self): f('base y')\n"
+        "class TestA(Base):\n    def test_0(self): f('0')\n    def test_x(self): f('own x')"
+    ),
+    "defined again": "def test_a(): f('old')\ndef test_b(): f('b')\ndef test_a(): f('new')",
+    "names": (
+        "def test_a(): f('a')\nhelper = test_a\ntest_again = test_a\ndef tested(): f('tested')\n"
+        "testing = lambda: f('lambda')\ndef not_a_test(): f('no')\nclass Other:\n    def test_a(self): f('no')"
+    ),
+    "marked as none": (
+        "def test_a(): f('no')\ntest_a.__test__ = False\ndef test_b(): f('b')\n"
+        "class TestA:\n    __test__ = False\n    def test_a(self): f('no')"
+    ),
+    "wrapped": (
+        "import functools\n@functools.lru_cache\ndef test_a(): f('cached')\n"
+        "test_p = functools.partial(lambda x: f(x), 'partial')\nclass Called:\n    def __call__(self): f('no')\n"
+        "test_o = Called()\nclass TestA:\n    @staticmethod\n    def test_s(): f('static')\n"
+        "    @classmethod\n    def test_c(cls): f('class')"
+    ),
+    "unittest": (
+        "import unittest\nfrom unittest import TestCase\nclass Case(unittest.TestCase):\n    @classmethod\n"
+        "    def setUpClass(cls): f('up')\n    @classmethod\n    def tearDownClass(cls): f('down')\n"
+        "    def setUp(self): f('setUp')\n    def tearDown(self): f('tearDown')\n"
+        "    def setup_method(self, method): f('method')\n    def teardown_method(self, method): f('end')\n"
+        "    def test_b(self): f('b')\n    def test_a(self): f('a')\nAgain = Base = None\n"
+        "class Empty(TestCase):\n    @classmethod\n    def setUpClass(cls): f('no')"
+    ),
+    "nested": (
+        "class TestA:\n    def test_1(self): f('1')\n    class TestB:\n        def test_2(self): f('2')\n"
+        "    class Hidden:\n        def test_3(self): f('no')\n    def test_4(self): f('4')"
+    ),
+    "preparations": (
+        "def setup_module(module): f('module ' + module.__name__[:0])\ndef teardown_module(): f('end module')\n"
+        "def setup_function(function): f(function.__name__)\ndef teardown_function(): f('end function')\n"
+        "def test_a(): f('a')\nclass TestA:\n    def setup_class(cls): f(cls.__name__)\n"
+        "    def teardown_class(cls): f('end class')\n    def setup_method(self, method): f(method.__name__)\n"
+        "    def teardown_method(self): f('end method')\n    def test_m(self): f('m')"
+    ),
+    "parameters": (
+        "import pytest\n@pytest.mark.parametrize('x', [1, (2,), {'a': 1}, pytest.param(3, id='three')])\n"
+        "def test_a(x): f(x)\n@pytest.mark.parametrize(['x'], [(1,), pytest.param((2,))])\ndef test_b(x): f(x)\n"
+        "@pytest.mark.parametrize('x, y', [(1, 2), [3, 4]])\ndef test_c(x, y): f([x, y])\n"
+        "@pytest.mark.parametrize('x', [7, 8])\nclass TestA:\n    def test_d(self, x): f(x)"
+    ),
+}
+OURS = """
+import json, sys
+from sppo_ray.rewards.code.sandbox.plain import OwnObjects
+from sppo_ray.rewards.code.sandbox.tester import CodeTests
+found = {}
+for name, code in json.load(sys.stdin).items():
+    calls = []
+    tests = CodeTests(code + "\\ndef check(candidate): assert candidate(0) is None", "f", proxies=False)
+    for one in tests.steps(OwnObjects({"f": calls.append})):
+        one.run()
+    found[name] = [call for call in calls if call != 0]
+print(json.dumps(found))
+"""
+
+
+def test_the_collected_tests_are_those_of_pytest(tmp_path: Path) -> None:
+    (tmp_path / "solution.py").write_text(
+        "calls = {}\ndef f_of(name): return calls.setdefault(name, []).append\n"
+    )
+    (tmp_path / "conftest.py").write_text(
+        "import json, pathlib, solution\ndef pytest_sessionfinish():\n"
+        "    pathlib.Path('calls.json').write_text(json.dumps(solution.calls))\n"
+    )
+    for number, (name, code) in enumerate(COLLECTED.items()):
+        head = f"from solution import f_of\nf = f_of({name!r})\n"
+        (tmp_path / f"test_{number}.py").write_text(head + code)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
+    ours = subprocess.run(
+        [sys.executable, "-c", OURS], input=json.dumps(COLLECTED), capture_output=True, text=True, check=False
+    )
+    assert ours.returncode == 0, ours.stderr
+    assert json.loads(ours.stdout) == json.loads((tmp_path / "calls.json").read_text())
