@@ -148,7 +148,10 @@ class Comparison:
         """
         needed = truth.tail.unknown if has_variables(truth.node) else truth.tail.changing
         added, left_out = answer.tail.unknown - truth.tail.words, needed - answer.tail.words
-        if (added or left_out) and not added | left_out <= self._question.counted:
+        harmless = self._question.counted | (
+            self._question.named - truth.tail.changing - answer.tail.changing
+        )
+        if (added or left_out) and not added | left_out <= harmless:
             return False
         return _same_words(truth.tail.words, answer.tail.words)
 
@@ -350,9 +353,9 @@ def _has_unit(form: Form) -> bool:
 
 
 def _decimal_comma(text: str, *, beside: str) -> str | None:
-    """1,5 as 1.5, where a decimal stands beside it."""
+    """1,5 as 1.5, where a decimal stands beside it. 1,234 is a thousand and more."""
     number = as_number(beside)
-    comma = re.fullmatch(r"(-?[0-9]+),([0-9]+)", text)
+    comma = re.fullmatch(r"(-?[0-9]+),([0-9]{1,2}|[0-9]{4,})", text)
     if comma is None or number is None or number.denominator == 1:
         return None
     return f"{comma[1]}.{comma[2]}"
@@ -408,7 +411,6 @@ def _same_node(truth: Node, answer: Node, *, inside: bool) -> bool:
     if places is not None and within(expected, given, RELATIVE_TOLERANCE):
         return True
     return rounds_to(expected, given, places, answer_places, inside=inside)
-
 
 
 def _in_radians(degrees: Quantity, radians: Quantity) -> bool:

@@ -354,6 +354,8 @@ class _Reader:
         if kind == "number" and len(text) > 1 and text.isdecimal():
             self._tokens[self._at] = (kind, text[1:])
             return Node("num", (Fraction(int(text[0])), None))
+        if kind == "name" and text in ("d", "D"):  # \\frac dt is d / t, and no differential
+            return Node("sym", self._next()[1:])
         if kind in ("number", "name", "command"):
             return self._primary()
         raise Unreadable("an argument is missing")
@@ -412,8 +414,6 @@ class _Reader:
         term = self._term()
         self._indices.pop()
         return Node(name, (index, first, last, term))
-
-
 
 
 def _is_proper(node: Node) -> bool:

@@ -109,8 +109,16 @@ def is_enumeration(formula: Formula) -> bool:
     numbers = [_NUMBER.fullmatch(part) is not None for part in parts]
     if sign not in (r"\lor", r"\land") or any(has_sign(in_words(part)) for part in parts):
         return False
+    if sign == r"\land" and _says_twice(parts):
+        return False
     listed = all(one or other for one, other in zip(statements, numbers, strict=True))
     return listed and (any(statements) or sign == r"\lor")
+
+
+def _says_twice(parts: list[str]) -> bool:
+    r"""Whether the same thing would equal, or be in, two things at once: x = 1 \land x = 2."""
+    sides = [re.split(r"=|\\in(?![a-zA-Z])", part, maxsplit=1) for part in parts]
+    return all(len(one) == 2 for one in sides) and len({one[0].strip() for one in sides}) == 1
 
 
 def _operation(pieces: list[tuple[str, str]]) -> Formula | None:

@@ -13,9 +13,10 @@ from functools import reduce
 from sppo_ray.rewards.math.nodes import Node, walk
 from sppo_ray.rewards.math.tokens import raise_if
 
-_VECTOR = re.compile(r"(?:vec|hat|overrightarrow|widehat) .*|[uvw](?:_.*)?'*|e_.*|.* × .*")
+_VECTOR = re.compile(r"(?:vec|hat|overrightarrow|widehat) .*|e_.*|.* × .*")
 _SET = re.compile(r"mathbb .*")
-_CAPITAL = re.compile(r"[A-Z](?:_.*)?'*")
+_NAME_OF_SET = re.compile(r"[ABCDSTXY]'*")
+"""Other capitals, such as L and W, and those with an index are mostly numbers."""
 _CAPITALS = re.compile(r"(?:[A-Z](?:_[^A-Z^]*)?'*(?:\^(?:-[0-9]+|T))?)+")
 _TURNED = (Node("neg", (Node("num", (Fraction(1), None)),)), Node("sym", ("T",)))
 """Exponents of matrices: the inverse and the transposed one."""
@@ -48,9 +49,11 @@ def power(base: Node, exponent: Node) -> Node:
 
 
 def _have_order(one: Node, other: Node) -> bool:
-    """Whether two factors side by side are matrices, or an inverse matrix and a vector: A^{-1}b."""
+    """Whether two factors side by side are matrices, one of them inverse or transposed, or such a
+    one and a vector: A^{-1}b. Capitals alone are mostly numbers: PV = nRT.
+    """
     if _is_matrix(one) and _is_matrix(other):
-        return True
+        return "^" in _name(one) + _name(other)
     return any(
         _is_matrix(matrix) and (matrix.op == "^" or "^" in _name(matrix)) and _is_letter(vector)
         for matrix, vector in ((one, other), (other, one))
@@ -111,7 +114,7 @@ def _is_set(node: Node) -> bool:
 
 def _is_single_matrix(node: Node) -> bool:
     base = node.args[0] if node.op == "^" and node.args[1] in _TURNED else node
-    return base.op == "sym" and _CAPITAL.fullmatch(base.args[0]) is not None
+    return base.op == "sym" and _NAME_OF_SET.fullmatch(base.args[0]) is not None
 
 
 def _is_matrix(node: Node) -> bool:

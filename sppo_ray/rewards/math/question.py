@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 
-from sppo_ray.rewards.math.counted import counted_in
+from sppo_ray.rewards.math.counted import counted_in, singular
 
 _PERCENT_ASKED = re.compile(
     r"\b(?:what|which|how many|how much|find|calculate|compute|determine|express|give|as an?|in"
@@ -36,6 +36,11 @@ class Question:
     def counted(self) -> frozenset[str]:
         """What is counted: how many apples."""
         return counted_in(self._text)
+
+    @cached_property
+    def named(self) -> frozenset[str]:
+        """What the question names in the plural."""
+        return frozenset(map(singular, re.findall(r"\b[a-z]{3,}s\b", self._text.casefold())))
 
     def asks_base(self, base: str) -> bool:
         """Whether numerals may be of a base: "in base 2", binary, 101_2."""

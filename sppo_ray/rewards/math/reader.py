@@ -77,9 +77,7 @@ _FOR_ALL = re.compile(
 _ENVIRONMENT = re.compile(r"\\begin\{([a-zA-Z]*)(\*?)\}(?:\{[clr| ]*\})?")
 _BRACKETED_ENVIRONMENT = re.compile(r"[(\[|]\s*(\\begin.*)[)\]|]", re.DOTALL)
 _SYSTEMS = ("cases", "dcases", "aligned", "align", "gathered", "split")
-_CONDITION = re.compile(
-    r"\\text\{\s*,?\s*(?:if|for|when|where)?\s*\}|^\s*,?\s*\b(?:if|for|when|where)\b"
-)
+_CONDITION = re.compile(r"\\text\{\s*,?\s*(?:if|for|when|where)?\s*\}|^\s*,?\s*\b(?:if|for|when|where)\b")
 _IN = re.compile(r"^[A-Za-z]\s*\\in\s*")
 _IN_REALS = re.compile(r",?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,?")
 _ALL_REALS = re.compile(r"\\mathbb\s*\{R\}")

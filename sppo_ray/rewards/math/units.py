@@ -207,11 +207,16 @@ def read_tail(text: str, *, attached: bool = False) -> Tail | None:
     rest = [word for token in tokens[at:] if (word := token.casefold().replace(".", "").strip("-'’"))]
     if attached and at == 0 or any(not word[:1].isalpha() for word in rest):
         return None
+    # loaves of bread, pounds of meat
+    materials = {
+        singular(word) for place, word in enumerate(rest) if (place or dimensions) and "of" in rest[:place]
+    }
     if len(rest) > 1 or rest[:1] != ["a"]:  # 6a is no 6
         rest = [word for word in rest if word not in _EMPTY]
     words, changing = frozenset(map(singular, rest)), frozenset(filter(_is_changing, rest))
     changing = frozenset(map(singular, changing))
-    unknown = changing | {word for word in words if not (is_counted(word) or _is_unit(word))}
+    known = {word for word in words if word in materials or is_counted(word) or _is_unit(word)}
+    unknown = changing | (words - known)
     return Tail(scale, percent, factor, dimensions, shorthand, words, unknown, changing)
 
 

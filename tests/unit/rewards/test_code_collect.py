@@ -98,6 +98,22 @@ PAYS_THE_RIGHT_PROGRAM = {
         "import sys\ndef main():\n    assert f(1) == 2\n    return 0 if f(3) == 6 else 1\n"
         "if __name__ == '__main__':\n    sys.exit(main())"
     ),
+    "exit is Python's own": "def f_is_right(): return f(3) == 6\nassert f(1) == 2\nif not f_is_right(): exit(1)",
+    "a test in the main guard": ONE + "if __name__ == '__main__':\n    def test_more(): assert f(3) == 6\n    test_more()",
+    "cases that the main guard extends": (
+        "CASES = [(1, 2)]\ndef test_all():\n    for x, y in CASES: assert f(x) == y\n"
+        "if __name__ == '__main__':\n    CASES.extend([(3, 6)])\n    test_all()"
+    ),
+    "imported in a test": "def test_a():\n    from solution import f\n    assert f(3) == 6",
+    "imported in a try": "try:\n    from solution import f\nexcept ImportError:\n    pass\nassert f(3) == 6",
+    "the framework's result": (
+        CASE + "    def test_a(self): self.assertEqual(f(3), 6)\n"
+        "if __name__ == '__main__':\n    r = unittest.main(exit=False)\n    assert r.result.wasSuccessful()"
+    ),
+    "pytest's exit status": (
+        "import pytest, sys\ndef test_a(): assert f(3) == 6\n"
+        "if __name__ == '__main__':\n    code = pytest.main([__file__])\n    sys.exit(code)"
+    ),
     "SystemExit with a truth value": (
         "ok = True\nfor x, y in [(1, 2), (3, 6)]:\n    ok = ok and f(x) == y\n"
         "if __name__ == '__main__':\n    assert f(1) == 2\n    raise SystemExit(not ok)"
@@ -116,6 +132,47 @@ def test_every_test_of_the_file_counts(name: str) -> None:
 class _OnlyTheTester(ConfinedProcesses):
     def _test_in_one_process(self, *_: object, **__: object) -> base.Tested:
         return base.Tested(1000, 0)
+
+
+EXITS = "class Door:\n    def __init__(self): self.inside = True\n    def exit(self): {}"
+
+
+@pytest.mark.parametrize(
+    ("program", "tests", "extra", "reward"),
+    [
+        (EXITS.format("self.inside = False"), "d = Door()\nd.exit()\nassert d.inside == False", {}, 1.0),
+        (EXITS.format("exit()"), "d = Door()\nd.exit()\nassert d.inside == False", {}, 0.0),
+        (WRONG + "\nexit = print", ONE + "if f(3) != 6: exit(1)", {}, 0.0),
+        # a test that can run only once: a script runs it where it stands
+        ("n = []\ndef f():\n    n.append(0)\n    return len(n)", "def test_a(): assert f() == 1\ntest_a()", {}, 1.0),
+        ("def f(x, n=[]):\n    n.append(x)\n    return len(n)", "def test_a(): assert f(0) == 1\ntest_a(); test_a()", {}, 0.0),
+        # HumanEval's check runs in whole
+        (WRONG, "def check(f, big=True):\n    assert f(1) == 2\n    if big: assert f(3) == 6\ncheck(f, big=False)", {"entry_point": "f"}, 0.0),
+        (RIGHT, "def check(f):\n    assert f(3) == 6\ncheck(f)", {"entry_point": "f"}, 1.0),
+    ],
+)
+def test_what_pytest_and_a_script_would_say(
+    program: str, tests: str, extra: dict[str, str], reward: float
+) -> None:
+    verify = make_code_verifier(CodeReward(timeout_s=4.0), ConfinedProcesses())
+    assert verify(f"```python\n{program}\n```", tests, extra)[0] == reward
+
+
+def test_a_failure_that_is_no_exception_leaves_the_share_of_the_others() -> None:
+    tests = (
+        "import pytest\ndef test_a(): assert f(1) == 2\ndef test_b():\n"
+        "    with pytest.raises(ValueError): f(3)\ndef test_c(): assert f(1) == 2"
+    )
+    verify = make_code_verifier(CodeReward(timeout_s=4.0, full_only=False), ConfinedProcesses())
+    assert verify(f"```python\n{WRONG}\n```", tests, {}) == (pytest.approx(2 / 3), "partial")
+
+
+def test_a_program_that_sleeps_at_its_start_has_no_time_left_and_is_no_error() -> None:
+    """The tests then work for themselves at the limit."""
+    tests = "want = sum(i * i for i in range(60_000_000))\nassert f(want) == 2 * want"
+    verify = make_code_verifier(CodeReward(timeout_s=3.0), ConfinedProcesses())
+    program = "import time\ntime.sleep(2.5)\n" + RIGHT
+    assert verify(f"```python\n{program}\n```", tests, {}) == (0.0, "timeout")
 
 
 def test_both_runs_pay_the_right_program() -> None:

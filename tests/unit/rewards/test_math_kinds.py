@@ -462,6 +462,8 @@ def test_logic_beside_sets_and_lists() -> None:
     different(r"x\in A", r"y\in A", r"A\in x", r"x\notin A")
     different(r"2\operatorname{tr}A", "2")
     different(r"p\text{ and }\neg q", r"p\text{ or }\neg q")
+    different(r"x=1 \lor x=2", r"x=1 \land x=2")
+    different(r"x\in A\lor x\in B", r"x\in A\land x\in B")
     different("(AB)^{-1}", "AB^{-1}")
     different("B", "(B)'")
 
@@ -484,13 +486,11 @@ def test_cross_products(style: str, letters: list[str], factor: int) -> None:
 
 
 @settings(max_examples=25)
-@given(st.permutations("KMNPQX"), st.integers(2, 99), st.integers(2, 99))
+@given(st.permutations("ABCSTX"), st.integers(2, 99), st.integers(2, 99))
 def test_products_of_sets_and_matrices_have_an_order(letters: list[str], one: int, other: int) -> None:
     a, b, *_ = letters
     different(rf"{a}\times {b}", rf"{b}\times {a}", rf"{a}\times {a}")
     different(f"{a}^{{-1}}{b}", f"{b} {a}^{{-1}}", f"{a} {b}^{{-1}}")
-    different(f"{a} {b}", f"{b} {a}")
-    same(f"{a}{b}", f"{a} {b}")
     same(rf"2{a}\times {b}", rf"{a}\times 2{b}")
     same(rf"{one}\times {other}x", rf"{other}\times {one}x", rf"{one * other}x")
     same(r"n(n-1)", r"n\times(n-1)", r"(n-1)\times n")
@@ -498,6 +498,15 @@ def test_products_of_sets_and_matrices_have_an_order(letters: list[str], one: in
     same(r"\mathbb{R}\times\mathbb{R}", r"\mathbb{R}^2")
     different(r"\mathbb{R}\times\mathbb{Z}", r"\mathbb{Z}\times\mathbb{R}")
     different("nCr", "rCn")
+
+
+def test_capitals_of_physics_and_geometry_are_numbers() -> None:
+    same("nRT", "nTR", "RnT", r"R\cdot n\cdot T")
+    same(r"\frac{R_1R_2}{R_1+R_2}", r"\frac{R_1\cdot R_2}{R_1+R_2}", r"\frac{R_2R_1}{R_2+R_1}")
+    same(r"\frac{GMm}{r^2}", r"\frac{GmM}{r^2}")
+    same(r"L\times W", r"W\times L")
+    same("uv", r"u\times v", "vu")
+    same(r"\frac dt", "d/t", r"\frac{d}{t}")
 
 
 @settings(max_examples=25)
@@ -655,3 +664,19 @@ def test_sums_inside_sums_take_no_time() -> None:
     for name in "abcd":
         term = rf"\sum_{{{name}=1}}^{{1999}} {term}"
     assert reward(term, "7") == 0.0
+
+
+def test_a_comma_before_three_digits_is_no_decimal_comma() -> None:
+    different("1.234", "1,234")
+    different("2.5", "2,500")
+    same("1.5", "1,5")
+    same("1234", "1,234")
+
+
+def test_what_a_measured_thing_is_made_of() -> None:
+    same("12", r"12\text{ loaves of bread}", r"12\text{ cups of flour}")
+    same(r"12\text{ pounds}", r"12\text{ pounds of meat}")
+    different("6", r"6\text{ of pi}", r"6\text{ tenths of apples}")
+    asked = "A farmer grows pumpkins. He sells a third of them. What is left?"
+    assert reward("12", r"12\text{ pumpkins}", prompt=asked) == 1.0
+    assert reward("12", r"12\text{ thirds}", prompt=asked) == 0.0

@@ -28,10 +28,14 @@ class Collected:
 
 
 class Collector:
-    """`aside` runs a preparation, so that its assertions are not those of a test."""
+    """`aside` runs a preparation, so that its assertions are not those of a test. Functions `done`
+    have run.
+    """
 
-    def __init__(self, module: types.ModuleType, aside: Callable[[Callable[[], Any]], None]) -> None:
-        self._module, self._aside = module, aside
+    def __init__(
+        self, module: types.ModuleType, aside: Callable[[Callable[[], Any]], None], done: set[str]
+    ) -> None:
+        self._module, self._aside, self._done = module, aside, done
 
     def tests(self) -> Iterator[Collected]:
         """The tests of the module, between its preparations."""
@@ -39,7 +43,7 @@ class Collector:
         cases: set[int] = set()
         for name, found in list(vars(self._module).items()):
             if not isinstance(found, type):
-                yield from self._function(name, found)
+                yield from self._function(name, found) if name not in self._done else ()
             elif id(found) not in cases:
                 yield from self._class(name, found)
                 cases |= {id(found)} if _is_case(found) else set()  # its name does not matter

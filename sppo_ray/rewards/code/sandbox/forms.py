@@ -144,6 +144,10 @@ def _why(node: ast.AST) -> str:
         return "the assertion is a tuple, which is always true"
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_stream(node):
         return "the program's output is not seen here"
+    if isinstance(node, ast.ClassDef) and "TestCase" in map(name_of, node.bases):
+        for name in ("run", "debug", "__call__"):
+            if _defines(node, name):
+                return f"{name} of a TestCase is not supported"
     if isinstance(node, ast.FunctionDef) and node.name == "load_tests":
         return "load_tests is not supported"
     if isinstance(node, ast.Attribute) and node.attr in _MARKS and name_of(node.value) == "mark":

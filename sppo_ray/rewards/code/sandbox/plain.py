@@ -37,7 +37,7 @@ class OwnObjects:
 def main(setup_fd: int) -> None:
     setup = program.enter(setup_fd)
     write, result, token = os.pwrite, setup.pop("result"), setup.pop("token")
-    tests = CodeTests(setup["tests"], setup["name"], proxies=False)
+    tests = CodeTests(setup.pop("tests"), setup["name"], proxies=False)
     passed = failed = 0
     names = served.definitions(setup["code"])
     served.check_names(names, tests.required)

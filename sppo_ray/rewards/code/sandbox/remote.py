@@ -8,6 +8,7 @@ import builtins
 import itertools
 import os
 import sys
+import time
 from collections import deque
 
 from sppo_ray.rewards.code.sandbox import arrays, wire
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 WAITING, ALONE, INVOLVED = b">", b"<", b"="
 """First byte of the result file before the result is written. WAITING: for the program. ALONE: the
 tests run and have received no value of the program. INVOLVED: the tests use a value of the program,
-so the program is responsible for failures.
+so the program is responsible for failures. ALONE is followed by the seconds of the program's start.
 """
 
 
@@ -74,10 +75,12 @@ class Link:
         `kinds` are names that the tests use as exceptions. Raises ProgramGone without one of the
         `required` names.
         """
+        begun = time.monotonic()
         self._ask({"do": "start"})
         self._subjects = subjects
         named = {"dict": [["kinds", kinds], ["required", required]]}
         reply = self._ask({"do": "find", "on": 0, "given": subjects, "named": named} | self._news())
+        os.pwrite(self._result, b"%.2f" % (time.monotonic() - begun), 1)
         found = reply.get("kinds")
         if "raised" in reply or not isinstance(found, dict):
             raise self.gone()

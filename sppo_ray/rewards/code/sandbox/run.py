@@ -198,10 +198,12 @@ class ConfinedProcesses:
             program.await_start(spent.end)
             tester.await_start(spent.end)
             ended = spent.wait(tester.popen, limits, rival=program.popen.pid)
-            if ended is None and _content(result) not in (b"", ALONE):
+            if ended is None and not _is_alone(_content(result)):
                 return _given_up([program.popen, tester.popen], spent)
-            if not ended and _content(result) == ALONE and _starved(tester.popen, program.popen, limits):
-                return Tested(0, 1, timeout=True)
+            if not ended and _is_alone(_content(result)):
+                slow = _start_s(_content(result)) > _FAIR_SHARE * limits.timeout_s
+                if slow or _starved(tester.popen, program.popen, limits):
+                    return Tested(0, 1, timeout=True)
             ended = ended and tester.popen.wait() not in (_OUT_OF_CPU, _KILLED)
             content = _content(result)  # before the program's end changes it
         return _tested(content, ended=bool(ended))
@@ -266,7 +268,7 @@ def _tested(content: bytes, *, ended: bool) -> Tested:
     """Return the tester's result. If it did not finish, the program is at fault once it was called
     (see `remote`).
     """
-    alone = content in (b"", ALONE)
+    alone = _is_alone(content)
     if not ended:
         if not alone:
             return Tested(0, 1, timeout=True)
@@ -408,6 +410,17 @@ def _given_up(processes: list[subprocess.Popen[bytes]], spent: _Spent) -> Tested
     if is_fault:
         return Tested(0, 1, timeout=True)
     raise SandboxFailed("the machine is overloaded: the tests had no processor for most of their time")
+
+
+def _is_alone(content: bytes) -> bool:
+    """Whether the tests have received no value of the program."""
+    return content[:1] in (b"", ALONE)
+
+
+def _start_s(content: bytes) -> float:
+    """Seconds that the program's own definitions took."""
+    found = re.fullmatch(rb".(\d+\.\d+)", content)
+    return float(found[1]) if found else 0.0
 
 
 def _starved(tester: subprocess.Popen[bytes], program: subprocess.Popen[bytes], limits: Limits) -> bool:

@@ -87,7 +87,8 @@ def _undefined(code: str, entry: str | None) -> set[str]:
     built-in one.
     """
     top = symtable.symtable(code, "tests.py", "exec")
-    bound, used = (set(dir(builtins)) - {entry}) | {"__name__", "__file__"}, set()
+    own = {"__name__", "__file__", "exit", "quit"}  # without `site`, the last two are no builtins
+    bound, used = (set(dir(builtins)) - {entry}) | own, set()
     for table in _tables(top):
         for symbol in table.get_symbols():
             outer = table is top or symbol.is_global()

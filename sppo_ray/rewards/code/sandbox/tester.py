@@ -32,7 +32,7 @@ from sppo_ray.rewards.code.sandbox.flow import hide_literals, is_class
 from sppo_ray.rewards.code.sandbox.forms import TestsUnfit
 from sppo_ray.rewards.code.sandbox.known import PROGRAM_MODULES
 from sppo_ray.rewards.code.sandbox.proxies import Remote, RemoteIterator
-from sppo_ray.rewards.code.sandbox.remote import Link, NoPlainValue, ProgramGone, Unsupported
+from sppo_ray.rewards.code.sandbox.remote import Link, ProgramGone
 from sppo_ray.rewards.code.sandbox.same import same
 from sppo_ray.rewards.code.sandbox.subject import Subject
 
@@ -96,9 +96,10 @@ class CodeTests:
         self._check_imports()
         self._names_nan = re.search(r"nan\b|NaN|NAN", code) is not None
         endings.arrange(self._tree, code)
+        self._called = endings.called(self._tree)
+        _WithoutProgram().visit(self._tree)
         self._asserting = rewrite.asserting(self._tree)
-        statements = [node for node in self._tree.body if not _defines(node)]
-        self._calls_check = any("check" in rewrite.called_names(node) for node in statements)
+        self._calls_check = self._is_check_called()
         if not rewrite.asserts(self._tree):
             raise TestsUnfit("they assert nothing: they prove nothing")
         self._numpy = "numpy" in code or "np." in code or "allclose" in code
@@ -126,6 +127,8 @@ class CodeTests:
             rewrite.ZIP: _zip,
             rewrite.OPERATE: arrays.operate,
             endings.EXIT: endings.judge_exit,
+            "exit": sys.exit,
+            "quit": sys.exit,
         }
         self.subjects = list(self._subject.taken.values())
         self.required, self.kinds = self._subject.required, list(self._subject.kinds.values())
@@ -148,6 +151,20 @@ class CodeTests:
         own = [one for one in self._tree.body if isinstance(one, ast.FunctionDef) and one.name in calls]
         return not _defines(node) and any(map(rewrite.asserts, [node, *own]))
 
+    def _is_check_called(self) -> bool:
+        """Whether `check(f)` is a statement of the module or a guard; other calls may never run, or
+        not all of it. A check that needs more than f is left to its tests.
+        """
+        guards = [one for node in filter(endings.is_main_guard, self._tree.body) for one in node.body]
+        for node in [*self._tree.body, *guards]:
+            call = node.value if isinstance(node, ast.Expr) else None
+            is_check = isinstance(call, ast.Call) and rewrite.name_of_call(call) == "check"
+            if is_check and len(call.args) == 1 and not call.keywords:
+                return True
+        named = [one for one in self._tree.body if isinstance(one, ast.FunctionDef) and one.name == "check"]
+        called = any("check" in rewrite.called_names(one) for one in self._tree.body if not _defines(one))
+        return called and any(len(forms.required(one, method=False)) != 1 for one in named)
+
     def _functions(self) -> set[str]:
         return {one.name for one in self._tree.body if isinstance(one, ast.FunctionDef)}
 
@@ -159,7 +176,7 @@ class CodeTests:
         if self._entry is not None and "check" in self._functions() and not self._calls_check:
             check = self._namespace["check"]
             yield Test(lambda: check(link.subject(self._entry)), expects=self._expects(check))
-        for one in collect.Collector(self._module, self._aside).tests():
+        for one in collect.Collector(self._module, self._aside, self._called).tests():
             expects = any(map(self._expects, one.code))
             yield Test(one.run, counts=one.is_test, expects=expects)
         for node in filter(endings.is_main_guard, self._tree.body):
@@ -177,9 +194,6 @@ class CodeTests:
 
     def _statement(self, node: ast.stmt) -> Test:
         code = program.compiled(ast.Module([node], type_ignores=[]), "tests.py")
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            node = _without_program(node)
-            code = program.compiled(ast.Module([node] if node.names else [], type_ignores=[]), "tests.py")
         counts = self._counts(node)
         expects = rewrite.expects(node) or not self._asserting.isdisjoint(rewrite.called_names(node))
         return Test(lambda: exec(code, self._namespace), counts=counts, expects=counts and expects)
@@ -304,20 +318,23 @@ def _patch_frameworks(reach: Callable[[Any], bool]) -> None:
         kind = type(pytest.raises(Exception))
         leave = kind.__exit__
         kind.__exit__ = lambda self, *error: leave(self, *error) and reach(True)
+        pytest.main = lambda *_, **__: 0
 
-    unittest.main = lambda *_, **__: None  # type: ignore[misc, assignment]
+    done = types.SimpleNamespace(result=unittest.TestResult())
+    unittest.main = lambda *_, **__: done  # type: ignore[misc, assignment]
     unittest.TestCase.run = run  # type: ignore[assignment]
     unittest.TextTestRunner.run = lambda self, tests: run(tests)  # type: ignore[method-assign]
 
 
-def _without_program(node: ast.Import | ast.ImportFrom) -> ast.Import | ast.ImportFrom:
-    if isinstance(node, ast.Import):
-        return ast.Import([one for one in node.names if one.name not in PROGRAM_MODULES], **_place(node))
-    return node if node.module not in PROGRAM_MODULES else ast.Import([], **_place(node))
+class _WithoutProgram(ast.NodeTransformer):
+    """Removes imports of the program, wherever they stand: its names are bound for all tests."""
 
+    def visit_Import(self, node: ast.Import) -> ast.stmt:
+        names = [one for one in node.names if one.name not in PROGRAM_MODULES]
+        return ast.copy_location(ast.Import(names) if names else ast.Pass(), node)
 
-def _place(node: ast.stmt) -> dict[str, int]:
-    return {"lineno": node.lineno, "col_offset": node.col_offset}
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt:
+        return node if node.module not in PROGRAM_MODULES else ast.copy_location(ast.Pass(), node)
 
 
 def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool) -> dict[str, Any]:
@@ -358,8 +375,7 @@ def _run(test: Test, tests: CallTests | CodeTests, link: Link) -> str | None:
     link.unsupported = ""
     try:
         test.run()
-    except (Exception, SystemExit, ProgramGone, NoPlainValue, Unsupported) as error:
-        # boundary: a test may fail in any way
+    except BaseException as error:  # boundary: a test may fail in any way, pytest.fail() by no Exception
         if link.unsupported:
             return link.unsupported
         if not link.involved and not link.broken:
