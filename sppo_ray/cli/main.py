@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from sppo_ray import __version__
-from sppo_ray.cli.shared import Command, is_setting
+from sppo_ray.cli.shared import Command, is_setting, quiet_libraries
 from sppo_ray.errors import UserError
 from sppo_ray.redaction import redact
 
@@ -113,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     first = list(takewhile(is_setting, words))  # settings may also come before the command
     words = words[len(first) :] + first
+    if "--verbose" not in words:
+        quiet_libraries()
     try:
         with typer.main.get_command(app).make_context("sppo-ray", words) as context:
             return context.command.invoke(context)

@@ -5,6 +5,7 @@ worker.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -97,6 +98,16 @@ class Command(TyperCommand):
                 "--rollout.workers=2"
             )
         return []
+
+
+def quiet_libraries() -> None:
+    """Keep Transformers' progress bars and DeepSpeed's warnings out of this process's output."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def runs_directory() -> Path:

@@ -47,7 +47,7 @@ def train(
         bool, Option("--trace", help="write trace.json for ui.perfetto.dev (= --logging.trace=true)")
     ] = False,
     verbose: Annotated[
-        bool, Option("--verbose", help="print what the actors print, too (= --cluster.actor_output=true)")
+        bool, Option("--verbose", help="print what libraries and actors print, too")
     ] = False,
     allow_module: AllowModule,
     allow_unconfined: AllowUnconfined,

@@ -5,6 +5,8 @@ replaced by a note of the call.
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 import subprocess
 import sys
@@ -547,6 +549,17 @@ def test_a_lost_worker_is_named_and_exits_with_3(
         monkeypatch.setattr(module, name, lose)
     code, _, err = call(command)
     assert code == 3 and err.startswith("error: lost rollout-1") and err.count("\n") == 1
+
+
+def test_libraries_are_quiet_unless_asked(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    deepspeed = logging.getLogger("DeepSpeed")
+    monkeypatch.setattr(deepspeed, "filters", [])
+    warning = logging.LogRecord("DeepSpeed", logging.WARNING, "", 0, "no GPU", None, None)
+    call("train quickstart --verbose --dry")  # refused after that
+    assert "TQDM_DISABLE" not in os.environ and deepspeed.filter(warning)
+    call("train quickstart --dry")
+    assert os.environ["TQDM_DISABLE"] == "1" and not deepspeed.filter(warning)
 
 
 def test_ctrl_c_exits_with_130(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
