@@ -201,7 +201,8 @@ class ConfinedProcesses:
             if ended is None and not _is_alone(_content(result)):
                 return _given_up([program.popen, tester.popen], spent)
             if not ended and _is_alone(_content(result)):
-                slow = _start_s(_content(result)) > _FAIR_SHARE * limits.timeout_s
+                took = _start_s(_content(result)) - _scheduled(program.popen.pid)[1]
+                slow = took > _FAIR_SHARE * limits.timeout_s
                 if slow or _starved(tester.popen, program.popen, limits):
                     return Tested(0, 1, timeout=True)
             ended = ended and tester.popen.wait() not in (_OUT_OF_CPU, _KILLED)
