@@ -41,7 +41,7 @@ SAMPLE_EXAMPLE = {
         "index": 17, "request_id": "12/17/0", "prompt_id": "running-sum/3", "source": "running-sum",
         "prompt": "a7b5=",
         "ground_truth": "12",
-        "response": "12", "tokens": 3, "finish_reason": "stop", "reward": 1.0, "reason": "correct",
+        "response": "12", "turns": [], "tokens": 3, "finish_reason": "stop", "reward": 1.0, "reason": "correct",
         "value": 0.1, "surprise": 0.9,
         "advantage": 0.9, "staleness": 0, "policy_version": 9, "worker": "rollout-0", "seconds": 0.4,
     }],
