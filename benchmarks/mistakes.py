@@ -177,7 +177,7 @@ MISTAKES = [
         "max_prompt_tokens",
         lines(ROWS),
     ),
-    Mistake("a model that does not exist", [*TRAIN, "--learner.model=model"], "'model': no such directory"),
+    Mistake("a model that does not exist", [*TRAIN, "--learner.model=model"], "model': no such directory"),
     Mistake("a model without weights", OWN_MODEL, r"no \*.safetensors", model(without_weights)),
     Mistake("a model whose file is cut off", OWN_MODEL, "missing or damaged", model(damaged)),
     Mistake("weights that are not finite", OWN_MODEL, "up_proj.* are not finite", model(not_finite)),
