@@ -332,7 +332,7 @@ def make(mistake: Mistake, *, show: bool) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "exit": done.returncode,
         "as expected": "yes" if as_expected else "no",
-        "message": message[:300],
+        "message": message.replace(str(Path.home()), "~")[:300],
     }
 
 

@@ -83,7 +83,7 @@ def check_environment(
         )
     if kind != "custom" and any(source.type == "environment" for source in sources):
         raise ValueError(
-            "data of type environment are numbers, of which an environment makes the first messages: set "
+            "data of type environment are numbers, and an environment makes their first messages: set "
             "environment.type to custom, and environment.environment to your class"
         )
     if environment is None:

@@ -133,7 +133,7 @@ class VowelsSource(_ProceduralSource):
 
 
 class NumberedSource(_ProceduralSource):
-    """Numbers, of which an environment makes the first messages: `extra` has "index" and "seed"."""
+    """Numbers, and an environment makes their first messages: `extra` has "index" and "seed"."""
 
     def __init__(self, settings: EnvironmentData, name: str) -> None:
         super().__init__(settings, f"{name}-{settings.seed}")

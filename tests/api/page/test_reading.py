@@ -97,7 +97,7 @@ def test_dark_and_light_follow_the_system_until_chosen(open_page: Callable[..., 
     assert painted(page, "Entropy", "c-gold") > 100
     page.get_by_role("button", name="Switch between light and dark").click()
     assert page.evaluate(background) == "rgb(244, 245, 247)"
-    assert painted(page, "Entropy", "c-gold") > 100  # drawn anew in the colours of the theme
+    assert painted(page, "Entropy", "c-gold") > 100  # drawn again in the colours of the theme
     page.reload()
     assert page.evaluate(background) == "rgb(244, 245, 247)"
 

@@ -56,5 +56,5 @@ def test_arms_are_trained_seed_by_seed_and_never_twice(
     rows = json.loads((tmp_path / "learning-quickstart-arms.json").read_text())["rows"]
     kept = [(row["arm"], row["seed"]) for row in rows]
     assert kept == [("sppo-dis", 1), ("sppo-dis", 2), ("sao", 1), ("sao", 2)]
-    command("--loop.steps=5")  # other settings: begun anew
+    command("--loop.steps=5")  # other settings: begun again
     assert len(made) == 8

@@ -32,7 +32,7 @@ def test_an_environment_has_an_actor_of_its_own() -> None:
     ("recipe", "override", "message"),
     [
         ("guess-number", "--environment=null", "game of several turns: set environment.type to guess-number"),
-        ("quickstart", "--data.train=[{type: environment}]", "are numbers, of which an environment makes"),
+        ("quickstart", "--data.train=[{type: environment}]", "are numbers, and an environment makes"),
         ("guess-number", "--environment.max_turn_tokens=64", "exceeds rollout.max_response_tokens 32"),
         ("quickstart", "--environment={type: guess-number}", "max_turn_tokens"),
         ("quickstart", CUSTOM % "range: [-1, 1]", "with an environment: environment.range"),
