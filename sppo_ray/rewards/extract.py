@@ -12,7 +12,7 @@ _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is tex
 _FENCE = re.compile(r"^[ \t]*+```[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
 _PYTHON = frozenset(["python", "python3", "py", "py3"])
 _MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```", re.IGNORECASE)
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _THINKING = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -30,8 +30,10 @@ _MAX_BETWEEN_BOXES = 40
 _MAX_NESTED_BOXES = 4
 _NOTHING_BUT_BOXES = re.compile(rf"(?:{_BOX}|[{{}}\s])*")
 _NAME_OF_BOX = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*=\s*\$*\s*$")
-_STATED = re.compile(r"(?:answer|result)\b[^\n.:]{0,40}?(?:\bis\b|:|=)\s*\**\s*([^\n]+)", re.IGNORECASE)
-_MATHS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+# possessive: a long line of spaces takes linear time
+_STATED = re.compile(r"(?:answer|result)\b[^\n.:]{0,40}?(?:\bis\b|:|=)\s*+\**+\s*+([^\n]+)", re.IGNORECASE)
+_MATHS_OPENS = re.compile(r"\$\$|\$|\\\(|\\\[")
+_MATHS_CLOSES = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
 _NUMBER = re.compile(r"(?<![\w.])-?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?")
 
 
@@ -104,26 +106,51 @@ def _content_of_box(text: str, start: int) -> tuple[str, int] | None:
 
 def last_tagged(text: str) -> str | None:
     """Return the content of the last <answer>...</answer>, stripped; None when missing or empty."""
-    found = _ANSWER_TAG.findall(without_thinking(text))
-    return (found[-1].strip() or None) if found else None
+    text = without_thinking(text)
+    found, opened = None, None
+    for tag in _ANSWER_TAG.finditer(text):
+        if not tag[1]:
+            opened = opened or tag
+        elif opened:
+            found, opened = text[opened.end() : tag.start()], None
+    return (found or "").strip() or None
 
 
 def last_stated(text: str) -> str | None:
     """Return the answer of a response without a box: the text after "the answer is", else the last
-    formula, else the last number.
+    formula, else the last number. Linear in the length of the text.
     """
     text = without_thinking(text)
     if "\\boxed" in text:
         return last_boxed(text)
     stated = _STATED.findall(text)
     place = stated[-1] if stated else text
-    formulas = [next(part for part in parts if part) for parts in _MATHS.findall(place)]
-    if formulas:
-        return formulas[-1].strip() or None
+    formula = _last_formula(place)
+    if formula is not None:
+        return formula.strip() or None
     if stated:
         return stated[-1].strip().rstrip("*. ") or None
     numbers = _NUMBER.findall(text)
     return numbers[-1].rstrip(",") if numbers else None
+
+
+def _last_formula(text: str) -> str | None:
+    r"""Return the content of the last `$...$` on one line, `$$...$$`, `\(...\)` or `\[...\]`. A
+    closing mark that is missing once is not looked for again.
+    """
+    last, at = None, 0
+    missing: set[str] = set()
+    while opened := _MATHS_OPENS.search(text, at):
+        mark, begins = opened.group(), opened.end()
+        closes = _MATHS_CLOSES[mark]
+        end = -1 if closes in missing else text.find(closes, begins + (mark != "$"))
+        if end < 0:
+            missing.add(closes)
+        if end <= begins or (mark == "$" and "\n" in text[begins:end]):
+            at = opened.start() + 1
+        else:
+            last, at = text[begins:end], end + len(closes)
+    return last
 
 
 def final_answer(text: str) -> str | None:

@@ -38,8 +38,8 @@ class ScriptTests:
 
 @dataclass(frozen=True, slots=True)
 class ModuleTests:
-    """Tests that call functions: `name` with each case's "args" must return one of its "expected";
-    or Python code in `source`.
+    """Tests that call functions: `name` with each case's "args" must return its "expected", in
+    one reading of all cases (`_readings`); or Python code in `source`.
     """
 
     name: str | None
@@ -76,7 +76,7 @@ def _read(data: Any, name: str | None) -> ScriptTests | ModuleTests:
     if isinstance(data, dict):
         name = _name_in(data) or name
         if "inputs" in data and "outputs" in data:
-            return _pairs(data["inputs"], data["outputs"], name)
+            return _pairs(data["inputs"], data["outputs"], name, may_wrap=True)
         for key in _CODE_KEYS:
             if data.get(key):
                 return _read(data[key], name)
@@ -91,15 +91,17 @@ def _name_in(row: Mapping[str, Any]) -> str | None:
     return next((str(place[key]) for place in (row, inner) for key in _NAME_KEYS if place.get(key)), None)
 
 
-def _pairs(inputs: Sequence[Any], outputs: Sequence[Any], name: str | None) -> ScriptTests | ModuleTests:
+def _pairs(
+    inputs: Sequence[Any], outputs: Sequence[Any], name: str | None, *, may_wrap: bool = False
+) -> ScriptTests | ModuleTests:
+    """`may_wrap`: a data set of this form may put each value into a list of one, as APPS does."""
     if len(inputs) != len(outputs):
         raise ValueError(f"the ground truth has {len(inputs)} inputs and {len(outputs)} outputs")
     pairs = zip(inputs, outputs, strict=True)
     if name is None:
         return ScriptTests(tuple((_text(given), _text(due)) for given, due in pairs))
-    # APPS puts each value into a list
-    wrapped = all(isinstance(due, list) and len(due) == 1 for due in outputs)
-    cases = ({"args": _arguments(given), "expected": _right(due, wrapped=wrapped)} for given, due in pairs)
+    wrapped = may_wrap and all(isinstance(due, list) and len(due) == 1 for due in outputs)
+    cases = ({"args": _arguments(given), "expected": _readings(due, wrapped=wrapped)} for given, due in pairs)
     return ModuleTests(name, tuple(cases), None)
 
 
@@ -116,14 +118,13 @@ def _arguments(given: Any) -> list[Any]:
     )
 
 
-def _right(due: Any, *, wrapped: bool) -> list[Any]:
-    """Return all accepted values: the value, the number as text, and the single member of a wrapper
-    list.
+def _readings(due: Any, *, wrapped: bool) -> list[Any]:
+    """Return what is expected in each reading of the row: the value, the text where it is a number,
+    and the member of the wrapper list. A program answers all cases of a row in one reading.
     """
     value = _value(due)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    texts = [due] if isinstance(due, str) and number else []
-    return [value, *texts, *(due if wrapped else [])]
+    return [value, due if number else value, due[0] if wrapped else value]
 
 
 def _value(text: Any) -> Any:

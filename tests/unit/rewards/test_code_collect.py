@@ -145,6 +145,8 @@ EXITS = "class Door:\n    def __init__(self): self.inside = True\n    def exit(s
         (WRONG + "\nexit = print", ONE + "if f(3) != 6: exit(1)", {}, 0.0),
         # a test that can run only once: a script runs it where it stands
         ("n = []\ndef f():\n    n.append(0)\n    return len(n)", "def test_a(): assert f() == 1\ntest_a()", {}, 1.0),
+        ("n = []\ndef f():\n    n.append(0)\n    return len(n)", "def test_a(): assert f() == 1\nfor t in (test_a,): t()", {}, 1.0),
+        ("n = []\ndef f():\n    n.append(0)\n    return len(n)", "def test_a(): assert f() == 1\nif __name__ == '__main__':\n    for t in (test_a,):\n        t()\n        print('ok', t.__name__)", {}, 1.0),
         ("def f(x, n=[]):\n    n.append(x)\n    return len(n)", "def test_a(): assert f(0) == 1\ntest_a(); test_a()", {}, 0.0),
         # HumanEval's check runs in whole
         (WRONG, "def check(f, big=True):\n    assert f(1) == 2\n    if big: assert f(3) == 6\ncheck(f, big=False)", {"entry_point": "f"}, 0.0),
@@ -252,6 +254,11 @@ COLLECTED = {
         "def test_a(): f('a')\nclass TestA:\n    def setup_class(cls): f(cls.__name__)\n"
         "    def teardown_class(cls): f('end class')\n    def setup_method(self, method): f(method.__name__)\n"
         "    def teardown_method(self): f('end method')\n    def test_m(self): f('m')"
+    ),
+    "marks of the module and of a class": (
+        "import pytest\npytestmark = [pytest.mark.slow, pytest.mark.parametrize('x', [1, 2])]\n"
+        "@pytest.mark.parametrize('y', [3, 4])\ndef test_a(x, y): f([x, y])\nclass TestB:\n"
+        "    pytestmark = pytest.mark.parametrize('z', [5, 6])\n    def test_c(self, x, z): f([x, z])"
     ),
     "parameters": (
         "import pytest\n@pytest.mark.parametrize('x', [1, (2,), {'a': 1}, pytest.param(3, id='three')])\n"

@@ -107,6 +107,54 @@ def test_a_forged_report_of_the_second_run_is_0(report: bytes, full_only: bool) 
     assert rewards(ConfinedProcesses(), [pair], full_only=full_only) == [0.0]
 
 
+@pytest.mark.parametrize(
+    ("tests", "program"),
+    [
+        ("r = f(1)\nif not r:\n    r = f(print)\nassert r == 2 or f(0) == 0", "def f(x): return 0"),
+        ("PARTS = {2: 4, 0: print}\nassert f(PARTS[f(1)]) == 8", "def f(x): return 0"),
+        ("import io\nassert f(1) or f(io.StringIO('a'))\nassert f(2) == 4", "def f(x): return 0"),
+        ("def own(): pass\nassert f([f(x) or own for x in (1, 2)]) == [2, 4]", "def f(x): return 0"),
+        (
+            "def one(g): assert f(g) == 2\nr = f(1)\nwhile r is None:\n    one(print)\n    break\n"
+            "assert r != 1",
+            "def f(x): return None",
+        ),
+        (
+            "def own(): return 1\ndef test_a():\n    try:\n        r = f(1)\n    except ValueError:\n"
+            "        r = f(own)\n    assert r == 2",
+            "def f(x): raise ValueError",
+        ),
+        # an own list that the program changes, in the run in which it may
+        (
+            "a = [2, 1]\nc = a\nr = [f(a)]\nassert r == [[1, 2]]\nassert c[0] == 2 or f(print)",
+            "def f(a):\n    a.sort()\n    return a",
+        ),
+    ],
+)
+def test_no_program_makes_the_tests_unfit(tests: str, program: str) -> None:
+    """Its value leads them to hand over an object of their own; with a forged last run, too."""
+    assert rewards(OnlyTheTester(), [(tests, program, {})]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "assert f(lambda: 1) == 3",
+        "def own(): return 1\nassert f(own) == 3",
+        "class Own: pass\nown = Own()\nassert f([own]) == 3",
+        "import io\nassert f(io.StringIO('a')) == 3",
+        "def one(g): assert f(g) == 3\none(lambda: 1)",
+        "def own(): return Own()\nclass Own: pass\ndef test_a():\n    for x in (own(), 2): assert f(x) == 3",
+        "import pytest\n@pytest.mark.parametrize('g', [1, print])\ndef test_a(g): assert f(g) == 2",
+        "import itertools\nassert f(itertools.count()) == 3",
+    ],
+)
+def test_tests_that_hand_over_their_own_objects_are_an_error(tests: str) -> None:
+    program = "def f(x): return 2 * x"
+    found = rewards(ConfinedProcesses(), [("assert f(1) == 2\n" + tests, program, {})])
+    assert found == [None]
+
+
 BURNS = """
 import hashlib, sys, threading, time
 def f(x):

@@ -26,6 +26,7 @@ ROW = """class Row:
 """
 LISTS, EMPTY = "def f(n): return list(range(1, n + 1))", "def f(n): return []"
 EVEN = "assert f(0) == 0\n"  # a test that the wrong program passes, too
+TWO = "def t1(): assert f(0) == 0\ndef t2(): assert f(2) == 4\n"
 
 
 def unittest_of(body: str, ending: str = "") -> str:
@@ -122,6 +123,112 @@ JUDGED: dict[str, tuple[str, str, str]] = {
     ),
     "a helper named as a test": (
         "def test_case(x, due):\n    assert f(x) == due\ntest_case(0, 0)\ntest_case(2, 4)",
+        RIGHT,
+        WRONG,
+    ),
+    "tests in a loop": (
+        TWO + "for t in (t1, t2): t()",
+        RIGHT,
+        WRONG,
+    ),
+    "tests in a list and a main guard": (
+        TWO + "TESTS = [t1, t2]\nif __name__ == '__main__':\n    for t in TESTS:\n        t()\n        print('ok', t.__name__)",
+        RIGHT,
+        WRONG,
+    ),
+    "tests in a dict": (
+        TWO + "TESTS = {'zero': t1, 'two': t2}\nfor name, t in TESTS.items(): t()",
+        RIGHT,
+        WRONG,
+    ),
+    "tests in a comprehension": (TWO + "[t() for t in (t1, t2)]", RIGHT, WRONG),
+    "tests in a function": (TWO + "def run_all():\n    t1()\n    t2()\nrun_all()", RIGHT, WRONG),
+    "tests in a loop of main": (
+        TWO + "def main():\n    for t in [t1, t2]: t()\nif __name__ == '__main__':\n    main()",
+        RIGHT,
+        WRONG,
+    ),
+    "an exit at the end of a function": (
+        TWO + "import sys\ndef main():\n    t1()\n    t2()\n    print('ok')\n    sys.exit(0)\nmain()",
+        RIGHT,
+        WRONG,
+    ),
+    "an exit status at the end of a function": (
+        "import sys\ndef main():\n    if f(0) == 0 and f(2) == 4:\n        sys.exit(0)\n    else:\n        sys.exit(1)\n"
+        "if __name__ == '__main__':\n    main()",
+        RIGHT,
+        WRONG,
+    ),
+    "a loop over functions of which only some assert": (
+        "def apply(g, x): return g(x)\ndef holds(x):\n    assert f(x) == 2 * x\n    return x\n"
+        "r = apply(f, 2)\napply(holds, 0)\nassert r == 4",
+        RIGHT,
+        WRONG,
+    ),
+    "a mark in a variable": (
+        "import pytest\ncases = pytest.mark.parametrize('x, y', [(0, 0), (2, 4)])\n@cases\ndef test_a(x, y): assert f(x) == y",
+        RIGHT,
+        WRONG,
+    ),
+    "a mark under another name": (
+        "import pytest\nCASES = [0, 2]\nnames = ['y']\ncases = pytest.mark.parametrize\n"
+        "@cases('x', CASES)\n@pytest.mark.parametrize(names, [(2,)])\ndef test_a(x, y): assert f(x) == y * x",
+        RIGHT,
+        WRONG,
+    ),
+    "a mark of a class": (
+        "import pytest\nclass TestA:\n    pytestmark = [pytest.mark.slow, pytest.mark.parametrize('x', [0, 2])]\n"
+        "    def test_a(self, x): assert f(x) == 2 * x",
+        RIGHT,
+        WRONG,
+    ),
+    "a mark of the module": (
+        "import pytest\npytestmark = pytest.mark.parametrize('x', [0, 2])\ndef test_a(x): assert f(x) == 2 * x",
+        RIGHT,
+        WRONG,
+    ),
+    "tests that a decorator named as a test collects": (
+        "tests = []\ndef test(g):\n    tests.append(g)\n@test\ndef zero(): assert f(0) == 0\n@test\ndef two(): assert f(2) == 4\n"
+        "for t in tests: t()",
+        RIGHT,
+        WRONG,
+    ),
+    "a decorator named as a test": (
+        "import functools\ndef testcase(g):\n    @functools.wraps(g)\n    def run(): g()\n    return run\n"
+        "@testcase\ndef test_a(): assert f(2) == 4",
+        RIGHT,
+        WRONG,
+    ),
+    "a maker of decorators named as a test": (
+        "def test_times(*n):\n    def mark(g):\n        def run():\n            for _ in range(n[0]): g()\n        return run\n"
+        "    return mark\n@test_times(2)\ndef test_a(): assert f(2) == 4",
+        RIGHT,
+        WRONG,
+    ),
+    "a class that decorates a helper": (
+        "class Memo:\n    def __init__(self, g): self.g = g\n    def __call__(self, x): return self.g(x)\n"
+        "@Memo\ndef due(x): return 2 * x\ndef test_a(): assert f(2) == due(2)",
+        RIGHT,
+        WRONG,
+    ),
+    "names imported by a star": (
+        "from math import *\ndef test_a(): assert f(2) == 4 * cosh(0) and sinh(0) == f(0)",
+        RIGHT,
+        WRONG,
+    ),
+    "a file that is none": (
+        "import os\nwith open(os.devnull, 'w') as out: print(f(2), file=out)\nassert f(2) == 4",
+        RIGHT,
+        WRONG,
+    ),
+    "a cleanup of the module": (
+        "import unittest\ndef holds(): assert f(2) == 4\ndef setUpModule(): unittest.addModuleCleanup(holds)\n"
+        "class T(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(0), 0)",
+        RIGHT,
+        WRONG,
+    ),
+    "a cleanup of a test": (
+        unittest_of("self.assertEqual(f(0), 0)\n        self.addCleanup(lambda: self.assertEqual(f(2), 4))"),
         RIGHT,
         WRONG,
     ),
@@ -629,6 +736,21 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         WRONG,
     ),
     # JSON cases
+    "lists of one are lists or their members, not both": (
+        json.dumps({"inputs": [[1], [2]], "outputs": [[1], [2]], "fn_name": "f"}),
+        "def f(x): return [x]",
+        "def f(x): return x if x == 1 else [x]",
+    ),
+    "numbers as text are texts or numbers, not both": (
+        json.dumps({"inputs": [[1], [2]], "outputs": ["1", "2"], "fn_name": "f"}),
+        "def f(x): return str(x)",
+        "def f(x): return x if x == 1 else str(x)",
+    ),
+    "pairs wrap no value": (
+        json.dumps([{"input": [x], "output": [x], "fn_name": "f"} for x in (1, 2)]),
+        "def f(x): return [x]",
+        "def f(x): return x",
+    ),
     "null is no text": (
         json.dumps({"inputs": [[1]], "outputs": ["null"], "fn_name": "f"}),
         "def f(x): pass",
@@ -679,6 +801,10 @@ def test_a_form_pays_the_right_program_only(name: str) -> None:
     tests, right, wrong = JUDGED[name]
     assert (verdict(right, tests), verdict(wrong, tests)) == (1.0, 0.0)
 
+
+OBJECT = (
+    "assert f(0) == 0\nclass Deco:\n    def __init__(self, g): self.g = g\n    def __call__(self): self.g()\n"
+)
 
 # a form that is refused, with the line and a word of the reason
 REFUSED = {
@@ -745,6 +871,22 @@ REFUSED = {
         "__init__",
     ),
     "def test_a():\n    yield\n    assert f(2) == 4": (1, "generator"),
+    "from contextlib import contextmanager\nassert f(0) == 0\n@contextmanager\ndef test_a():\n    assert f(2) == 4\n    yield": (
+        4,
+        "generator",
+    ),
+    # what a decorator puts into the place of a test
+    OBJECT + "@Deco\ndef test_a(): assert f(2) == 4": (5, "decorator"),
+    OBJECT + "Again = Deco\n@Again\ndef test_a(): assert f(2) == 4": (6, "decorator"),
+    OBJECT + "def deco(g): return Deco(g)\n@deco\ndef test_a(): assert f(2) == 4": (6, "decorator"),
+    OBJECT + "deco = Deco(None)\n@deco\ndef test_a(): assert f(2) == 4": (6, "decorator"),
+    EVEN + "class TestA:\n    @property\n    def test_a(self): assert f(2) == 4": (3, "decorator"),
+    OBJECT + "@Deco\nclass TestA:\n    def test_a(self): assert f(2) == 4": (5, "decorator"),
+    # files
+    "import tempfile\nassert f(0) == 0\nwith tempfile.TemporaryDirectory() as d:\n    assert f(2) == 4": (1, "files"),
+    "assert f(0) == 0\ndef test_a():\n    with open('/tmp/x', 'w') as out: out.write('a')\n    assert f(2) == 4": (3, "open"),
+    "import os\nassert f(0) == 0\nos.makedirs('/tmp/x')\nassert f(2) == 4": (3, "makedirs"),
+    unittest_of("self.addCleanup(self.assertEqual, f(2), 4)\n        self.doCleanups()"): (5, "doCleanups"),
     "assert f(0) == 0\ndef cases():\n    assert f(2) == 4\n    yield\ncases()": (2, "generator"),
     "assert f(0) == 0\ndef one(x):\n    assert f(x) == 4\nmap(one, [2])": (4, "never runs"),
     "assert f(0) == 0\ndef test_a(): return f(2) == 4": (2, "returns"),

@@ -48,11 +48,12 @@ class Collector:
                 yield from self._class(name, found)
                 cases |= {id(found)} if _is_case(found) else set()  # its name does not matter
         yield self._preparation(self._module, ("tearDownModule", "teardown_module"))
+        yield Collected(lambda: self._aside(_clean_up_module))
 
     def _function(self, name: str, found: Any) -> Iterator[Collected]:
         if not _is_test(name, found):
             return
-        for named in _parameters(found):
+        for named in _parameters(found, self._module):
             if _takes(found, set(named)):  # a helper that takes more is no test
                 run = functools.partial(self._run, self._module, "_function", found, named)
                 yield Collected(run, *_code(found))
@@ -76,7 +77,7 @@ class Collector:
             if isinstance(found, type):
                 yield from self._class(name, found)
             elif _is_test(name, found):
-                for named in _parameters(kind, found):
+                for named in _parameters(found, kind, self._module):
                     yield Collected(functools.partial(self._run_method, kind, name, named), *_code(found))
 
     def _run_method(self, kind: type, name: str, named: dict[str, Any]) -> None:
@@ -131,6 +132,12 @@ def _end_class(kind: Any) -> None:
     kind.doClassCleanups()
     for _, error, _ in kind.tearDown_exceptions:
         raise error
+
+
+def _clean_up_module() -> None:
+    """What `unittest.addModuleCleanup` was given."""
+    if "unittest" in sys.modules:
+        sys.modules["unittest"].case.doModuleCleanups()
 
 
 def _is_case(kind: type) -> bool:
@@ -200,7 +207,7 @@ def _rows(argnames: Any, argvalues: Any, *_: Any, **__: Any) -> list[dict[str, A
 
 def _marks(*holders: Any) -> Iterator[Any]:
     for holder in holders:
-        kinds = holder.__mro__ if isinstance(holder, type) else [holder]
+        kinds = reversed(holder.__mro__) if isinstance(holder, type) else [holder]
         for one in kinds:
             found = getattr(one, "__dict__", {}).get("pytestmark", [])
             for mark in found if isinstance(found, (list, tuple)) else [found]:

@@ -27,6 +27,10 @@ def arrange(tree: ast.Module, code: str) -> None:
     """Move the main guards to the end, without those that only run what is collected anyway. Raises
     TestsUnfit for a framework that runs earlier, or with something else.
     """
+    if "SystemExit" not in code:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                _judge_the_end(node.body)
     guards = [node for node in tree.body if is_main_guard(node)]
     rest = [_judged(node) for node in tree.body if node not in guards and not _is_success(node)]
     for place, node in enumerate(rest):
@@ -48,10 +52,8 @@ def called(tree: ast.Module) -> set[str]:
     """Tests that a statement of the module calls after their last definition."""
     found: set[str] = set()
     for node in tree.body:
-        call = node.value if isinstance(node, ast.Expr) else None
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args + call.keywords:
-            found.add(call.func.id)
-        elif isinstance(node, ast.FunctionDef):
+        found |= _calls_of(node)
+        if isinstance(node, ast.FunctionDef):
             found.discard(node.name)
     return found - _rebound(tree.body)
 
@@ -99,11 +101,21 @@ def _rebound(body: list[ast.stmt]) -> set[str]:
     return {one.id for one in names if not isinstance(one.ctx, ast.Load)}
 
 
-def _runs_tests(node: ast.stmt, anyway: set[str]) -> bool:
+def _calls_of(node: ast.stmt) -> set[str]:
+    """The functions that `test_a()` or `for t in (test_a, test_b): t()` calls, and nothing else."""
+    if isinstance(node, ast.For) and isinstance(node.target, ast.Name) and not node.orelse:
+        calls = [_calls_of(one) for one in node.body if not _is_print(one)]
+        names = [one.id for one in getattr(node.iter, "elts", []) if isinstance(one, ast.Name)]
+        whole = isinstance(node.iter, (ast.List, ast.Tuple)) and len(names) == len(node.iter.elts)
+        return set(names) if whole and calls == [{node.target.id}] else set()
     call = node.value if isinstance(node, ast.Expr) else None
-    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args + call.keywords:
-        return call.func.id in anyway
-    return _runs_a_framework(node)
+    plain = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args + call.keywords
+    return {call.func.id} if plain else set()
+
+
+def _runs_tests(node: ast.stmt, anyway: set[str]) -> bool:
+    calls = _calls_of(node)
+    return calls <= anyway if calls else _runs_a_framework(node)
 
 
 def _runs_a_framework(node: ast.stmt) -> bool:
@@ -117,14 +129,15 @@ def _is_main(node: ast.AST) -> bool:
     return isinstance(owner, ast.Name) and owner.id in _FRAMEWORKS
 
 
-def _only_prints(node: ast.stmt) -> bool:
+def _is_print(node: ast.stmt) -> bool:
+    """A `print` that calls nothing else."""
     call = node.value if isinstance(node, ast.Expr) else None
-    return (
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Name)
-        and call.func.id == "print"
-        and all(isinstance(one, ast.Constant) for one in call.args)
-    )
+    is_print = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "print"
+    return is_print and sum(isinstance(one, ast.Call) for one in ast.walk(call)) == 1
+
+
+def _only_prints(node: ast.stmt) -> bool:
+    return _is_print(node) and all(isinstance(one, ast.Constant) for one in node.value.args)
 
 
 def _is_success(node: ast.stmt) -> bool:
@@ -147,6 +160,18 @@ def _judged(node: ast.stmt) -> ast.stmt:
         return node
     value.func = ast.copy_location(ast.Name(EXIT, ast.Load()), value.func)
     return ast.copy_location(ast.Expr(value), node)
+
+
+def _judge_the_end(body: list[ast.stmt]) -> None:
+    """`sys.exit(0)` at the end of a function, as in `main`, ends no test file: what follows its
+    call runs as well.
+    """
+    last = body[-1]
+    if isinstance(last, ast.If):
+        for block in filter(None, (last.body, last.orelse)):
+            _judge_the_end(block)
+    else:
+        body[-1] = _judged(last)
 
 
 def _is_exit(function: ast.expr) -> bool:

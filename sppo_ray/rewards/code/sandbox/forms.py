@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 
 from sppo_ray.rewards.code.sandbox import known
+from sppo_ray.rewards.code.sandbox.aliases import assigned_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,18 +19,23 @@ class TestsUnfit(Exception):
 
 
 _ELSEWHERE = "runs code where a failure is not seen"
+_NO_FILES = "needs files, and neither tests nor programs may write any"
 _MODULES = {
     **dict.fromkeys(["threading", "_thread", "concurrent", "multiprocessing", "asyncio"], _ELSEWHERE),
     **dict.fromkeys(["subprocess", "atexit", "doctest", "hypothesis"], _ELSEWHERE),
     **dict.fromkeys(["builtins", "importlib", "ctypes", "gc", "runpy"], "can change how tests run"),
     **dict.fromkeys(["pickle", "marshal", "shelve", "dill", "joblib"], "can run code of the program"),
+    **dict.fromkeys(["tempfile", "shutil"], _NO_FILES),
+    "socket": "needs a network, and neither tests nor programs have one",
 }
 """Modules that tests may not import, with the reason."""
 _SWALLOWS = "hides a failure"
+_OF_FILES = frozenset({"mkdir", "makedirs", "remove", "unlink", "rename", "rmdir", "symlink", "chdir"})
 _UNSEEN = "sees nothing of the program"
 _NAMES = {
     **dict.fromkeys(["suppress", "ExitStack", "AsyncExitStack"], _SWALLOWS),
     **dict.fromkeys(["__exit__", "excepthook", "settrace", "setprofile"], _SWALLOWS),
+    **dict.fromkeys(["doCleanups", "doClassCleanups"], _SWALLOWS),
     **dict.fromkeys(["skip", "skipIf", "skipUnless", "skipTest", "SkipTest"], "skips a test"),
     **dict.fromkeys(["skipif", "xfail", "expectedFailure", "importorskip"], "skips a test"),
     **dict.fromkeys(["patch", "Mock", "MagicMock", "mock_open", "monkeypatch"], "patches the program"),
@@ -59,17 +65,20 @@ _BROAD = frozenset({"AssertionError", "Exception", "BaseException"})
 _CATCHERS = ("raises", "assertRaises", "assertRaisesRegex")
 
 
-def refuse(tree: ast.Module) -> None:
-    """Raise TestsUnfit for the first form that cannot be judged."""
+def refuse(tree: ast.Module, entry: str | None = None) -> None:
+    """Raise TestsUnfit for the first form that cannot be judged. `entry`: the function under
+    test.
+    """
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
     libraries = {"self", "cls"} | {
         bound for node in ast.walk(tree) for _, bound in _imports(node) if not _of_program(node)
     }
+    own = {entry} | _bound(tree)
     for node in ast.walk(tree):
         why = _why(node) or _why_import(node, used) or _why_name(node, libraries) or _why_alias(node, called)
-        if why:
+        if why := why or _why_file(node, own):
             raise TestsUnfit(f"line {getattr(node, 'lineno', 1)}: {why}")
     helpers = {node.id for node in names if id(node) in called}
     asserted = {
@@ -78,14 +87,30 @@ def refuse(tree: ast.Module) -> None:
         if isinstance(node, ast.Assert)
         for one in ast.walk(node.test)
     }
+    objects, assigned, decorating = _objects(tree), assigned_once(tree), decorators(tree)
     for scope, function in collected(tree):
-        _refuse_test(scope, function, helpers, asserted)
+        _refuse_decorators([scope, function], objects)
+        given = _parametrized([function, scope, tree], assigned)
+        if isinstance(scope, ast.ClassDef) or function.name not in decorating:
+            _refuse_test(scope, function, helpers, asserted, given)
 
 
-def _refuse_test(scope: ast.AST, function: ast.FunctionDef, helpers: set[str], asserted: set[str]) -> None:
-    """Refuse a test that pytest would not run, or whose result it would ignore."""
+def _refuse_decorators(holders: list[ast.AST], objects: set[str]) -> None:
+    """Refuse a test in the place of which its decorator puts an object."""
+    for holder in holders:
+        for one in getattr(holder, "decorator_list", []):
+            if _plain_name(one) in objects or name_of(one) in ("property", "cached_property"):
+                raise TestsUnfit(f"line {one.lineno}: a class as the decorator of a test is not followed")
+
+
+def _refuse_test(
+    scope: ast.AST, function: ast.FunctionDef, helpers: set[str], asserted: set[str], given: set[str]
+) -> None:
+    """Refuse a test that pytest would not run, or whose result it would ignore. `given`: the
+    parameters that have values.
+    """
     where = f"line {function.lineno}: "
-    missing = required(function, method=isinstance(scope, ast.ClassDef)) - _parametrized(scope, function)
+    missing = required(function, method=isinstance(scope, ast.ClassDef)) - given
     if missing and function.name not in helpers:
         raise TestsUnfit(
             f"{where}{function.name} takes {', '.join(sorted(missing))}: fixtures are not supported"
@@ -176,6 +201,32 @@ def _why_alias(node: ast.AST, called: set[int]) -> str:
     return ""
 
 
+def _why_file(node: ast.AST, own: set[str | None]) -> str:
+    """`open`, unless the tests define it, and functions of `os` that change files."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+        place = ast.unparse(node.args[0]) if node.args else ""
+        if "open" not in own and not ("devnull" in place or "/dev/" in place):
+            return f"open {_NO_FILES}"
+    if isinstance(node, ast.Attribute) and node.attr in _OF_FILES and isinstance(node.value, ast.Name):
+        return f"os.{node.attr} {_NO_FILES}" if node.value.id == "os" else ""
+    return ""
+
+
+def _bound(tree: ast.AST) -> set[str]:
+    """The names that the tests bind."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        else:
+            found.update(bound for _, bound in _imports(node))
+    return found
+
+
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
@@ -184,6 +235,7 @@ def _never_runs(node: ast.FunctionDef) -> bool:
     own = list(_own_nodes(node))
     yields = any(isinstance(one, (ast.Yield, ast.YieldFrom)) for one in own)
     managed = any(name_of(one) == "contextmanager" for one in node.decorator_list)
+    managed = managed and not node.name.startswith("test")
     return yields and not managed and any(isinstance(one, ast.Assert) or _is_check(one) for one in own)
 
 
@@ -281,14 +333,57 @@ def required(function: ast.FunctionDef, *, method: bool) -> set[str]:
     return {*places[1 if method and not static else 0 :], *only}
 
 
-def _parametrized(*holders: ast.AST) -> set[str]:
+def decorators(tree: ast.AST) -> set[str]:
+    """The names of the functions that decorate others."""
+    holders = (one for one in ast.walk(tree) if isinstance(one, (ast.FunctionDef, ast.ClassDef)))
+    found = (one for holder in holders for one in holder.decorator_list)
+    return set(map(_plain_name, found))
+
+
+def _plain_name(node: ast.expr | None) -> str:
+    """`f` of `f` and of `f(...)`."""
+    node = node.func if isinstance(node, ast.Call) else node
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _objects(tree: ast.Module) -> set[str]:
+    """Classes of the tests, their objects, and functions that return these, by name."""
+    found = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    made = [  # a name, and what it is made of
+        (one.id, _plain_name(node.value))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for one in node.targets
+        if isinstance(one, ast.Name)
+    ] + [
+        (node.name, _plain_name(one.value))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        for one in _own_nodes(node)
+        if isinstance(one, ast.Return)
+    ]
+    while more := {name for name, of in made if of in found} - found:
+        found |= more
+    return found
+
+
+def _parametrized(holders: list[ast.AST], assigned: dict[str, ast.expr]) -> set[str]:
+    """The parameters to which the marks of the holders give values."""
+
+    def value_of(node: ast.expr) -> ast.expr:
+        return assigned.get(node.id, node) if isinstance(node, ast.Name) else node
+
     names: set[str] = set()
     for holder in holders:
-        for mark in getattr(holder, "decorator_list", []):
-            if isinstance(mark, ast.Call) and name_of(mark.func) == "parametrize":
+        marks = list(getattr(holder, "decorator_list", []))
+        for node in getattr(holder, "body", []) if not isinstance(holder, ast.FunctionDef) else []:
+            if isinstance(node, ast.Assign) and "pytestmark" in map(name_of, node.targets):
+                marks += node.value.elts if isinstance(node.value, (ast.List, ast.Tuple)) else [node.value]
+        for mark in map(value_of, marks):
+            if isinstance(mark, ast.Call) and name_of(value_of(mark.func)) == "parametrize":
                 argnames = [one.value for one in mark.keywords if one.arg == "argnames"]
                 try:
-                    given = ast.literal_eval([*argnames, *mark.args][0])
+                    given = ast.literal_eval(value_of([*argnames, *mark.args][0]))
                 except (ValueError, IndexError):
                     continue
                 names.update(

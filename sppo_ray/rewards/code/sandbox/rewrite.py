@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 
+from sppo_ray.rewards.code.sandbox.aliases import aliases
 from sppo_ray.rewards.code.sandbox.flow import Flow
 
 REACHED, IN_PLACE, CAUGHT, TRIED = "_test_reached", "_test_in_place", "_test_caught", "_test_tried"
@@ -55,10 +56,21 @@ def expects(tree: ast.AST) -> bool:
 
 
 def asserting(tree: ast.Module) -> set[str]:
-    """The names of the tests' functions and methods that contain or call an assertion."""
+    """The names of the tests' functions and methods that contain or call an assertion, and of
+    variables that stand for such only.
+    """
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    stands_for: dict[str, set[str]] = {}
+    for name, function in aliases(tree):
+        stands_for.setdefault(name, set()).add(function)
     names = {one.name for one in functions if expects(one)}
-    while more := {one.name for one in functions if _calls(one, names)} - names:
+    while (
+        more := (
+            {one.name for one in functions if _calls(one, names)}
+            | {name for name, of in stands_for.items() if of <= names}
+        )
+        - names
+    ):
         names |= more
     return names
 

@@ -110,19 +110,17 @@ class ConfinedProcesses:
         """
         margin = min(_MARGIN_S, max(self._deadline_s - limits.timeout_s, 0.0) / 2)
         spent = _Spent(limits, time.monotonic() + self._deadline_s - margin)
-        undecided = None
-        try:
-            tested = self._test_from_outside(code, tests, spent, stop_at_failure=stop_at_failure)
-        except _Undecided as error:
-            undecided, tested = error, error.tested
-        done = not undecided and (not tested.passed or (tested.failed and stop_at_failure))
-        if done or tests["cases"] is not None:
+        tested = self._test_from_outside(code, tests, spent, stop_at_failure=stop_at_failure)
+        if not tested.passed or (tested.failed and stop_at_failure) or tests["cases"] is not None:
             return tested
         try:
             if isinstance(tested, _Altering):
-                again = self._test_from_outside(
-                    code, tests, spent, stop_at_failure=stop_at_failure, as_python=True
-                )
+                try:
+                    again = self._test_from_outside(
+                        code, tests, spent, stop_at_failure=stop_at_failure, as_python=True
+                    )
+                except _TestsUnfit:  # they were fit, so its changes are the cause
+                    again = Tested(0, 1)
                 tested = _lower(tested, again)
                 if not tested.passed or (tested.failed and stop_at_failure):
                     return tested
@@ -131,8 +129,6 @@ class ConfinedProcesses:
             if not spent.is_fair_share:
                 raise
             return Tested(0, 1, timeout=True)  # the earlier runs left no time for this one
-        if undecided and plain.passed and not plain.failed:
-            raise undecided
         return _lower(tested, plain)
 
     def _test_in_one_process(
@@ -255,14 +251,8 @@ class _Altering(Tested):
     """
 
 
-class _Undecided(SandboxFailed):
-    """No test failed, but one needs an operation that only works in the program's process;
-    `tested` counts it as failed.
-    """
-
-    def __init__(self, why: str, tested: Tested) -> None:
-        super().__init__(why)
-        self.tested = tested
+class _TestsUnfit(SandboxFailed):
+    """The tests cannot be run, or do not end."""
 
 
 def _tested(content: bytes, *, ended: bool) -> Tested:
@@ -273,18 +263,15 @@ def _tested(content: bytes, *, ended: bool) -> Tested:
     if not ended:
         if not alone:
             return Tested(0, 1, timeout=True)
-        raise SandboxFailed("the tests themselves did not end in time")
+        raise _TestsUnfit("the tests themselves did not end in time")
     try:
         report = json.loads(content)
     except ValueError:
         if not alone:
             return Tested(0, 1)
-        raise SandboxFailed("the process of the tests died") from None
-    if "undecided" in report:
-        why = f"the tests cannot be run: {report['undecided'][:300]}"
-        raise _Undecided(why, Tested(report["passed"], report["failed"]))
+        raise _TestsUnfit("the process of the tests died") from None
     if "error" in report:
-        raise SandboxFailed(f"the tests cannot be run: {report['error'][:300]}")
+        raise _TestsUnfit(f"the tests cannot be run: {report['error'][:300]}")
     if report.get("ignored"):
         return _Altering(report["passed"], report["failed"])
     return Tested(report["passed"], report["failed"])

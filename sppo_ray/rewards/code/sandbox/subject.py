@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import symtable
 
 from sppo_ray.rewards.code.sandbox import known
+from sppo_ray.rewards.code.sandbox.aliases import aliases
 from sppo_ray.rewards.code.sandbox.flow import Flow, is_class
 from sppo_ray.rewards.code.sandbox.forms import TestsUnfit
 from sppo_ray.rewards.code.sandbox.known import PROGRAM_MODULES
@@ -40,7 +42,7 @@ class Subject:
     """
 
     def __init__(self, code: str, tree: ast.Module, entry: str | None) -> None:
-        loose = _undefined(code, entry)
+        loose = _undefined(code, entry) - (_starred(tree) - {entry})
         modules, imported = _program_imports(tree)
         members = _Members(modules)
         members.visit(tree)
@@ -99,6 +101,20 @@ def _undefined(code: str, entry: str | None) -> set[str]:
     return used - bound
 
 
+def _starred(tree: ast.Module) -> set[str]:
+    """Names of `from math import *`, without those that are known anyway."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        is_star = isinstance(node, ast.ImportFrom) and [one.name for one in node.names] == ["*"]
+        if is_star and node.module not in PROGRAM_MODULES and not node.level:
+            try:
+                module = importlib.import_module(node.module or "")
+            except ImportError:
+                continue
+            found.update(getattr(module, "__all__", dir(module)))
+    return {name for name in found if not known.is_known(name)}
+
+
 def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
     yield table
     for inner in table.get_children():
@@ -152,7 +168,7 @@ def _used_as_functions(tree: ast.Module) -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and is_class(node.value.id)
     }  # Date.today()
-    pairs = list(_aliases(tree))
+    pairs = aliases(tree)
     while more := {value for target, value in pairs if target in names} - names:
         names |= more
     return names
@@ -172,33 +188,6 @@ def _handed_on(tree: ast.Module) -> Iterator[ast.expr]:
             yield from (given.value for given in node.keywords if given.arg in ("key", "target", "candidate"))
         elif isinstance(node, ast.ClassDef):
             yield from node.bases
-
-
-def _aliases(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """`g = f`, `for g in (f, h)`, and check(f) for `def check(g)`, each as (g, f)."""
-    functions = {
-        node.name: [one.arg for one in node.args.args]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            yield from _pairs(node.targets[0], [node.value])
-        elif isinstance(node, (ast.For, ast.comprehension)) and isinstance(node.iter, (ast.List, ast.Tuple)):
-            yield from _pairs(node.target, node.iter.elts)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            for name, given in zip(functions.get(node.func.id, []), node.args, strict=False):
-                if isinstance(given, ast.Name):
-                    yield name, given.id
-
-
-def _pairs(target: ast.expr, values: list[ast.expr]) -> Iterator[tuple[str, str]]:
-    for value in values:
-        if isinstance(target, ast.Name) and isinstance(value, ast.Name):
-            yield target.id, value.id
-        elif isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, (ast.Tuple, ast.List)):
-            for one, other in zip(target.elts, value.elts, strict=False):
-                yield from _pairs(one, [other])
 
 
 def _used_as_types(tree: ast.Module) -> set[str]:

@@ -9,6 +9,7 @@ a value; later, only for operations of the tests themselves. Standard library on
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import itertools
 import json
@@ -22,6 +23,7 @@ from sppo_ray.rewards.code.sandbox import (
     collect,
     endings,
     forms,
+    handed,
     known,
     program,
     rewrite,
@@ -53,12 +55,14 @@ class Test:
 
 class CallTests:
     """One test per {"args", "expected"} of the program's function `name`, or of that method of its
-    class Solution. `expected` lists all right values: some data sets write a value as text, or as a
-    list of one. A function that returns None may have changed its first argument instead.
+    class Solution. `expected` has the value in each reading of the row: some data sets write it as
+    text, or as a list of one. All right values of a program have one reading in common. A function
+    that returns None may have changed its first argument instead.
     """
 
     def __init__(self, name: str, cases: list[dict[str, Any]]) -> None:
         self._name, self._cases, self.reached, self.empty = name, cases, 0, 0
+        self._readings = {at for case in cases for at in range(len(case["expected"]))}
         self.entered: set[int] = set()
         self.marked: set[int] = set()
         self.subjects, self.required, self.kinds = [name], [], []
@@ -72,7 +76,9 @@ class CallTests:
         changed_in_place = args and isinstance(args[0], (list, dict, set))
         if value is None and None not in expected and changed_in_place:
             value = args[0]
-        assert any(same(value, one) for one in expected)
+        readings = {at for at in self._readings if same(value, expected[at])}
+        assert readings
+        self._readings = readings
 
 
 class CodeTests:
@@ -87,16 +93,16 @@ class CodeTests:
         self.entered: set[int] = set()  # loops and branches on a value of the program
         self.marked: set[int] = set()  # those that have reached an assertion
         self._tried: dict[int, int] = {}
-        self._tree = ast.parse(code)
+        self._code, self._tree = code, ast.parse(code)
         hide_literals(self._tree)
-        forms.refuse(self._tree)
+        forms.refuse(self._tree, entry)
         self._subject = Subject(code, self._tree, entry)
         if classes := set(filter(is_class, self._subject.taken)):
             verdicts.refuse_one_sided(self._tree, classes)
         self._check_imports()
         self._names_nan = re.search(r"nan\b|NaN|NAN", code) is not None
         endings.arrange(self._tree, code)
-        self._called = endings.called(self._tree)
+        self._called = endings.called(self._tree) | forms.decorators(self._tree)
         _WithoutProgram().visit(self._tree)
         self._asserting = rewrite.asserting(self._tree)
         self._calls_check = self._is_check_called()
@@ -146,10 +152,22 @@ class CodeTests:
         return is_check or names_test or isinstance(node, ast.ClassDef) or self._counts(node)
 
     def _counts(self, node: ast.stmt) -> bool:
-        """Whether a statement is a test: it contains or calls an assertion."""
+        """Whether a statement is a test: it contains or calls an assertion, or what a list of the
+        tests holds.
+        """
         calls = rewrite.called_names(node)
         own = [one for one in self._tree.body if isinstance(one, ast.FunctionDef) and one.name in calls]
-        return not _defines(node) and any(map(rewrite.asserts, [node, *own]))
+        asserts = any(map(rewrite.asserts, [node, *own])) or not self._asserting.isdisjoint(calls)
+        return not _defines(node) and (asserts or any(map(self._calls_members, [node, *own])))
+
+    def _calls_members(self, node: ast.stmt) -> bool:
+        """`for t in tests: t()`, where a decorator may have added the tests."""
+        for one in ast.walk(node):
+            if isinstance(one, ast.For) and not self._subject.flow.of(one.iter):
+                names = {name.id for name in ast.walk(one.target) if isinstance(name, ast.Name)}
+                if not names.isdisjoint(rewrite.called_names(one)):
+                    return True
+        return False
 
     def _is_check_called(self) -> bool:
         """Whether `check(f)` is a statement of the module or a guard; other calls may never run, or
@@ -186,11 +204,19 @@ class CodeTests:
         space = self._namespace
         link.may_be_nan, link.with_arrays = self._names_nan, self._numpy
         self._link = link
+        link.hands_over = lambda: self._hands_over
         link.reads_objects = any(map(is_class, self._subject.taken))
         space[rewrite.TRIED] = lambda number: self._tried.__setitem__(number, link.calls)
         for name, real in self._subject.taken.items():
             space[name] = link.subject(real)
         space |= link.exceptions(self._subject.kinds)
+
+    @functools.cached_property
+    def _hands_over(self) -> bool:
+        """See `handed`; of the tests as they were written."""
+        tree = ast.parse(self._code)
+        hide_literals(tree)
+        return handed.hands_over(tree, Subject(self._code, tree, self._entry))
 
     def _statement(self, node: ast.stmt) -> Test:
         code = program.compiled(ast.Module([node], type_ignores=[]), "tests.py")
@@ -338,10 +364,10 @@ class _WithoutProgram(ast.NodeTransformer):
 
 
 def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool) -> dict[str, Any]:
-    """Run the tests; return passed and failed ones, or why they cannot be decided. After the
-    program ends or a preparation fails, all remaining tests have failed.
+    """Run the tests; return passed and failed ones. After the program ends or a preparation fails,
+    all remaining tests have failed. Raises TestsUnfit when no test fails and one cannot be decided.
     """
-    passed = failed = unknown = 0
+    passed = failed = 0
     unfit = ""
     steps = tests.steps(link)
     for test in steps:
@@ -349,14 +375,14 @@ def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool
         if why is None:
             passed += test.counts
         elif why:
-            unfit, unknown = why, unknown + 1
+            unfit = why
         else:
             failed += 1
             if stop_at_failure or not test.counts or link.is_gone:
                 failed += sum(rest.counts for rest in steps)
                 break
     if not failed and unfit:
-        return {"undecided": unfit, "passed": passed, "failed": unknown}
+        raise TestsUnfit(unfit)
     if not failed and not link.calls and not link.involved:
         raise TestsUnfit("they never call the program: they prove nothing")
     # a value of the program took the tests away, or its class gives one verdict to all

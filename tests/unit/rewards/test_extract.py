@@ -1,0 +1,47 @@
+"""Reading answers takes linear time, and gives what a plain regular expression gives."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+
+import pytest
+
+from sppo_ray.rewards.extract import last_stated, last_tagged
+
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\(" * 40_000,
+        r"\[" * 40_000,
+        r"\(\[$$x " * 40_000,
+        "$x\n" * 40_000,
+        "the answer is" + " " * 100_000,
+        "the answer is" + " *" * 50_000,
+        "answer: " * 40_000,
+        "<answer>" * 40_000,
+        "1," * 100_000,
+    ],
+    ids=lambda text: text[:16],
+)
+def test_reading_takes_linear_time(text: str) -> None:
+    begun = time.process_time()
+    last_stated(text)
+    last_tagged(text)
+    assert time.process_time() - begun < 1.0
+
+
+def test_the_last_formula_and_tag_are_those_of_a_regular_expression() -> None:
+    draw = random.Random(7)
+    pieces = ["$", "$$", r"\(", r"\)", r"\[", r"\]", "a", "b ", "\n", "\\", "<answer>", "</ANSWER>"]
+    for _ in range(4000):
+        text = "".join(draw.choices(pieces, k=draw.randrange(14)))
+        found = [next(filter(None, one)) for one in FORMULA.findall(text)]
+        assert last_stated(text) == (found[-1].strip() or None if found else None), text
+        tags = TAG.findall(text)
+        assert last_tagged(text) == (tags[-1].strip() or None if tags else None), text
