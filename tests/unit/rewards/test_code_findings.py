@@ -111,6 +111,7 @@ def test_a_forged_report_of_the_second_run_is_0(report: bytes, full_only: bool) 
     ("tests", "program"),
     [
         ("r = f(1)\nif not r:\n    r = f(print)\nassert r == 2 or f(0) == 0", "def f(x): return 0"),
+        ("h = 1\nif f(1) == 0: h = print\nassert f(h) == 2", "def f(x): return 0"),
         ("PARTS = {2: 4, 0: print}\nassert f(PARTS[f(1)]) == 8", "def f(x): return 0"),
         ("import io\nassert f(1) or f(io.StringIO('a'))\nassert f(2) == 4", "def f(x): return 0"),
         ("def own(): pass\nassert f([f(x) or own for x in (1, 2)]) == [2, 4]", "def f(x): return 0"),
@@ -147,6 +148,9 @@ def test_no_program_makes_the_tests_unfit(tests: str, program: str) -> None:
         "def own(): return Own()\nclass Own: pass\ndef test_a():\n    for x in (own(), 2): assert f(x) == 3",
         "import pytest\n@pytest.mark.parametrize('g', [1, print])\ndef test_a(g): assert f(g) == 2",
         "import itertools\nassert f(itertools.count()) == 3",
+        # a tree that the program may change
+        "class Node: pass\ndef test_a():\n    root = None\n    assert f(1) == 2\ndef test_b():\n"
+        "    root = Node()\n    f(root)\n    assert root is not None",
     ],
 )
 def test_tests_that_hand_over_their_own_objects_are_an_error(tests: str) -> None:

@@ -47,7 +47,6 @@ class _Calls(ast.NodeVisitor):
             if isinstance(node, ast.FunctionDef):
                 self._functions.setdefault(node.name, []).append(node)
         self._definitions = {node.name for node in ast.walk(tree) if isinstance(node, _DEFINITIONS)}
-        self._classes = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
         lambdas = (name for name, value in assigned_once(tree).items() if isinstance(value, ast.Lambda))
         self._definitions |= {*lambdas}
         self._libraries = {
@@ -56,45 +55,28 @@ class _Calls(ast.NodeVisitor):
             if isinstance(node, (ast.Import, ast.ImportFrom))
             for one in node.names
         }
-        self._values = self._bound_values(tree)
-        self._own = self._names_of_own_objects(tree)
+        self._own = self._makers(tree)  # and what is bound to such an object, by its name or ".x"
         self._block(tree.body)
         for name in [one for one in self._functions if one.startswith(("test", "check", "set", "runTest"))]:
             self._enter(name)
 
-    def _bound_values(self, tree: ast.Module) -> dict[str, list[ast.expr]]:
-        """What each name, parameter and attribute (".x") of the tests is bound to."""
-        found: dict[str, list[ast.expr]] = {}
-        for node in ast.walk(tree):
-            pairs: list[tuple[ast.AST, ast.expr]] = []
-            if isinstance(node, ast.Assign):
-                pairs = [(one, node.value) for one in node.targets]
-            elif isinstance(node, (ast.AnnAssign, ast.AugAssign, ast.NamedExpr)) and node.value is not None:
-                pairs = [(node.target, node.value)]
-            elif isinstance(node, (ast.For, ast.comprehension)):
-                pairs = [(node.target, node.iter)]
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                for function in self._functions.get(node.func.id, []):
-                    pairs += zip(function.args.args, node.args, strict=False)
-            for target, value in pairs:
-                for name in _names(target):
-                    found.setdefault(name, []).append(value)
-        return found
-
-    def _names_of_own_objects(self, tree: ast.Module) -> set[str]:
-        own = set(self._classes)
+    def _makers(self, tree: ast.Module) -> set[str]:
+        """The classes of the tests, and their functions that return own objects."""
+        own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        bound = {
+            name: node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            for name in _names(target)
+        }
         size = -1
         while size != (size := len(own)):
-            for name, values in self._values.items():
-                if any(self._is_own(one, own) for one in values):
-                    own.add(name)
-            for node in ast.walk(tree):
-                if isinstance(node, ast.FunctionDef):
-                    if any(self._is_own(one, own) for mark in node.decorator_list for one in _given(mark)):
-                        own.update(one.arg for one in node.args.args)
-                    returned = (one.value for one in ast.walk(node) if isinstance(one, ast.Return))
-                    if any(self._is_own(one, own) for one in returned if one is not None):
-                        own.add(node.name)
+            made = own | {name for name, value in bound.items() if self._is_own(value, own)}
+            for function in (one for found in self._functions.values() for one in found):
+                returned = (one.value for one in ast.walk(function) if isinstance(one, ast.Return))
+                if any(self._is_own(one, made) for one in returned if one is not None):
+                    own.add(function.name)
         return own
 
     def _is_own(self, value: ast.expr, own: set[str]) -> bool:
@@ -135,6 +117,9 @@ class _Calls(ast.NodeVisitor):
             if isinstance(node, _DEFINITIONS):
                 for one in node.decorator_list:
                     self.visit(one)
+                    for place in node.args.args if isinstance(node, ast.FunctionDef) else []:
+                        for value in _given(one):
+                            self._bind(place, value)
                 if isinstance(node, ast.ClassDef):
                     self._block([one for one in node.body if not isinstance(one, ast.FunctionDef)])
                 continue
@@ -153,6 +138,8 @@ class _Calls(ast.NodeVisitor):
         decider = node.iter if isinstance(node, ast.For) else node.test
         self.visit(decider)
         if not self._flow.of(decider):
+            if isinstance(node, ast.For):
+                self._bind(node.target, decider)
             self._block(node.body)
             self._block(node.orelse)
 
@@ -187,6 +174,7 @@ class _Calls(ast.NodeVisitor):
             self.visit(one.iter)
             if self._flow.of(one.iter, *one.ifs):
                 return
+            self._bind(one.target, one.iter)
         for one in (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,):
             self.visit(one)
 
@@ -199,20 +187,35 @@ class _Calls(ast.NodeVisitor):
         self._enter(node.attr)
         self.visit(node.value)
 
+    def _bind(self, target: ast.AST, value: ast.expr | None) -> None:
+        if value is not None and self._is_own(value, self._own) and not self._flow.of(value):
+            self._own.update(_names(target))
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self.visit(node.value)
+        for one in node.targets:
+            self._bind(one, node.value)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign | ast.NamedExpr) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+        self._bind(node.target, node.value)
+
+    visit_NamedExpr = visit_AnnAssign
+
     def visit_Call(self, node: ast.Call) -> None:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        for function in self._functions.get(name, []):
+            for place, value in zip(function.args.args, node.args, strict=False):
+                self._bind(place, value)
         self.generic_visit(node)
         if (isinstance(node.func, ast.Name) and node.func.id in self._taken) or self._flow.of(node.func):
             self.found = self.found or any(map(self._is_handed, _given(node)))
 
     def _is_handed(self, value: ast.expr) -> bool:
-        """An object of the tests, though the program may have changed it: `f(node)` again."""
-        name = next(iter(_names(value)), "")
-        if isinstance(value, ast.Lambda) or name in self._definitions:
-            return True
-        made = self._values.get(name, []) if isinstance(value, (ast.Name, ast.Attribute)) else []
-        if made and all(self._is_own(one, self._own) and not self._flow.of(one) for one in made):
-            return True
-        return self._is_own(value, self._own) and not self._flow.of(value)
+        # one that the program may have changed meanwhile is still an object of the tests
+        whole = isinstance(value, (ast.Name, ast.Attribute, ast.Lambda))
+        return self._is_own(value, self._own) and (whole or not self._flow.of(value))
 
 
 def _names(node: ast.AST) -> list[str]:
