@@ -87,6 +87,8 @@ _SIGN_OF_LOGIC = {
     for name in names.split()
 }  # fmt: skip
 _SIGNS_OF_LOGIC = rf"\\({'|'.join(set(_SIGN_OF_LOGIC) - {'<'})})(?![a-zA-Z])|<[-=]+>|-+>"
+_TOP = r"(?:\\(?:top|intercal)(?![a-zA-Z])|\\text\{\s*T\s*\})"
+"""Of a transposed matrix."""
 _ONE_SPELLING = tuple(
     (re.compile(pattern), text)
     for pattern, text in (
@@ -109,6 +111,7 @@ _ONE_SPELLING = tuple(
         (r"\\(?:R|Reals|mathbb\s*R|mathbf\s*\{\s*R\s*\})(?![a-zA-Z])", r"\\mathbb{R}"),
         (r"\\(?:Z|mathbb\s*Z|mathbf\s*\{\s*Z\s*\})(?![a-zA-Z])", r"\\mathbb{Z}"),
         (r"\\(?:approxeq|simeq|doteq)(?![a-zA-Z])", r"\\approx "),
+        (rf"\^\s*(?:\{{\s*{_TOP}\s*\}}|{_TOP})", "^{T}"),
         (r"\\(?:cr|tabularnewline)(?![a-zA-Z])|\\\\\s*\[[^\]]*\]", r"\\\\"),
         (r"\\begin\s*\{(?:[bvBV]?matrix|smallmatrix|array)\}", lambda begin: begin[0].replace(" ", "")),
         (r"\\(?:imath|mathi)(?![a-zA-Z])", "i"),
