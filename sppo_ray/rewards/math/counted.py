@@ -23,7 +23,7 @@ classroom clerk clip clock club coat code codeword coefficient coffee coin color
 column comb combination committee competitor component computer concert cone configuration contestant cook
 cookie corner country coupon cousin cow crab cracker crate crayon crew cricket cubes cuboid cucumber cup
 cupcake curtain customer cycle cyclist cylinder daisy dancer daughter deer desk diagonal diamond dice die
-digit dinner disc disk divisor doctor dog doll dolphin domino donut door doughnut draw drawer drawing dress
+digits dinner disc disk divisor doctor dog doll dolphin domino donut door doughnut draw drawer drawing dress
 drink driver duck dwarf eagle earring edge egg element elephant elf ellipse email employee empty engineer
 entry envelope episode equation eraser errors event exam exercise fabric face factor fair family farm farmer
 father feather female fence field file film finalist fish flag flight flip floors flour flower fly folder

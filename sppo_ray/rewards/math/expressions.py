@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from sppo_ray.rewards.math.nodes import Node, has_variables
-from sppo_ray.rewards.math.ordered import DOTS, dot_in_brackets, is_dot, is_vector, power, product
+from sppo_ray.rewards.math.ordered import DOTS, dot, is_dot, is_vector, power, product
 from sppo_ray.rewards.math.tokens import (
     CONSTANTS,
     FUNCTIONS,
@@ -30,6 +30,7 @@ from sppo_ray.rewards.math.tokens import (
     recurring,
     tokens,
 )
+from sppo_ray.rewards.math.vector_letters import are_letters, has_square, product_in_brackets
 
 _OVER = ("/", r"\div")
 _FRACTIONS = (r"\frac", r"\dfrac", r"\tfrac", r"\cfrac")
@@ -72,6 +73,7 @@ class _Reader:
 
     def __init__(self, tokens: list[tuple[str, str]], *, derives: bool) -> None:
         self._tokens = tokens
+        self._has_vectors = has_square(tokens)
         self._derives = derives
         self._at = 0
         self._open: list[str] = []  # brackets around the place
@@ -123,7 +125,7 @@ class _Reader:
         node = self._factor()
         while True:
             if sign := self._take(*TIMES):
-                node = product(node, self._signed(self._behind(sign)), sign)
+                node = self._product(node, self._signed(self._behind(sign)), sign)
             elif self._take(*_OVER):
                 node = Node("/", (node, self._signed(self._factor)))
             elif self._starts_factor():
@@ -131,6 +133,11 @@ class _Reader:
                 node = product(node, self._factor(), "")
             else:
                 return node
+
+    def _product(self, left: Node, right: Node, sign: str) -> Node:
+        if self._has_vectors and sign in DOTS and are_letters(left, right):
+            return dot(left, right)
+        return product(left, right, sign)
 
     def _behind(self, sign: str) -> Callable[[], Node]:
         return self._cross_factor if sign == r"\times" else self._dot_factor if sign in DOTS else self._factor
@@ -257,21 +264,13 @@ class _Reader:
             node = Node("/", (node, right)) if word == r"\over" else Node("call", ("binom", node, right))
         self._need(*_CLOSED_BY[opens])
         self._open.pop()
-        if opens == "(" and self._is_dot_beside_a_letter(start):
-            return dot_in_brackets(self._tokens[start][1], self._tokens[start + 2][1])
+        vectors = product_in_brackets(self._tokens, start, self._at - 1) if opens == "(" else None
+        if vectors is not None:
+            return vectors
         if opens in _BAR_LIKE or opens == r"\lvert":
             return Node("abs", (node,))
         rounding = {r"\lfloor": "floor", r"\lceil": "ceil"}.get(opens)
         return Node("call", (rounding, node)) if rounding else node
-
-    def _is_dot_beside_a_letter(self, start: int) -> bool:
-        r"""Whether the bracket that was read is one of (b \cdot c)a and (a \cdot b)(c \cdot d)."""
-        inside = self._tokens[start : self._at - 1]
-        if len(inside) != 3 or inside[1][1] not in DOTS or not all(map(_is_letter, (inside[0], inside[2]))):
-            return False
-        before, behind = self._tokens[start - 2] if start > 1 else ("", ""), self._peek()
-        factor = _is_letter(before) and before[1] not in _FUNCTION_NAMES
-        return factor or before[1] == ")" or _is_letter(behind) or behind[1] == "(" or behind[1][1:] in MARKS
 
     def _named(self, name: str, *, typed: bool = False) -> Node:
         if name in FUNCTIONS:
@@ -439,10 +438,6 @@ class _Reader:
         term = self._term()
         self._indices.pop()
         return Node(name, (index, first, last, term))
-
-
-def _is_letter(token: tuple[str, str]) -> bool:
-    return token[0] == "name" and len(token[1]) == 1
 
 
 def _is_proper(node: Node) -> bool:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from sppo_ray.rewards.math.nodes import Node, walk
+from sppo_ray.rewards.math.tokens import GREEK
 
 _CAPITAL = re.compile("(?:[A-Z]|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega)(?:_[^^ ]*)?'*")
 _LETTER = re.compile("[a-zA-Z](?:_[^^ ]*)?'*")
 _RUN = re.compile("[A-Z]{2,}")
 T = Node("sym", ("T",))
 TRANSPOSED = (T, Node("neg", (T,)))
-_INVERSE = Node("neg", (Node("num", (Fraction(1), None)),))
+_ONE = Node("num", (Fraction(1), None))
+_INVERSE = Node("neg", (_ONE,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Kinds:
 def kinds_of(trees: tuple[Node, Node], *, known: bool) -> list[Kinds]:
     """What the letters may be, the likeliest first; [] where all are numbers."""
     parts = [part for tree in trees for part in walk(tree)]
-    turned = any(part.op == "^" and part.args[1] in (*TRANSPOSED, _INVERSE) for part in parts)
+    turned = any(part.op == "^" and (part.args[1].op == "neg" or part.args[1] == T) for part in parts)
     if not (known or turned or any(map(is_run, parts))):
         return []
     letters = frozenset(name for part in parts for name in letters_of(part))
@@ -41,7 +43,8 @@ def kinds_of(trees: tuple[Node, Node], *, known: bool) -> list[Kinds]:
     in_order = any(map(_has_both_orders, trees)) or (known and len(capitals) > 1)
     exponents = frozenset(name for tree in trees for name in _in_exponents(tree))
     if any(map(_is_conjugated, trees)):
-        return [Kinds((capitals | set(filter(_LETTER.fullmatch, letters))) - exponents, frozenset())]
+        elements = frozenset(name for name in letters if _LETTER.fullmatch(name) or name in GREEK)
+        return [Kinds((capitals | elements) - exponents, frozenset())]
     if not (transposed or inverted or in_order):
         return []
     tall, wide = (frozenset(name for tree in trees for name in _with_fewer(tree, end)) for end in (0, -1))
@@ -79,10 +82,17 @@ def _inverts_a_capital(tree: Node) -> bool:
 
 
 def _is_conjugated(tree: Node) -> bool:
-    """Whether a product has a letter and its own inverse: g h g^{-1}."""
+    """Whether a product has a letter and its own inverse, or powers of both: g h g^{-1}."""
     for found in _products(tree):
-        inverted = {one.args[0] for one in found if one.op == "^" and one.args[1] == _INVERSE}
-        if any(one.op == "sym" and one in inverted for one in found):
+        bases = [(one.args if one.op == "^" else (one, _ONE)) for one in found]
+        inverted = {base for base, exponent in bases if exponent.op == "neg"}
+        others = {
+            Node("sym", (name,))
+            for base, exponent in bases
+            if exponent.op != "neg"
+            for name in letters_of(base)
+        }
+        if any(base.op == "sym" and base in others for base in inverted):
             return True
     return False
 

@@ -60,8 +60,8 @@ def power(base: Node, exponent: Node, *, is_name: bool) -> Node:
     return Node("^", (base, exponent))
 
 
-def dot_in_brackets(one: str, other: str) -> Node:
-    r"""(b \cdot c) beside another letter, as in (b \cdot c)a: there the letters are vectors."""
+def dot_of(one: str, other: str) -> Node:
+    """The dot product of two vectors of these names."""
     return Node("sym", (" · ".join(f"({name})" for name in sorted((one, other))),))
 
 
@@ -77,14 +77,26 @@ def is_vector(node: Node) -> bool:
 def _crossed(left: Node, right: Node) -> Node | None:
     names = _UNITS.get(left), _UNITS.get(right)
     if None not in names and names[0] != names[1]:
-        return _cross(*map(str, names))
+        return cross(*map(str, names))
+    if _is_beside(left, right):
+        return cross(left.args[0], right.args[0])
     return _multiplied(_terms(left), _terms(right), _ordered)
 
 
+def _is_beside(left: Node, right: Node) -> bool:
+    r"""Whether one is b \times c, and the other a letter that therefore is a vector."""
+    for crossed, letter in ((left, right), (right, left)):
+        if crossed.op == letter.op == "sym" and " × " in crossed.args[0] and len(letter.args[0]) == 1:
+            return True
+    return False
+
+
 def _dotted(left: Node, right: Node) -> Node | None:
+    if _is_beside(left, right):
+        return dot(left, right)
     terms = _terms(left), _terms(right)
     vectors = all(is_vector(symbol) for some in terms for _, symbol in some)
-    return _multiplied(*terms, _dot) if vectors else None
+    return _multiplied(*terms, dot) if vectors else None
 
 
 def _multiplied(
@@ -105,18 +117,22 @@ def _ordered(one: Node, other: Node) -> Node:
     """The product of two symbols as one symbol."""
     names = _name(one), _name(other)
     if is_vector(one) and is_vector(other):
-        return _ZERO if names[0] == names[1] else _cross(*names)
+        return cross(*names)
     if names[0] == names[1]:
         return Node("^", (one, _TWO))
     return Node("sym", ("".join(names),))
 
 
-def _cross(one: str, other: str) -> Node:
+def cross(one: str, other: str) -> Node:
+    """The cross product of two vectors, named in one order, with the sign of that order."""
+    if one == other:
+        return _ZERO
     crossed = Node("sym", (" × ".join(f"({name})" for name in sorted((one, other))),))
     return crossed if one < other else Node("neg", (crossed,))
 
 
-def _dot(one: Node, other: Node) -> Node:
+def dot(one: Node, other: Node) -> Node:
+    """The dot product of two vectors."""
     names = one.args[0], other.args[0]
     if names[0] == names[1]:
         return Node("^", (Node("abs", (one,)), _TWO))
@@ -124,7 +140,7 @@ def _dot(one: Node, other: Node) -> Node:
         pair = _CROSSED.fullmatch(crossed)
         if pair and " × " not in last:
             return _triple(pair[1], pair[2], last)
-    return dot_in_brackets(*names)
+    return dot_of(*names)
 
 
 def _triple(*names: str) -> Node:

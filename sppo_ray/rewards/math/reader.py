@@ -17,7 +17,6 @@ from sppo_ray.rewards.math.domains import domain_of, whole_numbers_in
 from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined, real
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import (
-    ORDERED,
     Clock,
     Congruence,
     Family,
@@ -35,6 +34,7 @@ from sppo_ray.rewards.math.forms import (
     as_region,
     both_signs,
 )
+from sppo_ray.rewards.math.listing import equation_name, flat, solutions
 from sppo_ray.rewards.math.logic import COMMUTATIVE, in_words, is_enumeration, split_formula
 from sppo_ray.rewards.math.nodes import Node, has_variables
 from sppo_ray.rewards.math.quantities import (
@@ -83,6 +83,7 @@ _IN_REALS = re.compile(r",?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,?")
 _ALL_REALS = re.compile(r"\\mathbb\s*\{R\}")
 _REALS_WITHOUT = re.compile(r"\\mathbb\s*\{R\}\s*(?:-|\\backslash)\s*(\\\{.*\\\})")
 _OUTWARD = re.compile(r"\].*,.*[\[\]]|[\[(\]].*,.*\[")
+_MAY_BE_COMPLEX = re.compile(r"\|.*(?<![a-zA-Z\\])[zw](?![a-zA-Z]).*\|")
 _BARRED_LETTER = re.compile(r"\|\s*([a-vxy](?:_\{?[0-9]\}?)?)\s*\|")
 _DISTANCE = re.compile(r"\s*([A-Za-z])\s*(?:([-+])\s*([^-+]+))?")
 _BRACKETS = (("(", ")", "()"), ("[", "]", "[]"), ("(", "]", "(]"), ("[", ")", "[)"), (r"\{", r"\}", "{}"))
@@ -222,7 +223,7 @@ class _Reader:
         text = connected(text)
         groups = [part for _, part in split_outside(text, ";")]
         if len(groups) > 1 and all("," in group for group in groups):
-            return _flat("", [self.read(group) for group in groups])
+            return flat("", [self.read(group) for group in groups])
         parts = self._parts(text)
         if len(parts) < 2 or any(not part for _, part in parts):
             return None
@@ -252,7 +253,7 @@ class _Reader:
         ):
             return _combined(forms, set(signs))
         words = {sign for sign in signs[1:] if sign in _SIGNS_OF_WORDS}
-        names, brackets = [_equation_name(form) for form in forms], "or" if "or" in words else ""
+        names, brackets = [equation_name(form) for form in forms], "or" if "or" in words else ""
         values = [
             self.read(form.sides[-1]) if isinstance(form, Relation) and name else form
             for form, name in zip(forms, names, strict=True)
@@ -261,15 +262,15 @@ class _Reader:
             bases = {re.sub(r"_\{?[0-9]+\}?$", "", name) for name in names if name}
             numbered = bases.isdisjoint(_UNKNOWNS) and bases.isdisjoint(names)  # a_1, a_2 in their order
             if len(bases) == 1 and not (numbered and len(set(names)) == len(names)):
-                return _flat(brackets, values)
-            if (solutions := _solutions([name for name in names if name], values, signs)) is not None:
-                return solutions
+                return flat(brackets, values)
+            if (found := solutions([name for name in names if name], values, signs)) is not None:
+                return found
         if names[0] and not any(isinstance(form, Relation) for form in forms[1:]):  # x = 4, 9
-            return _flat(brackets, values)
+            return flat(brackets, values)
         if words and all(isinstance(form, Relation) for form in forms):
             raise_if(len(words) > 1, "alternatives and conditions together")
             return Logic(_SIGNS_OF_WORDS[words.pop()], tuple(forms))
-        return _flat(brackets, forms)
+        return flat(brackets, forms)
 
     def _with_repeated_name(self, parts: Sequence[str], forms: list[Form]) -> list[Form]:
         r"""x \ne 1, 2 as x \ne 1, x \ne 2."""
@@ -386,6 +387,7 @@ class _Reader:
         bounded = len(places) == 1 and len(sides) <= 3 and _ORDERS.issuperset(signs)
         raise_if(not bounded, "no bounds of a variable")
         name, region = sides[places[0]], real_sets.EVERYTHING
+        raise_if(_MAY_BE_COMPLEX.search(name) is not None, "a distance in the complex plane")
         for index, sign in enumerate(signs):
             raise_if(index not in (places[0] - 1, places[0]), "no bounds of a variable")
             on_left = index < places[0]
@@ -440,7 +442,7 @@ class _Reader:
             return None
         if brackets == "{}" and any(sign in inner for sign in _OTHER_SET_SIGNS):
             return None
-        return _flat(brackets, [self.read(part) for part in parts])
+        return flat(brackets, [self.read(part) for part in parts])
 
     def _ratio(self, text: str) -> Form | None:
         """3:4, 3 to 4."""
@@ -494,46 +496,12 @@ def _combined(forms: Sequence[Form], signs: AbstractSet[str]) -> Form:
 
 def _as_point(form: Form) -> Form:
     """x = 1 as the set of 1, beside inequalities."""
-    if not isinstance(form, Relation) or _equation_name(form) is None or len(form.sides) != 2:
+    if not isinstance(form, Relation) or equation_name(form) is None or len(form.sides) != 2:
         return form
     value = read_answer(form.sides[1])
     if not isinstance(value, Quantity) or value.tail != NO_TAIL:
         return form
     return Reals((real_sets.point(value_of(value.node)),), form.sides[0])
-
-
-def _solutions(names: Sequence[str], values: Sequence[Form], signs: Sequence[str]) -> Form | None:
-    """x = 1, y = 2 as the values of several variables; x = 1, y = 2 or x = 2, y = 1 as two of them.
-
-    None where alternatives are within one of them, or where they do not name the same variables.
-    """
-    size = len(names) // names.count(names[0])
-    starts = range(0, len(names), size)
-    alike = all(list(names[at : at + size]) == list(names[:size]) for at in starts)
-    within = {sign for at, sign in enumerate(signs) if at % size}
-    if not alike or len(set(names[:size])) < size or size == 1 or "or" in within:
-        return None
-    found = [Named(tuple(names[:size]), tuple(values[at : at + size])) for at in starts]
-    return found[0] if len(found) == 1 else _flat("or" if "or" in signs else "", found)
-
-
-def _flat(brackets: str, forms: Sequence[Form]) -> Form:
-    r"""The forms in brackets, each a \pm b as its two values; one form without brackets as it is.
-
-    In ordered brackets, \pm makes two tuples.
-    """
-    pairs = [both_signs(form) for form in forms]
-    if brackets in ORDERED and any(len(pair) > 1 for pair in pairs):
-        return Items("", tuple(Items(brackets, tuple(pair[n % len(pair)] for pair in pairs)) for n in (0, 1)))
-    items = [one for form in forms for one in both_signs(form)]
-    return Items(brackets, tuple(items)) if brackets or len(items) > 1 else items[0]
-
-
-def _equation_name(form: Form) -> str | None:
-    """x of x = 3, where the right side is its value."""
-    if isinstance(form, Relation) and form.signs == ("=",) and is_name(form.sides[0]):
-        return "".join(form.sides[0].split())
-    return None
 
 
 def _bounded_by(sign: str, bound: Number, *, on_left: bool) -> Region:

@@ -22,7 +22,7 @@ FUNCTIONS = frozenset([
     "asin", "acos", "atan", "sinh", "cosh", "tanh", "coth", "arcsinh", "arccosh", "arctanh", "ln", "log",
     "lg", "exp",
 ])  # fmt: skip
-TIMES = ("*", r"\cdot", r"\times", r"\ast", r"\bullet")
+TIMES = frozenset(["*", r"\cdot", r"\times", r"\ast", r"\bullet"])
 OF_SEVERAL = frozenset(["gcd", "lcm", "max", "min"])
 SAME_FUNCTION = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log"}
 CONSTANTS = {

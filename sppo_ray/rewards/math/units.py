@@ -188,7 +188,7 @@ _MOVED = frozenset(["m", "degree", "radian"])
 _EMPTY = frozenset([
     "of", "the", "a", "an", "total", "in", "exactly", "only", "altogether", "different", "distinct",
     "possible", "unit", "units", "way", "ways", "about", "approximately", "roughly", "around", "such",
-    "these", "both", "all", "answer", "is", "are", "each", "long", "away",
+    "these", "both", "all", "answer", "is", "are", "was", "were", "each", "long", "away",
 ])  # fmt: skip
 _UNITS = re.compile(r"\b(?:square|sq|cubic|cu)\.?\s+units?\b|\bunits?\s*\^\s*[23](?![0-9])")
 _ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*(?:st|nd|rd|th)(?![A-Za-z])")
@@ -241,6 +241,8 @@ def _end_of_nouns(words: Sequence[str], dimensions: Dimensions, materials: set[s
     """Where a word that changes nothing starts: 4 cookies left, 5 dollars remaining. 4 steps left
     are steps to the left, and so may be 4 metres.
     """
+    if list(words[-2:]) == ["left", "over"]:
+        return _end_of_nouns(words[:-1], dimensions, materials)
     *before, last = words or [""]
     noun = singular(before[-1]) if before else ""
     counted = is_counted(noun) or noun in materials if before else bool(dimensions)
