@@ -219,6 +219,8 @@ class Comparison:
         if truth.brackets in ORDERED or answer.brackets in ORDERED:
             alike = truth.brackets == answer.brackets or {truth.brackets, answer.brackets} == {"()", ""}
             return alike and self._in_order(truth.items, answer.items, inside=True)
+        if truth.brackets != answer.brackets and (_are_unlike(truth) or _are_unlike(answer)):
+            return False  # 2 apples and 3 pears, 2 apples or 3 pears
         # 1, 2, ..., n; yes, no, yes
         if any(isinstance(item, Opaque) or _is_verdict(item) for item in (*truth.items, *answer.items)):
             return self._in_order(truth.items, answer.items)
@@ -394,6 +396,12 @@ def _as_kind_of(model: Form, form: Form) -> Form:
         parts = tuple(Quantity(Node("num", (Fraction(part), None))) for part in form.time[:2])
         return form if form.time[2] or form.half else Ratio(parts)
     return form
+
+
+def _are_unlike(items: Items) -> bool:
+    """Whether it lists amounts of different things."""
+    kinds = {(form.tail.words, form.tail.dimensions) for form in items.items if isinstance(form, Quantity)}
+    return len(kinds) > 1
 
 
 def _only_member(items: Items) -> Form | None:

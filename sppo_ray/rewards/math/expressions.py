@@ -30,7 +30,7 @@ from sppo_ray.rewards.math.tokens import (
     recurring,
     tokens,
 )
-from sppo_ray.rewards.math.vector_letters import are_letters, has_square, product_in_brackets
+from sppo_ray.rewards.math.vector_letters import are_letters, has_vectors, product_in_brackets
 
 _OVER = ("/", r"\div")
 _FRACTIONS = (r"\frac", r"\dfrac", r"\tfrac", r"\cfrac")
@@ -73,7 +73,7 @@ class _Reader:
 
     def __init__(self, tokens: list[tuple[str, str]], *, derives: bool) -> None:
         self._tokens = tokens
-        self._has_vectors = has_square(tokens)
+        self._has_vectors = has_vectors(tokens)
         self._derives = derives
         self._at = 0
         self._open: list[str] = []  # brackets around the place
@@ -264,7 +264,7 @@ class _Reader:
             node = Node("/", (node, right)) if word == r"\over" else Node("call", ("binom", node, right))
         self._need(*_CLOSED_BY[opens])
         self._open.pop()
-        vectors = product_in_brackets(self._tokens, start, self._at - 1) if opens == "(" else None
+        vectors = product_in_brackets(self._tokens, start, self._at - 1) if opens in ("(", "[") else None
         if vectors is not None:
             return vectors
         if opens in _BAR_LIKE or opens == r"\lvert":
