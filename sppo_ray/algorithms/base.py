@@ -90,9 +90,9 @@ class AlgorithmSettings(Settings):
     weight the gradient of each token and have no clip range.
     """
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Ratios below 1 - clip_low are clipped."""
+    """Ratios below 1 - clip_low are clipped. Only with loss null."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """Ratios above 1 + clip_high are clipped."""
+    """Ratios above 1 + clip_high are clipped. Only with loss null."""
     ratio: Literal["token", "sequence"] = "token"
     """The ratio that is clipped: pi / pi_old of each token, or its geometric mean over the response
     (GSPO, arXiv 2507.18071).
@@ -159,6 +159,13 @@ class AlgorithmSettings(Settings):
                 f"ratio sequence belongs to PPO's clip, and loss {self.loss.type} weights each token by its "
                 "own ratio: set ratio to token, or loss to null"
             )
+        for name in ("clip_low", "clip_high"):
+            usual = type(self).model_fields[name].default
+            if getattr(self, name) != usual:  # a recipe may state the usual value
+                raise ValueError(
+                    f"{name} belongs to PPO's clip, and loss {self.loss.type} has bounds of its own "
+                    f"(settings of algorithm.loss): set {name} to {usual}, or loss to null"
+                )
         if self.corrects_engine and self.loss.type != "cispo":
             raise ValueError(
                 f"loss {self.loss.type} already weights each token by pi / pi_engine, and importance_cap and "

@@ -69,7 +69,8 @@ def evaluate(
             run.
         recipe: Takes held-out data, reward and rollout settings from a recipe.
         reward: As for `train`. None = the recipe's or run's, else by the data.
-        out: A new directory. None = runs/eval-MODEL-TIME.
+        out: A new directory. None = runs/eval-MODEL-TIME. Rows and functions that are given as
+            objects are kept beside it, in OUT-inputs, to which its config.yaml refers.
         changes: Settings of an evaluation: `eval={"samples_per_prompt": 8, "temperature": 0}`,
             `rollout={"max_response_tokens": 512}`, `seed=2`.
 

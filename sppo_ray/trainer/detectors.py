@@ -318,8 +318,8 @@ DETECTORS: dict[str, Detector] = {
         effective_sample_size,
         ("policy/effective_sample_size",),
         meaning="samples of a policy so far from the learner's that few tokens outweigh all others",
-        remedy="lower loop.max_staleness or learner.optimizer.lr, take fewer minibatches a step, or set "
-        "algorithm.loss to dis or dppo",
+        remedy="lower loop.max_staleness or learner.optimizer.lr, take fewer minibatches a step; with "
+        "PPO's clip, set algorithm.loss to dis or dppo",
     ),
     "kl": Detector(
         kl,

@@ -7,6 +7,8 @@ It is `sppo-ray train quickstart` with hooks, which kill in step STEP (from 0):
     generate                        the requests have just been handed out
     policy, critic, publish, sync   the phase of layout colocated has just begun
     broadcast                       the engine receives weights in chunks, and waits for one
+
+STEP:return kills nothing: after step STEP the run waits until the killed engine is back.
 """
 
 from __future__ import annotations
@@ -23,14 +25,18 @@ from actors.handles import RayRolloutWorker
 from sppo_ray.cli.main import main
 from sppo_ray.protocols import PublishedWeights
 from sppo_ray.rollout.pipeline import SamplePipeline
+from sppo_ray.rundir.metrics import read_events
 from sppo_ray.trainer.phases import Phase
+from sppo_ray.trainer.recorder import Recorder
 from sppo_ray.trainer.turns import Colocated
 
+RETURN_S = 300.0  # an engine starts in 10 to 20 s
 PLACES = {Phase.POLICY: "policy", Phase.CRITIC: "critic", Phase.PUBLISH: "publish", Phase.GENERATE: "sync"}
 
 
 class Killer:
     def __init__(self, run_dir: Path, planned: set[str]) -> None:
+        self.run_dir = run_dir
         self.status = run_dir / "status.json"
         self.planned = planned
         self.killed: set[int] = set()
@@ -64,6 +70,13 @@ class Killer:
                 os.kill(learner, signal.SIGCONT)
             await received
 
+        async def stepped(recorder: Recorder, step: int, figures: Any) -> None:
+            if f"{self.step}:return" in self.planned:
+                async with asyncio.timeout(RETURN_S):
+                    while not any(row["kind"] == "worker-revived" for row in read_events(self.run_dir)):
+                        await asyncio.sleep(0.1)
+
+        Recorder.call_back = stepped  # type: ignore[method-assign]
         Colocated.enter, SamplePipeline.dispatch = entering, dispatching  # type: ignore[method-assign]
         RayRolloutWorker.receive_weights = receiving  # type: ignore[method-assign]
 

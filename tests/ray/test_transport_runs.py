@@ -53,18 +53,28 @@ def test_every_transport_makes_the_same_run(
 def test_an_engine_killed_in_the_middle_of_a_broadcast_leaves_no_trace(
     flat: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The other engine, which waits for the same chunk, pulls the version by flat in that sync."""
+    """The other engine, which waits for the same chunk, pulls the version by flat in that sync. The
+    last step begins when the killed engine is back, so it samples and syncs with both.
+    """
     path = tmp_path / "run"
     options = ["--weight_sync.transport=nccl", "--rollout.workers=2", "--weight_sync.chunk_mib=0.01"]
-    command = [sys.executable, "-m", "tests.ray.killing_driver", str(path), "1:broadcast"]
+    command = [sys.executable, "-m", "tests.ray.killing_driver", str(path), "1:broadcast,1:return"]
     done = subprocess.run([*command, *TINY, *SHORT, *options], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     events = kinds(path)
     assert events.count("worker-lost") == events.count("worker-revived") == 1
     assert "weights-flat" in events and "recovering" not in events
     found = run_record.record(path)
-    for part in ("export", "trajectories", "evaluations"):
+    for part in ("export", "evaluations"):
         assert found[part] == flat[part], part
+    samples = found["trajectories"]
+    assert {sample["worker"] for sample in samples[3]} == {"rollout-0", "rollout-1"}
+    assert without_workers(samples) == without_workers(flat["trajectories"])
+
+
+def without_workers(steps: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[str, Any]]]:
+    """The samples without the engine's name: `flat` has one engine."""
+    return {step: [sample | {"worker": ""} for sample in samples] for step, samples in steps.items()}
 
 
 def probes_of(record: dict[str, Any]) -> dict[int, tuple[float, ...]]:

@@ -63,6 +63,7 @@ def test_the_shared_settings_belong_to_every_algorithm() -> None:
         "algorithm.kl.estimator=k2",
         "algorithm.entropy_coefficient=0.001",
         "algorithm.overlong.buffer_tokens=20",
+        "algorithm.loss=null",
         "algorithm.clip_high=0.28",
     ]
     for name, spec in ALGORITHMS.items():
@@ -217,6 +218,15 @@ def test_frozen_parameters_of_the_critic() -> None:
     assert "critic.frozen_parameters" in message and "is no regular expression" in message
     message = refusal("critic.frozen_parameters=attn", "critic.lora.rank=4")
     assert "lora already freezes the whole model" in message and "frozen_parameters to null" in message
+
+
+@pytest.mark.parametrize(
+    "form", ["algorithm.type=sao", "algorithm.loss.type=dis", "algorithm.loss.type=cispo"]
+)
+def test_a_clip_range_beside_a_loss_form(form: str) -> None:
+    told = refusal(form, "algorithm.clip_high=0.28")
+    assert "clip_high belongs to PPO's clip" in told and "set clip_high to 0.2, or loss to null" in told
+    assert quickstart(form, "algorithm.clip_low=0.2", "algorithm.clip_high=0.2").algorithm.loss is not None
 
 
 def test_an_importance_cap_without_the_learners_log_probs() -> None:

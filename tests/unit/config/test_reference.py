@@ -15,7 +15,8 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_it_names_types_defaults_and_meaning() -> None:
     page = reference()
-    assert "- `clip_low` (float; default `0.2`): Ratios below 1 - clip_low are clipped." in page
+    clip = "- `clip_low` (float; default `0.2`): Ratios below 1 - clip_low are clipped. Only with loss null."
+    assert clip in page
     assert "- `importance_cap` (float or null; default `null`)" in page
     assert "- `path` (str; required): A file, a directory of files, or a glob." in page
     # data.held_out takes the same sources
