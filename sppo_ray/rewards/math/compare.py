@@ -30,8 +30,10 @@ from sppo_ray.rewards.math.forms import (
     Reals,
     Relation,
     Words,
+    are_unlike,
     as_region,
     both_signs,
+    only_member,
 )
 from sppo_ray.rewards.math.logic import COMMUTATIVE, is_formula, with_signs
 from sppo_ray.rewards.math.nodes import Node, has_variables, walk
@@ -214,12 +216,12 @@ class Comparison:
             column = _as_column(answer)
             return truth.brackets == "()" and column is not None and self._in_order(truth.items, column)
         if not isinstance(answer, Items):
-            member = _only_member(truth)
+            member = only_member(truth)
             return member is not None and self.same_form(member, answer)
         if truth.brackets in ORDERED or answer.brackets in ORDERED:
             alike = truth.brackets == answer.brackets or {truth.brackets, answer.brackets} == {"()", ""}
             return alike and self._in_order(truth.items, answer.items, inside=True)
-        if truth.brackets != answer.brackets and (_are_unlike(truth) or _are_unlike(answer)):
+        if truth.brackets != answer.brackets and (are_unlike(truth) or are_unlike(answer)):
             return False  # 2 apples and 3 pears, 2 apples or 3 pears
         # 1, 2, ..., n; yes, no, yes
         if any(isinstance(item, Opaque) or _is_verdict(item) for item in (*truth.items, *answer.items)):
@@ -385,7 +387,7 @@ def _alike(truth: Form, answer: Form) -> tuple[Form, Form]:
 
 def _as_kind_of(model: Form, form: Form) -> Form:
     if isinstance(model, Quantity) and isinstance(form, Items):
-        return _only_member(form) or form
+        return only_member(form) or form
     if isinstance(model, Quantity) and isinstance(form, Clock) and model.node.op == "/":
         parts = tuple(Quantity(Node("num", (Fraction(part), None))) for part in form.time[:2])
         return form if form.time[2] or form.half else _as_kind_of(model, Ratio(parts))
@@ -396,20 +398,6 @@ def _as_kind_of(model: Form, form: Form) -> Form:
         parts = tuple(Quantity(Node("num", (Fraction(part), None))) for part in form.time[:2])
         return form if form.time[2] or form.half else Ratio(parts)
     return form
-
-
-def _are_unlike(items: Items) -> bool:
-    """Whether it lists amounts of different things."""
-    kinds = {(form.tail.words, form.tail.dimensions) for form in items.items if isinstance(form, Quantity)}
-    return len(kinds) > 1
-
-
-def _only_member(items: Items) -> Form | None:
-    r"""The member of a set of one; None of \{x\}, which may be the fractional part of x."""
-    if items.brackets != "{}" or len(items.items) != 1:
-        return None
-    member = items.items[0]
-    return None if isinstance(member, Quantity) and has_variables(member.node) else member
 
 
 def _joined_like(model: Form, form: Form) -> Form:
