@@ -40,6 +40,7 @@ from sppo_ray.launch.run_inputs import try_environment
 from sppo_ray.launch.sampling import Checkpoint, open_checkpoint, sample
 from sppo_ray.models.bundled import resolve_model
 from sppo_ray.models.exported_critic import ExportedCritic, critic_directory
+from sppo_ray.rewards.error_rate import require_few_errors
 from sppo_ray.rundir.jsonlines import write_atomically
 from sppo_ray.rundir.layout import CONFIG, RELIABILITY, RunDir
 from sppo_ray.types import Prompt
@@ -230,13 +231,9 @@ def _measure(
 
 
 def _check_errors(name: str, errors: int, total: int, config: EvaluationConfig) -> None:
-    limit = config.reward.max_error_rate
-    if errors > limit * total or errors == total:
-        raise UserError(
-            f"{name}: the verifier failed on {errors} of {total} responses, more than "
-            f"reward.max_error_rate {limit} allows: "
-            "try it with `sppo-ray score`, raise reward.deadline_s or reward.memory_mib, or the limit"
-        )
+    require_few_errors(name, errors, total, config.reward.max_error_rate)
+    if errors == total:
+        raise UserError(f"{name}: the verifier failed on every response: try it with `sppo-ray score`")
 
 
 def _publish(options: Options, subject: Subject, found: Sequence[MeasuredSet]) -> None:

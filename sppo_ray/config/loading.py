@@ -216,13 +216,26 @@ def _short(given: Any) -> str:
     return text if len(text) <= SHOWN + 2 else f"{text[:SHOWN]}..."
 
 
+_NAMES_ELSEWHERE = {
+    "learning_rate": "lr",
+    "batch_size": "prompts_per_step",
+    "mini_batch_size": "minibatch_size",
+    "num_generations": "samples_per_prompt",
+    "max_completion_length": "max_response_tokens",
+    "max_tokens": "max_response_tokens",
+    "model_name_or_path": "model",
+    "max_steps": "steps",
+}
+"""What other systems call a setting; docs/coming-from.md has them all."""
+
+
 def _hint(location: Sequence[Any], key: str, root: type[BaseModel]) -> str:
     """Suggest the nearest valid key, or the types of a tagged union that have it, or all valid
     keys.
     """
     models = _models_at(location, root)
     valid = sorted({name for model in models for name in model.model_fields})
-    close = difflib.get_close_matches(key, valid, n=1)
+    close = difflib.get_close_matches(_NAMES_ELSEWHERE.get(key, key), valid, n=1)
     if close:
         return f"did you mean {close[0]}?"
     chosen = [

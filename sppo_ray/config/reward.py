@@ -29,7 +29,9 @@ class RewardSettings(Settings):
     memory_mib: PositiveInt = 2048
     """Limit on the address-space growth of one process per sample."""
     max_error_rate: Probability = 0.1
-    """The run stops when a larger share of a step's samples are reward errors."""
+    """The run stops when a larger share of a step's samples, or of the evaluation before the first
+    step, are reward errors.
+    """
     cpus: Annotated[float, Field(gt=0)] = 1.0
 
     @property

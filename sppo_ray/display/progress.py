@@ -169,8 +169,8 @@ class SilentProgress:
 
 
 class PlainProgress:
-    """One aligned line a step: step 12/130  reward 0.61  acc 0.70  len 41  812 tok/s  gen 1.2s upd
-    0.9s  ETA 3m20s.
+    """One aligned line a step: step 12/130  reward 0.61  held-out 0.70  len 41  812 tok/s  gen 1.2s
+    upd 0.9s  ETA 3m20s.
     """
 
     def __init__(self, title: str, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
@@ -192,7 +192,7 @@ class PlainProgress:
         cells = [
             self._timer.position(aligned=True),
             f"reward {format_fraction(view.reward)}",
-            f"acc {format_fraction(self._accuracy)}",
+            f"held-out {format_fraction(self._accuracy)}",
             f"len {view.response_length:.0f}",
             f"{view.tokens_per_second:.0f} tok/s",
             stage_text(view.stages),
@@ -250,7 +250,10 @@ def evaluation_text(report: EvalReport) -> str:
 
 def _scores_text(scores: Scores, k: int) -> str:
     interval = f"[{format_fraction(scores.accuracy_low)}, {format_fraction(scores.accuracy_high)}]"
-    cells = [f"accuracy {format_fraction(scores.accuracy)} {interval}"]
+    name = "accuracy" if scores.is_share_solved else "mean reward"
+    cells = [f"{name} {format_fraction(scores.accuracy)} {interval}"]
+    if not scores.is_share_solved:
+        cells.append(f"solved {format_fraction(scores.pass_at[1])}")
     if k > 1:
         cells += [
             f"pass@{k} {format_fraction(scores.pass_at[k])}",

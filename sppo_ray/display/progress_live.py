@@ -108,7 +108,8 @@ class LiveProgress:
         view = self._view
         trend = Text(sparkline(list(self._rewards), width=HISTORY_WIDTH), style="cyan")
         table.add_row("reward", format_fraction(view.reward) if view else "-", trend)
-        table.add_row("accuracy", *self._accuracy())
+        is_share = self._report is None or self._report.overall.is_share_solved
+        table.add_row("accuracy" if is_share else "mean reward", *self._accuracy())
         table.add_row(
             "length", f"{view.response_length:.0f}" if view else "-", Text("tokens a response", style="dim")
         )

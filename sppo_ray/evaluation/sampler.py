@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from sppo_ray.algorithms.shaping import Shaping, unshaped
 from sppo_ray.evaluation.scores import EvalReport, GradedResponse, evaluate
 from sppo_ray.protocols import Critic, RewardClient
+from sppo_ray.rewards.error_rate import require_few_errors
 from sppo_ray.rollout.episodes import Episodes, Generator
 from sppo_ray.rollout.pipeline import UNIT_RANGE, build_requests, generated, require_reward_in_range
 from sppo_ray.rollout.scoring import Decode, score_responses
@@ -178,8 +179,11 @@ class Evaluator:
         reward_range: tuple[float, float] = UNIT_RANGE,
         shaped: Shaping = unshaped,
         episodes: Episodes | None = None,
+        max_error_rate: float = 1.0,
     ) -> None:
-        """`shaped` gives the reward that the critic learns from."""
+        """`shaped` gives the reward that the critic learns from. `max_error_rate`:
+        reward.max_error_rate.
+        """
         self._shaped = shaped
         self._prompts = [prompt for prompts in held_out.values() for prompt in prompts]
         self._critic = critic
@@ -193,6 +197,7 @@ class Evaluator:
             episodes=episodes,
         )
         self._best_reward = reward_range[1]
+        self._max_error_rate = max_error_rate
         self._k = samples_per_prompt
         self._seed = seed
 
@@ -201,7 +206,9 @@ class Evaluator:
         return not self._prompts
 
     async def evaluate(self, step: int, policy_version: int) -> EvalReport:
-        """Evaluate the engines' current weights, and the critic's V(x) on the same prompts."""
+        """Evaluate the engines' current weights, and the critic's V(x) on the same prompts. Raises
+        UserError when too many responses could not be scored.
+        """
         started = time.perf_counter()
         values = asyncio.ensure_future(self._values())
         try:
@@ -209,6 +216,7 @@ class Evaluator:
             known = await values
         finally:
             values.cancel()  # a failed evaluation: no other code awaits them
+        self._require_few_errors(step, graded)
         value_of = {prompt.id: value.value for prompt, value in zip(self._prompts, known, strict=False)}
         return evaluate(
             [one.response() for one in graded],
@@ -221,6 +229,16 @@ class Evaluator:
             seconds=time.perf_counter() - started,
             seed=bootstrap_seed(self._seed),
         )
+
+    def _require_few_errors(self, step: int, graded: Sequence[GradedTrajectory]) -> None:
+        """Before the first step the limit is that of a step, because a stop costs nothing yet.
+        Later the steps themselves are held to it, and an evaluation only to not being all errors.
+        """
+        failed = [one for one in graded if one.verdict.reward is None]
+        if failed and (step == 0 or len(failed) == len(graded)):
+            last = f"prompt {failed[-1].prompt.id}: {failed[-1].verdict.reason}"
+            where = f"evaluation at step {step}"
+            require_few_errors(where, len(failed), len(graded), self._max_error_rate, last)
 
     async def _values(self) -> list[PromptValue]:
         """Return V of each prompt; empty without a critic."""

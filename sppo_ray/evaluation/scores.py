@@ -68,6 +68,14 @@ class Scores:
     reward_errors: int
     reward_error_rate: float
 
+    @property
+    def is_share_solved(self) -> bool:
+        """Whether `accuracy` is the share of solved responses: rewards are the lowest or the
+        highest. Else partial rewards are in it.
+        """
+        solved = self.pass_at.get(1)
+        return solved is None or math.isnan(self.accuracy) or math.isclose(solved, self.accuracy)
+
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:

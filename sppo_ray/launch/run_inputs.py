@@ -215,6 +215,10 @@ def try_rewards_at_once(config: RunConfig) -> None:
         try_rewards(config.reward, request, row.id)
 
 
+ORDINARY = "I do not know."
+"""A response that a policy may well write: no number, no JSON, no box."""
+
+
 def try_rewards(settings: RewardSettings, row: ScoreRequest, name: str) -> None:
     """Call each reward function of the user's on the row called `name`. Raises UserError when one
     fails, or returns what is no reward.
@@ -225,19 +229,36 @@ def try_rewards(settings: RewardSettings, row: ScoreRequest, name: str) -> None:
 
 
 async def _try_reward(settings: RewardSettings, row: ScoreRequest, name: str) -> None:
-    """Score the row's ground truth and an empty response; failing on one of them is allowed."""
+    """Score the row's ground truth, an ordinary sentence and an empty response. A function may fail
+    on one of them, and on both of the others where such responses may be left out.
+    """
     from sppo_ray.rewards.pool.pool import VerifierPool
 
+    texts = {
+        f"the response {ORDINARY!r}": ORDINARY,
+        "an empty one": "",
+        "its ground truth as the response": row.ground_truth,
+    }
     pool = VerifierPool(settings.model_copy(update={"processes": 1}))
     try:
-        verdicts = await pool.score_all([replace(row, response=text) for text in (row.ground_truth, "")])
+        verdicts = await pool.score_all([replace(row, response=text) for text in texts.values()])
     finally:
         await pool.close()
-    if all(verdict.reward is None for verdict in verdicts):
-        raise UserError(
-            f"the reward function fails on prompt {name}, with its ground truth as the response and "
-            f"with an empty one: {verdicts[0].reason.removeprefix('error: ')}"
-        )
+    failed = {
+        what: verdict.reason.removeprefix("error: ")
+        for what, verdict in zip(texts, verdicts, strict=True)
+        if verdict.reward is None
+    }
+    scores_some = verdicts[-1].reward is not None
+    if len(failed) < 2 or (scores_some and settings.max_error_rate == 1.0):
+        return
+    remedy = "let it return a number for every text"
+    if scores_some:
+        remedy += ", or set reward.max_error_rate to 1 to leave such responses out"
+    raise UserError(
+        f"the reward function fails on prompt {name} with {', with '.join(failed)}: "
+        f"{next(iter(failed.values()))}: {remedy}"
+    )
 
 
 def model_paths(config: RunConfig, report: Report) -> tuple[Path, Path]:

@@ -249,6 +249,7 @@ class WorkerManager:
             shaped=config.shaped,
             seed=config.seed,
             episodes=episodes,
+            max_error_rate=config.reward.max_error_rate,
         )
         return Workers(
             self.fleet,

@@ -41,7 +41,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """The mean of the solved responses (avg@k)."""
+        """The mean reward (avg@k): the share of solved responses where rewards are 0 or 1."""
         return self.report["overall"]["accuracy"]
 
     @property

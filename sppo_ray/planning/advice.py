@@ -58,9 +58,9 @@ def advice_of(
     else:
         verifier = 0.0
     candidates = {
-        "generation": (rollout, "one more rollout worker"),
-        "training": (rank, "one more learner rank"),
-        "the critic": (waited(*_CRITIC) / (critic_ranks + 1), "one more critic rank"),
+        "generation": (rollout, "one more rollout worker on hardware of its own"),
+        "training": (rank, "one more learner rank on hardware of its own"),
+        "the critic": (waited(*_CRITIC) / (critic_ranks + 1), "one more critic rank on hardware of its own"),
         "the verifier": (verifier, "twice the reward.processes"),
         "the weight sync": (waited("sync") / 2, "twice the samples a step"),
         "the driver": (waited("other", "log") / 2, "a core twice as fast for the driver"),

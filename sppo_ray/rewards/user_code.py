@@ -7,6 +7,7 @@ code of the machine on text that the policy wrote (`timeit:timeit` would run it)
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import inspect
 import os
@@ -63,12 +64,15 @@ def find_definition(
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{setting}: {file} is no Python: {error}") from None
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     names = {getattr(node, "name", None) for node in tree.body}
     names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     names |= {(one.asname or one.name).split(".")[0] for one in ast.walk(tree) if isinstance(one, ast.alias)}
     if attribute not in names and "*" not in names:
-        raise UserError(f"{setting}: {attribute} does not exist in module {module_name} ({file})")
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        defined = [node.name for node in tree.body if isinstance(node, kinds)]
+        close = difflib.get_close_matches(attribute, defined, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it defines {', '.join(defined) or 'nothing'}"
+        raise UserError(f"{setting}: {attribute} does not exist in module {module_name} ({file}): {hint}")
     found = [node for node in tree.body if isinstance(node, kinds) and node.name == attribute]
     return found[0] if len(found) == 1 and not found[0].decorator_list else None
 

@@ -19,9 +19,9 @@ from sppo_ray.algorithms.base import RewardedSample
 from sppo_ray.algorithms.shaping import informative
 from sppo_ray.algorithms.tracker import PromptTracker
 from sppo_ray.config import RunConfig
-from sppo_ray.errors import UserError
 from sppo_ray.models.critic_output import CriticLoss, logit
 from sppo_ray.protocols import Critic, PromptSource
+from sppo_ray.rewards.error_rate import require_few_errors
 from sppo_ray.rollout.pipeline import RolloutBatch, SamplePipeline, UnscoredTrajectory
 from sppo_ray.trainer.recorder import Recorder
 from sppo_ray.trainer.updates import action_values
@@ -201,15 +201,14 @@ class AdvantageEstimator:
         The limit applies to the whole step, because a further draw may be a single prompt.
         `unscored` are the unscored responses of the current cohort.
         """
-        limit, errors = self._config.reward.max_error_rate, tally.reward_errors + len(unscored)
-        if errors > limit * tally.responses:
-            raise UserError(
-                f"step {step}: the verifier failed on {errors} of {tally.responses} responses, more than "
-                f"reward.max_error_rate {limit} allows; last: "
-                f"prompt {unscored[-1].prompt.id}: {unscored[-1].reason}. Try it with `sppo-ray score`, "
-                "raise "
-                "reward.deadline_s or reward.memory_mib, or the limit"
-            )
+        last = f"prompt {unscored[-1].prompt.id}: {unscored[-1].reason}" if unscored else ""
+        require_few_errors(
+            f"step {step}",
+            tally.reward_errors + len(unscored),
+            tally.responses,
+            self._config.reward.max_error_rate,
+            last,
+        )
 
 
 def estimate(

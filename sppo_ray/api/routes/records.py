@@ -60,8 +60,8 @@ _EVENT = {
     "required": ["event", "id", "data"],
 }
 LOG_EXAMPLE = (
-    "starting 4 actors on cpu: rollout-0, learner-0, critic-0, reward\nstep 1/60  reward 0.41  acc 0.40  len "
-    "4\n"
+    "starting 4 actors on cpu: rollout-0, learner-0, critic-0, reward\n"
+    "step 1/60  reward 0.41  held-out 0.40  len 4\n"
 )
 EVALUATIONS_EXAMPLE = {
     "evaluations": [

@@ -36,10 +36,12 @@ import resource
 import signal
 import struct
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter
@@ -57,6 +59,11 @@ HEADER = struct.Struct(f"<{SECRET_BYTES}sqq")
 _PR_SET_PDEATHSIG = 1
 _EXIT_END = 64  # child: stdin has ended or is invalid; the keeper ends too
 _MAX_REASON_CHARS = 200
+_NOT_THE_USERS = (
+    str(Path(__file__).parents[2]),
+    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+)
+"""Where code lies that is not the user's: this package, the standard library, other packages."""
 # six bytes each in JSON at worst, twelve beyond the basic plane: well below PIPE_BUF
 _MAX_ANSWER_CHARS = 160
 _MIB = 2**20
@@ -199,11 +206,19 @@ def _score(desk: Desk, payload: bytes) -> dict[str, Any]:
             reply |= _blame_answer(desk.verifier, ground_truth, extra, "out_of_memory")
     except (Exception, SystemExit) as error:
         # boundary: hostile text in SymPy, or a user's function, may raise anything
-        text = f"error: {type(error).__name__}: {str(error)[:_MAX_REASON_CHARS]}"
+        text = f"error: {type(error).__name__}: {str(error)[:_MAX_REASON_CHARS]}{_place_of(error)}"
         reply["reason"] = text + unconfined_hint(desk.verifier, error)
         if response is not None and not isinstance(error, BadGroundTruth):
             reply |= _blame_answer(desk.verifier, ground_truth, extra, "failed")
     return reply | {"seconds": time.perf_counter() - started}
+
+
+def _place_of(error: BaseException) -> str:
+    """Return file and line where the user's own code failed; empty when none of it was running."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.endswith(".py") and not frame.filename.startswith(_NOT_THE_USERS):
+            return f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return ""
 
 
 def _blame_answer(

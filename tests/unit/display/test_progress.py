@@ -75,10 +75,8 @@ def test_the_plain_line():
     assert start == "quickstart: 130 steps, 11 done already"
     assert evaluation.startswith("held-out at step 10: accuracy 0.70 [")
     # 118 steps are left at 2 s each: 236 s
-    assert (
-        step
-        == "step  12/130  reward 0.61  acc 0.70  len 41  812 tok/s  gen 1.2s upd 0.9s sync 0.03s  ETA 3m56s"
-    )
+    figures = "reward 0.61  held-out 0.70  len 41  812 tok/s  gen 1.2s upd 0.9s sync 0.03s"
+    assert step == f"step  12/130  {figures}  ETA 3m56s"
 
 
 def test_plain_lines_stay_aligned_ascii_and_flushed():
@@ -91,7 +89,7 @@ def test_plain_lines_stay_aligned_ascii_and_flushed():
     first, second, third = stream.getvalue().splitlines()[1:]
     assert second.index("ETA") == third.index("ETA")
     assert second.index("gen") == third.index("gen")
-    assert "acc -" in first  # never evaluated
+    assert "held-out -" in first  # never evaluated
     assert stream.getvalue().isascii()
 
 
@@ -101,6 +99,9 @@ def test_the_evaluation_line_names_each_source_and_the_errors():
     assert head.startswith("held-out at step 20: accuracy 0.50 [")
     assert head.endswith("pass@4 0.50  maj@4 0.50  len 41  truncated 0.0%  n 20  (3.2s)")
     assert [line.split()[0] for line in sources] == ["source-0", "source-1"]
+    partial = [GradedResponse(f"p{n}", "s", 0, 0.2, "", 1, False, None) for n in range(2)]
+    text = evaluation_text(evaluate(partial, k=1, step=0, policy_version=0))
+    assert "mean reward 0.20 [0.20, 0.20]  solved 0.00  len 1" in text
     failed = evaluate([GradedResponse("p", "s", 0, None, "", 1, True, None)], k=1, step=0, policy_version=0)
     assert "accuracy - [-, -]  len 1  truncated 100.0%  reward errors 1  n 1" in evaluation_text(failed)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,20 @@ def test_responses_are_decoded_as_arrays() -> None:
 
 
 def test_a_reward_function_that_fails_on_the_first_row_is_told_before_an_actor_starts() -> None:
-    def trial(name: str) -> None:
+    def trial(name: str, **more: float) -> None:
         function = CustomReward(function=f"tests.unit.rewards.reward_conventions:{name}")
-        try_rewards(RewardSettings(function=function), ROW, "own/0")
+        try_rewards(RewardSettings(function=function, **more), ROW, "own/0")
 
     trial("openrlhf")
-    with pytest.raises(UserError, match=r"fails on prompt own/0, .* empty one: .*ZeroDivisionError"):
+    message = r"fails on prompt own/0 .* ground truth .*: ZeroDivisionError"
+    with pytest.raises(UserError, match=message) as told:
         trial("raises")
+    assert re.search(r"\(reward_conventions\.py, line \d+\): let it return a number", str(told.value))
+    message = r"with the response 'I do not know\.', with an empty one: ValueError: .* line \d+\): let it"
+    with pytest.raises(UserError, match=message):
+        trial("reads_only_numbers")
+    trial("reads_only_numbers", max_error_rate=1.0)
+    trial("fails_on_empty_responses")
     with pytest.raises(UserError, match="returned str where a number"):
         trial("returns_text")
     with pytest.raises(UserError, match="outside its declared range"):

@@ -75,7 +75,8 @@ STEP = {"seconds/step": 10.0, "sync/workers": 2, "time/driver/wait": 0.9}
         # evaluations do not count
         (
             {"seconds/step": 20.0, "seconds/evaluate": 10.0, "seconds/critic-wait": 6.0},
-            "the critic is the bottleneck: one more critic rank would save about 30% of the time",
+            "the critic is the bottleneck: one more critic rank on hardware of its own would save about "
+            "30% of the time",
         ),
     ],
 )

@@ -44,6 +44,14 @@ def raises(response, ground_truth, extra):
     return 1 / 0
 
 
+def reads_only_numbers(response, ground_truth, extra):
+    return float(int(response.split()[-1]) == int(ground_truth))
+
+
+def fails_on_empty_responses(response, ground_truth, extra):
+    return float(response.split()[-1] == ground_truth)
+
+
 def returns_text(response, ground_truth, extra):
     return "right"
 
