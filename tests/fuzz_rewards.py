@@ -63,6 +63,12 @@ _ATOMS = st.one_of(
             "0",
             "1",
             "a",
+            "A",
+            "BA",
+            r"\vec b",
+            "B^{-1}",
+            "x^T",
+            "z",
             "\\%",
             "½",
         ]
@@ -73,7 +79,7 @@ _ATOMS = st.one_of(
 def _compound(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     several = st.lists(inner, min_size=1, max_size=4)
     between = st.sampled_from(
-        ["+", "-", r"\cdot ", r"\times ", "/", "^", "=", "<", r"\le ", r"\pm ", ":", " "]
+        ["+", "-", r"\cdot ", r"\times ", "/", "^", "=", "<", r"\le ", r"\pm ", ":", " ", " or "]
     )
     functions = st.sampled_from(
         [r"\sin", r"\cos", r"\ln", r"\log_2", r"\tan", r"\sum_{k=1}^{9}", r"\int_0^1"]

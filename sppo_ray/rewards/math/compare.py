@@ -30,8 +30,10 @@ from sppo_ray.rewards.math.forms import (
     Reals,
     Relation,
     Words,
+    are_unlike,
     as_region,
     both_signs,
+    only_member,
 )
 from sppo_ray.rewards.math.logic import COMMUTATIVE, is_formula, with_signs
 from sppo_ray.rewards.math.nodes import Node, has_variables, walk
@@ -140,7 +142,11 @@ class Comparison:
         if not self._same_meaning(truth, answer):
             return False
         factors = self._tail_factors(truth.tail, answer.tail, plain=not has_variables(truth.node))
-        return any(_same_node(truth.node, _times(answer.node, factor), inside=inside) for factor in factors)
+        matrices = self._question.is_about_matrices
+        return any(
+            _same_node(truth.node, _times(answer.node, factor), inside=inside, matrices=matrices)
+            for factor in factors
+        )
 
     def _same_meaning(self, truth: Quantity, answer: Quantity) -> bool:
         """Whether the answer adds no word to the truth's that could change the value, leaves none
@@ -180,7 +186,10 @@ class Comparison:
         return [scale / 100, *([scale] if self._question.asks_percentage else [])]
 
     def _same_logic(self, truth: Form, answer: Form) -> bool:
-        """Whether two formulas are built alike, up to the order of parts that have none."""
+        """Whether two formulas are built alike, up to the order of parts that have none. Equations
+        with commas between them are joined by either word.
+        """
+        truth, answer = _joined_like(answer, truth), _joined_like(truth, answer)
         if not isinstance(truth, Logic) or not isinstance(answer, Logic):
             return False
         if truth.sign != answer.sign or len(truth.parts) != len(answer.parts):
@@ -207,10 +216,13 @@ class Comparison:
             column = _as_column(answer)
             return truth.brackets == "()" and column is not None and self._in_order(truth.items, column)
         if not isinstance(answer, Items):
-            return len(truth.items) == 1 and truth.brackets == "{}" and self.same_form(truth.items[0], answer)
+            member = only_member(truth)
+            return member is not None and self.same_form(member, answer)
         if truth.brackets in ORDERED or answer.brackets in ORDERED:
             alike = truth.brackets == answer.brackets or {truth.brackets, answer.brackets} == {"()", ""}
             return alike and self._in_order(truth.items, answer.items, inside=True)
+        if truth.brackets != answer.brackets and (are_unlike(truth) or are_unlike(answer)):
+            return False  # 2 apples and 3 pears, 2 apples or 3 pears
         # 1, 2, ..., n; yes, no, yes
         if any(isinstance(item, Opaque) or _is_verdict(item) for item in (*truth.items, *answer.items)):
             return self._in_order(truth.items, answer.items)
@@ -375,7 +387,7 @@ def _alike(truth: Form, answer: Form) -> tuple[Form, Form]:
 
 def _as_kind_of(model: Form, form: Form) -> Form:
     if isinstance(model, Quantity) and isinstance(form, Items):
-        return form.items[0] if form.brackets == "{}" and len(form.items) == 1 else form
+        return only_member(form) or form
     if isinstance(model, Quantity) and isinstance(form, Clock) and model.node.op == "/":
         parts = tuple(Quantity(Node("num", (Fraction(part), None))) for part in form.time[:2])
         return form if form.time[2] or form.half else _as_kind_of(model, Ratio(parts))
@@ -388,6 +400,14 @@ def _as_kind_of(model: Form, form: Form) -> Form:
     return form
 
 
+def _joined_like(model: Form, form: Form) -> Form:
+    r"""Equations with commas between them, joined by the \lor or \land of the other side."""
+    if not isinstance(model, Logic) or model.sign not in (r"\lor", r"\land") or not isinstance(form, Items):
+        return form
+    listed = form.brackets == "" and all(isinstance(item, Relation) for item in form.items)
+    return Logic(model.sign, form.items) if listed else form
+
+
 # ------------------------------------------------------------------------------------------- values
 
 
@@ -395,12 +415,12 @@ def _times(node: Node, factor: Fraction) -> Node:
     return node if factor == 1 else Node("*", (node, Node("num", (factor, None))))
 
 
-def _same_node(truth: Node, answer: Node, *, inside: bool) -> bool:
+def _same_node(truth: Node, answer: Node, *, inside: bool, matrices: bool) -> bool:
     """Exact against exact is compared exactly; with a decimal, to one part in a million or to its
     digits.
     """
     try:
-        if same_value(truth, answer):
+        if same_value(truth, answer, matrices=matrices):
             return True
     except (TooLarge, Undefined):
         return truth == answer

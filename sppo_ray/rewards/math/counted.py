@@ -14,7 +14,7 @@ _LIST = """
 account actor adult airplane album alien almond amu angle animal ant apartment apple applicant appointment
 arc arrangement article artist assignment athlete attempt attendee audience aunt baby backpack badge bag
 bagel ball balloon banana barrel basket battery bead bean bear bed bee beetle belt bench berry bicycle bike
-bill bin binder bird birthday bishop black blanket block blue blueberry board boat bolt book boot bottle
+bills bin binder bird birthday bishop black blanket block blue blueberry board boat bolt book boot bottle
 bowl box boy bracelet branch breakfast brick bridge brother brown brush bucket bug building bulb bull bun
 bunny burger burrito bus bush butterfly button cabinet cake calf call camel camera camper can candidate
 candle candy cap car carat card carrot cart carton case cashier cat caterpillar cell chair chapter character
@@ -23,7 +23,7 @@ classroom clerk clip clock club coat code codeword coefficient coffee coin color
 column comb combination committee competitor component computer concert cone configuration contestant cook
 cookie corner country coupon cousin cow crab cracker crate crayon crew cricket cubes cuboid cucumber cup
 cupcake curtain customer cycle cyclist cylinder daisy dancer daughter deer desk diagonal diamond dice die
-digit dinner disc disk divisor doctor dog doll dolphin domino donut door doughnut draw drawer drawing dress
+digits dinner disc disk divisor doctor dog doll dolphin domino donut door doughnut draw drawer drawing dress
 drink driver duck dwarf eagle earring edge egg element elephant elf ellipse email employee empty engineer
 entry envelope episode equation eraser errors event exam exercise fabric face factor fair family farm farmer
 father feather female fence field file film finalist fish flag flight flip floors flour flower fly folder
@@ -35,7 +35,7 @@ judge jug juice junior juror kangaroo key kid king kite kitten knave knife knigh
 ladybug lamb lamp lap laptop lawyer leaf leg lemon lesson letter lever liar library light lime line lineup
 lion lizard loaf lobster lock lollipop lumen lunch lux magazine male man manager mango marble marker
 marshmallow match mathematician meal medal meeting melon member message milk mirror mistakes money monkey
-monomial monster mosquito mother motorcycle mouse move movie muffin mug multiple museum nail napkin natural
+monomial monster mosquito mother motorcycle mouse move movie muffin mug multiples museum nail napkin natural
 necklace needed neighbor neighbour nest new newspaper node note notebook novel number nurse nut object
 octagon octopus office officer oil old onion option orange ordered otter outcome owl owner ox pack package
 packet page paint painting palindrome pan pancake panda pane panel paper paperclip parabola paragraph
@@ -55,12 +55,16 @@ star starfish state station step stick sticker stone store story strawberry stre
 subset sugar suitcase swan sweater sweet swimmer switch symbol table tablespoon tablet taco tail tall tank
 task tea teacher team teaspoon teenager television tenant tent term test tetrahedron thick thing throw
 ticket tie tiger tile tiling tin tire toad token tomato tool toss tourist tournament towel tower town toy
-train trapezoid tray tree trial triangle trip trophy truck try tulip tunnel tuple turkey turn turtle tyre
+train trapezoid tray tree trial triangle trip trophy truck try tulip tunnel tuples turkey turn turtle tyre
 umbrella uncle unique unordered urn us user valid value van variable vegetable vertex video village visit
 visitor volunteer vote voter wagon waiter walk wall walnut watch water watermelon way whale wheel white
 whole wide win window wing winner wire wizard wolf woman wood word worker worm writer yellow zebra
 """
 _NOUNS = frozenset(_LIST.split())
+_ADJECTIVES = frozenset([
+    "real", "natural", "whole", "perfect", "ordered", "unordered", "unique", "valid", "full", "fair", "small",
+])  # fmt: skip
+"""Counted only with a noun: 6 real solutions, but not 6 real."""
 _IRREGULAR = {
     "people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse",
     "geese": "goose",
@@ -99,6 +103,11 @@ def is_counted(word: str) -> bool:
     look.
     """
     return word in _NOUNS or _CHINESE.fullmatch(word) is not None
+
+
+def is_adjective(word: str) -> bool:
+    """Whether a word says only with a noun behind it what is counted."""
+    return word in _ADJECTIVES
 
 
 def counted_in(question: str) -> frozenset[str]:

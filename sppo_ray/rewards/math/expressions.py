@@ -9,11 +9,12 @@ linear time. What the tree is worth is worked out, within bounds, by `exact_valu
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 from sppo_ray.rewards.math.nodes import Node, has_variables
-from sppo_ray.rewards.math.ordered import power, product
+from sppo_ray.rewards.math.ordered import DOTS, dot, is_dot, is_vector, power, product
 from sppo_ray.rewards.math.tokens import (
     CONSTANTS,
     FUNCTIONS,
@@ -21,14 +22,17 @@ from sppo_ray.rewards.math.tokens import (
     MARKS,
     OF_SEVERAL,
     SAME_FUNCTION,
+    TIMES,
     Unreadable,
+    in_rows,
     numeral,
     raise_if,
     recurring,
     tokens,
 )
+from sppo_ray.rewards.math.vector_letters import are_letters, has_vectors, product_in_brackets
 
-_TIMES, _OVER = ("*", r"\cdot", r"\times", r"\ast", r"\bullet"), ("/", r"\div")
+_OVER = ("/", r"\div")
 _FRACTIONS = (r"\frac", r"\dfrac", r"\tfrac", r"\cfrac")
 _BINOMIALS = (r"\binom", r"\dbinom", r"\tbinom")
 _CLOSED_BY = {
@@ -58,7 +62,7 @@ _MAX_DEPTH = 60
 
 def read_expression(text: str, *, grouped: bool = True) -> Node:
     """The tree of an expression; `grouped` takes 1,000 for a thousand. Raises Unreadable."""
-    reader = _Reader(list(tokens(text, grouped)), derives=_DERIVATIVE.search(text) is not None)
+    reader = _Reader(in_rows(list(tokens(text, grouped))), derives=_DERIVATIVE.search(text) is not None)
     node = reader.expression()
     reader.end()
     return node
@@ -69,6 +73,7 @@ class _Reader:
 
     def __init__(self, tokens: list[tuple[str, str]], *, derives: bool) -> None:
         self._tokens = tokens
+        self._has_vectors = has_vectors(tokens)
         self._derives = derives
         self._at = 0
         self._open: list[str] = []  # brackets around the place
@@ -119,9 +124,8 @@ class _Reader:
     def _term(self) -> Node:
         node = self._factor()
         while True:
-            if sign := self._take(*_TIMES):
-                read = self._cross_factor if sign == r"\times" else self._factor
-                node = product(node, self._signed(read), sign)
+            if sign := self._take(*TIMES):
+                node = self._product(node, self._signed(self._behind(sign)), sign)
             elif self._take(*_OVER):
                 node = Node("/", (node, self._signed(self._factor)))
             elif self._starts_factor():
@@ -129,6 +133,21 @@ class _Reader:
                 node = product(node, self._factor(), "")
             else:
                 return node
+
+    def _product(self, left: Node, right: Node, sign: str) -> Node:
+        if self._has_vectors and sign in DOTS and are_letters(left, right):
+            return dot(left, right)
+        return product(left, right, sign)
+
+    def _behind(self, sign: str) -> Callable[[], Node]:
+        return self._cross_factor if sign == r"\times" else self._dot_factor if sign in DOTS else self._factor
+
+    def _dot_factor(self) -> Node:
+        r"""What stands behind \cdot: a \cdot b \times c is a \cdot (b \times c)."""
+        node = self._factor()
+        while is_vector(node) and self._take(r"\times"):
+            node = product(node, self._signed(self._cross_factor), r"\times")
+        return node
 
     def _cross_factor(self) -> Node:
         r"""What stands behind \times: a \times 2b is a \times (2b)."""
@@ -163,7 +182,7 @@ class _Reader:
             if self._is_degree():
                 return Node("*", (node, _DEGREE))
             exponent = self._exponent()
-            node = power(node, exponent) if is_name else Node("^", (node, exponent))
+            node = power(node, exponent, is_name=is_name)
             while self._peek()[1] == "!":
                 node = self._factorial(node)
         return self._mixed(node) if node.op == "num" and node.args[1] is None else node
@@ -238,12 +257,16 @@ class _Reader:
         self._open.append(opens)
         if len(self._open) > _MAX_DEPTH:
             raise Unreadable("too deep")
+        start = self._at
         node = self.expression()
         if opens == "{" and (word := self._take(r"\over", r"\choose")):
             right = self.expression()
             node = Node("/", (node, right)) if word == r"\over" else Node("call", ("binom", node, right))
         self._need(*_CLOSED_BY[opens])
         self._open.pop()
+        vectors = product_in_brackets(self._tokens, start, self._at - 1) if opens in ("(", "[") else None
+        if vectors is not None:
+            return vectors
         if opens in _BAR_LIKE or opens == r"\lvert":
             return Node("abs", (node,))
         rounding = {r"\lfloor": "floor", r"\lceil": "ceil"}.get(opens)
@@ -302,7 +325,8 @@ class _Reader:
         derives = self._derives and name in ("d", "D")  # d(y)/d(x)
         is_function = name[0] in _FUNCTION_NAMES or "'" in name or derives
         may_be_function = name in _OFTEN_FUNCTIONS or ("_" in name and name[0].isupper())
-        if is_function or (may_be_function and inner.op in ("sym", "num", "const")):
+        alone = inner.op in ("num", "const") or (inner.op == "sym" and not is_dot(inner))
+        if is_function or (may_be_function and alone):
             return Node("call", (f"{UNKNOWN}{name}{inverse}", inner))
         self._at = start
         return None

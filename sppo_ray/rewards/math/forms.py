@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from sppo_ray.rewards.math import real_sets
-from sppo_ray.rewards.math.nodes import Node, walk
+from sppo_ray.rewards.math.nodes import Node, has_variables, walk
 from sppo_ray.rewards.math.real_sets import Interval, Region
 from sppo_ray.rewards.math.units import NO_TAIL, Tail
 from sppo_ray.rewards.math.values import value_of
@@ -207,3 +207,17 @@ def as_region(form: Form) -> Region | None:
         low, high = (value_of(item.node) for item in form.items if isinstance(item, Quantity))
         return real_sets.union([Interval(low, form.brackets[0] == "[", high, form.brackets[1] == "]")])
     return None
+
+
+def are_unlike(items: Items) -> bool:
+    """Whether it lists amounts of different things."""
+    kinds = {(form.tail.words, form.tail.dimensions) for form in items.items if isinstance(form, Quantity)}
+    return len(kinds) > 1
+
+
+def only_member(items: Items) -> Form | None:
+    r"""The member of a set of one; None of \{x\}, which may be the fractional part of x."""
+    if items.brackets != "{}" or len(items.items) != 1:
+        return None
+    member = items.items[0]
+    return None if isinstance(member, Quantity) and has_variables(member.node) else member

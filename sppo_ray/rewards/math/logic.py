@@ -28,8 +28,9 @@ _NUMBER = re.compile(r"[-+0-9.,/ ]*(?:\\(?:frac|sqrt|pi)[-+0-9{}\\ a-z]*)?")
 _PROPOSITION = re.compile(r"(?:\\neg\s*)*[p-tA-Z]")
 _VECTOR = re.compile(r"\\(?:vec|hat|overrightarrow)(?![a-zA-Z])")
 _LETTER = r"[()\s]*(?:(?:\\text\{\s*not\s*\}|not\s|\\neg\s)[()\s]*)?[p-tP-T][()\s]*"
+_CONNECTIVES = "and|or|xor|if and only if|iff|only if|if|implies"
 _IN_WORDS = re.compile(
-    rf"{_LETTER}(?:(?:\\text\{{\s*(?:and|or|xor|and not|or not)\s*\}}|(?:and|or|xor)\s){_LETTER})+"
+    rf"{_LETTER}(?:(?:\\text\{{\s*(?:{_CONNECTIVES}|and not|or not)\s*\}}|(?:{_CONNECTIVES})\s){_LETTER})+"
 )
 """Letters of propositions with words between them."""
 _WORDS = tuple(
@@ -37,6 +38,8 @@ _WORDS = tuple(
     for word, sign in (
         ("if and only if", r"\\iff "),
         ("iff", r"\\iff "),
+        ("only if", r"\\to "),
+        ("if", r"\\gets "),
         ("implies", r"\\to "),
         ("xor", r"\\oplus "),
         ("and not", r"\\land \\neg "),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 
@@ -28,3 +28,11 @@ def walk(node: Node) -> Iterator[Node]:
 
 def has_variables(node: Node) -> bool:
     return any(part.op == "sym" for part in walk(node))
+
+
+def substitute(node: Node, values: Mapping[str, Node]) -> Node:
+    """The tree with values in place of symbols."""
+    if node.op == "sym":
+        return values.get(node.args[0], node)
+    args = (substitute(arg, values) if isinstance(arg, Node) else arg for arg in node.args)
+    return Node(node.op, tuple(args))

@@ -1,27 +1,32 @@
-r"""Products whose factors have an order: \vec a \times \vec b, A \times B, A^{-1} B.
+r"""Products of vectors and sets, which numbers cannot stand for: \vec a \times \vec b,
+\vec a \cdot \vec b, A \times B, i \times j.
 
-Such a product becomes one symbol, named after its factors in their order, times what is a number
-in it. A cross product of two vectors is named in one order, with the sign of that order.
+Such a product becomes one symbol, named after its factors, times what is a number in it. A cross
+product is named in one order, with the sign of that order; so are three vectors in \times and
+\cdot. A dot product has no order. Matrices: see `matrices`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import reduce
 
 from sppo_ray.rewards.math.nodes import Node, walk
 from sppo_ray.rewards.math.tokens import raise_if
 
+DOTS = (r"\cdot", r"\bullet")
 _VECTOR = re.compile(r"(?:vec|hat|overrightarrow|widehat) .*|e_.*|.* × .*")
+_CROSSED = re.compile(r"\(([^()]*)\) × \(([^()]*)\)")
 _SET = re.compile(r"mathbb .*")
 _NAME_OF_SET = re.compile(r"[ABCDSTXY]'*")
 """Other capitals, such as L and W, and those with an index are mostly numbers."""
-_CAPITALS = re.compile(r"(?:[A-Z](?:_[^A-Z^]*)?'*(?:\^(?:-[0-9]+|T))?)+")
-_TURNED = (Node("neg", (Node("num", (Fraction(1), None)),)), Node("sym", ("T",)))
+_T = Node("sym", ("T",))
+_ZERO, _ONE, _TWO = (Node("num", (Fraction(number), None)) for number in (0, 1, 2))
+_TURNED = (Node("neg", (_ONE,)), _T)
 """Exponents of matrices: the inverse and the transposed one."""
-_ZERO, _ONE = (Node("num", (Fraction(number), None)) for number in (0, 1))
-
+_UNITS = {Node("const", ("i",)): "i", Node("sym", ("j",)): "j", Node("sym", ("k",)): "k"}
 _MAX_TERMS, _MAX_NODES = 24, 1000
 
 Term = tuple[Node, Node]
@@ -31,41 +36,77 @@ Term = tuple[Node, Node]
 def product(left: Node, right: Node, sign: str) -> Node:
     r"""left times right; `sign` is \times, another sign, or "" where none stands between them."""
     if sign == r"\times":
-        return _times(left, right)
+        return _crossed(left, right) or Node("*", (left, right))
+    if sign in DOTS and (dotted := _dotted(left, right)) is not None:
+        return dotted
     before, last = left.args if left.op == "*" else (_ONE, left)
-    if not sign and _have_order(last, right) and _name(last) != _name(right):
-        word = Node("sym", (_name(last) + _name(right),))
+    names = _UNITS.get(last), _UNITS.get(right)
+    if set(names) == {"i", "j"}:  # ij = -ji where they are units of quaternions
+        word = Node("sym", ("".join(map(str, names)),))
         return word if before == _ONE else Node("*", (before, word))
     return Node("*", (left, right))
 
 
-def power(base: Node, exponent: Node) -> Node:
-    """A power; the inverse of several capitals in a row is that of the last one: AB^{-1}."""
+def power(base: Node, exponent: Node, *, is_name: bool) -> Node:
+    r"""A power. That of several capitals in a row (`is_name`) is of the last one, AB^{-1} and PD^n,
+    unless it is a numeral: AB^2 is the square of a segment. (\vec a + \vec b)^2 is a dot product.
+    """
     letters = base.args[0] if base.op == "sym" else ""
-    if exponent in _TURNED and len(letters) > 1 and letters.isalpha() and letters.isupper():
-        last = Node("^", (Node("sym", (letters[-1],)), exponent))
-        return product(Node("sym", (letters[:-1],)), last, "")
+    if is_name and exponent.op != "num" and len(letters) > 1 and letters.isalpha() and letters.isupper():
+        return Node("*", (Node("sym", (letters[:-1],)), Node("^", (Node("sym", (letters[-1],)), exponent))))
+    inside = base.args[0] if base.op == "abs" else base
+    if exponent == _TWO and not is_vector(inside):
+        return _dotted(inside, inside) or Node("^", (base, exponent))
     return Node("^", (base, exponent))
 
 
-def _have_order(one: Node, other: Node) -> bool:
-    """Whether two factors side by side are matrices, one of them inverse or transposed, or such a
-    one and a vector: A^{-1}b. Capitals alone are mostly numbers: PV = nRT.
-    """
-    if _is_matrix(one) and _is_matrix(other):
-        return "^" in _name(one) + _name(other)
-    return any(
-        _is_matrix(matrix) and (matrix.op == "^" or "^" in _name(matrix)) and _is_letter(vector)
-        for matrix, vector in ((one, other), (other, one))
-    )
+def dot_of(one: str, other: str) -> Node:
+    """The dot product of two vectors of these names."""
+    return Node("sym", (" · ".join(f"({name})" for name in sorted((one, other))),))
 
 
-def _times(left: Node, right: Node) -> Node:
-    lefts, rights = _terms(left), _terms(right)
+def is_dot(node: Node) -> bool:
+    """Whether a symbol is a dot product."""
+    return node.op == "sym" and " · " in node.args[0]
+
+
+def is_vector(node: Node) -> bool:
+    return node.op == "sym" and _VECTOR.fullmatch(node.args[0]) is not None and not is_dot(node)
+
+
+def _crossed(left: Node, right: Node) -> Node | None:
+    names = _UNITS.get(left), _UNITS.get(right)
+    if None not in names and names[0] != names[1]:
+        return cross(*map(str, names))
+    if _is_beside(left, right):
+        return cross(left.args[0], right.args[0])
+    return _multiplied(_terms(left), _terms(right), _ordered)
+
+
+def _is_beside(left: Node, right: Node) -> bool:
+    r"""Whether one is b \times c, and the other a letter that therefore is a vector."""
+    for crossed, letter in ((left, right), (right, left)):
+        if crossed.op == letter.op == "sym" and " × " in crossed.args[0] and len(letter.args[0]) == 1:
+            return True
+    return False
+
+
+def _dotted(left: Node, right: Node) -> Node | None:
+    if _is_beside(left, right):
+        return dot(left, right)
+    terms = _terms(left), _terms(right)
+    vectors = all(is_vector(symbol) for some in terms for _, symbol in some)
+    return _multiplied(*terms, dot) if vectors else None
+
+
+def _multiplied(
+    lefts: Sequence[Term], rights: Sequence[Term], of: Callable[[Node, Node], Node]
+) -> Node | None:
+    """The product of two sums of terms, term by term; None where one of them is no such sum."""
     if not lefts or not rights:
-        return Node("*", (left, right))
+        return None
     raise_if(len(lefts) * len(rights) > _MAX_TERMS, "a product of too many terms")
-    pairs = ((Node("*", (a, b)), _ordered(one, other)) for a, one in lefts for b, other in rights)
+    pairs = ((Node("*", (a, b)), of(one, other)) for a, one in lefts for b, other in rights)
     terms = [Node("*", pair) for pair in pairs if pair[1] != _ZERO]
     total = reduce(lambda one, other: Node("+", (one, other)), terms, _ZERO) if len(terms) != 1 else terms[0]
     raise_if(sum(1 for _ in walk(total)) > _MAX_NODES, "a product of too many terms")
@@ -75,20 +116,46 @@ def _times(left: Node, right: Node) -> Node:
 def _ordered(one: Node, other: Node) -> Node:
     """The product of two symbols as one symbol."""
     names = _name(one), _name(other)
-    if _is_vector(one) and _is_vector(other):
-        if names[0] == names[1]:
-            return _ZERO
-        crossed = Node("sym", (" × ".join(f"({name})" for name in sorted(names)),))
-        return crossed if names[0] < names[1] else Node("neg", (crossed,))
+    if is_vector(one) and is_vector(other):
+        return cross(*names)
     if names[0] == names[1]:
-        return Node("^", (one, Node("num", (Fraction(2), None))))
+        return Node("^", (one, _TWO))
     return Node("sym", ("".join(names),))
+
+
+def cross(one: str, other: str) -> Node:
+    """The cross product of two vectors, named in one order, with the sign of that order."""
+    if one == other:
+        return _ZERO
+    crossed = Node("sym", (" × ".join(f"({name})" for name in sorted((one, other))),))
+    return crossed if one < other else Node("neg", (crossed,))
+
+
+def dot(one: Node, other: Node) -> Node:
+    """The dot product of two vectors."""
+    names = one.args[0], other.args[0]
+    if names[0] == names[1]:
+        return Node("^", (Node("abs", (one,)), _TWO))
+    for crossed, last in (names, names[::-1]):
+        pair = _CROSSED.fullmatch(crossed)
+        if pair and " × " not in last:
+            return _triple(pair[1], pair[2], last)
+    return dot_of(*names)
+
+
+def _triple(*names: str) -> Node:
+    r"""(a \times b) \cdot c, whose sign changes with the order of its vectors."""
+    if len(set(names)) < len(names):
+        return _ZERO
+    volume = Node("sym", (f"[{', '.join(sorted(names))}]",))
+    turns = sum(names[i] > names[j] for i, j in ((0, 1), (0, 2), (1, 2)))
+    return Node("neg", (volume,)) if turns % 2 else volume
 
 
 def _terms(node: Node) -> list[Term]:
     """A sum of vectors, sets or matrices as its terms; [] of anything else, such as N - 1."""
     op, args = node
-    if _is_vector(node) or _is_set(node) or _is_single_matrix(node):
+    if is_vector(node) or _is_set(node) or _is_single_matrix(node):
         return [(_ONE, node)]
     if op == "neg":
         return [(Node("neg", (factor,)), symbol) for factor, symbol in _terms(args[0])]
@@ -103,10 +170,6 @@ def _terms(node: Node) -> list[Term]:
     return []
 
 
-def _is_vector(node: Node) -> bool:
-    return node.op == "sym" and _VECTOR.fullmatch(node.args[0]) is not None
-
-
 def _is_set(node: Node) -> bool:
     base = node.args[0] if node.op == "^" else node
     return base.op == "sym" and _SET.fullmatch(base.args[0]) is not None
@@ -115,12 +178,6 @@ def _is_set(node: Node) -> bool:
 def _is_single_matrix(node: Node) -> bool:
     base = node.args[0] if node.op == "^" and node.args[1] in _TURNED else node
     return base.op == "sym" and _NAME_OF_SET.fullmatch(base.args[0]) is not None
-
-
-def _is_matrix(node: Node) -> bool:
-    """Whether a node is a capital, several in a row, or the inverse of one."""
-    base = node.args[0] if node.op == "^" and node.args[1] in _TURNED else node
-    return base.op == "sym" and _CAPITALS.fullmatch(base.args[0]) is not None
 
 
 def _name(node: Node) -> str:
@@ -134,7 +191,3 @@ def _exponent(node: Node) -> str:
     if node.op == "neg":
         return f"-{_exponent(node.args[0])}"
     return str(node.args[0]) if node.op in ("num", "sym") else repr(node)
-
-
-def _is_letter(node: Node) -> bool:
-    return node.op == "sym" and re.fullmatch("[a-z](?:_.*)?", node.args[0]) is not None

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from sppo_ray.rewards.math.evaluator import real
 from sppo_ray.rewards.math.forms import Congruence, Family, Form, Quantity, Relation
-from sppo_ray.rewards.math.nodes import Node, walk
+from sppo_ray.rewards.math.nodes import Node, substitute, walk
 from sppo_ray.rewards.math.reader import read_answer
 from sppo_ray.rewards.math.syntax import is_name
 from sppo_ray.rewards.math.values import same_value, value_of
@@ -30,7 +30,7 @@ def same_progression(truth: Node, mine: str, answer: Node, theirs: str, domains:
     bk. For k that is not negative, both have to begin with the same value.
     """
     truth, answer = (
-        _substitute(node, name, Node("+", (Node("sym", (name,)), Node("num", (Fraction(1), None)))))
+        substitute(node, {name: Node("+", (Node("sym", (name,)), Node("num", (Fraction(1), None))))})
         if domain == "P"
         else node
         for node, name, domain in zip((truth, answer), (mine, theirs), domains, strict=True)
@@ -38,7 +38,7 @@ def same_progression(truth: Node, mine: str, answer: Node, theirs: str, domains:
     half = [{"": "Z", "P": "N"}.get(domain, domain) for domain in domains]
     if half[0] != half[1] and domains[1]:
         return False
-    renamed = _substitute(answer, theirs, Node("sym", (mine,)))
+    renamed = substitute(answer, {theirs: Node("sym", (mine,))})
     if same_value(truth, renamed):
         return True
     if half != ["Z", "Z"]:
@@ -90,17 +90,10 @@ def _is_multiple(node: Node, of: Node) -> bool:
 
 def _linear(node: Node, name: str) -> tuple[Node, Node]:
     """a and b of a + bk, from the values at 0 and 1."""
-    at_zero, at_one = (_substitute(node, name, Node("num", (Fraction(n), None))) for n in (0, 1))
+    at_zero, at_one = (substitute(node, {name: Node("num", (Fraction(n), None))}) for n in (0, 1))
     return at_zero, Node("-", (at_one, at_zero))
 
 
 def _is_linear(node: Node, name: str) -> bool:
     start, step = _linear(node, name)
     return same_value(node, Node("+", (start, Node("*", (step, Node("sym", (name,)))))))
-
-
-def _substitute(node: Node, name: str, value: Node) -> Node:
-    if node.op == "sym":
-        return value if node.args[0] == name else node
-    args = (_substitute(arg, name, value) if isinstance(arg, Node) else arg for arg in node.args)
-    return Node(node.op, tuple(args))

@@ -14,6 +14,11 @@ _PERCENT_ASKED = re.compile(
     r"[a-z]+\s+){0,3}(?:per\s?cent|percentage|\\?%)",
     re.IGNORECASE,
 )
+_MATRICES = re.compile(
+    r"\bmatri(?:x|ces)\b|\bnon-?commut|\bquaternion|\blinear (?:map|operator|transformation)s?\b"
+    r"|\bgroup elements?\b",
+    re.IGNORECASE,
+)
 _BASES = {
     "2": ("two", "binary"), "3": ("three", "ternary"), "4": ("four", "quaternary"), "5": ("five", "quinary"),
     "6": ("six", "senary"), "7": ("seven", "septenary"), "8": ("eight", "octal"), "9": ("nine", "nonary"),
@@ -41,6 +46,11 @@ class Question:
     def named(self) -> frozenset[str]:
         """What the question names in the plural."""
         return frozenset(map(singular, re.findall(r"\b[a-z]{3,}s\b", self._text.casefold())))
+
+    @cached_property
+    def is_about_matrices(self) -> bool:
+        """Whether capitals are matrices or others whose products have an order."""
+        return bool(_MATRICES.search(self._text))
 
     def asks_base(self, base: str) -> bool:
         """Whether numerals may be of a base: "in base 2", binary, 101_2."""

@@ -14,10 +14,9 @@ from fractions import Fraction
 
 from sppo_ray.rewards.math import real_sets
 from sppo_ray.rewards.math.domains import domain_of, whole_numbers_in
-from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined
+from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined, real
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import (
-    ORDERED,
     Clock,
     Congruence,
     Family,
@@ -35,8 +34,9 @@ from sppo_ray.rewards.math.forms import (
     as_region,
     both_signs,
 )
+from sppo_ray.rewards.math.listing import equation_name, flat, solutions
 from sppo_ray.rewards.math.logic import COMMUTATIVE, in_words, is_enumeration, split_formula
-from sppo_ray.rewards.math.nodes import Node
+from sppo_ray.rewards.math.nodes import Node, has_variables
 from sppo_ray.rewards.math.quantities import (
     USUAL,
     Reading,
@@ -83,8 +83,11 @@ _IN_REALS = re.compile(r",?\s*[a-zA-Z]\s*\\in\s*\\mathbb\{R\}\s*,?")
 _ALL_REALS = re.compile(r"\\mathbb\s*\{R\}")
 _REALS_WITHOUT = re.compile(r"\\mathbb\s*\{R\}\s*(?:-|\\backslash)\s*(\\\{.*\\\})")
 _OUTWARD = re.compile(r"\].*,.*[\[\]]|[\[(\]].*,.*\[")
+_MAY_BE_COMPLEX = re.compile(r"\|.*(?<![a-zA-Z\\])[zw](?![a-zA-Z]).*\|")
+_BARRED_LETTER = re.compile(r"\|\s*([a-vxy](?:_\{?[0-9]\}?)?)\s*\|")
 _DISTANCE = re.compile(r"\s*([A-Za-z])\s*(?:([-+])\s*([^-+]+))?")
 _BRACKETS = (("(", ")", "()"), ("[", "]", "[]"), ("(", "]", "(]"), ("[", ")", "[)"), (r"\{", r"\}", "{}"))
+_SIGNS_OF_WORDS = {"or": r"\lor", "and": r"\land"}
 _UNKNOWNS = frozenset("xyztwrs")
 """x_1 and x_2 are solutions in any order."""
 _ONE = Node("num", (Fraction(1), None))
@@ -166,7 +169,8 @@ class _Reader:
             return Matrix("cases", tuple(map(self._case, rows)))
         if match[1] in _SYSTEMS:
             equations = (split_outside(row.replace("&", " "), ",") for row in rows)
-            return self._listed([part for row in equations for _, part in row if part])
+            parts = [part for row in equations for _, part in row if part]
+            return self._listed(parts, ["and"] * len(parts))
         cells = tuple(tuple(self.read(cell) for _, cell in split_outside(row, "&")) for row in rows)
         raise_if(not cells or len({len(row) for row in cells}) != 1, "rows of different lengths")
         is_determinant = match[1].lower().startswith("v") or (bracketed and bracketed[0][0] == "|")
@@ -219,11 +223,11 @@ class _Reader:
         text = connected(text)
         groups = [part for _, part in split_outside(text, ";")]
         if len(groups) > 1 and all("," in group for group in groups):
-            return _flat("", [self.read(group) for group in groups])
+            return flat("", [self.read(group) for group in groups])
         parts = self._parts(text)
         if len(parts) < 2 or any(not part for _, part in parts):
             return None
-        return self._listed([part for _, part in parts], {sign for sign, _ in parts})
+        return self._listed([part for _, part in parts], [sign for sign, _ in parts])
 
     def _parts(self, text: str) -> list[tuple[str, str]]:
         """The parts of a list and the sign before each; 12,500 is one part."""
@@ -239,13 +243,17 @@ class _Reader:
             joined.append((sign, part))
         return joined
 
-    def _listed(self, parts: Sequence[str], signs: AbstractSet[str] = frozenset()) -> Form:
+    def _listed(self, parts: Sequence[str], signs: Sequence[str]) -> Form:
+        """Several statements or values, and the sign before each: the solutions of one variable,
+        the values of several, equations that all or alternatively hold, or else a list.
+        """
         forms = self._with_repeated_name(parts, [self.read(part) for part in parts])
         if any(isinstance(form, Reals) for form in forms) and all(
             isinstance(form, (Reals, Relation)) for form in forms
         ):
-            return _combined(forms, signs)
-        names, brackets = [_equation_name(form) for form in forms], "or" if "or" in signs else ""
+            return _combined(forms, set(signs))
+        words = {sign for sign in signs[1:] if sign in _SIGNS_OF_WORDS}
+        names, brackets = [equation_name(form) for form in forms], "or" if "or" in words else ""
         values = [
             self.read(form.sides[-1]) if isinstance(form, Relation) and name else form
             for form, name in zip(forms, names, strict=True)
@@ -253,13 +261,16 @@ class _Reader:
         if all(names):
             bases = {re.sub(r"_\{?[0-9]+\}?$", "", name) for name in names if name}
             numbered = bases.isdisjoint(_UNKNOWNS) and bases.isdisjoint(names)  # a_1, a_2 in their order
-            if (len(bases) > 1 or numbered) and len(set(names)) == len(names):
-                raise_if("or" in signs, "values of several variables as alternatives")
-                return Named(tuple(name for name in names if name), tuple(values))
-            return _flat(brackets, values if len(bases) == 1 else forms)
-        if names[0] and not any(names[1:]):  # x = 4, 9
-            return _flat(brackets, values)
-        return _flat(brackets, forms)
+            if len(bases) == 1 and not (numbered and len(set(names)) == len(names)):
+                return flat(brackets, values)
+            if (found := solutions([name for name in names if name], values, signs)) is not None:
+                return found
+        if names[0] and not any(isinstance(form, Relation) for form in forms[1:]):  # x = 4, 9
+            return flat(brackets, values)
+        if words and all(isinstance(form, Relation) for form in forms):
+            raise_if(len(words) > 1, "alternatives and conditions together")
+            return Logic(_SIGNS_OF_WORDS[words.pop()], tuple(forms))
+        return flat(brackets, forms)
 
     def _with_repeated_name(self, parts: Sequence[str], forms: list[Form]) -> list[Form]:
         r"""x \ne 1, 2 as x \ne 1, x \ne 2."""
@@ -352,6 +363,8 @@ class _Reader:
             sides = sides[:exact]
         if len(sides) == 1:
             return self.read(sides[0])
+        if len(sides) == 2 and (two := self._two_values(*sides)) is not None:
+            return two
         first = unbraced(sides[0])
         if len(sides) == 2 and first.startswith("(") and first.endswith(")") and "," in first:
             names, values = [name.strip() for name in first[1:-1].split(",")], self.read(sides[1])
@@ -359,12 +372,22 @@ class _Reader:
                 return replace(values, items=Named(tuple(names), values.items).in_order)
         return Relation(sides, ("=",) * (len(sides) - 1))
 
+    def _two_values(self, side: str, value: str) -> Relation | None:
+        r"""|x| = 3 as x = \pm 3; None of other equations. z and w may be complex."""
+        inside = _BARRED_LETTER.fullmatch(side)
+        form = read_answer(value, self._reading) if inside else None
+        if not inside or not isinstance(form, Quantity) or form.tail != NO_TAIL or has_variables(form.node):
+            return None
+        positive = len(both_signs(form)) == 1 and real(value_of(form.node)) > 0
+        return Relation((inside[1], rf"\pm ({value})"), ("=",)) if positive else None
+
     def _inequality(self, sides: tuple[str, ...], signs: tuple[str, ...]) -> Form:
         """A chain with one variable as a set of real numbers. Raises Unreadable for any other."""
         places = [n for n, side in enumerate(sides) if is_name(side) or re.fullmatch(r"\|.*\|", side)]
         bounded = len(places) == 1 and len(sides) <= 3 and _ORDERS.issuperset(signs)
         raise_if(not bounded, "no bounds of a variable")
         name, region = sides[places[0]], real_sets.EVERYTHING
+        raise_if(_MAY_BE_COMPLEX.search(name) is not None, "a distance in the complex plane")
         for index, sign in enumerate(signs):
             raise_if(index not in (places[0] - 1, places[0]), "no bounds of a variable")
             on_left = index < places[0]
@@ -419,7 +442,7 @@ class _Reader:
             return None
         if brackets == "{}" and any(sign in inner for sign in _OTHER_SET_SIGNS):
             return None
-        return _flat(brackets, [self.read(part) for part in parts])
+        return flat(brackets, [self.read(part) for part in parts])
 
     def _ratio(self, text: str) -> Form | None:
         """3:4, 3 to 4."""
@@ -473,31 +496,12 @@ def _combined(forms: Sequence[Form], signs: AbstractSet[str]) -> Form:
 
 def _as_point(form: Form) -> Form:
     """x = 1 as the set of 1, beside inequalities."""
-    if not isinstance(form, Relation) or _equation_name(form) is None or len(form.sides) != 2:
+    if not isinstance(form, Relation) or equation_name(form) is None or len(form.sides) != 2:
         return form
     value = read_answer(form.sides[1])
     if not isinstance(value, Quantity) or value.tail != NO_TAIL:
         return form
     return Reals((real_sets.point(value_of(value.node)),), form.sides[0])
-
-
-def _flat(brackets: str, forms: Sequence[Form]) -> Form:
-    r"""The forms in brackets, each a \pm b as its two values; one form without brackets as it is.
-
-    In ordered brackets, \pm makes two tuples.
-    """
-    pairs = [both_signs(form) for form in forms]
-    if brackets in ORDERED and any(len(pair) > 1 for pair in pairs):
-        return Items("", tuple(Items(brackets, tuple(pair[n % len(pair)] for pair in pairs)) for n in (0, 1)))
-    items = [one for form in forms for one in both_signs(form)]
-    return Items(brackets, tuple(items)) if brackets or len(items) > 1 else items[0]
-
-
-def _equation_name(form: Form) -> str | None:
-    """x of x = 3, where the right side is its value."""
-    if isinstance(form, Relation) and form.signs == ("=",) and is_name(form.sides[0]):
-        return "".join(form.sides[0].split())
-    return None
 
 
 def _bounded_by(sign: str, bound: Number, *, on_left: bool) -> Region:

@@ -69,6 +69,7 @@ _BOLD = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|pmb)\s*(?:\{\s*([a-zA-Z])\s*\}|(?<![a-z])([a-zA-Z])(?![a-zA-Z]))"
 )
 """A letter in bold is a vector, where a product of vectors can stand."""
+_BOLD_DOT = re.compile(rf"(?:{_BOLD.pattern})\s*\\cdot\s*(?:{_BOLD.pattern})")
 _GONE = re.compile(
     r"\\(?:hspace|vspace|phantom|hphantom|vphantom|label|tag)\*?\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\(?:left|right)\s*\.(?![0-9])"
     r"|\\(?:left|right|bf|rm|it|sf|tt|sc|bfseries|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge"
@@ -87,6 +88,8 @@ _SIGN_OF_LOGIC = {
     for name in names.split()
 }  # fmt: skip
 _SIGNS_OF_LOGIC = rf"\\({'|'.join(set(_SIGN_OF_LOGIC) - {'<'})})(?![a-zA-Z])|<[-=]+>|-+>"
+_TOP = r"(?:\\(?:top|intercal)(?![a-zA-Z])|\\text\{\s*T\s*\})"
+"""Of a transposed matrix."""
 _ONE_SPELLING = tuple(
     (re.compile(pattern), text)
     for pattern, text in (
@@ -100,7 +103,7 @@ _ONE_SPELLING = tuple(
         (r"\\(?:varnothing|O)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:lbrace)(?![a-zA-Z])", r"\\{"),
         (r"\\(?:rbrace)(?![a-zA-Z])", r"\\}"),
-        (r"\\l?angle(?![a-zA-Z])(?=[^\\]*\\rangle)", "("),
+        (r"\\langle(?![a-zA-Z])(?=[^,]*,.*\\rangle)|\\angle(?![a-zA-Z])(?=[^\\]*,[^\\]*\\rangle)", "("),
         (r"\\rangle(?![a-zA-Z])", ")"),
         (r"<\s*([^<>=]*,[^<>=]*)>$", r"(\1)"),
         (r"\\(?:[lc]?dots[cbmio]?|hdots)(?![a-zA-Z])|\.\.\.+", r"\\ldots "),
@@ -109,6 +112,7 @@ _ONE_SPELLING = tuple(
         (r"\\(?:R|Reals|mathbb\s*R|mathbf\s*\{\s*R\s*\})(?![a-zA-Z])", r"\\mathbb{R}"),
         (r"\\(?:Z|mathbb\s*Z|mathbf\s*\{\s*Z\s*\})(?![a-zA-Z])", r"\\mathbb{Z}"),
         (r"\\(?:approxeq|simeq|doteq)(?![a-zA-Z])", r"\\approx "),
+        (rf"\^\s*(?:\{{\s*{_TOP}\s*\}}|{_TOP})", "^{T}"),
         (r"\\(?:cr|tabularnewline)(?![a-zA-Z])|\\\\\s*\[[^\]]*\]", r"\\\\"),
         (r"\\begin\s*\{(?:[bvBV]?matrix|smallmatrix|array)\}", lambda begin: begin[0].replace(" ", "")),
         (r"\\(?:imath|mathi)(?![a-zA-Z])", "i"),
@@ -160,7 +164,7 @@ def tidy(text: str) -> str:
     if r"\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z({])", r"\\", text)  # escaped once too often
     text = _connect(text)
-    if r"\times" in text or r"\wedge" in text:
+    if r"\times" in text or r"\wedge" in text or _BOLD_DOT.search(text):
         text = _BOLD.sub(r"\\vec{\1\2}", text)
     text = _one_style(text)
     text = re.sub(r",\s*\\!\s*|\{\\,\}", ",", re.sub(r"\{\s*([,:;=<>])\s*\}", r"\1", text))

@@ -13,11 +13,16 @@ class Unreadable(Exception):
     """The text is no expression that this reader knows."""
 
 
+Token = tuple[str, str]
+"""A kind and a text."""
+
+
 FUNCTIONS = frozenset([
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc",
     "asin", "acos", "atan", "sinh", "cosh", "tanh", "coth", "arcsinh", "arccosh", "arctanh", "ln", "log",
     "lg", "exp",
 ])  # fmt: skip
+TIMES = frozenset(["*", r"\cdot", r"\times", r"\ast", r"\bullet"])
 OF_SEVERAL = frozenset(["gcd", "lcm", "max", "min"])
 SAME_FUNCTION = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log"}
 CONSTANTS = {
@@ -51,6 +56,8 @@ MARKS = frozenset(
         "angle",
     ]
 )
+_MARKS_BEHIND = frozenset(["_", "'", "("])
+"""A name with one of them is no factor of a row."""
 _OPERATORS = frozenset([
     "mod", "div", "xor", "nor", "not", "and", "det", "arg", "deg", "dim", "ker", "sup", "lim", "per", "cov",
     "var", "adj", "sgn",
@@ -161,6 +168,38 @@ def _words(run: str) -> Iterator[tuple[str, str]]:
         yield "name", run
         return
     yield from (("name", letter) for letter in run)
+
+
+def in_rows(given: list[Token]) -> list[Token]:
+    """Capitals side by side as one name, A B as AB, where no small letters are; A^TB as A^T B."""
+    given = [part for place, token in enumerate(given) for part in _split(token, given[place - 1 : place])]
+    names = [text for kind, text in given if kind == "name" and text not in FUNCTIONS]
+    if len(names) < 2 or any(len(text) == 1 and text.islower() for text in names):
+        return given
+    found: list[Token] = []
+    for token, behind in zip(given, [*given[1:], ("end", "")], strict=True):
+        row = found[-1][1] + token[1] if found and found[-1][0] == token[0] == "name" else ""
+        before = found[-2] if len(found) > 1 else ("", "")
+        argument = before[1] in ("^", "**", "_") or (before[0] == "command" and before[1] not in TIMES)
+        if (
+            row.isupper()
+            and not argument
+            and behind[1] not in _MARKS_BEHIND
+            and row.casefold() not in CONSTANTS
+        ):
+            found[-1] = ("name", row)
+        else:
+            found.append(token)
+    return found
+
+
+def _split(token: Token, before: list[Token]) -> list[Token]:
+    """The first of several capitals alone, where it is an exponent."""
+    text = token[1]
+    exponent = bool(before) and before[0][1] in ("^", "**")
+    if token[0] != "name" or len(text) < 2 or not text.isupper() or not exponent:
+        return [token]
+    return [("name", text[0]), ("name", text[1:])]
 
 
 def raise_if(condition: bool, what: str) -> None:

@@ -9,10 +9,11 @@ counted may be added or left out (12 apples is 12). Any other word could change 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from sppo_ray.rewards.math.counted import is_counted, singular
+from sppo_ray.rewards.math.counted import is_adjective, is_counted, singular
 
 Dimensions = tuple[tuple[str, int], ...]
 """Base units and their powers, sorted: (("m", 1), ("s", -2))."""
@@ -174,13 +175,24 @@ _CHANGING = frozenset([
 """Words known to say another value, side or sign than the number alone."""
 _FRACTION = re.compile(r"(?!months?$)[a-z-]{2,}(?:(?:n|r|f|x|h|ie|d|illion)ths?|illions?)$")
 """Sixteenths, octillions."""
+_LOGIC = frozenset(["if", "iff", "implies", "unless", "when", "whenever", "provided", "where"])
+"""Words that join statements: p only if q is no p with words behind it."""
+_LEFT = frozenset(["left", "remaining", "remain", "remains"])
+_STEPS = frozenset([
+    "step", "block", "space", "place", "position", "turn", "seat", "row", "column", "floors", "stair",
+    "tile", "page", "key", "house", "street", "door", "cell", "box", "stop", "shift", "exit", "lane", "side",
+    "corner", "rotation", "screen", "pixel",
+])  # fmt: skip
+_MOVED = frozenset(["m", "degree", "radian"])
+"""What is counted or measured to the left as well."""
 _EMPTY = frozenset([
     "of", "the", "a", "an", "total", "in", "exactly", "only", "altogether", "different", "distinct",
     "possible", "unit", "units", "way", "ways", "about", "approximately", "roughly", "around", "such",
-    "these", "both", "all", "answer", "is", "are", "each", "long", "away",
+    "these", "both", "all", "answer", "is", "are", "was", "were", "each", "long", "away",
 ])  # fmt: skip
 _UNITS = re.compile(r"\b(?:square|sq|cubic|cu)\.?\s+units?\b|\bunits?\s*\^\s*[23](?![0-9])")
 _ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*(?:st|nd|rd|th)(?![A-Za-z])")
+_HYPHENS = frozenset("-'’")
 _TOKENS = re.compile(r"[A-Za-zµμΩ°¢%一-鿿]+\.?(?:[A-Za-z]\.)?|\^\s*-?[0-9]+|[0-9]+|/|[-'’]")
 
 
@@ -211,13 +223,31 @@ def read_tail(text: str, *, attached: bool = False) -> Tail | None:
     materials = {
         singular(word) for place, word in enumerate(rest) if (place or dimensions) and "of" in rest[:place]
     }
+    if not _LOGIC.isdisjoint(rest):
+        return None
     if len(rest) > 1 or rest[:1] != ["a"]:  # 6a is no 6
         rest = [word for word in rest if word not in _EMPTY]
+    rest = rest[: _end_of_nouns(rest, dimensions, materials)]
     words, changing = frozenset(map(singular, rest)), frozenset(filter(_is_changing, rest))
     changing = frozenset(map(singular, changing))
     known = {word for word in words if word in materials or is_counted(word) or _is_unit(word)}
+    if not _HYPHENS.isdisjoint(tokens[:1]) or any(map(is_adjective, rest[-1:])):  # 6-tuple, 6 real
+        known = set()
     unknown = changing | (words - known)
     return Tail(scale, percent, factor, dimensions, shorthand, words, unknown, changing)
+
+
+def _end_of_nouns(words: Sequence[str], dimensions: Dimensions, materials: set[str]) -> int:
+    """Where a word that changes nothing starts: 4 cookies left, 5 dollars remaining. 4 steps left
+    are steps to the left, and so may be 4 metres.
+    """
+    if list(words[-2:]) == ["left", "over"]:
+        return _end_of_nouns(words[:-1], dimensions, materials)
+    *before, last = words or [""]
+    noun = singular(before[-1]) if before else ""
+    counted = is_counted(noun) or noun in materials if before else bool(dimensions)
+    moved = noun in _STEPS if before else not _MOVED.isdisjoint(name for name, _ in dimensions)
+    return len(words) - (last in _LEFT and counted and not (last == "left" and moved))
 
 
 def _is_changing(word: str) -> bool:

@@ -21,6 +21,8 @@ from sppo_ray.rewards.math.evaluator import (
     real,
     real_or_none,
 )
+from sppo_ray.rewards.math.letters import as_products, with_complex
+from sppo_ray.rewards.math.matrices import same_matrices
 from sppo_ray.rewards.math.nodes import Node, has_variables, walk
 
 MAX_DIGITS = 2500
@@ -33,17 +35,24 @@ _MIN_POINTS = 3
 """That must agree on a constant factor."""
 
 
-def same_value(truth: Node, answer: Node) -> bool:
-    """Whether two expressions have the same value, for all values of their variables. Raises
-    TooLarge and Undefined.
+def same_value(truth: Node, answer: Node, *, matrices: bool = False) -> bool:
+    """Whether two expressions have the same value, for all values of their variables; `matrices`:
+    the question is about them. Raises TooLarge and Undefined.
     """
-    names = sorted({part.args[0] for tree in (truth, answer) for part in walk(tree) if part.op == "sym"})
-    if not names:
+    if not _names(truth, answer):
         pair, digits = _numbers(truth, answer, {})
         if any(map(_differs_from_zero, pair, (answer, truth))):
             return False
         return same_number(pair, digits) and _stays_same(truth, answer, {})
-    return _same_function(truth, answer, names)
+    in_order = same_matrices(truth, answer, known=matrices)
+    if in_order is not None:
+        return in_order
+    products = as_products(truth, answer)
+    return _same_function(truth, answer) or (products is not None and _same_function(*products))
+
+
+def _names(*trees: Node) -> list[str]:
+    return sorted({part.args[0] for tree in trees for part in walk(tree) if part.op == "sym"})
 
 
 def _differs_from_zero(number: Number, other: Node) -> bool:
@@ -104,7 +113,11 @@ def proportional(one: Node, other: Node) -> int:
     """1 or -1 when one expression is the other times a constant of this sign, else 0 (and without
     variables). Raises TooLarge and Undefined.
     """
-    names = sorted({part.args[0] for tree in (one, other) for part in walk(tree) if part.op == "sym"})
+    in_order = same_matrices(one, other)
+    if in_order is not None:
+        return 1 if in_order else -1 if same_matrices(one, Node("neg", (other,))) else 0
+    one, other = with_complex(one, other)
+    names = _names(one, other)
     ratios: list[Number] = []
     for point in _points(names) if names else ():
         try:
@@ -124,10 +137,12 @@ def proportional(one: Node, other: Node) -> int:
     return 0 if len(ratios) < _MIN_POINTS else 1 if ratios[0] > 0 else -1
 
 
-def _same_function(truth: Node, answer: Node, names: Sequence[str]) -> bool:
+def _same_function(truth: Node, answer: Node) -> bool:
     """At points where both are real, or at all of them where they never are; at least two points
     must decide.
     """
+    truth, answer = with_complex(truth, answer)
+    names = _names(truth, answer)
     at_real, at_others = [], []
     imaginary = any(part == Node("const", ("i",)) for tree in (truth, answer) for part in walk(tree))
     whole = any(map(_is_of_whole_numbers, (*walk(truth), *walk(answer))))

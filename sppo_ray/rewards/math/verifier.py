@@ -17,7 +17,15 @@ from sppo_ray.rewards.math.question import Question
 from sppo_ray.rewards.math.reader import read_answer
 from sppo_ray.rewards.math.syntax import split_outside
 from sppo_ray.rewards.math.text import tidy
-from sppo_ray.rewards.math.words import as_based, as_choice, as_choices, as_number, as_words, canonical_words
+from sppo_ray.rewards.math.words import (
+    as_based,
+    as_choice,
+    as_choices,
+    as_number,
+    as_permutation,
+    as_words,
+    canonical_words,
+)
 
 MAX_ANSWER_CHARS = 500
 """A longer answer is wrong unless the ground truth itself is at least half as long: no final answer
@@ -183,8 +191,12 @@ def _decide_as_text(truth: str, found: str, question: Question) -> bool | None:
         return True  # the truth is a letter with its text
     choices, ticked = as_choices(truth), as_choices(found)
     if choices is not None and ticked is not None:
-        # A truth in another order than the alphabet's is an order.
-        return sorted(ticked) == list(choices) if list(choices) == sorted(choices) else ticked == choices
+        # Another order than the alphabet's is one of its own, and so is a row of letters: CBA.
+        in_a_row = "".join(ticked) in found.replace(" ", "")
+        ordered = in_a_row or list(choices) != sorted(choices)
+        return ticked == choices if ordered else sorted(ticked) == list(choices)
+    if (permutation := as_permutation(truth)) is not None:
+        return permutation == as_permutation(found)
     true_based, based = as_based(truth), as_based(found)
     if true_based and based and (true_based[1] or based[1]):
         known = based[1] in (None, true_based[1]) or (true_based[1] is None and question.asks_base(based[1]))

@@ -96,6 +96,35 @@ def as_choices(text: str) -> tuple[str, ...] | None:
     return tuple(letters) if _LETTERS.fullmatch(plain) and len(set(letters)) == len(letters) else None
 
 
+# ------------------------------------------------------------------------------------ permutations
+
+_CYCLES = re.compile(r"(?:\([0-9, ]+\)\s*){2,}")
+
+Permutation = tuple[dict[int, int], dict[int, int]]
+
+
+def as_permutation(text: str) -> Permutation | None:
+    """A product of cycles, (12)(13) or (1 2 3)(4 5), as what it does from either end; None of
+    anything else.
+    """
+    if not _CYCLES.fullmatch(text):
+        return None
+    cycles = [list(map(int, re.findall("[0-9]+" if re.search("[ ,]", one) else "[0-9]", one)))
+              for one in re.findall(r"\(\s*([0-9, ]*[0-9])\s*\)", text)]  # fmt: skip
+    if any(len(set(one)) < len(one) for one in cycles) or max(map(len, cycles), default=0) < 2:
+        return None
+    return _product_of(cycles), _product_of(cycles[::-1])
+
+
+def _product_of(cycles: list[list[int]]) -> dict[int, int]:
+    """Where each number that moves goes, the first cycle first."""
+    ends = {number: number for one in cycles for number in one}
+    for one in cycles:
+        following = dict(zip(one, [*one[1:], one[0]], strict=True))
+        ends = {number: following.get(at, at) for number, at in ends.items()}
+    return {number: at for number, at in ends.items() if at != number}
+
+
 # ------------------------------------------------------------------------------------- number bases
 
 _BASED = re.compile(
