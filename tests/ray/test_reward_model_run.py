@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow  # two minutes
 def run(tmp_path: Path) -> Iterator[TrainingRun]:
     model = save(tmp_path / "model", max_position_embeddings=512)
     parts = [
-        f"{{name: liked, function: {{type: model, model: {model}, transform: {{type: sigmoid}}}}}}",
+        f"{{name: liked, function: {{type: model, model: {model}, transform: {{type: sigmoid}}, "
+        "cpus_per_replica: 0.25}}",
         "{name: right, weight: 0, function: {type: running-sum}}",
     ]
     function = f"--reward.function={{type: sum, parts: [{', '.join(parts)}]}}"
