@@ -80,7 +80,7 @@ def refuse(tree: ast.Module, entry: str | None = None) -> None:
         why = _why(node) or _why_import(node, used) or _why_name(node, libraries) or _why_alias(node, called)
         if why := why or _why_file(node, own):
             raise TestsUnfit(f"line {getattr(node, 'lineno', 1)}: {why}")
-    helpers = {node.id for node in names if id(node) in called}
+    helpers = {node.id for node in names if id(node) in called} & _reached(tree)
     asserted = {
         _name_of(one)
         for node in ast.walk(tree)
@@ -88,11 +88,87 @@ def refuse(tree: ast.Module, entry: str | None = None) -> None:
         for one in ast.walk(node.test)
     }
     objects, assigned, decorating = _objects(tree), assigned_once(tree), decorators(tree)
+    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    own_functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    _refuse_marks(tree)
     for scope, function in collected(tree):
         _refuse_decorators([scope, function], objects)
         given = _parametrized([function, scope, tree], assigned)
         if isinstance(scope, ast.ClassDef) or function.name not in decorating:
             _refuse_test(scope, function, helpers, asserted, given)
+        if _is_generator(function) and (
+            isinstance(scope, ast.ClassDef)
+            or function.name not in helpers
+            or any(_yields(one, own_functions) for one in _own_nodes(function))
+        ):
+            raise TestsUnfit(f"line {function.lineno}: {function.name} is a generator: no test for pytest")
+        if isinstance(scope, ast.ClassDef) and _is_made(scope, classes):
+            raise TestsUnfit(f"line {scope.lineno}: pytest runs no test of a class with __init__ or __new__")
+
+
+def generators(tree: ast.Module) -> set[str]:
+    """Functions test* that are helpers: they yield what tests use."""
+    return {function.name for _, function in collected(tree) if _is_generator(function)}
+
+
+def _is_generator(function: ast.FunctionDef) -> bool:
+    return any(isinstance(one, (ast.Yield, ast.YieldFrom)) for one in _own_nodes(function))
+
+
+def _yields(node: ast.AST, functions: set[str]) -> bool:
+    """`yield check, x, y`: whether a test of nose yields what it runs."""
+    inner = list(ast.walk(node)) if isinstance(node, (ast.Yield, ast.YieldFrom)) else []
+    return any(isinstance(one, ast.Lambda) or name_of(one) in functions for one in inner)
+
+
+def _is_made(scope: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> bool:
+    """Whether it has an `__init__` or `__new__`, and is no TestCase as far as it is known."""
+    line: list[ast.ClassDef] = [scope]
+    for one in line:
+        bases = [name_of(base) for base in one.bases]
+        if any(base not in classes and base not in ("object", "ABC") for base in bases):
+            return False
+        line += [classes[base] for base in bases if base in classes and classes[base] not in line]
+    dataclass = any(_plain_name(mark) == "dataclass" for one in line for mark in one.decorator_list)
+    return dataclass or any(_defines(one, name) for one in line for name in ("__init__", "__new__"))
+
+
+def _reached(tree: ast.Module) -> set[str]:
+    """The names that statements of the module and tests use, directly or through functions."""
+    functions: dict[str, list[ast.AST]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            functions.setdefault(node.name, []).append(node)
+    tests = [one for scope, one in collected(tree) if not required(one, method=scope is not tree)]
+    prepared = [name for name in functions if name.startswith(("set", "tear", "check"))]
+    left: list[ast.AST] = [*(node for node in tree.body if not isinstance(node, ast.FunctionDef))]
+    left += [mark for node in ast.walk(tree) for mark in getattr(node, "decorator_list", [])]
+    left += [*tests, *(one for name in prepared for one in functions[name])]
+    found: set[str] = set()
+    while left:
+        named = {one.id for one in ast.walk(left.pop()) if isinstance(one, ast.Name)} - found
+        found |= named
+        left += [function for name in named for function in functions.get(name, [])]
+    return found
+
+
+def _refuse_marks(tree: ast.Module) -> None:
+    """`__test__` decides what pytest collects: only constants are followed."""
+    nodes = list(ast.walk(tree))
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    inner = {id(one) for node in classes for one in node.body}
+    allowed: set[int] = set()
+    for node in nodes:
+        plain = isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        value = node.value.value if plain else None
+        if value is False or (value is True and id(node) in inner):
+            names = [one for one in node.targets if isinstance(one, ast.Attribute) or id(node) in inner]
+            allowed.update(map(id, names))
+    for node in nodes:
+        stored = isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)) and name_of(node) == "__test__"
+        text = isinstance(node, ast.Constant) and node.value == "__test__"
+        if text or (stored and id(node) not in allowed):
+            raise TestsUnfit(f"line {node.lineno}: only `__test__ = False`, and True in a class, is followed")
 
 
 def _refuse_decorators(holders: list[ast.AST], objects: set[str]) -> None:
@@ -120,8 +196,6 @@ def _refuse_test(
     judges = any(isinstance(node, ast.Assert) or _is_check(node) for node in own)
     if returns and not (missing or judges or function.name in asserted):
         raise TestsUnfit(f"{where}pytest ignores what {function.name} returns")
-    if isinstance(scope, ast.ClassDef) and not scope.bases and _defines(scope, "__init__"):
-        raise TestsUnfit(f"line {scope.lineno}: pytest runs no test of a class with __init__")
 
 
 def _imports(node: ast.AST) -> list[tuple[str, str]]:
@@ -173,8 +247,8 @@ def _why(node: ast.AST) -> str:
         for name in ("run", "debug", "__call__"):
             if _defines(node, name):
                 return f"{name} of a TestCase is not supported"
-    if isinstance(node, ast.FunctionDef) and node.name == "load_tests":
-        return "load_tests is not supported"
+    if isinstance(node, ast.FunctionDef) and node.name in ("load_tests", "pytest_generate_tests"):
+        return f"{node.name} is not supported"
     if isinstance(node, ast.Attribute) and node.attr in _MARKS and name_of(node.value) == "mark":
         return f"pytest.mark.{node.attr} is not supported"
     if isinstance(node, ast.FunctionDef) and _never_runs(node):

@@ -60,6 +60,7 @@ def definitions(code: str) -> dict[str, Any]:
     module = sys.modules["program"] = types.ModuleType("program")  # dataclasses and pickle look it up
     namespace: dict[str, Any] = module.__dict__
     _import_usual(code, namespace)
+    program.give_exit()
     exec(program.compiled(code, "program.py"), namespace)
     return namespace
 

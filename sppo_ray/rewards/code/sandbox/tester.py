@@ -102,7 +102,7 @@ class CodeTests:
         self._check_imports()
         self._names_nan = re.search(r"nan\b|NaN|NAN", code) is not None
         endings.arrange(self._tree, code)
-        self._called = endings.called(self._tree) | forms.decorators(self._tree)
+        self._done = endings.run_once(self._tree, self._subject.flow) | forms.generators(self._tree)
         _WithoutProgram().visit(self._tree)
         self._asserting = rewrite.asserting(self._tree)
         self._calls_check = self._is_check_called()
@@ -155,9 +155,10 @@ class CodeTests:
         """Whether a statement is a test: it contains or calls an assertion, or what a list of the
         tests holds.
         """
-        calls = rewrite.called_names(node)
+        calls = {rewrite.name_of_call(one) for one in ast.walk(node) if isinstance(one, ast.Call)}
         own = [one for one in self._tree.body if isinstance(one, ast.FunctionDef) and one.name in calls]
-        asserts = any(map(rewrite.asserts, [node, *own])) or not self._asserting.isdisjoint(calls)
+        unnamed = "" in calls  # `getattr(suite, name)()`
+        asserts = any(map(rewrite.asserts, [node, *own])) or unnamed or not self._asserting.isdisjoint(calls)
         return not _defines(node) and (asserts or any(map(self._calls_members, [node, *own])))
 
     def _calls_members(self, node: ast.stmt) -> bool:
@@ -194,7 +195,7 @@ class CodeTests:
         if self._entry is not None and "check" in self._functions() and not self._calls_check:
             check = self._namespace["check"]
             yield Test(lambda: check(link.subject(self._entry)), expects=self._expects(check))
-        for one in collect.Collector(self._module, self._aside, self._called).tests():
+        for one in collect.Collector(self._module, self._aside, self._done).tests():
             expects = any(map(self._expects, one.code))
             yield Test(one.run, counts=one.is_test, expects=expects)
         for node in filter(endings.is_main_guard, self._tree.body):
