@@ -141,7 +141,7 @@ PAYS_THE_RIGHT_PROGRAM = {
     ),
     "an exit in a helper that a handler would hide": (
         "import sys\ndef check(x, y):\n    if f(x) != y:\n        sys.exit(1)\nok = 0\nfor x, y in [(1, 2), (3, 6)]:\n"
-        "    try:\n        check(x, y)\n    except AssertionError as e:\n        assert f(1) == 2\n    ok += 1\nassert ok == 2"
+        "    try:\n        check(x, y)\n    except AssertionError as e:\n        assert f(1) == 2\n    assert f(1) == 2\n    ok += 1\nassert ok == 2"
     ),
     "a test that decorates what never runs": (
         ONE + "def test_a(function=None): assert f(3) == 6\ndef never():\n    @test_a\n    def inner(): pass"
@@ -187,9 +187,6 @@ PAYS_THE_RIGHT_PROGRAM = {
         "import sys\ntry:\n    assert f(1) == 2\n    assert f(3) == 6\n    print('ok')\n    sys.exit(0)\n"
         "except AssertionError as e:\n    print(e)\n    sys.exit(1)"
     ),
-    "an exit after an expected exception": (
-        "import sys\nassert f(3) == 6\ntry:\n    [].remove(f(1))\n    sys.exit(1)\nexcept ValueError:\n    sys.exit(0)"
-    ),
     "the guard exits in try": (
         "import sys\ndef test_a(): assert f(3) == 6\nif __name__ == '__main__':\n    try:\n        test_a()\n"
         "        print('ok')\n        sys.exit(0)\n    except AssertionError:\n        sys.exit(1)"
@@ -202,6 +199,10 @@ PAYS_THE_RIGHT_PROGRAM = {
         "class Runner:\n    def __init__(self): self.bad = []\n    def check(self, x, y):\n"
         "        if f(x) != y: self.bad.append(x)\n    def run(self):\n        self.check(1, 2); self.check(3, 6)\n"
         "        assert not self.bad\nRunner().run()"
+    ),
+    "a class that asserts when it is made": "class Checker:\n    def __init__(self): assert f(3) == 6\nChecker()",
+    "methods of a class": (
+        "class Checks:\n    def run_all(self): self.t1()\n    def t1(self): assert f(3) == 6\nt = Checks()\nt.run_all()"
     ),
     "methods by their names": (
         "class Suite:\n    def t_1(self): assert f(1) == 2\n    def t_2(self): assert f(3) == 6\n"
@@ -252,6 +253,10 @@ RUNS_TWICE = [
     "def main(): test_a()\nif __name__ == '__main__':\n    main()\nif __name__ == '__main__':\n    test_a()",
     "def setup_function(function): pass\ntest_a()",
 ]
+RAISES = "def f(x):\n    if x < 0: raise ValueError\n    return 2 * x"
+EXPECTS_AN_ERROR = (
+    "import sys\nassert f(3) == 6\ntry:\n    f(-1)\n    sys.exit(1)\nexcept ValueError:\n    sys.exit(0)"
+)
 SCRIPTS = [
     "print(6)\nexit()",
     "print(6)\nquit(0)",
@@ -302,6 +307,7 @@ SCRIPTS = [
         ),
         # a script is a module __main__ of a Python with exit and quit
         *((program + "\nprint(6)", '{"inputs": ["3"], "outputs": ["6"]}', {}, 1.0) for program in SCRIPTS),
+        *((program, EXPECTS_AN_ERROR, {}, reward) for program, reward in ((RAISES, 1.0), (RIGHT, 0.0))),
         ("def f(x):\n    if x == 3: quit()\n    return 2 * x", ONE + "assert f(3) == 6", {}, 0.0),
         # HumanEval's check runs in whole
         (

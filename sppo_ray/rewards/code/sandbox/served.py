@@ -272,6 +272,8 @@ _OPERATIONS = {
     "greater": operator.gt,
     "greater or equal": operator.ge,
     "made by": lambda kind, obj: isinstance(obj, kind),
+    "base of": lambda kind, other: issubclass(other, kind),
+    "type name": lambda obj: type(obj).__name__,
     "enter": lambda obj: obj.__enter__(),
     "exit": _exit,
     "operator": _operate,

@@ -36,7 +36,7 @@ from sppo_ray.rewards.code.sandbox import (
 from sppo_ray.rewards.code.sandbox.flow import hide_literals, is_class
 from sppo_ray.rewards.code.sandbox.forms import TestsUnfit
 from sppo_ray.rewards.code.sandbox.known import PROGRAM_MODULES
-from sppo_ray.rewards.code.sandbox.proxies import Remote, RemoteIterator
+from sppo_ray.rewards.code.sandbox.proxies import Remote, RemoteIterator, type_name
 from sppo_ray.rewards.code.sandbox.remote import Link, ProgramGone
 from sppo_ray.rewards.code.sandbox.same import same
 from sppo_ray.rewards.code.sandbox.subject import Subject
@@ -136,6 +136,7 @@ class CodeTests:
             rewrite.ALL: self._all,
             rewrite.ZIP: _zip,
             rewrite.OPERATE: arrays.operate,
+            rewrite.TYPE_NAME: type_name,
             again.EXIT: endings.judge_exit,
             "exit": sys.exit,
             "quit": sys.exit,
