@@ -6,8 +6,10 @@ other kind is allowed on these pages, so that every block is tested.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,3 +35,15 @@ class Block:
 def blocks(page: str) -> list[Block]:
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     return [Block(*found.groups(default="")) for found in _BLOCK.finditer(text)]
+
+
+def require_documented_metrics(run_dir: Path) -> None:
+    """Every metric that the quickstart writes is on the page of metrics."""
+    page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    patterns = [name for name in re.findall(r"`([^`\s]+)`", page) if "/" in name]
+    written = {
+        name
+        for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        for name in json.loads(line)
+    } - {"step", "time", "nonfinite"}
+    assert [name for name in sorted(written) if not any(fnmatch(name, one) for one in patterns)] == []

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shlex
 import subprocess
 import sys
 import time
 import urllib.request
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from tests.api.conftest import free_port
-from tests.documentation import PAGES, REPOSITORY, blocks
+from tests.documentation import PAGES, REPOSITORY, blocks, require_documented_metrics
 
 pytestmark = pytest.mark.slow
 FEW = "--loop.steps=2 --eval.prompts=8"
@@ -31,7 +28,7 @@ def test_every_command_of_the_page_runs(page: str, tmp_path: Path) -> None:
         for command in block.commands:
             _run(command, tmp_path)
     if page == "docs/index.md":
-        _require_documented_metrics(tmp_path / "runs" / "first")
+        require_documented_metrics(tmp_path / "runs" / "first")
 
 
 def _run(command: str, folder: Path) -> None:
@@ -75,15 +72,3 @@ def _environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     keep = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return keep | {"PATH": path, "PYTHONPATH": str(REPOSITORY)}
-
-
-def _require_documented_metrics(run_dir: Path) -> None:
-    """Every metric that the quickstart writes is on the page of metrics."""
-    page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
-    patterns = [name for name in re.findall(r"`([^`\s]+)`", page) if "/" in name]
-    written = {
-        name
-        for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        for name in json.loads(line)
-    } - {"step", "time", "nonfinite"}
-    assert [name for name in sorted(written) if not any(fnmatch(name, one) for one in patterns)] == []

@@ -24,6 +24,7 @@ import pytest
 from sppo_ray.rundir.metrics import read_events, read_metrics
 from sppo_ray.rundir.trace import read_trace
 from sppo_ray.rundir.trajectories import read_step
+from tests.documentation import require_documented_metrics
 from tests.ray import run_record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -356,6 +357,10 @@ def test_a_run_is_not_overwritten(whole_run: Path) -> None:
         env=os.environ,
     )
     assert done.returncode == 2 and "--resume" in done.stderr
+
+
+def test_every_metric_is_on_its_page(whole_run: Path) -> None:
+    require_documented_metrics(whole_run)
 
 
 def test_events_tell_the_story(whole_run: Path) -> None:
