@@ -307,6 +307,8 @@ SCRIPTS = [
         ),
         # a script is a module __main__ of a Python with exit and quit
         *((program + "\nprint(6)", '{"inputs": ["3"], "outputs": ["6"]}', {}, 1.0) for program in SCRIPTS),
+        ("print(2 * int(input()))", '{"inputs": "3\\n", "outputs": "6\\n"}', {}, 1.0),
+        ("print(2)", '{"inputs": "3\\n", "outputs": "6\\n"}', {}, 0.0),
         *((program, EXPECTS_AN_ERROR, {}, reward) for program, reward in ((RAISES, 1.0), (RIGHT, 0.0))),
         ("def f(x):\n    if x == 3: quit()\n    return 2 * x", ONE + "assert f(3) == 6", {}, 0.0),
         # HumanEval's check runs in whole
