@@ -9,7 +9,7 @@ _BOX_OPENS = re.compile(_BOX)
 _UNBRACED = re.compile(r"[-+]?(?:\\[a-zA-Z]+(?:\{[^{}]{0,200}\}){0,3}|[0-9][0-9.,/]*|[A-Za-z])")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text, not structure
 # possessive: a line of spaces that ends in ` takes linear time
-_FENCE = re.compile(r"^[ \t]*+```[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]*+)```[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
 _PYTHON = frozenset(["python", "python3", "py", "py3"])
 _MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
@@ -172,15 +172,24 @@ def last_program(text: str) -> str | None:
     for fence in _FENCE.finditer(text):
         if opened is None:
             opened = fence
-        elif not fence[1]:
-            blocks.append((opened[1].casefold(), text[opened.end() : fence.start()].strip("\n")))
+        elif not fence[2]:
+            code = text[opened.end() : fence.start()].strip("\n")
+            blocks.append((opened[2].casefold(), _without_indent(code, opened[1])))
             opened = None
     if opened is not None:  # truncated inside its last block
-        blocks.append((opened[1].casefold(), None))
+        blocks.append((opened[2].casefold(), None))
     python = [code for language, code in blocks if language in _PYTHON] or [
         code for language, code in blocks if not language
     ]
     return python[-1] if python and python[-1] and python[-1].strip() else None
+
+
+def _without_indent(code: str, indent: str) -> str:
+    """Remove a fence's indent, as in an item of a list, from lines that all have it."""
+    lines = code.split("\n")
+    if not all(line.startswith(indent) for line in lines if line.strip()):
+        return code
+    return "\n".join(line.removeprefix(indent) for line in lines)
 
 
 def without_thinking(text: str) -> str:

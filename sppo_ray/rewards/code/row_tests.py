@@ -76,7 +76,12 @@ def _read(data: Any, name: str | None) -> ScriptTests | ModuleTests:
     if isinstance(data, dict):
         name = _name_in(data) or name
         if "inputs" in data and "outputs" in data:
-            return _pairs(data["inputs"], data["outputs"], name, may_wrap=True)
+            inputs, outputs = data["inputs"], data["outputs"]
+            if name is None and isinstance(inputs, str) and isinstance(outputs, str):
+                inputs, outputs = [inputs], [outputs]  # one case
+            if not (isinstance(inputs, list) and isinstance(outputs, list)):
+                raise ValueError("inputs and outputs of the ground truth must be lists, one entry a case")
+            return _pairs(inputs, outputs, name, may_wrap=True)
         for key in _CODE_KEYS:
             if data.get(key):
                 return _read(data[key], name)

@@ -242,6 +242,31 @@ def test_tests_are_given_up_before_the_deadline(monkeypatch: pytest.MonkeyPatch)
     assert sandbox.run_tests(sleeps, SUM, Limits(1.0, 512), stop_at_failure=True).timeout
 
 
+KINDS = """
+class Animal:
+    def __init__(self, name): self.name = name
+class Dog(Animal):
+    def speak(self): return 'Woof'
+"""
+OF_KINDS = [
+    "assert issubclass(Dog, Animal) and not issubclass(Animal, Dog)",
+    "assert isinstance(Dog('a'), (int, Animal)) and not isinstance(Animal('a'), (int, Dog))",
+    "d = Dog('a')\nassert type(d).__name__ == d.__class__.__name__ == Dog.__name__ == 'Dog'",
+    "assert type(Dog('a').name).__name__ == 'str'",
+]
+
+
+@pytest.mark.parametrize("tests", OF_KINDS)
+def test_kinds_are_those_of_the_program(tests: str) -> None:
+    animal = "class Animal:\n    name = 0\n    def __init__(self, name): pass\n"
+    animal += "    def speak(self): return 'Woof'\n"
+    other_name = "Cat = Dog = type('Cat', (Animal,), {})"
+    other_base = "class Dog:\n    def __init__(self, name): pass\n    speak = Animal.speak"
+    program = animal + (other_name if "__name__" in tests else other_base)
+    pair = (tests + "\nassert Dog('a').speak() == 'Woof'", program, {})
+    assert rewards(OnlyTheTester(), [pair]) == [0.0]
+
+
 @pytest.mark.parametrize(
     ("tests", "program"),
     [
@@ -296,6 +321,7 @@ def test_tests_are_given_up_before_the_deadline(monkeypatch: pytest.MonkeyPatch)
             "assert f('a') == bytearray(b'a')\nassert type(f('a')) is bytearray",
             "def f(s): return bytearray(s, 'utf8')",
         ),
+        *((tests + "\nassert Dog('a').speak() == 'Woof'", KINDS) for tests in OF_KINDS),
         (
             "def test_a():\n    assert f(1) == 2\n    assert f.__doc__ == 'Doubles.'",
             "def f(x):\n    'Doubles.'\n    return 2 * x",

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sppo_ray.rewards.extract import last_stated, last_tagged
+from sppo_ray.rewards.extract import last_program, last_stated, last_tagged
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -45,3 +45,14 @@ def test_the_last_formula_and_tag_are_those_of_a_regular_expression() -> None:
         assert last_stated(text) == (found[-1].strip() or None if found else None), text
         tags = TAG.findall(text)
         assert last_tagged(text) == (tags[-1].strip() or None if tags else None), text
+
+
+@pytest.mark.parametrize(
+    ("block", "program"),
+    [
+        ("   ```python\n   n = 1\n\n   if n:\n     print(n)\n   ```", "n = 1\n\nif n:\n  print(n)"),
+        ("  ```python\nif n:\n    print(n)\n  ```", "if n:\n    print(n)"),
+    ],
+)
+def test_a_block_in_an_item_of_a_list_loses_its_indent(block: str, program: str) -> None:
+    assert last_program(f"1. This is it:\n{block}\n") == program

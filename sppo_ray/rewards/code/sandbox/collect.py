@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_ABSTRACT = 1 << 20  # Py_TPFLAGS_IS_ABSTRACT, as in inspect.isabstract
+_GENERATOR = 0x20  # inspect.CO_GENERATOR
+
+
 class Collected:
     """One test or preparation. `code`: the functions that hold its assertions; empty for a
     preparation, which is no test.
@@ -29,7 +33,7 @@ class Collected:
 
 class Collector:
     """`aside` runs a preparation, so that its assertions are not those of a test. Functions `done`
-    have run.
+    are not run.
     """
 
     def __init__(
@@ -38,17 +42,19 @@ class Collector:
         self._module, self._aside, self._done = module, aside, done
 
     def tests(self) -> Iterator[Collected]:
-        """The tests of the module, between its preparations."""
+        """The tests of the module, between its preparations. All are collected before one runs."""
+        tests = list(self._collected())
         yield self._preparation(self._module, ("setUpModule", "setup_module"))
-        cases: set[int] = set()
+        yield from tests
+        yield self._preparation(self._module, ("tearDownModule", "teardown_module"))
+        yield Collected(lambda: self._aside(_clean_up_module))
+
+    def _collected(self) -> Iterator[Collected]:
         for name, found in list(vars(self._module).items()):
             if not isinstance(found, type):
                 yield from self._function(name, found) if name not in self._done else ()
-            elif id(found) not in cases:
+            else:
                 yield from self._class(name, found)
-                cases |= {id(found)} if _is_case(found) else set()  # its name does not matter
-        yield self._preparation(self._module, ("tearDownModule", "teardown_module"))
-        yield Collected(lambda: self._aside(_clean_up_module))
 
     def _function(self, name: str, found: Any) -> Iterator[Collected]:
         if not _is_test(name, found):
@@ -59,18 +65,22 @@ class Collector:
                 yield Collected(run, *_code(found))
 
     def _class(self, name: str, kind: type) -> Iterator[Collected]:
-        if getattr(kind, "__test__", True) is False:
+        marked = getattr(kind, "__test__", None)
+        if marked is False or kind.__flags__ & _ABSTRACT:
             return
-        if _is_case(kind):
-            tests = list(self._case(kind))
-            if tests:
-                yield from [Collected(kind.setUpClass), *tests, Collected(lambda: _end_class(kind))]
-        elif name.startswith("Test"):
-            tests = list(self._methods(kind))
-            if tests:
-                yield self._preparation(kind, ("setup_class",))
-                yield from tests
-                yield self._preparation(kind, ("teardown_class",))
+        is_case = _is_case(kind)
+        if not (is_case or name.startswith("Test") or marked is True):
+            return
+        tests = list(self._case(kind) if is_case else self._methods(kind))
+        if not tests:
+            return
+        if is_case:
+            yield Collected(kind.setUpClass)
+        yield self._preparation(kind, ("setup_class",))
+        yield from tests
+        yield self._preparation(kind, ("teardown_class",))
+        if is_case:
+            yield Collected(lambda: _end_class(kind))
 
     def _methods(self, kind: type) -> Iterator[Collected]:
         for name, found in _members(kind):
@@ -78,11 +88,13 @@ class Collector:
                 yield from self._class(name, found)
             elif _is_test(name, found):
                 for named in _parameters(found, kind, self._module):
-                    yield Collected(functools.partial(self._run_method, kind, name, named), *_code(found))
+                    yield Collected(functools.partial(self._run_method, kind, found, named), *_code(found))
 
-    def _run_method(self, kind: type, name: str, named: dict[str, Any]) -> None:
+    def _run_method(self, kind: type, found: Any, named: dict[str, Any]) -> None:
+        """`found`: as it was collected; a test that ran before may have changed the class."""
         case = kind()
-        self._run(case, "_method", getattr(case, name), named)
+        bind = getattr(type(found), "__get__", None)
+        self._run(case, "_method", bind(found, case, kind) if bind else found, named)
 
     def _case(self, kind: Any) -> Iterator[Collected]:
         """The tests of a `unittest.TestCase`, in the order of their names."""
@@ -108,7 +120,11 @@ class Collector:
         named: dict[str, Any],
         test: Callable[..., Any] | None = None,
     ) -> None:
-        """Run a test between `setup_method` and `teardown_method`, or those of functions."""
+        """Run a test between `setup_method` and `teardown_method`, or those of functions. Raises
+        TypeError for a generator: pytest refuses it.
+        """
+        if getattr(getattr(_code(given)[-1], "__code__", None), "co_flags", 0) & _GENERATOR:
+            raise TypeError("a test is a generator: none of it would run")
         self._prepare(holder, (f"setup{what}",), given)
         try:
             (test or given)(**named)

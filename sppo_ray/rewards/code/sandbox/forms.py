@@ -7,7 +7,6 @@ from __future__ import annotations
 import ast
 
 from sppo_ray.rewards.code.sandbox import known
-from sppo_ray.rewards.code.sandbox.aliases import assigned_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,48 +79,6 @@ def refuse(tree: ast.Module, entry: str | None = None) -> None:
         why = _why(node) or _why_import(node, used) or _why_name(node, libraries) or _why_alias(node, called)
         if why := why or _why_file(node, own):
             raise TestsUnfit(f"line {getattr(node, 'lineno', 1)}: {why}")
-    helpers = {node.id for node in names if id(node) in called}
-    asserted = {
-        _name_of(one)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assert)
-        for one in ast.walk(node.test)
-    }
-    objects, assigned, decorating = _objects(tree), assigned_once(tree), decorators(tree)
-    for scope, function in collected(tree):
-        _refuse_decorators([scope, function], objects)
-        given = _parametrized([function, scope, tree], assigned)
-        if isinstance(scope, ast.ClassDef) or function.name not in decorating:
-            _refuse_test(scope, function, helpers, asserted, given)
-
-
-def _refuse_decorators(holders: list[ast.AST], objects: set[str]) -> None:
-    """Refuse a test in the place of which its decorator puts an object."""
-    for holder in holders:
-        for one in getattr(holder, "decorator_list", []):
-            if _plain_name(one) in objects or name_of(one) in ("property", "cached_property"):
-                raise TestsUnfit(f"line {one.lineno}: a class as the decorator of a test is not followed")
-
-
-def _refuse_test(
-    scope: ast.AST, function: ast.FunctionDef, helpers: set[str], asserted: set[str], given: set[str]
-) -> None:
-    """Refuse a test that pytest would not run, or whose result it would ignore. `given`: the
-    parameters that have values.
-    """
-    where = f"line {function.lineno}: "
-    missing = required(function, method=isinstance(scope, ast.ClassDef)) - given
-    if missing and function.name not in helpers:
-        raise TestsUnfit(
-            f"{where}{function.name} takes {', '.join(sorted(missing))}: fixtures are not supported"
-        )
-    own = list(_own_nodes(function))
-    returns = any(isinstance(node, ast.Return) and _is_value(node.value) for node in own)
-    judges = any(isinstance(node, ast.Assert) or _is_check(node) for node in own)
-    if returns and not (missing or judges or function.name in asserted):
-        raise TestsUnfit(f"{where}pytest ignores what {function.name} returns")
-    if isinstance(scope, ast.ClassDef) and not scope.bases and _defines(scope, "__init__"):
-        raise TestsUnfit(f"line {scope.lineno}: pytest runs no test of a class with __init__")
 
 
 def _imports(node: ast.AST) -> list[tuple[str, str]]:
@@ -171,19 +128,19 @@ def _why(node: ast.AST) -> str:
         return "the program's output is not seen here"
     if isinstance(node, ast.ClassDef) and "TestCase" in map(name_of, node.bases):
         for name in ("run", "debug", "__call__"):
-            if _defines(node, name):
+            if defines(node, name):
                 return f"{name} of a TestCase is not supported"
-    if isinstance(node, ast.FunctionDef) and node.name == "load_tests":
-        return "load_tests is not supported"
+    if isinstance(node, ast.FunctionDef) and node.name in ("load_tests", "pytest_generate_tests"):
+        return f"{node.name} is not supported"
     if isinstance(node, ast.Attribute) and node.attr in _MARKS and name_of(node.value) == "mark":
         return f"pytest.mark.{node.attr} is not supported"
     if isinstance(node, ast.FunctionDef) and _never_runs(node):
         return f"{node.name} is a generator, and its assertions may never run"
     if isinstance(node, ast.Expr) and (
-        isinstance(node.value, ast.GeneratorExp) or _name_of(node.value) in ("map", "filter")
+        isinstance(node.value, ast.GeneratorExp) or name_of_call(node.value) in ("map", "filter")
     ):
         return "the generator never runs"
-    if isinstance(node, _COMPREHENSIONS) and any(map(_is_check, ast.walk(node))):
+    if isinstance(node, _COMPREHENSIONS) and any(map(is_check, ast.walk(node))):
         return "an assertion in a comprehension may never run"
     if isinstance(node, ast.Call) and name_of(node.func) == "catch_warnings" and node.keywords:
         return f"catch_warnings {_UNSEEN}"
@@ -232,14 +189,14 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 def _never_runs(node: ast.FunctionDef) -> bool:
     """Whether it is a generator with assertions, and no context manager."""
-    own = list(_own_nodes(node))
+    own = list(own_nodes(node))
     yields = any(isinstance(one, (ast.Yield, ast.YieldFrom)) for one in own)
     managed = any(name_of(one) == "contextmanager" for one in node.decorator_list)
     managed = managed and not node.name.startswith("test")
-    return yields and not managed and any(isinstance(one, ast.Assert) or _is_check(one) for one in own)
+    return yields and not managed and any(isinstance(one, ast.Assert) or is_check(one) for one in own)
 
 
-def _own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
+def own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
     """What a function runs itself, without inner functions."""
     left: list[ast.AST] = list(function.body)
     while left:
@@ -249,15 +206,11 @@ def _own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
             left += ast.iter_child_nodes(node)
 
 
-def _is_value(node: ast.expr | None) -> bool:
-    return node is not None and not (isinstance(node, ast.Constant) and node.value is None)
-
-
-def _is_check(node: ast.AST) -> bool:
+def is_check(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _asserts(node.func)
 
 
-def _name_of(node: ast.AST) -> str:
+def name_of_call(node: ast.AST) -> str:
     return name_of(node.func) if isinstance(node, ast.Call) else ""
 
 
@@ -303,90 +256,5 @@ def _root(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _defines(scope: ast.ClassDef, name: str) -> bool:
+def defines(scope: ast.ClassDef, name: str) -> bool:
     return any(isinstance(one, ast.FunctionDef) and one.name == name for one in scope.body)
-
-
-def collected(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.FunctionDef]]:
-    """The functions test* of the module and of classes, each with what holds it."""
-
-    def of(scope: ast.AST, node: ast.AST) -> Iterator[tuple[ast.AST, ast.FunctionDef]]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.FunctionDef):
-                if child.name.startswith("test"):
-                    yield scope, child
-            elif isinstance(child, ast.ClassDef):
-                yield from of(child, child)
-            elif isinstance(child, (ast.stmt, ast.excepthandler)):
-                yield from of(scope, child)
-
-    return of(tree, tree)
-
-
-def required(function: ast.FunctionDef, *, method: bool) -> set[str]:
-    """The names of its parameters without a default."""
-    given = function.args
-    places = [one.arg for one in (*given.posonlyargs, *given.args)]
-    places = places[: len(places) - len(given.defaults)]
-    static = any(name_of(one) == "staticmethod" for one in function.decorator_list)
-    only = [one.arg for one, value in zip(given.kwonlyargs, given.kw_defaults, strict=True) if value is None]
-    return {*places[1 if method and not static else 0 :], *only}
-
-
-def decorators(tree: ast.AST) -> set[str]:
-    """The names of the functions that decorate others."""
-    holders = (one for one in ast.walk(tree) if isinstance(one, (ast.FunctionDef, ast.ClassDef)))
-    found = (one for holder in holders for one in holder.decorator_list)
-    return set(map(_plain_name, found))
-
-
-def _plain_name(node: ast.expr | None) -> str:
-    """`f` of `f` and of `f(...)`."""
-    node = node.func if isinstance(node, ast.Call) else node
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _objects(tree: ast.Module) -> set[str]:
-    """Classes of the tests, their objects, and functions that return these, by name."""
-    found = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    made = [  # a name, and what it is made of
-        (one.id, _plain_name(node.value))
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        for one in node.targets
-        if isinstance(one, ast.Name)
-    ] + [
-        (node.name, _plain_name(one.value))
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
-        for one in _own_nodes(node)
-        if isinstance(one, ast.Return)
-    ]
-    while more := {name for name, of in made if of in found} - found:
-        found |= more
-    return found
-
-
-def _parametrized(holders: list[ast.AST], assigned: dict[str, ast.expr]) -> set[str]:
-    """The parameters to which the marks of the holders give values."""
-
-    def value_of(node: ast.expr) -> ast.expr:
-        return assigned.get(node.id, node) if isinstance(node, ast.Name) else node
-
-    names: set[str] = set()
-    for holder in holders:
-        marks = list(getattr(holder, "decorator_list", []))
-        for node in getattr(holder, "body", []) if not isinstance(holder, ast.FunctionDef) else []:
-            if isinstance(node, ast.Assign) and "pytestmark" in map(name_of, node.targets):
-                marks += node.value.elts if isinstance(node.value, (ast.List, ast.Tuple)) else [node.value]
-        for mark in map(value_of, marks):
-            if isinstance(mark, ast.Call) and name_of(value_of(mark.func)) == "parametrize":
-                argnames = [one.value for one in mark.keywords if one.arg == "argnames"]
-                try:
-                    given = ast.literal_eval(value_of([*argnames, *mark.args][0]))
-                except (ValueError, IndexError):
-                    continue
-                names.update(
-                    one.strip() for one in (given.split(",") if isinstance(given, str) else map(str, given))
-                )
-    return names

@@ -7,16 +7,17 @@ Standard library only, and little of it: see `confine`.
 
 from __future__ import annotations
 
+import builtins
 import marshal
 import os
 import sys
+import types
 
 from sppo_ray.rewards.code.sandbox import confine
 
 TYPE_CHECKING = False  # the module typing costs as much time as the rest
 if TYPE_CHECKING:
     import ast
-    import types
     from typing import Any
 
 CONFINED = b"C"
@@ -27,7 +28,17 @@ MAX_DIGITS = 100_000
 
 def main(setup_fd: int) -> None:
     code = enter(setup_fd)["code"]
-    exec(compiled(code, "program.py"), {"__name__": "__main__"})
+    started, module = sys.modules["__main__"], types.ModuleType("__main__")
+    module.__file__ = "program.py"
+    sys.modules["__main__"] = module  # pickle looks up classes there
+    give_exit()
+    exec(compiled(code, "program.py"), vars(module))
+    del started  # it had to live
+
+
+def give_exit() -> None:
+    """Python without `site`, which takes time, has neither of these."""
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
 
 
 def compiled(code: str | ast.Module, name: str) -> types.CodeType:

@@ -29,7 +29,7 @@ class Remote:
         self.__dict__.update(_sppo_link=link, _sppo_number=number, _sppo_is_class=is_class)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__name__":
             raise AttributeError(name)
         return self._sppo_link.do("attribute", self._sppo_number, name)
 
@@ -48,6 +48,9 @@ class Remote:
 
     def __instancecheck__(self, one: Any) -> bool:
         return isinstance(one, Remote) and self._sppo_link.do("made by", self._sppo_number, one) is True
+
+    def __subclasscheck__(self, one: Any) -> bool:
+        return isinstance(one, Remote) and self._sppo_link.do("base of", self._sppo_number, one) is True
 
     def __bool__(self) -> bool:
         value = self._sppo_read("truth")
@@ -240,6 +243,13 @@ for _name in (
     setattr(Instance, f"__i{_name}__", _operator(f"__i{_name}__"))
 for _name in ("neg", "pos", "abs", "invert", "round"):
     setattr(Instance, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def type_name(value: Any) -> Any:
+    """`type(value).__name__`"""
+    if type(value) not in (Remote, Instance):
+        return type(value).__name__
+    return value._sppo_link.do("type name", value._sppo_number)
 
 
 class RemoteIterator:

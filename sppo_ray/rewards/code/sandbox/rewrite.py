@@ -22,6 +22,7 @@ from sppo_ray.rewards.code.sandbox.flow import Flow
 REACHED, IN_PLACE, CAUGHT, TRIED = "_test_reached", "_test_in_place", "_test_caught", "_test_tried"
 STARMAP, ALL, ZIP = "_test_starmap", "_test_all", "_test_zip"
 ENTER, MARK, OPERATE, CHECKS = "_test_enter", "_test_mark", "_test_operate", "_test_checks"
+TYPE_NAME = "_test_type_name"
 """Names of the functions that the changed code calls."""
 _FAIL = ("assert", "fail", "raises", "exit")
 _ENDLESS = frozenset({"count", "cycle", "repeat"})
@@ -56,8 +57,8 @@ def expects(tree: ast.AST) -> bool:
 
 
 def asserting(tree: ast.Module) -> set[str]:
-    """The names of the tests' functions and methods that contain or call an assertion, and of
-    variables that stand for such only.
+    """The names of the tests' functions and methods that contain or call an assertion, of variables
+    that stand for such only, and of classes that assert when they are made.
     """
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     stands_for: dict[str, set[str]] = {}
@@ -72,6 +73,9 @@ def asserting(tree: ast.Module) -> set[str]:
         - names
     ):
         names |= more
+    for one in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        made = [of for of in one.body if isinstance(of, ast.FunctionDef) and of.name == "__init__"]
+        names |= {one.name} if any(expects(of) or _calls(of, names) for of in made) else set()
     return names
 
 
@@ -129,6 +133,16 @@ class _Rewriter(ast.NodeTransformer):
             node.func = _call(CHECKS, node.func)
         elif id(node) in self._flow.in_place:
             node.func = _call(IN_PLACE, node.func)
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """`type(x).__name__` and `x.__class__.__name__`, where x may be a proxy."""
+        self.generic_visit(node)
+        owner = node.value if node.attr == "__name__" else None
+        if isinstance(owner, ast.Attribute) and owner.attr == "__class__":
+            return _call(TYPE_NAME, owner.value)
+        if name_of_call(owner) == "type" and len(owner.args) == 1 and isinstance(owner.func, ast.Name):
+            return _call(TYPE_NAME, owner.args[0])
         return node
 
     def _is_comparison(self, sides: list[ast.expr]) -> bool:
@@ -318,7 +332,7 @@ def _function_of(call: ast.Call) -> ast.expr:
 _WRAPPERS = (IN_PLACE, CHECKS)
 
 
-def name_of_call(node: ast.AST) -> str:
+def name_of_call(node: ast.AST | None) -> str:
     function = _function_of(node) if isinstance(node, ast.Call) else None
     return (
         function.id

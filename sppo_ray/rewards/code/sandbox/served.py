@@ -60,6 +60,7 @@ def definitions(code: str) -> dict[str, Any]:
     module = sys.modules["program"] = types.ModuleType("program")  # dataclasses and pickle look it up
     namespace: dict[str, Any] = module.__dict__
     _import_usual(code, namespace)
+    program.give_exit()
     exec(program.compiled(code, "program.py"), namespace)
     return namespace
 
@@ -271,6 +272,8 @@ _OPERATIONS = {
     "greater": operator.gt,
     "greater or equal": operator.ge,
     "made by": lambda kind, obj: isinstance(obj, kind),
+    "base of": lambda kind, other: issubclass(other, kind),
+    "type name": lambda obj: type(obj).__name__,
     "enter": lambda obj: obj.__enter__(),
     "exit": _exit,
     "operator": _operate,

@@ -191,16 +191,17 @@ def _handed_on(tree: ast.Module) -> Iterator[ast.expr]:
 
 
 def _used_as_types(tree: ast.Module) -> set[str]:
-    """Names in isinstance(value, X)."""
-    return {
-        node.args[1].id
+    """Names in isinstance(value, X) and isinstance(value, (X, Y))."""
+    kinds = [
+        node.args[1]
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and len(node.args) > 1
-        and isinstance(node.args[1], ast.Name)
         and (node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", ""))
         in ("isinstance", "assertIsInstance", "issubclass")
-    }
+    ]
+    flat = [one for kind in kinds for one in (kind.elts if isinstance(kind, ast.Tuple) else [kind])]
+    return {one.id for one in flat if isinstance(one, ast.Name)}
 
 
 def _used_as_exceptions(tree: ast.Module) -> set[str]:

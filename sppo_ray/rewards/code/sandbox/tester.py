@@ -19,21 +19,24 @@ import sys
 import types
 
 from sppo_ray.rewards.code.sandbox import (
+    again,
     arrays,
     collect,
+    collectable,
     endings,
     forms,
     handed,
     known,
     program,
     rewrite,
+    statements,
     verdicts,
     wire,
 )
 from sppo_ray.rewards.code.sandbox.flow import hide_literals, is_class
 from sppo_ray.rewards.code.sandbox.forms import TestsUnfit
 from sppo_ray.rewards.code.sandbox.known import PROGRAM_MODULES
-from sppo_ray.rewards.code.sandbox.proxies import Remote, RemoteIterator
+from sppo_ray.rewards.code.sandbox.proxies import Remote, RemoteIterator, type_name
 from sppo_ray.rewards.code.sandbox.remote import Link, ProgramGone
 from sppo_ray.rewards.code.sandbox.same import same
 from sppo_ray.rewards.code.sandbox.subject import Subject
@@ -96,13 +99,14 @@ class CodeTests:
         self._code, self._tree = code, ast.parse(code)
         hide_literals(self._tree)
         forms.refuse(self._tree, entry)
+        collectable.refuse(self._tree)
         self._subject = Subject(code, self._tree, entry)
         if classes := set(filter(is_class, self._subject.taken)):
             verdicts.refuse_one_sided(self._tree, classes)
         self._check_imports()
         self._names_nan = re.search(r"nan\b|NaN|NAN", code) is not None
         endings.arrange(self._tree, code)
-        self._called = endings.called(self._tree) | forms.decorators(self._tree)
+        self._done = again.run_once(self._tree, self._subject.flow) | collectable.generators(self._tree)
         _WithoutProgram().visit(self._tree)
         self._asserting = rewrite.asserting(self._tree)
         self._calls_check = self._is_check_called()
@@ -132,7 +136,8 @@ class CodeTests:
             rewrite.ALL: self._all,
             rewrite.ZIP: _zip,
             rewrite.OPERATE: arrays.operate,
-            endings.EXIT: endings.judge_exit,
+            rewrite.TYPE_NAME: type_name,
+            again.EXIT: endings.judge_exit,
             "exit": sys.exit,
             "quit": sys.exit,
         }
@@ -140,7 +145,7 @@ class CodeTests:
         self.required, self.kinds = self._subject.required, list(self._subject.kinds.values())
         if entry is not None and "check" in self._functions():
             self.subjects.append(entry)
-        if not (any(forms.collected(self._tree)) or any(map(self._may_count, self._tree.body))):
+        if not (any(collectable.collected(self._tree)) or any(map(self._may_count, self._tree.body))):
             raise TestsUnfit("no statement and no test runs an assertion: they prove nothing")
         if not self.subjects:
             raise TestsUnfit("they never call the program: they prove nothing")
@@ -155,9 +160,10 @@ class CodeTests:
         """Whether a statement is a test: it contains or calls an assertion, or what a list of the
         tests holds.
         """
-        calls = rewrite.called_names(node)
+        calls = {rewrite.name_of_call(one) for one in ast.walk(node) if isinstance(one, ast.Call)}
         own = [one for one in self._tree.body if isinstance(one, ast.FunctionDef) and one.name in calls]
-        asserts = any(map(rewrite.asserts, [node, *own])) or not self._asserting.isdisjoint(calls)
+        unnamed = "" in calls  # `getattr(suite, name)()`
+        asserts = any(map(rewrite.asserts, [node, *own])) or unnamed or not self._asserting.isdisjoint(calls)
         return not _defines(node) and (asserts or any(map(self._calls_members, [node, *own])))
 
     def _calls_members(self, node: ast.stmt) -> bool:
@@ -173,7 +179,7 @@ class CodeTests:
         """Whether `check(f)` is a statement of the module or a guard; other calls may never run, or
         not all of it. A check that needs more than f is left to its tests.
         """
-        guards = [one for node in filter(endings.is_main_guard, self._tree.body) for one in node.body]
+        guards = [one for node in filter(statements.is_main_guard, self._tree.body) for one in node.body]
         for node in [*self._tree.body, *guards]:
             call = node.value if isinstance(node, ast.Expr) else None
             is_check = isinstance(call, ast.Call) and rewrite.name_of_call(call) == "check"
@@ -181,7 +187,7 @@ class CodeTests:
                 return True
         named = [one for one in self._tree.body if isinstance(one, ast.FunctionDef) and one.name == "check"]
         called = any("check" in rewrite.called_names(one) for one in self._tree.body if not _defines(one))
-        return called and any(len(forms.required(one, method=False)) != 1 for one in named)
+        return called and any(len(collectable.required(one, method=False)) != 1 for one in named)
 
     def _functions(self) -> set[str]:
         return {one.name for one in self._tree.body if isinstance(one, ast.FunctionDef)}
@@ -189,15 +195,15 @@ class CodeTests:
     def steps(self, link: Link) -> Iterator[Test]:
         self._bind(link)
         for node in self._tree.body:
-            if not endings.is_main_guard(node):
+            if not statements.is_main_guard(node):
                 yield self._statement(node)
         if self._entry is not None and "check" in self._functions() and not self._calls_check:
             check = self._namespace["check"]
             yield Test(lambda: check(link.subject(self._entry)), expects=self._expects(check))
-        for one in collect.Collector(self._module, self._aside, self._called).tests():
+        for one in collect.Collector(self._module, self._aside, self._done).tests():
             expects = any(map(self._expects, one.code))
             yield Test(one.run, counts=one.is_test, expects=expects)
-        for node in filter(endings.is_main_guard, self._tree.body):
+        for node in filter(statements.is_main_guard, self._tree.body):
             yield self._statement(node)
 
     def _bind(self, link: Link) -> None:
