@@ -53,7 +53,7 @@ def test_verdicts_errors_and_totals(ray_cluster: Any, start: Any) -> None:
         "error: timeout after 1 s",
         "error: verifier process died (signal 11, SIGSEGV)",
         "error: out of memory",
-        "error: KeyError: 'units'",
+        "error: KeyError: 'units' (verifier_functions.py, line 38)",
     ]
     assert ray_cluster.get(actor.score.remote([request("good")]), timeout=30)[0].reward == 1.0
     ping = ray_cluster.get(actor.ping.remote(), timeout=30)

@@ -37,7 +37,7 @@ def test_verdicts_come_in_order_whatever_finishes_first(tmp_path: Path) -> None:
     assert score_file(path, COMMANDS, out) == (3, 1)
     rows = [json.loads(row) for row in out.getvalue().splitlines()]
     assert [row["reward"] for row in rows] == [0.0, 1.0, None, 0.5]
-    assert rows[2]["reason"] == "error: KeyError: 'units'"
+    assert rows[2]["reason"] == "error: KeyError: 'units' (verifier_functions.py, line 38)"
     assert all(set(row) == {"reward", "reason", "seconds", "answer"} for row in rows)
     assert rows[0]["seconds"] >= 0.3
 

@@ -72,8 +72,8 @@ def score_all(pool: VerifierPool, responses: Sequence[str]) -> Awaitable[list[Ve
         ("segfault", "error: verifier process died (signal 11, SIGSEGV)", 2),  # tried twice
         ("exit-hard", "error: verifier process died (exit code 9)", 2),
         ("allocate", "error: out of memory", 1),
-        ("exit", "error: SystemExit: 3", 0),
-        ("raise", "error: KeyError: 'units'", 0),
+        ("exit", "error: SystemExit: 3 (verifier_functions.py, line 34)", 0),
+        ("raise", "error: KeyError: 'units' (verifier_functions.py, line 38)", 0),
     ],
 )
 def test_a_misbehaving_sample_costs_itself_only(command: str, reason: str, restarts: int) -> None:
