@@ -128,7 +128,7 @@ def _client_type() -> type:
         """Passes requests on, and waits for their answers."""
 
         def setup_client(self, config: Any) -> Any:
-            raise NotImplementedError
+            raise NotImplementedError("for clients that verifiers makes from a config; this one is given")
 
         async def to_native_tool(self, tool: Any) -> Any:
             raise ValueError("it offers tools through the API: give them to environment.type tools")

@@ -15,24 +15,13 @@ from hypothesis import strategies as st
 
 from sppo_ray.rewards.extract import last_boxes, last_stated, with_open_thinking
 from sppo_ray.rewards.math import make_math_verifier, verify_math
+from tests.unit.rewards.math_verdicts import different, reward, same
 
 settings.register_profile("kinds", max_examples=60, deadline=None)
 settings.load_profile("kinds")
 
 WHOLE = st.integers(1, 999)
 DIGIT = st.integers(1, 9)
-
-
-def reward(answer: str, truth: str, prompt: str = "") -> float:
-    return verify_math(f"so \\boxed{{{answer}}}", truth, {"prompt": prompt})[0]
-
-
-def same(truth: str, *answers: str) -> None:
-    assert {answer: reward(answer, truth) for answer in answers} == dict.fromkeys(answers, 1.0)
-
-
-def different(truth: str, *answers: str) -> None:
-    assert {answer: reward(answer, truth) for answer in answers} == dict.fromkeys(answers, 0.0)
 
 
 # ------------------------------------------------------------------------------------- exact values

@@ -11,23 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppo_ray.rewards.math import verify_math
 from sppo_ray.rewards.math.expressions import read_expression
 from sppo_ray.rewards.math.matrices import same_matrices
 from sppo_ray.rewards.math.words import as_permutation
-
-
-def reward(answer: str, truth: str, prompt: str = "") -> float:
-    return verify_math(f"so \\boxed{{{answer}}}", truth, {"prompt": prompt})[0]
-
-
-def same(truth: str, *answers: str) -> None:
-    assert {answer: reward(answer, truth) for answer in answers} == dict.fromkeys(answers, 1.0)
-
-
-def different(truth: str, *answers: str) -> None:
-    assert {answer: reward(answer, truth) for answer in answers} == dict.fromkeys(answers, 0.0)
-
+from tests.unit.rewards.math_verdicts import different, reward, same
 
 CAPITALS = st.permutations(["A", "B", "C", "P", "Q", r"\Lambda", r"\Sigma"])
 
