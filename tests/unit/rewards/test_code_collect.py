@@ -492,12 +492,15 @@ COLLECTED = {
 }
 OURS = """
 import json, sys
-from sppo_ray.rewards.code.sandbox.plain import OwnObjects
 from sppo_ray.rewards.code.sandbox.tester import CodeTests
+class OwnObjects:
+    calls = 0
+    def __init__(self, names): self.subject = names.get
+    def exceptions(self, names): return {}
 found = {}
 for name, code in json.load(sys.stdin).items():
     calls = []
-    tests = CodeTests(code + "\\ndef check(candidate): assert candidate(0) is None", "f", proxies=False)
+    tests = CodeTests(code + "\\ndef check(candidate): assert candidate(0) is None", "f")
     for one in tests.steps(OwnObjects({"f": calls.append})):
         one.run()
     found[name] = [call for call in calls if call != 0]

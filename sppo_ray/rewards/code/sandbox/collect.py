@@ -59,8 +59,8 @@ class Collector:
     def _function(self, name: str, found: Any) -> Iterator[Collected]:
         if not _is_test(name, found):
             return
-        for named in _parameters(found, self._module):
-            if _takes(found, set(named)):  # a helper that takes more is no test
+        for named in parameters(found, self._module):
+            if takes(found, set(named)):  # a helper that takes more is no test
                 run = functools.partial(self._run, self._module, "_function", found, named)
                 yield Collected(run, *_code(found))
 
@@ -87,7 +87,7 @@ class Collector:
             if isinstance(found, type):
                 yield from self._class(name, found)
             elif _is_test(name, found):
-                for named in _parameters(found, kind, self._module):
+                for named in parameters(found, kind, self._module):
                     yield Collected(functools.partial(self._run_method, kind, found, named), *_code(found))
 
     def _run_method(self, kind: type, found: Any, named: dict[str, Any]) -> None:
@@ -197,7 +197,7 @@ def _members(kind: type) -> list[tuple[str, Any]]:
     return [pair for own in reversed(by_class) for pair in own]
 
 
-def _parameters(*holders: Any) -> list[dict[str, Any]]:
+def parameters(*holders: Any) -> list[dict[str, Any]]:
     """The arguments of each run: the product of the `parametrize` marks; one run without arguments
     if there are none.
     """
@@ -230,7 +230,7 @@ def _marks(*holders: Any) -> Iterator[Any]:
                 yield getattr(mark, "mark", mark)
 
 
-def _takes(function: Any, named: set[str]) -> bool:
+def takes(function: Any, named: set[str]) -> bool:
     """Whether a test needs no other arguments."""
     if not isinstance(function, types.FunctionType):
         import inspect

@@ -1,53 +1,171 @@
-"""The second run of a program that passed: its own objects, in one process with the tests, started
-by `sppo_ray.rewards.code.sandbox.run` only: `main(SETUP_FD)`.
+"""The last run of a program that passed: its own objects, and the tests as pytest and Python run
+them, in one process, started by `sppo_ray.rewards.code.sandbox.run` only: `main(SETUP_FD)`.
 
-The tester sees copies and proxies, which differ from plain Python in some details. Here the tests
-run as pytest would run them. A program can tamper with this run, so its report is not trusted: it
-only ever lowers what the tester, which no program can reach, has found. Standard library only: see
-`confine`.
+The tester sees copies and proxies, which differ from plain Python in some details, and it collects
+tests by rules of its own. Here pytest itself collects and runs them; a test file that is a script
+as well has to succeed as one, too. A program can tamper with this run, so its report is not
+trusted: it only ever lowers what the tester, which no program can reach, has found.
+
+Each run has a program and a module of its own. In the one of pytest, `unittest.main()` and
+`pytest.main()` do nothing, since pytest runs the tests anyway, and the calls of tests at the end of
+the file are left out, since a test may hold only once in one state of the program. The script has
+both.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
+import sys
+import types
 
-from sppo_ray.rewards.code.sandbox import program, served
-from sppo_ray.rewards.code.sandbox.tester import CodeTests
+from sppo_ray.rewards.code.sandbox import collect, known, program, served, statements
 
 TYPE_CHECKING = False  # the module typing costs as much time as the rest
 if TYPE_CHECKING:
     from typing import Any
 
-
-class OwnObjects:
-    """The program, in the place of the tester's link to it."""
-
-    def __init__(self, names: dict[str, Any]) -> None:
-        self._names = names
-
-    def subject(self, name: str) -> Any:
-        """The function or class under test."""
-        return served.find(self._names, name)
-
-    def exceptions(self, names: dict[str, str]) -> dict[str, Any]:
-        """What the program has under the names that the tests use as exceptions, whatever it is."""
-        return {name: self._names[real] for name, real in names.items() if real in self._names}
+_PACKAGE = "tests_of_the_row"  # so that `from .solution import f` works
+_OPTIONS = ("--assert=plain", "-s", "-x", "--rootdir=/", "-c", "/dev/null", "--noconftest")
+_LEFT_OUT = ("cacheprovider", "faulthandler", "terminal")  # they write files, or need standard streams
+_NOTHING_COLLECTED = 5
 
 
 def main(setup_fd: int) -> None:
-    setup = program.enter(setup_fd)
+    setup = program.read(setup_fd)
+    source, repeated = setup["tests"], {*setup["repeated"]}
+    with_pytest = "test" in source.lower()
+    if with_pytest:  # before the program's time begins: it takes longer than most programs
+        _import_pytest(setup["limits"]["readable"])
+    program.enter(setup_fd)
     write, result, token = os.pwrite, setup.pop("result"), setup.pop("token")
-    tests = CodeTests(setup.pop("tests"), setup["name"], proxies=False)
-    passed = failed = 0
-    names = served.definitions(setup["code"])
-    served.check_names(names, tests.required)
-    for test in tests.steps(OwnObjects(names)):
-        try:
-            test.run()
-        except BaseException:  # boundary: the program may raise anything
-            failed += 1
-            if setup["stop_at_failure"] or not test.counts:
-                break
-        else:
-            passed += test.counts
-    write(result, b"%s %d %d" % (token, passed, failed), 0)
+    started = sys.modules["__main__"]
+    tree = ast.parse(source)
+    rest = [node for node in tree.body if not statements.calls_of(node) & repeated]
+    is_script = len(rest) < len(tree.body) or "__main__" in source or "__name__" in source
+    tree.body = rest
+    holds = _holds_as_module(program.compiled(tree, "tests.py"), setup, with_pytest=with_pytest)
+    if holds and is_script:
+        holds = _holds_as_script(program.compiled(source, "tests.py"), setup)
+    if holds:
+        write(result, token, 0)
+    del started  # it had to live
+
+
+def _import_pytest(paths: list[str]) -> None:
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    os.chdir = lambda _: None  # type: ignore[assignment]  # seccomp refuses it, and pytest stays in "/"
+    before = sys.path[:]
+    sys.path += paths
+    import pytest  # noqa: F401
+
+    sys.path[:] = before
+
+
+def _holds_as_module(code: types.CodeType, setup: dict[str, Any], *, with_pytest: bool) -> bool:
+    """Whether the module's own statements hold, and no test that pytest finds in it fails."""
+    names = _program(setup["code"])
+    sys.modules["__main__"] = sys.modules["program"]
+    module = _module(f"{_PACKAGE}.tests", setup, names)
+    if with_pytest:
+        pytest, unittest = sys.modules["pytest"], importlib.import_module("unittest")
+        run_pytest, run_unittest = pytest.main, unittest.main
+        done = types.SimpleNamespace(result=unittest.TestResult())
+        pytest.main, unittest.main = lambda *_, **__: 0, lambda *_, **__: done
+    if not _succeeds(code, module):
+        return False
+    if setup["entry"] is not None:
+        vars(module)["check"](served.find(names, setup["entry"]))
+    if not with_pytest:
+        return True
+    unittest.main = run_unittest
+    return _passes_pytest(run_pytest, module, {id(one) for one in names.values()}, {*setup["helpers"]})
+
+
+def _holds_as_script(code: types.CodeType, setup: dict[str, Any]) -> bool:
+    """Whether Python ends with success when it runs the file."""
+    module = sys.modules["__main__"] = _module("__main__", setup, _program(setup["code"]))
+    return _succeeds(code, module)
+
+
+def _succeeds(code: types.CodeType, module: types.ModuleType) -> bool:
+    try:
+        exec(code, vars(module))
+    except SystemExit as ended:
+        return ended.code is None or (type(ended.code) in (bool, int) and not ended.code)
+    return True
+
+
+def _program(code: str) -> dict[str, Any]:
+    """Run the program, as every module from which tests import it; returns its names. A method of
+    its class Solution can be imported like a function.
+    """
+    names = served.definitions(code)
+
+    def missing(name: str) -> Any:
+        if not hasattr(names.get("Solution"), name):
+            raise AttributeError(f"module 'program' has no attribute '{name}'")
+        return served.find(names, name)
+
+    names.setdefault("__getattr__", missing)
+    package = sys.modules[_PACKAGE] = types.ModuleType(_PACKAGE)
+    package.__path__ = []
+    for name in known.PROGRAM_MODULES - {"__main__"}:
+        sys.modules[name] = sys.modules[f"{_PACKAGE}.{name}"] = sys.modules["program"]
+        setattr(package, name, sys.modules["program"])
+    return names
+
+
+def _module(name: str, setup: dict[str, Any], names: dict[str, Any]) -> types.ModuleType:
+    """A module in which the names that the tests use and do not define have their meaning."""
+    module = sys.modules[name] = types.ModuleType(name)
+    space = vars(module)
+    space |= {"__file__": "/tests.py", "__package__": _PACKAGE}
+    space |= {one: known.known(one, called=called) for one, called in setup["fixed"].items()}
+    space |= {one: served.find(names, real) for one, real in setup["taken"].items()}
+    space |= {one: names[real] for one, real in setup["kinds"].items() if real in names}
+    return module
+
+
+def _passes_pytest(run: Any, module: types.ModuleType, of_program: set[int], helpers: set[str]) -> bool:
+    """Whether all tests of the module pass, none is skipped, and all of them are collected. What
+    belongs to the program, and functions that need arguments, are no tests.
+    """
+    import pathlib
+
+    import pytest
+
+    class Module(pytest.Module):
+        def _getobj(self) -> types.ModuleType:
+            return module
+
+        def istestfunction(self, obj: Any, name: str) -> bool:
+            if id(obj) in of_program or name in helpers or not super().istestfunction(obj, name):
+                return False
+            return any(collect.takes(obj, set(named)) for named in collect.parameters(obj, module))
+
+        def istestclass(self, obj: Any, name: str) -> bool:
+            return id(obj) not in of_program and super().istestclass(obj, name)
+
+    class Only:
+        """Collects this module, and notes what does not pass."""
+
+        passes = True
+
+        def pytest_collection(self, session: Any) -> bool:
+            session.items = list(
+                session.genitems(Module.from_parent(session, path=pathlib.Path("/tests.py")))
+            )
+            session.testscollected = len(session.items)
+            return True
+
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            self.passes = self.passes and report.passed
+
+        def pytest_collectreport(self, report: Any) -> None:
+            self.passes = self.passes and report.passed
+
+    only = Only()
+    status = run([*_OPTIONS, *(f"-pno:{one}" for one in _LEFT_OUT)], plugins=[only])
+    return only.passes and int(status) in (0, _NOTHING_COLLECTED)

@@ -48,11 +48,15 @@ def compiled(code: str | ast.Module, name: str) -> types.CodeType:
     return compile(code, name, "exec", dont_inherit=True)
 
 
+def read(setup_fd: int) -> dict[str, Any]:
+    return marshal.loads(os.pread(setup_fd, os.fstat(setup_fd).st_size, 0))
+
+
 def enter(setup_fd: int) -> dict[str, Any]:
     """Read the setup, confine this process, and report it in the setup's first byte; later no
     program can access it.
     """
-    setup = marshal.loads(os.pread(setup_fd, os.fstat(setup_fd).st_size, 0))
+    setup = read(setup_fd)
     confine.confine(**setup["limits"])
     os.pwrite(setup_fd, CONFINED, 0)
     os.close(setup_fd)

@@ -15,6 +15,7 @@ import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
@@ -103,48 +104,49 @@ class ConfinedProcesses:
         """Test the functions of a program. Raises SandboxFailed, also when the tests hang by
         themselves, need something unsupported, or never call the program.
 
-        A program that passes tests in Python has to pass them again as plain Python, in what is
-        left of the time: see `plain`. One that changed containers of the tests, where these expect
-        no change, has to pass also with these changes. Of all counts the smallest one holds.
-        `cases` compare plain values only and need no second run.
+        A program that passes all tests in Python has to pass them again in pytest and as a script,
+        in what is left of the time: see `plain`. One that changed containers of the tests, where
+        these expect no change, has to pass also with these changes. `cases` compare plain values
+        only and need no second run.
         """
         margin = min(_MARGIN_S, max(self._deadline_s - limits.timeout_s, 0.0) / 2)
         spent = _Spent(limits, time.monotonic() + self._deadline_s - margin)
-        tested = self._test_from_outside(code, tests, spent, stop_at_failure=stop_at_failure)
-        if not tested.passed or (tested.failed and stop_at_failure) or tests["cases"] is not None:
+        first = self._test_from_outside(code, tests, spent, stop_at_failure=stop_at_failure)
+        tested = first.tested
+        if not tested.passed or (tested.failed and stop_at_failure):
             return tested
         try:
-            if isinstance(tested, _Altering):
+            if first.ignores_changes:
                 try:
                     again = self._test_from_outside(
                         code, tests, spent, stop_at_failure=stop_at_failure, as_python=True
-                    )
+                    ).tested
                 except _TestsUnfit:  # they were fit, so its changes are the cause
                     again = Tested(0, 1)
                 tested = _lower(tested, again)
-                if not tested.passed or (tested.failed and stop_at_failure):
-                    return tested
-            plain = self._test_in_one_process(code, tests, spent, stop_at_failure=stop_at_failure)
+            if tested.failed or first.plain is None:
+                return tested
+            return self._test_in_one_process(code, tests["tests"], first.plain, tested, spent)
         except _NotStarted:
             if not spent.is_fair_share:
                 raise
             return Tested(0, 1, timeout=True)  # the earlier runs left no time for this one
-        return _lower(tested, plain)
 
     def _test_in_one_process(
-        self, code: str, tests: Mapping[str, Any], spent: _Spent, *, stop_at_failure: bool
+        self, code: str, tests: str, plain: Mapping[str, Any], tested: Tested, spent: _Spent
     ) -> Tested:
+        """Return `tested`, which has no failure, if plain Python agrees; else nothing passed."""
         limits = spent.left()
         with ExitStack() as files:
             result = files.enter_context(_memory_file())
             memory_mib = limits.memory_mib + _TESTER_MEMORY_MIB
             setup = {
-                **tests,
+                **plain,
+                "tests": tests,
                 "code": code,
                 "limits": _rights(Limits(limits.timeout_s, memory_mib)),
                 "result": result,
                 "token": (token := secrets.token_hex(16).encode()),
-                "stop_at_failure": stop_at_failure,
             }
             with _process("plain", setup, share=[result]) as process:
                 process.await_start(spent.end)
@@ -152,11 +154,8 @@ class ConfinedProcesses:
                 if ended is None:
                     return _given_up([process.popen], spent)
                 process.kill()
-                content = _content(result)
-        report = re.fullmatch(rb"%s (\d{1,9}) (\d{1,9})" % token, content)
-        if report is None or int(report[1]) == 0:  # it ended before its report, or the program wrote it
-            return Tested(0, 1, timeout=not ended)
-        return Tested(int(report[1]), int(report[2]))
+                holds = _content(result) == token  # else it failed, or the program wrote it
+        return tested if holds else Tested(0, tested.passed, timeout=not ended)
 
     def _test_from_outside(
         self,
@@ -166,7 +165,7 @@ class ConfinedProcesses:
         *,
         stop_at_failure: bool,
         as_python: bool = False,
-    ) -> Tested:
+    ) -> _Outside:
         """Run the tests in a process of their own, out of the program's reach. `as_python`: the
         program may change every container that it gets.
         """
@@ -195,12 +194,12 @@ class ConfinedProcesses:
             tester.await_start(spent.end)
             ended = spent.wait(tester.popen, limits, rival=program.popen.pid)
             if ended is None and not _is_alone(_content(result)):
-                return _given_up([program.popen, tester.popen], spent)
+                return _Outside(_given_up([program.popen, tester.popen], spent))
             if not ended and _is_alone(_content(result)):
                 took = _start_s(_content(result)) - _scheduled(program.popen.pid)[1]
                 slow = took > _FAIR_SHARE * limits.timeout_s
                 if slow or _starved(tester.popen, program.popen, limits):
-                    return Tested(0, 1, timeout=True)
+                    return _Outside(Tested(0, 1, timeout=True))
             ended = ended and tester.popen.wait() not in (_OUT_OF_CPU, _KILLED)
             content = _content(result)  # before the program's end changes it
         return _tested(content, ended=bool(ended))
@@ -245,36 +244,40 @@ def _lower(tested: Tested, again: Tested) -> Tested:
     return Tested(passed, max(tested.passed + tested.failed - passed, 1), timeout=again.timeout)
 
 
-class _Altering(Tested):
-    """The result of a program that changed containers of the tests, where they expect no
-    change.
+@dataclass(frozen=True, slots=True)
+class _Outside:
+    """The result of the tester. `ignores_changes`: the program changed containers of the tests,
+    where these expect no change. `plain`: what the run in pytest needs; None for cases.
     """
+
+    tested: Tested
+    ignores_changes: bool = False
+    plain: Mapping[str, Any] | None = None
 
 
 class _TestsUnfit(SandboxFailed):
     """The tests cannot be run, or do not end."""
 
 
-def _tested(content: bytes, *, ended: bool) -> Tested:
+def _tested(content: bytes, *, ended: bool) -> _Outside:
     """Return the tester's result. If it did not finish, the program is at fault once it was called
     (see `remote`).
     """
     alone = _is_alone(content)
     if not ended:
         if not alone:
-            return Tested(0, 1, timeout=True)
+            return _Outside(Tested(0, 1, timeout=True))
         raise _TestsUnfit("the tests themselves did not end in time")
     try:
         report = json.loads(content)
     except ValueError:
         if not alone:
-            return Tested(0, 1)
+            return _Outside(Tested(0, 1))
         raise _TestsUnfit("the process of the tests died") from None
     if "error" in report:
         raise _TestsUnfit(f"the tests cannot be run: {report['error'][:300]}")
-    if report.get("ignored"):
-        return _Altering(report["passed"], report["failed"])
-    return Tested(report["passed"], report["failed"])
+    tested = Tested(report["passed"], report["failed"])
+    return _Outside(tested, report.get("ignored", False), report.get("plain"))
 
 
 # ---------------------------------------------------------------------------------------- processes

@@ -87,11 +87,10 @@ class CallTests:
 class CodeTests:
     """The tests in a test file: each statement with an assertion, in order, then the defined tests
     as pytest and unittest collect them, and `check(candidate)` if the file does not call it. Raises
-    TestsUnfit and SyntaxError, independent of the program. `proxies`: functions under test are
-    proxies; else they are the program's own and the tests run as they are.
+    TestsUnfit and SyntaxError, independent of the program.
     """
 
-    def __init__(self, code: str, entry: str | None, *, proxies: bool = True) -> None:
+    def __init__(self, code: str, entry: str | None) -> None:
         self._entry, self.reached, self.empty, self.swallowed = entry, 0, 0, False
         self.entered: set[int] = set()  # loops and branches on a value of the program
         self.marked: set[int] = set()  # those that have reached an assertion
@@ -106,16 +105,16 @@ class CodeTests:
         self._check_imports()
         self._names_nan = re.search(r"nan\b|NaN|NAN", code) is not None
         endings.arrange(self._tree, code)
-        self._done = again.run_once(self._tree, self._subject.flow) | collectable.generators(self._tree)
+        self._repeated = again.run_once(self._tree, self._subject.flow)
+        self._helpers = collectable.generators(self._tree)
         _WithoutProgram().visit(self._tree)
         self._asserting = rewrite.asserting(self._tree)
         self._calls_check = self._is_check_called()
         if not rewrite.asserts(self._tree):
             raise TestsUnfit("they assert nothing: they prove nothing")
         self._numpy = "numpy" in code or "np." in code or "allclose" in code
-        if proxies:
-            rewrite.rewrite(self._tree, self._subject.flow, numpy=self._numpy)
-        if proxies and self._numpy:
+        rewrite.rewrite(self._tree, self._subject.flow, numpy=self._numpy)
+        if self._numpy:
             arrays.patch_numpy()
         if "unittest" in code or "pytest" in code or "TestCase" in code:
             _patch_frameworks(self._reach)
@@ -192,15 +191,31 @@ class CodeTests:
     def _functions(self) -> set[str]:
         return {one.name for one in self._tree.body if isinstance(one, ast.FunctionDef)}
 
+    def for_pytest(self) -> dict[str, Any]:
+        """What `plain` has to know: what the tests use and do not define, tests that the
+        module calls itself, functions test* that are none, and what to call `check` with.
+        """
+        return {
+            "taken": self._subject.taken,
+            "kinds": self._subject.kinds,
+            "fixed": self._subject.fixed,
+            "repeated": sorted(self._repeated),
+            "helpers": sorted(self._helpers),
+            "entry": self._entry if self._has_check() else None,
+        }
+
+    def _has_check(self) -> bool:
+        return self._entry is not None and "check" in self._functions() and not self._calls_check
+
     def steps(self, link: Link) -> Iterator[Test]:
         self._bind(link)
         for node in self._tree.body:
             if not statements.is_main_guard(node):
                 yield self._statement(node)
-        if self._entry is not None and "check" in self._functions() and not self._calls_check:
+        if self._has_check():
             check = self._namespace["check"]
             yield Test(lambda: check(link.subject(self._entry)), expects=self._expects(check))
-        for one in collect.Collector(self._module, self._aside, self._done).tests():
+        for one in collect.Collector(self._module, self._aside, self._repeated | self._helpers).tests():
             expects = any(map(self._expects, one.code))
             yield Test(one.run, counts=one.is_test, expects=expects)
         for node in filter(statements.is_main_guard, self._tree.body):
@@ -429,6 +444,7 @@ def main(setup_fd: int) -> None:
         link.await_program(tests.subjects, tests.kinds, tests.required)
         report = run_tests(tests, link, stop_at_failure=setup["stop_at_failure"])
         report["ignored"] = link.ignored
+        report["plain"] = tests.for_pytest() if cases is None else None
     except ProgramGone:
         report = {"passed": 0, "failed": 1}
     except TestsUnfit as error:
