@@ -338,6 +338,26 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(a):\n    a.clear()\n    return []",
     ),
     # objects of classes under test
+    "constants of a class": (
+        "from solution import Limits\ndef test_a():\n    assert Limits.MOST == 3\n    assert Limits.NAMES == ('a', 'b')",
+        "class Limits:\n    MOST = 3\n    NAMES = ('a', 'b')",
+        "class Limits:\n    MOST = 3\n    NAMES = ('a',)",
+    ),
+    "an Enum of texts": (
+        "from solution import Kind\ndef test_a():\n    assert Kind.A.value == 'a'\n    assert Kind('a').name == 'A'",
+        "from enum import Enum\nclass Kind(str, Enum):\n    A = 'a'",
+        "from enum import Enum\nclass Kind(str, Enum):\n    B = 'a'\n    A = B",
+    ),
+    "a named tuple with methods": (
+        "from solution import Point\nassert Point(1, 2).norm() == 3\nassert Point(1, 2) == (1, 2)\nx, y = Point(3, 4)\nassert y == 4",
+        "from typing import NamedTuple\nclass Point(NamedTuple):\n    x: int\n    y: int\n    def norm(self): return self.x + self.y",
+        "from typing import NamedTuple\nclass Point(NamedTuple):\n    x: int\n    y: int\n    def norm(self): return self.x",
+    ),
+    "the class of a named tuple": (
+        "from solution import Point, make\nassert isinstance(make(1), Point)\nassert make(1).x == 1",
+        "from typing import NamedTuple\nclass Point(NamedTuple):\n    x: int\ndef make(x): return Point(x)",
+        "from typing import NamedTuple\nclass Point(NamedTuple):\n    x: int\nclass Other(NamedTuple):\n    x: int\ndef make(x): return Other(x)",
+    ),
     "dataclass": (
         "from solution import Point\nassert Point(1, 2) != Point(2, 1) and Point(1, 2) == Point(1, 2)\n"
         "assert repr(Point(1, 2)) == 'Point(x=1, y=2)'",
@@ -417,6 +437,24 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         LISTS,
     ),
     # exceptions
+    "an exception caught by its base": (
+        "import pytest\nfrom solution import Base, Late, get\ndef test_a():\n    with pytest.raises(Base): get(1)\n"
+        "    with pytest.raises(Late): get(1)",
+        "class Base(Exception): pass\nclass Late(Base): pass\ndef get(k): raise Late",
+        "class Base(Exception): pass\nclass Late(Base): pass\ndef get(k): raise Base",
+    ),
+    "the base of an exception": (
+        "import pytest\nfrom solution import Base, Late, get\ndef test_a():\n    with pytest.raises(Late): get(1)\n"
+        "    assert issubclass(Late, Base) and issubclass(Late, KeyError)",
+        "class Base(KeyError): pass\nclass Late(Base): pass\ndef get(k): raise Late",
+        "class Base(Exception): pass\nclass Late(KeyError): pass\ndef get(k): raise Late",
+    ),
+    "the class of what was caught": (
+        "import pytest\nfrom solution import Late, get\ndef test_a():\n    with pytest.raises(ValueError) as e: get(1)\n"
+        "    assert isinstance(e.value, Late)",
+        "class Late(ValueError): pass\ndef get(k): raise Late",
+        "class Late(ValueError): pass\ndef get(k): raise ValueError",
+    ),
     "attributes of an exception": (
         "import pytest\nfrom solution import f, E\nwith pytest.raises(E) as e:\n    f(-1)\n"
         "assert e.value.x == -1 and e.value.args == ('negative', -1)\nassert f(1) == 1",

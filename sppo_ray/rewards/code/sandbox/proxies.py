@@ -19,18 +19,20 @@ _SOME_OBJECT = "<an object of the program>"
 class Remote:
     """A proxy for an object of the program. It can be called, and its attributes, items and text be
     read, but it gives no verdict. `is_class`: a class under test; calling it returns an `Instance`.
+    `name`: of a function or class under test.
 
     Its own names begin with `_sppo_`: all others are the program's.
     """
 
     __doc__ = property(lambda self: self._sppo_link.do("attribute", self._sppo_number, "__doc__"))  # type: ignore[assignment]
 
-    def __init__(self, link: Link, number: int, *, is_class: bool = False) -> None:
-        self.__dict__.update(_sppo_link=link, _sppo_number=number, _sppo_is_class=is_class)
+    def __init__(self, link: Link, number: int, *, is_class: bool = False, name: str = "") -> None:
+        self.__dict__.update(_sppo_link=link, _sppo_number=number, _sppo_is_class=is_class, _sppo_name=name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__name__":
             raise AttributeError(name)
+        self._sppo_link.calls += self._sppo_is_class  # a constant of a class is asked for like a value
         return self._sppo_link.do("attribute", self._sppo_number, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -47,9 +49,15 @@ class Remote:
         return self._sppo_link.instance(value) if self._sppo_is_class else value
 
     def __instancecheck__(self, one: Any) -> bool:
-        return isinstance(one, Remote) and self._sppo_link.do("made by", self._sppo_number, one) is True
+        if isinstance(one, BaseException):
+            return self._sppo_name in getattr(one, "_program_names", ())
+        if not isinstance(one, Remote):  # a copy of an object of a class that extends a built-in one
+            return type(one).__name__ == self._sppo_name
+        return self._sppo_link.do("made by", self._sppo_number, one) is True
 
     def __subclasscheck__(self, one: Any) -> bool:
+        if isinstance(one, type):
+            return self._sppo_name in getattr(one, "_program_names", ())
         return isinstance(one, Remote) and self._sppo_link.do("base of", self._sppo_number, one) is True
 
     def __bool__(self) -> bool:
@@ -168,7 +176,7 @@ class Instance(Remote):
 
     def _sppo_one_of(self, contents: list[Any]) -> Any:
         """What a container of the program holds."""
-        if len(contents) > 1 or type(contents[0]) not in (list, dict, set, deque):
+        if len(contents) > 1 or type(contents[0]) not in (list, dict, set, deque, tuple):
             raise self._sppo_link.refuse()
         return contents[0]
 

@@ -58,7 +58,8 @@ class Link:
         self.judged = 0
         self.reads_objects = False  # whether classes are under test
         self._subjects: list[str] = []
-        self._found: dict[str, Any] = {}  # names of exceptions; whether it is one
+        # of each name that the tests use as an exception, the names of its class and bases
+        self._found: dict[str, list[str]] = {}
         self._proxies: dict[int, Remote] = {}
         self._shared = Objects(-1)
         self.as_python = False  # whether every change of a container of the tests holds
@@ -85,22 +86,31 @@ class Link:
         found = reply.get("kinds")
         if "raised" in reply or not isinstance(found, dict):
             raise self.gone()
-        self._found = found
+        self._found = {name: _texts(names) for name, names in found.items()}
 
     def subject(self, name: str) -> Remote:
         """The function or class under test."""
-        return Remote(self, 1 + self._subjects.index(name), is_class=is_class(name))
+        return Remote(self, 1 + self._subjects.index(name), is_class=is_class(name), name=name)
 
     def exceptions(self, names: dict[str, str]) -> dict[str, Any]:
         """The exceptions of the program that the tests name. One that it lacks stays undefined, and
         the program is at fault where the tests fail on that: `pytest.raises(Missing)`.
         """
         kinds = {name: real for name, real in names.items() if real in self._found}
-        self.kinds = {
-            real: type(real, (Exception,), {}) for real in kinds.values() if self._found[real] is True
-        }
+        for real in sorted(kinds.values(), key=lambda real: len(self._found[real])):  # bases first
+            if names_of := self._found[real]:
+                self.kinds[real] = type(real, self._bases(names_of[1:]), {"_program_names": names_of})
         self.involved = self.involved or not set(names.values()) <= set(self.kinds)
         return {name: self.kinds.get(real, _NO_EXCEPTION) for name, real in kinds.items()}
+
+    def _bases(self, names: list[str]) -> tuple[type[BaseException], ...]:
+        """The nearest classes of these names that the tests know: named ones, or built in."""
+        bases: list[type[BaseException]] = []
+        for name in names:
+            base = self.kinds.get(name) or _built_in(name)
+            if base is not None and not any(issubclass(one, base) for one in bases):
+                bases.append(base)
+        return tuple(bases) or (Exception,)
 
     def do(self, what: str, on: int, /, *given: Any, **named: Any) -> Any:
         """Run one operation in the program; return its value, or raise its exception here (a
@@ -292,14 +302,14 @@ class Link:
         ImportError would blame the tests.
         """
         names = reply.get("raised") if isinstance(reply, dict) else None
-        names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        names = _texts(names)
         kind = next((kind for kind in map(_built_in, names) if kind is not None), RuntimeError)
         named = next((self.kinds[name] for name in names if name in self.kinds), None)
         if kind is RuntimeError and named is None and "BaseException" in names and "Exception" not in names:
             return self.refuse()  # KeyboardInterrupt and the like end pytest: no test expects them
         message = str(reply.get("message", "")) if isinstance(reply, dict) else ""
         if named is not None:
-            kind = named if kind is Exception else type(named.__name__, (named, kind), {})
+            kind = named if issubclass(named, kind) else type(named.__name__, (named, kind), {})
         if names and names[0].rpartition(":")[2] != kind.__name__ and names[0].isidentifier():
             kind = type(names[0], (kind,), {})  # `type(e) is ValueError` does not hold for it
         error = kind.__new__(kind, message)  # __init__ may need more than a message
@@ -307,7 +317,7 @@ class Link:
         text = reply.get("text") if isinstance(reply, dict) else None
         if isinstance(text, str) and text != str(error):
             error = _with_text(error, text)
-        error._of_program = True  # type: ignore[attr-defined]
+        error._of_program, error._program_names = True, names  # type: ignore[attr-defined]
         if isinstance(error, SystemExit):
             error.code = error.args[0] if len(error.args) == 1 else error.args or None
         return error
@@ -319,6 +329,10 @@ class Link:
                 error.args = tuple(value)
             elif type(name) is str and name.isidentifier() and not name.startswith("_"):
                 error.__dict__.setdefault(name, value)
+
+
+def _texts(names: Any) -> list[str]:
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _built_in(name: str) -> type[BaseException] | None:

@@ -120,7 +120,7 @@ class _Server:
             self._objects += [find(self._namespace, name) for name in args]
             self._classes = [one for one in self._objects if isinstance(one, type)]
             found = {name: self._namespace[name] for name in kwargs["kinds"] if name in self._namespace}
-            return {"kinds": {name: _is_exception(one) for name, one in found.items()}}
+            return {"kinds": {name: _exception_names(one) for name, one in found.items()}}
         if do == "next":
             return self._following(target, *args)
         return {"value": self._encode(_OPERATIONS[do](target, *args))}
@@ -161,9 +161,12 @@ class _Server:
 
     def _encode_whole(self, value: Any) -> Any:
         """A class under test may extend a list or dict: `class LRUCache(OrderedDict)`. As a plain
-        one it would lose its methods.
+        one it would lose its methods; a named tuple without methods stays one.
         """
         is_own = type(value) in self._classes and type(value).__module__ == "program"
+        fields = {*getattr(value, "_fields", ())} if is_own and isinstance(value, tuple) else None
+        if fields is not None and all(name[0] == "_" or name in fields for name in vars(type(value))):
+            return self._encode(value)
         return {"kept": self._keep(value)} if is_own and _contents(value) else self._encode(value)
 
     def _keep(self, value: Any) -> int:
@@ -199,8 +202,17 @@ def check_names(namespace: dict[str, Any], required: list[str]) -> None:
             raise ImportError(f"cannot import name '{name}'")
 
 
-def _is_exception(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseException)
+def _exception_names(kind: Any) -> list[str]:
+    """The names of an exception class and its bases; none for anything else."""
+    return _class_names(kind) if isinstance(kind, type) and issubclass(kind, BaseException) else []
+
+
+def _class_names(kind: type) -> list[str]:
+    names = (
+        f"{one.__module__}:{one.__name__}" if one.__module__ in ERROR_MODULES else one.__name__
+        for one in kind.__mro__
+    )
+    return list(names)[:9]
 
 
 def _has_own_truth(kind: type) -> bool:
@@ -212,11 +224,7 @@ def _raised(error: BaseException) -> dict[str, Any]:
     args = error.args
     text = _text(error)
     message = args[0] if len(args) == 1 and isinstance(args[0], str) else text
-    names = [
-        f"{kind.__module__}:{kind.__name__}" if kind.__module__ in ERROR_MODULES else kind.__name__
-        for kind in type(error).__mro__
-    ]
-    return {"raised": names[:9], "message": str(message)[:200], "text": text[:2000]}
+    return {"raised": _class_names(type(error)), "message": str(message)[:200], "text": text[:2000]}
 
 
 def _text(error: BaseException) -> str:
@@ -227,8 +235,8 @@ def _text(error: BaseException) -> str:
 
 
 def _contents(value: Any) -> list[Any]:
-    """What a list, dict, set or deque holds, as a plain one."""
-    return next(([kind(value)] for kind in (list, dict, set, deque) if isinstance(value, kind)), [])
+    """What a list, dict, set, deque or tuple holds, as a plain one."""
+    return next(([kind(value)] for kind in (list, dict, set, deque, tuple) if isinstance(value, kind)), [])
 
 
 def _operate(value: Any, name: str, *other: Any) -> Any:

@@ -81,9 +81,10 @@ def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int
         return {"builtin": name}
     for base, plain_of in _NUMBERS_AND_TEXT:
         if isinstance(value, base) and type(value).__module__ != "numpy":
-            return (
-                {"kind": [type(value).__name__, plain_of(value), False]} if type(value) is not base else value
-            )
+            if type(value) is base:
+                return value
+            named = [value._name_, each([value._value_])[0]] if hasattr(value, "_value_") else []
+            return {"kind": [type(value).__name__, plain_of(value), False, *named]}
     if type(value) is list:
         return each(value)
     base = next((base for base in _BASES if isinstance(value, base)), None)
@@ -186,7 +187,10 @@ def decode(
     ((name, inner),) = data.items()
     if name == "kind":
         plain = again(inner[1])
-        return _subclass(str(inner[0]), type(plain), refuse if inner[2] is True else None)(plain)
+        made = _subclass(str(inner[0]), type(plain), refuse if inner[2] is True else None)(plain)
+        if len(inner) > 3:  # a member of an Enum
+            made.name, made.value = str(inner[3]), again(inner[4])
+        return made
     if name == "same":
         number, contents = inner[0], again(inner[1])
         if type(number) is not int:
