@@ -50,7 +50,7 @@ from sppo_ray.rewards.math.syntax import connected, is_name, is_one_group, split
 from sppo_ray.rewards.math.text import unbraced
 from sppo_ray.rewards.math.tokens import Unreadable, raise_if
 from sppo_ray.rewards.math.units import NO_TAIL, read_tail
-from sppo_ray.rewards.math.values import value_of
+from sppo_ray.rewards.math.values import value_of, within
 from sppo_ray.rewards.math.words import as_words
 
 _RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\notin", r"\approx")
@@ -360,6 +360,8 @@ class _Reader:
         """
         exact = signs.index(r"\approx") + 1 if r"\approx" in signs else len(sides)
         if exact > 1 or not is_name(sides[0]):
+            for one in sides[exact:]:
+                self._refuse_false(sides[exact - 1], one)
             sides = sides[:exact]
         if len(sides) == 1:
             return self.read(sides[0])
@@ -371,6 +373,16 @@ class _Reader:
             if all(map(is_name, names)) and isinstance(values, Items) and len(values.items) == len(names):
                 return replace(values, items=Named(tuple(names), values.items).in_order)
         return Relation(sides, ("=",) * (len(sides) - 1))
+
+    def _refuse_false(self, exact: str, near: str) -> None:
+        r"""`12 \approx 100` is no answer. What is no plain number is not judged."""
+        try:
+            one, other = self.read(exact), self.read(near)
+            plain = all(isinstance(form, Quantity) and form.tail == NO_TAIL for form in (one, other))
+            is_near = not plain or within(value_of(one.node), value_of(other.node), Fraction(1, 10))
+        except (Unreadable, TooLarge, Undefined):
+            return
+        raise_if(not is_near or (isinstance(one, Words) and one != other), "a false approximation")
 
     def _two_values(self, side: str, value: str) -> Relation | None:
         r"""|x| = 3 as x = \pm 3; None of other equations. z and w may be complex."""

@@ -89,6 +89,13 @@ PAYS_THE_RIGHT_PROGRAM = {
     "setup_module takes the module": (
         "def setup_module(module): module.x = 3\ndef test_a(): assert f(x) == 6\nx = 1"
     ),
+    "an exit with success before the tests": (
+        "import sys\nif f(3) != 6:\n    print('broken')\n    sys.exit()\ndef test_a(): assert f(1) == 2"
+    ),
+    "an exit with success between the tests": (
+        "import sys\ndef test_a(): assert f(1) == 2\ndef need(ok):\n    if not ok: sys.exit(0)\n"
+        "need(f(3) == 6)\ndef test_b(): assert f(1) == 2"
+    ),
     "a runner in the exit status": (
         ONE + "import sys, unittest\ndef hold(): assert f(3) == 6\n"
         "suite = unittest.TestSuite([unittest.FunctionTestCase(hold)])\n"

@@ -76,6 +76,25 @@ def test_a_share_is_the_smaller_one_of_both_runs() -> None:
     assert rewards(ConfinedProcesses(), [right_once], full_only=False) == [0.5]
 
 
+def test_a_share_leaves_out_what_fails_in_pytest() -> None:
+    tests = (
+        "from solution import level, bad\ndef test_text(): assert str(level()) == '1'\n"
+        "def test_same(): assert level() == 1\ndef test_bad(): assert bad() == 5"
+    )
+    program = (
+        "from enum import IntEnum\nclass L(IntEnum):\n    A = 1\n    def __str__(self): return 'L.A'\n"
+        "def level(): return L.A\ndef bad(): return 4"
+    )
+    assert rewards(ConfinedProcesses(), [(tests, program, {})], full_only=False) == [pytest.approx(1 / 3)]
+
+
+def test_names_that_all_does_not_export_are_missing() -> None:
+    tests = "from solution import *\ndef test_a(): assert f(1) == 2"
+    program = "__all__ = ['g']\ndef g(x): return x\ndef f(x): return x + 1"
+    hidden, exported = (tests, program, {}), (tests, program.replace("'g'", "'f'"), {})
+    assert rewards(ConfinedProcesses(), [hidden, exported]) == [0.0, 1.0]
+
+
 FORGE = """
 import os, sys
 frame, plain = sys._getframe(), False

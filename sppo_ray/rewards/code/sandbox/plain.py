@@ -24,10 +24,11 @@ from sppo_ray.rewards.code.sandbox import collect, known, program, served, state
 
 TYPE_CHECKING = False  # the module typing costs as much time as the rest
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _PACKAGE = "tests_of_the_row"  # so that `from .solution import f` works
-_OPTIONS = ("--assert=plain", "-s", "-x", "--rootdir=/", "-c", "/dev/null", "--noconftest")
+_OPTIONS = ("--assert=plain", "-s", "--rootdir=/", "-c", "/dev/null", "--noconftest")
 _LEFT_OUT = ("cacheprovider", "faulthandler", "terminal")  # they write files, or need standard streams
 _NOTHING_COLLECTED = 5
 
@@ -44,12 +45,10 @@ def main(setup_fd: int) -> None:
     tree = ast.parse(source)
     rest = [node for node in tree.body if not statements.calls_of(node) & repeated]
     is_script = len(rest) < len(tree.body) or "__main__" in source or "__name__" in source
-    tree.body = rest
-    holds = _holds_as_module(program.compiled(tree, "tests.py"), setup, with_pytest=with_pytest)
-    if holds and is_script:
-        holds = _holds_as_script(program.compiled(source, "tests.py"), setup)
-    if holds:
-        write(result, token, 0)
+    failed = _failed_in_module(rest, setup, with_pytest=with_pytest)
+    if is_script and not failed:
+        failed = not _holds_as_script(program.compiled(source, "tests.py"), setup)
+    write(result, b"%s %d" % (token, failed), 0)
     del started  # it had to live
 
 
@@ -63,8 +62,10 @@ def _import_pytest(paths: list[str]) -> None:
     sys.path[:] = before
 
 
-def _holds_as_module(code: types.CodeType, setup: dict[str, Any], *, with_pytest: bool) -> bool:
-    """Whether the module's own statements hold, and no test that pytest finds in it fails."""
+def _failed_in_module(body: list[ast.stmt], setup: dict[str, Any], *, with_pytest: bool) -> int:
+    """The number of the module's own statements that fail, and of tests that pytest finds in it and
+    that do not pass.
+    """
     names = _program(setup["code"])
     sys.modules["__main__"] = sys.modules["program"]
     module = _module(f"{_PACKAGE}.tests", setup, names)
@@ -73,28 +74,51 @@ def _holds_as_module(code: types.CodeType, setup: dict[str, Any], *, with_pytest
         run_pytest, run_unittest = pytest.main, unittest.main
         done = types.SimpleNamespace(result=unittest.TestResult())
         pytest.main, unittest.main = lambda *_, **__: 0, lambda *_, **__: done
-    if not _succeeds(code, module):
-        return False
+    failed = 0
+    runs = [_runner(node, vars(module), is_last=node is body[-1]) for node in body]
     if setup["entry"] is not None:
-        vars(module)["check"](served.find(names, setup["entry"]))
+        runs.append(lambda: vars(module)["check"](served.find(names, setup["entry"])))
+    for run in runs:
+        try:
+            run()
+        except BaseException:  # boundary: the program may raise anything
+            failed += 1
+            if setup["stop_at_failure"]:
+                return failed
     if not with_pytest:
-        return True
+        return failed
     unittest.main = run_unittest
-    return _passes_pytest(run_pytest, module, {id(one) for one in names.values()}, {*setup["helpers"]})
+    return failed + _failed_in_pytest(run_pytest, module, names, setup)
+
+
+def _runner(node: ast.stmt, space: dict[str, Any], *, is_last: bool) -> Callable[[], None]:
+    """Runs one statement. A successful exit is no failure at the end; earlier, tests are lost."""
+    code = program.compiled(ast.Module([node], type_ignores=[]), "tests.py")
+
+    def run() -> None:
+        try:
+            exec(code, space)
+        except SystemExit as ended:
+            if not (is_last and _is_success(ended)):
+                raise
+
+    return run
 
 
 def _holds_as_script(code: types.CodeType, setup: dict[str, Any]) -> bool:
     """Whether Python ends with success when it runs the file."""
     module = sys.modules["__main__"] = _module("__main__", setup, _program(setup["code"]))
-    return _succeeds(code, module)
-
-
-def _succeeds(code: types.CodeType, module: types.ModuleType) -> bool:
     try:
         exec(code, vars(module))
     except SystemExit as ended:
-        return ended.code is None or (type(ended.code) in (bool, int) and not ended.code)
+        return _is_success(ended)
+    except BaseException:  # boundary: the program may raise anything
+        return False
     return True
+
+
+def _is_success(ended: SystemExit) -> bool:
+    return ended.code is None or (type(ended.code) in (bool, int) and not ended.code)
 
 
 def _program(code: str) -> dict[str, Any]:
@@ -123,18 +147,25 @@ def _module(name: str, setup: dict[str, Any], names: dict[str, Any]) -> types.Mo
     space = vars(module)
     space |= {"__file__": "/tests.py", "__package__": _PACKAGE}
     space |= {one: known.known(one, called=called) for one, called in setup["fixed"].items()}
-    space |= {one: served.find(names, real) for one, real in setup["taken"].items()}
-    space |= {one: names[real] for one, real in setup["kinds"].items() if real in names}
+    for one, real in setup["taken"].items():
+        if not (setup["has_star"] and real in names):  # `from solution import *` gives what `__all__` has
+            space[one] = served.find(names, real)
+    if not setup["has_star"]:
+        space |= {one: names[real] for one, real in setup["kinds"].items() if real in names}
     return module
 
 
-def _passes_pytest(run: Any, module: types.ModuleType, of_program: set[int], helpers: set[str]) -> bool:
-    """Whether all tests of the module pass, none is skipped, and all of them are collected. What
+def _failed_in_pytest(
+    run: Any, module: types.ModuleType, names: dict[str, Any], setup: dict[str, Any]
+) -> int:
+    """The number of tests of the module that do not pass; one that is skipped does not. What
     belongs to the program, and functions that need arguments, are no tests.
     """
     import pathlib
 
     import pytest
+
+    of_program, helpers = {id(one) for one in names.values()}, {*setup["helpers"]}
 
     class Module(pytest.Module):
         def _getobj(self) -> types.ModuleType:
@@ -151,21 +182,20 @@ def _passes_pytest(run: Any, module: types.ModuleType, of_program: set[int], hel
     class Only:
         """Collects this module, and notes what does not pass."""
 
-        passes = True
+        failed: set[str] = set()
 
         def pytest_collection(self, session: Any) -> bool:
-            session.items = list(
-                session.genitems(Module.from_parent(session, path=pathlib.Path("/tests.py")))
-            )
+            held = Module.from_parent(session, path=pathlib.Path("/tests.py"))
+            session.items = list(session.genitems(held))
             session.testscollected = len(session.items)
             return True
 
         def pytest_runtest_logreport(self, report: Any) -> None:
-            self.passes = self.passes and report.passed
+            if not report.passed:
+                self.failed.add(report.nodeid)
 
-        def pytest_collectreport(self, report: Any) -> None:
-            self.passes = self.passes and report.passed
+        pytest_collectreport = pytest_runtest_logreport
 
-    only = Only()
-    status = run([*_OPTIONS, *(f"-pno:{one}" for one in _LEFT_OUT)], plugins=[only])
-    return only.passes and int(status) in (0, _NOTHING_COLLECTED)
+    stop = ["-x"] if setup["stop_at_failure"] else []
+    status = run([*_OPTIONS, *stop, *(f"-pno:{one}" for one in _LEFT_OUT)], plugins=[only := Only()])
+    return len(only.failed) or int(status) not in (0, _NOTHING_COLLECTED)

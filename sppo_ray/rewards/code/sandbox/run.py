@@ -53,6 +53,8 @@ _NICENESS = 10
 """Of programs: 64 threads of one take no processor from its tests and from the verifier."""
 _ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """The whole environment of a program: no keys or tokens of the run."""
+_OTHER_HASHES = _ENVIRONMENT | {"PYTHONHASHSEED": "1"}
+"""The order of a set of texts, which no test should rest on, is another in the last run."""
 
 
 class ConfinedProcesses:
@@ -104,10 +106,10 @@ class ConfinedProcesses:
         """Test the functions of a program. Raises SandboxFailed, also when the tests hang by
         themselves, need something unsupported, or never call the program.
 
-        A program that passes all tests in Python has to pass them again in pytest and as a script,
-        in what is left of the time: see `plain`. One that changed containers of the tests, where
-        these expect no change, has to pass also with these changes. `cases` compare plain values
-        only and need no second run.
+        What passes tests in Python has to pass them again in pytest and as a script, in what is
+        left of the time: see `plain`. A program that changed containers of the tests, where
+        these expect no change, has to pass also with these changes. Of all counts the smallest
+        one holds. `cases` compare plain values only and need no second run.
         """
         margin = min(_MARGIN_S, max(self._deadline_s - limits.timeout_s, 0.0) / 2)
         spent = _Spent(limits, time.monotonic() + self._deadline_s - margin)
@@ -124,38 +126,42 @@ class ConfinedProcesses:
                 except _TestsUnfit:  # they were fit, so its changes are the cause
                     again = Tested(0, 1)
                 tested = _lower(tested, again)
-            if tested.failed or first.plain is None:
+                if not tested.passed or (tested.failed and stop_at_failure):
+                    return tested
+            if first.plain is None:
                 return tested
-            return self._test_in_one_process(code, tests["tests"], first.plain, tested, spent)
+            plain = {**first.plain, "tests": tests["tests"], "stop_at_failure": stop_at_failure}
+            return _lower(tested, self._test_in_one_process(code, plain, tested, spent))
         except _NotStarted:
             if not spent.is_fair_share:
                 raise
             return Tested(0, 1, timeout=True)  # the earlier runs left no time for this one
 
     def _test_in_one_process(
-        self, code: str, tests: str, plain: Mapping[str, Any], tested: Tested, spent: _Spent
+        self, code: str, tests: Mapping[str, Any], tested: Tested, spent: _Spent
     ) -> Tested:
-        """Return `tested`, which has no failure, if plain Python agrees; else nothing passed."""
-        limits = spent.left()
+        """Return the share of the same number of tests that passes in plain Python."""
+        limits, number = spent.left(), tested.passed + tested.failed
         with ExitStack() as files:
             result = files.enter_context(_memory_file())
             memory_mib = limits.memory_mib + _TESTER_MEMORY_MIB
             setup = {
-                **plain,
-                "tests": tests,
+                **tests,
                 "code": code,
                 "limits": _rights(Limits(limits.timeout_s, memory_mib)),
                 "result": result,
                 "token": (token := secrets.token_hex(16).encode()),
             }
-            with _process("plain", setup, share=[result]) as process:
+            with _process("plain", setup, share=[result], environment=_OTHER_HASHES) as process:
                 process.await_start(spent.end)
                 ended = spent.wait(process.popen, limits)
                 if ended is None:
                     return _given_up([process.popen], spent)
                 process.kill()
-                holds = _content(result) == token  # else it failed, or the program wrote it
-        return tested if holds else Tested(0, tested.passed, timeout=not ended)
+                report = re.fullmatch(rb"%s (\d{1,9})" % token, _content(result))
+        if report is None:  # it ended before its report, or the program wrote it
+            return Tested(0, number, timeout=not ended)
+        return Tested(max(number - int(report[1]), 0), min(int(report[1]), number))
 
     def _test_from_outside(
         self,
@@ -311,6 +317,7 @@ def _process(
     stdin: int | None = None,
     stdout: int | None = None,
     share: Sequence[int] = (),
+    environment: Mapping[str, str] = _ENVIRONMENT,
 ) -> Iterator[_Process]:
     """Start a confined interpreter; it is killed when the block ends."""
     with ExitStack() as files:
@@ -332,7 +339,7 @@ def _process(
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.DEVNULL if stdout is None else stdout,
             stderr=stderr,
-            env=_ENVIRONMENT,
+            env=environment,
             cwd="/",
             pass_fds=[given, starts.fileno(), *share],
         )

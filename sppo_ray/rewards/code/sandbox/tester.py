@@ -107,6 +107,10 @@ class CodeTests:
         endings.arrange(self._tree, code)
         self._repeated = again.run_once(self._tree, self._subject.flow)
         self._helpers = collectable.generators(self._tree)
+        self._has_star = any(
+            isinstance(node, ast.ImportFrom) and node.module in PROGRAM_MODULES and node.names[0].name == "*"
+            for node in ast.walk(self._tree)
+        )
         _WithoutProgram().visit(self._tree)
         self._asserting = rewrite.asserting(self._tree)
         self._calls_check = self._is_check_called()
@@ -136,7 +140,7 @@ class CodeTests:
             rewrite.ZIP: _zip,
             rewrite.OPERATE: arrays.operate,
             rewrite.TYPE_NAME: type_name,
-            again.EXIT: endings.judge_exit,
+            again.EXIT: self._exit,
             "exit": sys.exit,
             "quit": sys.exit,
         }
@@ -192,8 +196,9 @@ class CodeTests:
         return {one.name for one in self._tree.body if isinstance(one, ast.FunctionDef)}
 
     def for_pytest(self) -> dict[str, Any]:
-        """What `plain` has to know: what the tests use and do not define, tests that the
-        module calls itself, functions test* that are none, and what to call `check` with.
+        """What `plain` has to know: what the tests use and do not define, tests that the module
+        calls itself, functions test* that are none, what to call `check` with, and whether the
+        module imports all names of the program.
         """
         return {
             "taken": self._subject.taken,
@@ -202,6 +207,7 @@ class CodeTests:
             "repeated": sorted(self._repeated),
             "helpers": sorted(self._helpers),
             "entry": self._entry if self._has_check() else None,
+            "has_star": self._has_star,
         }
 
     def _has_check(self) -> bool:
@@ -209,17 +215,26 @@ class CodeTests:
 
     def steps(self, link: Link) -> Iterator[Test]:
         self._bind(link)
-        for node in self._tree.body:
-            if not statements.is_main_guard(node):
-                yield self._statement(node)
+        own = [node for node in self._tree.body if not statements.is_main_guard(node)]
+        for node in own:
+            self._may_exit = node is own[-1]
+            yield self._statement(node)
+        self._may_exit = False
         if self._has_check():
             check = self._namespace["check"]
             yield Test(lambda: check(link.subject(self._entry)), expects=self._expects(check))
         for one in collect.Collector(self._module, self._aside, self._repeated | self._helpers).tests():
             expects = any(map(self._expects, one.code))
             yield Test(one.run, counts=one.is_test, expects=expects)
+        self._may_exit = True
         for node in filter(statements.is_main_guard, self._tree.body):
             yield self._statement(node)
+
+    def _exit(self, status: Any = None) -> None:
+        """A successful exit before the end of the file loses what follows."""
+        endings.judge_exit(status)
+        if not self._may_exit:
+            raise SystemExit(status)
 
     def _bind(self, link: Link) -> None:
         space = self._namespace
