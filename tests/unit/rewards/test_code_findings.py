@@ -88,6 +88,18 @@ def test_a_share_leaves_out_what_fails_in_pytest() -> None:
     assert rewards(ConfinedProcesses(), [(tests, program, {})], full_only=False) == [pytest.approx(1 / 3)]
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import atexit, os\natexit.register(os._exit, 1)\n",
+        "import threading\nthreading.Timer(3600, print).start()\n",
+    ],
+)
+def test_a_program_after_which_pytest_would_not_end_well(code: str) -> None:
+    pair = ("from solution import f\ndef test_a(): assert f(2) == 4", code + "def f(x): return 2 * x", {})
+    assert rewards(ConfinedProcesses(), [pair]) == [0.0]
+
+
 def test_names_that_all_does_not_export_are_missing() -> None:
     tests = "from solution import *\ndef test_a(): assert f(1) == 2"
     program = "__all__ = ['g']\ndef g(x): return x\ndef f(x): return x + 1"

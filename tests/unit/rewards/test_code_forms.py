@@ -337,6 +337,19 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(a): return sorted(a)",
         "def f(a):\n    a.clear()\n    return []",
     ),
+    # assertions of the tests' own
+    "a helper assert_* that raises": (
+        "from solution import f\ndef assert_close(a, b):\n    if abs(a - b) > 1e-9: raise AssertionError((a, b))\n"
+        "def test_a():\n    assert_close(f(1), 2)\n    assert_close(f(2), 4)",
+        RIGHT,
+        WRONG,
+    ),
+    "a method assert* that fails": (
+        "import pytest\nfrom solution import f\nclass TestA:\n    def assertSame(self, a, b):\n        if a != b: pytest.fail('differs')\n"
+        "    def test_a(self): self.assertSame(f(2), 4)",
+        RIGHT,
+        WRONG,
+    ),
     # objects of classes under test
     "constants of a class": (
         "from solution import Limits\ndef test_a():\n    assert Limits.MOST == 3\n    assert Limits.NAMES == ('a', 'b')",

@@ -159,7 +159,8 @@ class ConfinedProcesses:
                     return _given_up([process.popen], spent)
                 process.kill()
                 report = re.fullmatch(rb"%s (\d{1,9})" % token, _content(result))
-        if report is None:  # it ended before its report, or the program wrote it
+        # it ended before its report, the program wrote it, or a thread goes on
+        if report is None or process.popen.returncode != 0:
             return Tested(0, number, timeout=not ended)
         return Tested(max(number - int(report[1]), 0), min(int(report[1]), number))
 
