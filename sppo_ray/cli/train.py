@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import time
@@ -81,6 +82,7 @@ def train(
     if dry_run:
         print(_describe(config))
         _require_startable(config, run_dir, resume)
+        print(f"# prompts   {_require_prompts(config)}")
         return 0
     if resume and run_dir is None:
         raise UserError("--resume needs the --run-dir of the run to continue")
@@ -166,6 +168,30 @@ def _require_startable(config: RunConfig, run_dir: Path | None, resume: bool) ->
     except UserError:  # of a kind that the planner does not count
         return
     require_memory(config, cluster, models)
+
+
+def _require_prompts(config: RunConfig) -> str:
+    """Raise UserError for prompts with which the run would not start: too long, or held out as
+    well. Returns whether they were checked. Nothing is downloaded or made for it.
+    """
+    from sppo_ray.models.bundled import find_model
+    from sppo_ray.models.exported_critic import critic_directory
+
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"not checked: {missing[0]} is not installed"
+    models = [config.learner.model]
+    if config.has_critic:
+        models.append(str(critic_directory(config.critic.model)))
+    absent = [model for model in models if find_model(model) is None]
+    if absent:
+        return f"not checked: {absent[0]} is not on this machine yet"
+    if any(source.type == "hf" for source in (*config.data.train, *config.data.held_out)):
+        return "not checked: a data set of the hub may not be on this machine yet"
+    from sppo_ray.launch.run_inputs import gather_inputs
+
+    gather_inputs(config, lambda _: None)
+    return "checked: none is too long, none of training is held out"
 
 
 def _cluster_here(config: RunConfig) -> Cluster | None:

@@ -97,7 +97,8 @@ class PromptStream:
         """Return the prompts at positions [start, stop) of the endless order."""
         rows = self._rows_at(start, stop)
         prompts = self._encoder.encode(self._rows.examples(rows))
-        _refuse_overlong([prompt for prompt in prompts if not _fits(prompt, self._settings)], self._settings)
+        long = [prompt for prompt in prompts if not _fits(prompt, self._settings)]
+        _refuse_overlong(long, self._settings, "data.train")
         self._tokens[rows] = [len(prompt.token_ids) for prompt in prompts]
         return prompts
 
@@ -176,7 +177,8 @@ class PromptStream:
                 self._refuse_overlap(rows[self._state[rows] == _HELD_OUT])
             if self._settings.overlong_prompts == "refuse":
                 unfit = rows[self._state[rows] == _TOO_LONG]
-                _refuse_overlong(self._encoder.encode(self._rows.examples(unfit)), self._settings)
+                long = self._encoder.encode(self._rows.examples(unfit))
+                _refuse_overlong(long, self._settings, "data.train")
         elif not self._held_out and self._settings.overlong_prompts == "refuse":
             self._state[rows] = _KEPT  # no check applies; cohort() refuses overlong prompts
 
@@ -236,7 +238,8 @@ def load_held_out(
         fitting = [prompt for prompt in prompts if _fits(prompt, settings)]
         if len(fitting) < len(prompts):
             if settings.overlong_prompts == "refuse" or not fitting:
-                _refuse_overlong([prompt for prompt in prompts if not _fits(prompt, settings)], settings)
+                long = [prompt for prompt in prompts if not _fits(prompt, settings)]
+                _refuse_overlong(long, settings, "data.held_out")
             _logger.warning(
                 "data.held_out: %s: left out %d over-long prompts", source.name, len(prompts) - len(fitting)
             )
@@ -272,12 +275,13 @@ def _fits(prompt: Prompt, settings: DataSettings) -> bool:
     return longest(prompt) <= settings.max_prompt_tokens
 
 
-def _refuse_overlong(prompts: Sequence[Prompt], settings: DataSettings) -> None:
+def _refuse_overlong(prompts: Sequence[Prompt], settings: DataSettings, where: str) -> None:
     if prompts:
         first, most = prompts[0], max(longest(prompt) for prompt in prompts)
         more = f" (and {len(prompts) - 1} more, the longest of {most})" if len(prompts) > 1 else ""
+        reader = "critic.model" if len(first.critic_token_ids) > len(first.token_ids) else "learner.model"
         raise UserError(
-            f"prompt {first.id}: {longest(first)} tokens{more}, data.max_prompt_tokens is "
-            f"{settings.max_prompt_tokens}: "
+            f"{where}: prompt {first.id}: {longest(first)} tokens{more} as {reader} reads it, "
+            f"data.max_prompt_tokens is {settings.max_prompt_tokens}: "
             f"raise it to {most}, or set data.overlong_prompts=drop to leave such prompts out"
         )

@@ -57,8 +57,9 @@ def ray_session(config: RunConfig) -> Iterator[list[Resources]]:
 
 def session_is_open() -> bool:
     """Whether this process is connected to Ray, by `ray.init` of the caller."""
-    ray = sys.modules.get("ray")  # not imported for the answer
-    return ray is not None and ray.is_initialized()
+    # not imported for the answer; while another thread imports it, the function is missing
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return is_initialized is not None and is_initialized()
 
 
 def starts_cluster(config: RunConfig) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sppo_ray.cli.main import main
+from sppo_ray.models.bundled import resolve_model
 
 PAPER = ("paper-1.5b", "paper-7b", "paper-7b-small-critic")
 
@@ -83,6 +85,20 @@ def test_a_dry_run_shows_the_plan_of_this_machine(capsys: pytest.CaptureFixture[
     assert main(["train", "quickstart", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "# plan\n# cluster" in out and "# learner x1" in out
+
+
+def test_a_dry_run_refuses_prompts_that_the_run_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "1 2 3", "ground_truth": "6"}\n')
+    models = [f"--{role}.model={resolve_model('builtin:byte-critic')}" for role in ("learner", "critic")]
+    both = [f"--data.{part}=[{{type: jsonl, path: {rows}}}]" for part in ("train", "held_out")]
+    command = ["train", "quickstart", "--dry-run", *models, *both]
+    assert main(command) == 2
+    assert "data.train: 1 prompts are also in data.held_out" in capsys.readouterr().err
+    assert main([*command, "--data.max_prompt_tokens=2"]) == 2
+    assert "data.held_out: prompt rows/0:" in capsys.readouterr().err
 
 
 def test_a_plan_needs_no_heavy_package() -> None:

@@ -289,7 +289,8 @@ class TestOverlong:
     def test_refused_when_the_stream_is_made(self, tmp_path: Path) -> None:
         train = [write_questions(tmp_path / "a.jsonl", self.TEXTS)]
         said = (
-            r"prompt a/1: 7 tokens \(and 1 more, the longest of 9\), data.max_prompt_tokens is 6: raise it "
+            r"prompt a/1: 7 tokens \(and 1 more, the longest of 9\) as \w+.model reads it, "
+            r"data.max_prompt_tokens is 6: raise it "
             r"to 9, or"
         )
         with pytest.raises(UserError, match=said):
@@ -309,7 +310,7 @@ class TestOverlong:
         # By characters: <s> <user> w 1 space w 2 <end> <go> = 9 tokens, against 6 of the policy.
         encoder = PromptEncoder(WORDWISE, CHARWISE, config)
         with pytest.raises(
-            UserError, match="prompt a/0: 9 tokens, data.max_prompt_tokens is 8: raise it to 9"
+            UserError, match=r"prompt a/0: 9 tokens as \w+.model reads it, .* is 8: raise it to 9"
         ):
             PromptStream(open_sources(config.train), encoder, config, 1)
 
@@ -379,7 +380,7 @@ class TestHeldOut:
         refuse = data_settings(held_out=held_out, max_prompt_tokens=6)
         drop = data_settings(held_out=held_out, max_prompt_tokens=6, overlong_prompts="drop")
         encoder = PromptEncoder(WORDWISE, WORDWISE, refuse)
-        with pytest.raises(UserError, match="prompt a/1: 7 tokens, data.max_prompt_tokens is 6"):
+        with pytest.raises(UserError, match=r"prompt a/1: 7 tokens as \w+.model reads it, .* is 6"):
             load_held_out(refuse, encoder)
         assert [prompt.id for prompt in load_held_out(drop, encoder)["a"]] == ["a/0"]
         assert "data.held_out: a: left out 1 over-long prompts" in caplog.text
