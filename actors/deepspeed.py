@@ -7,6 +7,7 @@ step with a non-finite gradient is skipped on all ranks.
 
 from __future__ import annotations
 
+import copyreg
 import math
 import os
 import warnings
@@ -285,6 +286,11 @@ class TrainingEngine:
 
     def save(self, directory: Path, client_state: Mapping[str, Any]) -> None:
         """Write trained weights, optimizer and `client_state` to `directory`. A collective."""
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+
+        # Early releases of Python 3.11 write the members of an Enum as calls of getattr, which
+        # `load_data` refuses.
+        copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
         self._engine.save_checkpoint(
             str(directory),
             tag=_TAG,
