@@ -100,6 +100,18 @@ def test_a_program_after_which_pytest_would_not_end_well(code: str) -> None:
     assert rewards(ConfinedProcesses(), [pair]) == [0.0]
 
 
+def test_forged_bases_of_an_exception_are_no_error() -> None:
+    tests = "import pytest\nfrom solution import E, f\nwith pytest.raises(E): f(1)"
+    forge = (
+        "import sys\nframe = sys._getframe()\nwhile frame:\n    if '_exception_names' in frame.f_globals:\n"
+        "        frame.f_globals['_exception_names'] = lambda kind: ['E', 'OSError', 'UnicodeDecodeError']\n"
+        "    frame = frame.f_back\n"
+    )
+    program = "class E(Exception): pass\ndef f(x): raise E"
+    pairs = [(tests, program, {}), (tests, forge + program, {})]
+    assert rewards(ConfinedProcesses(), pairs) == [1.0, 0.0]
+
+
 def test_names_that_all_does_not_export_are_missing() -> None:
     tests = "from solution import *\ndef test_a(): assert f(1) == 2"
     program = "__all__ = ['g']\ndef g(x): return x\ndef f(x): return x + 1"

@@ -99,7 +99,10 @@ class Link:
         kinds = {name: real for name, real in names.items() if real in self._found}
         for real in sorted(kinds.values(), key=lambda real: len(self._found[real])):  # bases first
             if names_of := self._found[real]:
-                self.kinds[real] = type(real, self._bases(names_of[1:]), {"_program_names": names_of})
+                try:
+                    self.kinds[real] = type(real, self._bases(names_of[1:]), {"_program_names": names_of})
+                except TypeError:  # no class has these bases: the program forged its answer
+                    raise self.gone() from None
         self.involved = self.involved or not set(names.values()) <= set(self.kinds)
         return {name: self.kinds.get(real, _NO_EXCEPTION) for name, real in kinds.items()}
 
