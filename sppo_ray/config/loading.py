@@ -39,7 +39,7 @@ def load_config(recipe: str, overrides: Sequence[str] = (), *, sha256: str | Non
     origin, tree = recipe_tree(recipe, sha256=sha256)
     for override in overrides:
         _apply_override(tree, override)
-    return parse_config(tree, origin)
+    return parse_config(tree, origin, overridden=[_key(override) for override in overrides])
 
 
 def recipe_tree(recipe: str, *, sha256: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -81,16 +81,36 @@ def parse_reward_settings(overrides: Sequence[str] = ()) -> RewardSettings:
         ) from None
 
 
-def parse_config(tree: Mapping[str, Any], origin: str = "config") -> RunConfig:
+def parse_config(
+    tree: Mapping[str, Any], origin: str = "config", *, overridden: Sequence[str] = ()
+) -> RunConfig:
     """Check a settings tree. Raises UserError naming each wrong field, also one that contains a
-    secret, because settings are written into every run directory.
+    secret, because settings are written into every run directory. A message names `origin`, or the
+    option where the setting is one of `overridden`.
     """
     _refuse_secrets(tree, origin)  # before a message may repeat a value
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "\n".join(_explain(item) for item in error.errors())) from None
+        raise UserError(_explain_all(error, origin, overridden)) from None
     return config
+
+
+def _explain_all(error: ValidationError, origin: str, overridden: Sequence[str]) -> str:
+    """Return one line a mistake: those of the recipe first, then those of options, as --a.b."""
+    by_option = [item for item in error.errors() if any(_is_at(item["loc"], key) for key in overridden)]
+    in_recipe = [item for item in error.errors() if item not in by_option]
+    lines = [f"--{_explain(item)}" for item in by_option]
+    if in_recipe:
+        lines.insert(0, f"{origin}: " + "\n".join(_explain(item) for item in in_recipe))
+    return "\n".join(lines)
+
+
+def _is_at(location: Sequence[Any], key: str) -> bool:
+    """Whether a setting's location, which has the tags of its unions too, is at or below `key`."""
+    first, *rest = key.split(".")
+    parts = iter(map(str, location))
+    return next(parts, None) == first and all(part in parts for part in rest)
 
 
 def _refuse_secrets(tree: Mapping[str, Any], origin: str) -> None:
@@ -144,6 +164,10 @@ def _recipe_text(recipe: str) -> tuple[str, bytes]:
             f"unknown recipe {recipe!r}{hint} (recipes that ship: {', '.join(names)}; or give a .yaml file)"
         )
     return recipe, (resources.files("sppo_ray") / "recipes" / f"{recipe}.yaml").read_bytes()
+
+
+def _key(override: str) -> str:
+    return override.removeprefix("--").partition("=")[0]
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -141,7 +141,8 @@ def _session(options: dict[str, Any], address: str | None) -> Iterator[list[Reso
             remedy = "is its head running, and is RAY_AUTH_MODE the same here and there?"
             raise UserError(f"cannot reach the Ray cluster at {address}: {error}: {remedy}") from None
         raise UserError(
-            f"cannot start a local Ray cluster: {error}: is the machine overloaded, or its disk full?"
+            f"cannot start a local Ray cluster: {error}: Ray gives its processes 30 s, which an overloaded "
+            "machine or a full disk exceeds: end other work or free space, and start again"
         ) from None
     try:
         yield _live_nodes()

@@ -20,6 +20,7 @@ from sppo_ray.errors import UserError
 
 LONGEST_LINE = 64 << 20  # bytes
 LARGEST_ARRAY = 1 << 30  # bytes; an array is read as a whole
+_PARQUET_MAGIC = b"PAR1"
 _BLOCK_ROWS = 8192  # rows held as Python objects before conversion to Arrow
 _SCHEMA = pa.schema(
     [("prompt", MESSAGES), ("ground_truth", pa.string()), ("source", pa.string()), ("extra", pa.string())]
@@ -32,6 +33,7 @@ def read_jsonl(path: str, fields: Fields) -> pa.Table:
     Blank lines are skipped. Raises UserError naming the file, the line or entry of an array (from
     1), and the field.
     """
+    _refuse_parquet(path)
     unit, rows = ("entry", _entries(path)) if _is_array(path) else ("line", _objects(path))
     # Arrow's JSON parser guesses types such as dates and reports type conflicts without the line.
     batches: list[pa.RecordBatch] = []
@@ -51,9 +53,16 @@ def check_first_row(path: str, fields: Fields) -> None:
     """Check the first row alone. Raises UserError as `read_jsonl` does; a file that is one array is
     left to it.
     """
+    _refuse_parquet(path)
     if not _is_array(path):
         for number, row in itertools.islice(_objects(path), 1):
             _example(row, fields, f"{path}: line {number}")
+
+
+def _refuse_parquet(path: str) -> None:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
+            raise UserError(f"{path}: is a Parquet file, not JSON lines: set its source's type to parquet")
 
 
 def _is_array(path: str) -> bool:

@@ -252,6 +252,20 @@ def test_a_wrong_override_is_told_with_its_key(override: str, told: str) -> None
     assert told in str(caught.value)
 
 
+def test_a_mistake_in_an_option_is_not_blamed_on_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(MINIMAL | {"nam": "mine"}), encoding="utf-8")
+    options = ["--rollout.wokers=2", "--learner.optimizer.weight_decai=1", "--loop.steps=9"]
+    with pytest.raises(UserError) as caught:
+        load_config(str(recipe), options)
+    first, *others = str(caught.value).splitlines()
+    assert first == f"{recipe}: nam: unknown setting; did you mean name?"
+    assert sorted(line.partition(":")[0] for line in others) == [
+        "--learner.optimizer.weight_decai",
+        "--rollout.wokers",
+    ]
+
+
 def test_reward_settings_alone() -> None:
     assert parse_reward_settings([]).function.type == "math"
     assert parse_reward_settings(["--reward.function.type=running-sum"]).function.type == "running-sum"

@@ -338,6 +338,11 @@ class TestJsonLines:
         (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff", "ground_truth": "1"}\n')
         assert "line 1: not UTF-8" in refusal(JsonlData(path=str(tmp_path / "a.jsonl")))
 
+    def test_parquet_is_recognised(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        write_parquet(path, [field_row("1+1?", "2")])
+        assert f"{path}: is a Parquet file" in refusal(JsonlData(path=str(path)))
+
     def test_an_array_of_objects(self, tmp_path: Path) -> None:
         rows = [{"prompt": "a", "ground_truth": 1}, {"prompt": "b", "ground_truth": "2"}]
         for text in (json.dumps(rows), json.dumps(rows, indent=2), "\ufeff[\n" + json.dumps(rows)[1:]):

@@ -75,7 +75,8 @@ def _failed_in_module(body: list[ast.stmt], setup: dict[str, Any], *, with_pytes
         done = types.SimpleNamespace(result=unittest.TestResult())
         pytest.main, unittest.main = lambda *_, **__: 0, lambda *_, **__: done
     failed = 0
-    runs = [_runner(node, vars(module), is_last=node is body[-1]) for node in body]
+    last = [node for node in body if not statements.is_main_guard(node)][-1:]
+    runs = [_runner(node, vars(module), is_last=node in last) for node in body]
     if setup["entry"] is not None:
         runs.append(lambda: vars(module)["check"](served.find(names, setup["entry"])))
     for run in runs:
