@@ -73,6 +73,12 @@ STUDIES: Mapping[str, Study] = {
         "long responses (317 to 599 tokens), most prompts hopeless at the start",
         "register-machine", ARMS, 360, ALL_AXES, (0.3, 0.5), ("eval.every_s=45", KNOWN_PROMPTS),
     ),
+    "equal-prompts": Study(
+        "the paper's own comparison: 256 prompts a step, answered once or eight times",
+        "quickstart", {name: ARMS[name] for name in ("sppo", "grpo-equal-prompts")},
+        240, ("seconds", "tokens"), (0.7, 0.86, 0.9, 0.94), ("eval.every_s=6",),
+        baseline="grpo-equal-prompts",
+    ),
     # By steps: the clock of a stale run would not count what is generated during an evaluation.
     "staleness": Study(
         "samples 0, 2 and 8 steps old: who collapses",
