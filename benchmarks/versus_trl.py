@@ -2,7 +2,8 @@
 
     python -m benchmarks.versus_trl [--pairs 5] [--only NAME ...]
 
-With `--only`, the rows of the other cases stay in the result as they are.
+With `--only`, the rows of the other cases stay in the result as they are. The result is written
+after each pair of all cases, so an interruption loses only the pair under way.
 
 Each run is a process of its own, pinned to the same core (or two); the two take turns, so that a
 busy machine slows both. TRL generates with Transformers (its vLLM mode needs a GPU). The figure is
@@ -18,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,13 @@ def main() -> None:
             for case in cases:
                 task = case.task(models[case.name])
                 pairs[case.name].append((measure_ours(task, case.cores), measure_trl(task, case.cores)))
-    rows = earlier_rows() | {case.name: summary(case, pairs[case.name]) for case in cases}
+            print(write({case.name: summary(case, pairs[case.name]) for case in cases}), flush=True)
+
+
+def write(measured: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Write the result with the rows of these cases, and print it. Returns the file."""
+    known = earlier_rows() | measured
+    rows = {case.name: known[case.name] for case in CASES if case.name in known}
     targets = [
         {
             "what": f"samples/s against TRL, {case.name}",
@@ -98,8 +105,8 @@ def main() -> None:
         for case in CASES
         if case.name in rows
     ]
-    print_table([rows[case] for case in names if case in rows])
-    print(write_result("versus_trl", [rows[case] for case in names if case in rows], targets))
+    print_table(list(rows.values()))
+    return write_result("versus_trl", list(rows.values()), targets)
 
 
 def earlier_rows() -> dict[str, dict[str, Any]]:
