@@ -73,14 +73,15 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def commit() -> str:
-    """The commit of this checkout, with "-dirty" when tracked files differ from it; "unknown"
-    outside git.
+    """The commit of this checkout, with "-dirty" when tracked files other than results differ from
+    it; "unknown" outside git.
     """
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     head = output_of("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD")
     if not head:
         return "unknown"
-    changed = output_of("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    code = ("--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+    changed = output_of("git", "-C", str(folder), "status", "--porcelain", *code)
     return head + ("-dirty" if changed else "")
 
 

@@ -1,9 +1,10 @@
 """Samples/s of GRPO, here and in TRL's GRPOTrainer: the same model, prompts, reward and cores.
 
-    python -m benchmarks.versus_trl [--pairs 5] [--only NAME ...]
+    python -m benchmarks.versus_trl [--pairs 5] [--only NAME ...] [--add]
 
-With `--only`, the rows of the other cases stay in the result as they are. The result is written
-after each pair of all cases, so an interruption loses only the pair under way.
+With `--only`, the rows of the other cases stay in the result as they are. With `--add`, the pairs
+join those of the result. It is written after each pair of all cases, so an interruption loses only
+the pair under way.
 
 Each run is a process of its own, pinned to the same core (or two); the two take turns, so that a
 busy machine slows both. TRL generates with Transformers (its vLLM mode needs a GPU). The figure is
@@ -79,11 +80,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     names = [case.name for case in CASES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=str(names))
+    parser.add_argument("--add", action="store_true", help="to the pairs of the result")
     options = parser.parse_args()
+    known = earlier_rows() if options.add else {}
     with tempfile.TemporaryDirectory() as folder:
         cases = [case for case in CASES if case.name in options.only]
         models = {case.name: model_of(case, Path(folder)) for case in cases}
-        pairs: dict[str, list[tuple[float, float]]] = {case.name: [] for case in cases}
+        pairs: dict[str, list[Sequence[float]]] = {case.name: earlier_pairs(known, case) for case in cases}
         for _ in range(options.pairs):
             for case in cases:
                 task = case.task(models[case.name])
@@ -105,7 +108,7 @@ def write(measured: Mapping[str, Mapping[str, Any]]) -> Path:
         for case in CASES
         if case.name in rows
     ]
-    print_table(list(rows.values()))
+    print_table([{key: value for key, value in row.items() if key != "seconds"} for row in rows.values()])
     return write_result("versus_trl", list(rows.values()), targets)
 
 
@@ -118,6 +121,14 @@ def earlier_rows() -> dict[str, dict[str, Any]]:
     return {row["case"]: {"commit": earlier["commit"]} | row for row in earlier["rows"]}
 
 
+def earlier_pairs(known: Mapping[str, Mapping[str, Any]], case: Case) -> list[Sequence[float]]:
+    """The pairs of a case that the result has. Exits when they are of another commit."""
+    row = known.get(case.name, {"commit": commit()})
+    if row["commit"] != commit():
+        sys.exit(f"{case.name}: measured on {row['commit']}, this is {commit()}: leave out --add")
+    return [*row.get("seconds", [])]
+
+
 def model_of(case: Case, folder: Path) -> str:
     if case.end_chance is None:
         return RUNNING_SUM
@@ -127,7 +138,7 @@ def model_of(case: Case, folder: Path) -> str:
     return str(directory)
 
 
-def summary(case: Case, pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def summary(case: Case, pairs: Sequence[Sequence[float]]) -> dict[str, Any]:
     """`pairs` are (ours, TRL's) seconds a step."""
     ratios = [trl / ours for ours, trl in pairs]
     return {
@@ -138,6 +149,7 @@ def summary(case: Case, pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "ratio_least": round(min(ratios), 3),
         "ratio_most": round(max(ratios), 3),
         "pairs": len(pairs),
+        "seconds": [[round(ours, 3), round(trl, 3)] for ours, trl in pairs],
         "commit": commit(),
     }
 

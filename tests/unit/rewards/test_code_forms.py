@@ -216,6 +216,11 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(b):\n    b[0][0] = 1\n    return True",
         "def f(b): return True",
     ),
+    "in place, and the value is the list": (
+        "def test_a():\n    a = [2, 1]\n    r = f(a)\n    assert r == [1, 2]\n    assert a == r",
+        "def f(a):\n    a.sort()\n    return a",
+        "def f(a): return sorted(a)",
+    ),
     "the input must not change": (
         "a = [2, 1]\nassert f(a) == [1, 2]\nassert a == [2, 1]",
         "def f(a): return sorted(a)",

@@ -138,6 +138,7 @@ class Flow:
                 reads.setdefault(key, []).append(node)
         results: dict[int, set[str]] = {}
         compared: dict[int, set[str]] = {}  # name -> what it is compared with
+        pinned: set[str] = set()  # compared with a plain value as a whole
         copied, shown = set(), set()
         passed: dict[int, str] = {}
         calls: list[ast.Call] = []
@@ -165,10 +166,13 @@ class Flow:
                 results.update((id(one), keys) for one in ast.walk(node.value) if isinstance(one, ast.Call))
             for one, other in zip(sides, sides[::-1], strict=True):
                 compared[id(_read_from(one))] = set(self._names_in(other))
+                if isinstance(one, ast.Name) and is_literal(other):
+                    pinned.add(self._key(one))
         for call in calls:
             end = call.end_lineno or 0, call.end_col_offset or 0
             given = [one for one in _arguments(call) if isinstance(one, ast.Name)]
-            taken = self._subjects | results.get(id(call), set()) | {self._key(one) for one in given}
+            of_program = results.get(id(call), set()) - pinned  # `r == [1, 2]` says what `row == r` has to be
+            taken = self._subjects | of_program | {self._key(one) for one in given}
             function = ast.dump(call.func)
 
             def is_harmless(read: ast.Name) -> bool:
