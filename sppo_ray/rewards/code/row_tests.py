@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from math import isfinite
 from typing import Any
 
@@ -52,7 +53,7 @@ def read_tests(ground_truth: str, extra: Mapping[str, Any]) -> ScriptTests | Mod
     ValueError when there are none.
     """
     try:
-        data = json.loads(ground_truth)
+        data = _json(ground_truth)
     except ValueError:
         data = ground_truth
     outer = next((str(extra[key]) for key in _NAME_KEYS if extra.get(key)), None)
@@ -117,7 +118,7 @@ def _text(lines: Any) -> str:
 def _arguments(given: Any) -> list[Any]:
     """Parse arguments: a list, or text with one per line."""
     return (
-        [_value(line) for line in given.splitlines() if line.strip()]
+        [_value(line) for line in given.split("\n") if line.strip()]
         if isinstance(given, str)
         else list(given)
     )
@@ -132,11 +133,16 @@ def _readings(due: Any, *, wrapped: bool) -> list[Any]:
     return [value, due if number else value, due[0] if wrapped else value]
 
 
+def _json(text: str) -> Any:
+    """Raises ValueError. Integers may be longer than the 4,300 digits of Python's `int`."""
+    return json.loads(text, parse_int=lambda digits: int(digits if len(digits) < 4300 else Decimal(digits)))
+
+
 def _value(text: Any) -> Any:
     if not isinstance(text, str):
         return text
     try:
-        return json.loads(text)
+        return _json(text)
     except ValueError:
         return text
 
@@ -144,7 +150,7 @@ def _value(text: Any) -> Any:
 # ------------------------------------------------------------------------------------------- stdout
 
 _WORD = re.compile(r"[^ \t\r]+")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def same_output(written: str, due: str) -> bool:

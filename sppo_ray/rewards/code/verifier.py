@@ -7,7 +7,9 @@ exceeds its limits is wrong. Tests that cannot be run are an error, which a prog
 
 from __future__ import annotations
 
+import io
 import time
+import tokenize
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +41,8 @@ def make_code_verifier(settings: CodeReward, sandbox: Sandbox) -> VerifierFuncti
         program = last_program(response)
         if program is None:
             return 0.0, "no_answer"
+        if _declares_another_encoding(program):
+            return 0.0, "runtime_error"
         if len(program) > MAX_PROGRAM_CHARS:
             return 0.0, "too_long"
         if isinstance(tests, ScriptTests):
@@ -52,6 +56,17 @@ def make_code_verifier(settings: CodeReward, sandbox: Sandbox) -> VerifierFuncti
         return tested.passed / (tested.passed + tested.failed), "partial"
 
     return verify
+
+
+def _declares_another_encoding(program: str) -> bool:
+    """Whether a comment in the first two lines says that the file, which is UTF-8, is something
+    else: Python refuses it or reads other letters.
+    """
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(program.encode("utf-8", "replace")).readline)
+    except SyntaxError:
+        return True
+    return encoding not in ("utf-8", "utf-8-sig")
 
 
 def _test_script(

@@ -65,6 +65,7 @@ class Evaluator:
 
     def __init__(self, point: Mapping[str, Fraction], digits: int) -> None:
         self._point, self._digits = dict(point), digits
+        self._place = repr(sorted(point.items()))
         self.extra_digits = 0  # of the long numbers that were rounded
         self._work = 0
 
@@ -244,9 +245,9 @@ class Evaluator:
             return self._bounded(Fraction(getattr(math, name)(*(value.numerator for value in values))))
         if name in ("max", "min"):
             return (max if name == "max" else min)(values, key=real)
-        if name.startswith(UNKNOWN):  # any fixed function that has no identities
-            number = self._rounded(values[0])
-            return MP.atan(number * 3 + zlib.crc32(name.encode()) % 1009) + number * number / 7
+        if name.startswith(UNKNOWN):  # any function that has no identities, another one at each point
+            number, shift = self._rounded(values[0]), zlib.crc32((name + self._place).encode()) % 1009
+            return MP.atan(number * 3 + shift) + number * number / 7
         return self._bounded(self._elementary(name, values))
 
     def _binomial(self, above: Number, below: Number) -> Number:

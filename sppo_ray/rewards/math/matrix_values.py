@@ -4,6 +4,8 @@ bounds of time: see `matrices`.
 
 from __future__ import annotations
 
+import math
+import random
 import zlib
 from fractions import Fraction
 
@@ -13,9 +15,11 @@ from sppo_ray.rewards.math.nodes import Node, walk
 
 SIZE = 4
 MAX_PRODUCTS, MAX_BITS, MAX_EXPONENT = 200, 1024, 64
-_CONSTANTS = {"pi": Fraction(22, 7), "e": Fraction(19, 7), "i": Fraction(31, 11)}
-"""Numbers in place of the constants: no identity of theirs is needed beside matrices."""
-_NUMBERS = ((2, 3, 7, 11, 5, 13, 17, 19, 23, 29, 31, 37), (5, 2, 13, 3, 29, 7, 23, 11, 31, 17, 19, 37))
+_CONSTANTS = {"pi": Fraction(math.pi), "e": Fraction(math.e), "i": Fraction(math.log(17))}
+"""Numbers in place of the constants, which no short fraction equals: no identity of theirs is
+needed beside matrices.
+"""
+_NUMBERS = range(2, 48)
 """Of variables; small, because some are exponents."""
 
 Matrix = tuple[tuple[Fraction, ...], ...]
@@ -32,7 +36,8 @@ class MatrixEvaluator:
     def __init__(self, kinds: Kinds, trees: tuple[Node, Node], choice: int) -> None:
         names = sorted({name for tree in trees for part in walk(tree) for name in letters_of(part)})
         self._kinds, self._choice, self._done = kinds, choice, 0
-        self._numbers = dict(zip(names, map(Fraction, _NUMBERS[choice]), strict=False))
+        draw = random.Random(zlib.crc32(f"{trees} {choice}".encode()))  # an answer cannot be made to fit
+        self._numbers = dict(zip(names, map(Fraction, draw.sample(_NUMBERS, len(_NUMBERS))), strict=False))
 
     def value(self, node: Node) -> Value:
         op, args = node

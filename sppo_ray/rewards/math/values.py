@@ -2,13 +2,15 @@
 
 Rational numbers are compared exactly, as fractions. Others are compared at a precision that grows
 with the digits of the numbers in them, so that 1 - 2^-60 and 1 - 2^-61 differ. Expressions with
-variables are compared at fixed points. A value that would take more than a few milliseconds
-(99999999!, 9^{9^9}) raises TooLarge.
+variables are compared at points that the two expressions determine: an answer cannot be made to
+fit them. A value that would take more than a few milliseconds (99999999!, 9^{9^9}) raises TooLarge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import random
+from collections.abc import Mapping
 from fractions import Fraction
 
 from sppo_ray.rewards.math.evaluator import (
@@ -33,6 +35,8 @@ _WHOLE_OPERATIONS = ("!", "!!", "sum", "prod")
 _WHOLE_CALLS = ("floor", "ceil", "binom", "gcd", "lcm", "max", "min")
 _MIN_POINTS = 3
 """That must agree on a constant factor."""
+_PRIME = 999_983
+_FAR, _PART = 100, Fraction(61, 97)
 
 
 def same_value(truth: Node, answer: Node, *, matrices: bool = False) -> bool:
@@ -119,7 +123,7 @@ def proportional(one: Node, other: Node) -> int:
     one, other = with_complex(one, other)
     names = _names(one, other)
     ratios: list[Number] = []
-    for point in _points(names) if names else ():
+    for point in _points(one, other) if names else ():
         try:
             (mine, theirs), _ = _numbers(one, other, point)
         except Undefined:
@@ -139,18 +143,24 @@ def proportional(one: Node, other: Node) -> int:
 
 def _same_function(truth: Node, answer: Node) -> bool:
     """At points where both are real, or at all of them where they never are; at least two points
-    must decide.
+    must decide. An answer that is real only where few of the points are is another function.
     """
     truth, answer = with_complex(truth, answer)
-    names = _names(truth, answer)
-    at_real, at_others = [], []
+    at_real, at_others, only_truth = [], [], 0
     imaginary = any(part == Node("const", ("i",)) for tree in (truth, answer) for part in walk(tree))
     whole = any(map(_is_of_whole_numbers, (*walk(truth), *walk(answer))))
     barred, answer_barred = any(map(_is_barred, walk(truth))), _is_barred_outside_logarithms(answer)
-    for point in _points(names, whole=whole):
+    points = _points(truth, answer, whole=whole)
+    if any(map(_has_steps, (*walk(truth), *walk(answer)))):
+        points += _far_points(truth, answer)
+    for point in points:
         try:
             (one, other), digits = _numbers(truth, answer, point)
         except Undefined:
+            continue
+        except TooLarge:
+            if max(map(abs, point.values()), default=0) < _FAR:
+                raise
             continue
         same = _near(one, other, digits - 20)
         is_real, answer_is_real = real_or_none(one) is not None, real_or_none(other) is not None
@@ -162,7 +172,11 @@ def _same_function(truth: Node, answer: Node) -> bool:
             at_real.append(point)
         else:
             at_others.append(same)
+            is_due = not whole or all(value.denominator == 1 for value in point.values())
+            only_truth += is_real and is_due
     if at_real:
+        if len(at_real) < only_truth:
+            return False
         decided = len(at_real) >= 2 or (len(at_others) >= 1 and all(at_others))
         return decided and _stays_same(truth, answer, at_real[0])
     return len(at_others) >= 2 and all(at_others)
@@ -190,10 +204,28 @@ def _is_of_whole_numbers(node: Node) -> bool:
     return node.op in _WHOLE_OPERATIONS or (node.op == "call" and node.args[0] in _WHOLE_CALLS)
 
 
-def _points(names: Sequence[str], *, whole: bool = False) -> list[dict[str, Fraction]]:
+def _has_steps(node: Node) -> bool:
+    """Whether it may change far from where it is usually looked at."""
+    return node.op == "abs" or (node.op == "call" and node.args[0] in ("floor", "ceil", "max", "min"))
+
+
+def _draws(truth: Node, answer: Node) -> random.Random:
+    """A source of numbers that both expressions determine."""
+    return random.Random(hashlib.blake2b(repr((truth, answer)).encode(), digest_size=8).digest())
+
+
+def _far_points(truth: Node, answer: Node) -> list[dict[str, Fraction]]:
+    """Points at which each variable is large."""
+    draw, names = _draws(truth, answer), _names(truth, answer)
+    ranges = ((_FAR, 400), (-400, -_FAR), (1000, 9000), (-9000, -1000))
+    return [{name: Fraction(draw.randint(*ends)) + _PART for name in names} for ends in ranges]
+
+
+def _points(truth: Node, answer: Node, *, whole: bool = False) -> list[dict[str, Fraction]]:
     """Values for the variables: around 1, larger, negative, of both signs, and whole numbers (more
     of them, of all parities, where `whole` numbers are meant).
     """
+    draw, names = _draws(truth, answer), _names(truth, answer)
     ranges = ((40, 150, 1), (110, 420, 1), (30, 260, -1), (55, 310, 0), (5, 95, 1), (7, 60, 1), (20, 90, -1))
     points = []
     for number, (low, high, sign) in enumerate(ranges):
@@ -201,7 +233,7 @@ def _points(names: Sequence[str], *, whole: bool = False) -> list[dict[str, Frac
         for index, name in enumerate(names):
             step = (index * 7919 + number * 104_729 + 613) % (high - low)
             signed = sign or (1 if (index + number) % 2 else -1)
-            values[name] = Fraction(signed * (low + step), 97)
+            values[name] = signed * (low + step + Fraction(draw.randrange(_PRIME), _PRIME)) / 97
         points.append(values)
     starts = (3, 8, 1, 2, 4, 6, 11, 12) if whole else (3, 8)
     points += [{name: Fraction(index + start) for index, name in enumerate(names)} for start in starts]

@@ -66,6 +66,8 @@ _ANOTHER_CHOICE = re.compile(
     r"^\W*(?:n't|not|no|cannot|wrong|incorrect|untrue|maybe|perhaps|possibly|guess|unsure|\?)(?:\W|$)"
     r"|\b(?:is|are|was|were|seems?|looks?|be|been|isn't|wasn't)\s+(?:\w+ly\s+)?(?:not\s+(?:correct|right|the|it|true|valid)|wrong|incorrect|false|untrue|impossible"
     r"|excluded|eliminated|refuted|discarded|rejected|unlikely|ruled)"
+    r"|^is\s+(?:my|the|a)\s+(?:wrong|incorrect)|^(?:minus|plus)\b"
+    r"|(?:^|[,;:.>]|\\to|\b(?i:answer|really|be|is|it's|wait|wrong|but|then))\s*\(?[A-J]\)?\W*$"
     r"|\b(?:fails|choose|pick|select|actually|rather|instead|option|choice)\b.*\b[A-J]\b|\b[A-J]\s+is\b|actually\s+[A-J]\b|"
     r"(?:^|[\s(])[B-J][).:,](?:\s|$)|\(\s*[A-J]\s*\)|\b(?:or|and)\s+\(?[A-J]\)?(?:\b|$)|^\(?[A-J]\)?$|\bnot\s+\(?[A-J]\b"
 )

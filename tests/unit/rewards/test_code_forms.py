@@ -545,6 +545,28 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "print(1)\nprint(2)",
         "print('1\\x0c2')",
     ),
+    "an annotation that means nothing yet": (
+        "from __future__ import annotations\nclass Case:\n    def of(self, x: int) -> Case:\n        self.x = x\n        return self\n"
+        "def test_a():\n    assert f(Case().of(1).x) == 2",
+        "def f(x): return x + 1",
+        "def f(x): return x",
+    ),
+    "a module of a module": (
+        "import os.path\nimport numpy as np\nfrom solution import unit, ext\ndef test_a():\n    assert np.isclose(np.linalg.norm(unit(np.array([3., 4.]))), 1)\n"
+        "    assert os.path.basename(ext('a')) == 'a.b'\ndef test_b():\n    assert ext(os.path.join('a', 'c')) == 'a/c.b'",
+        "import numpy as np\ndef unit(a): return a / np.linalg.norm(a)\ndef ext(p): return p + '.b'",
+        "import numpy as np\ndef unit(a): return a\ndef ext(p): return p + '.b'",
+    ),
+    "a line separator inside a text": (
+        json.dumps({"inputs": ['"a\u2028b"'], "outputs": ["a\u2028b"], "fn_name": "f"}),
+        "def f(s): return s",
+        "def f(s): return s[:1]",
+    ),
+    "an integer of more digits than int reads": (
+        '{"inputs": [[5000]], "outputs": [1' + "0" * 5000 + '], "fn_name": "f"}',
+        "def f(n): return 10**n",
+        "def f(n): return 10**n + 1",
+    ),
     "a wide space in stdout": (
         json.dumps({"inputs": [""], "outputs": ["1 2"]}),
         "print('1  2 ')",

@@ -578,6 +578,14 @@ def test_a_served_program_holds_its_own_files_only() -> None:
         ("nan", "nan", True),
         ("inf", "inf", True),
         ("1", "inf", False),
+        ("0", "6.62607015e-34.0", False),
+        ("0.0", "6.62607015e-34", False),
+        ("6.6260701500001e-34", "6.62607015e-34", True),
+        ("0.0", "1.2246467991473532e-16", True),  # a rounding error
+        ("0.0", "1.602176634e-19", False),
+        ("-0.0000000004", "0.0000000004", False),
+        ("0.0000000004", "0.0", True),
+        ("\uff11.5", "1.5", False),
     ],
 )
 def test_words_of_stdout(written: str, due: str, equal: bool) -> None:

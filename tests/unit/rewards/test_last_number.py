@@ -22,7 +22,17 @@ from sppo_ray.rewards.registry import build_verifier
         ("55.0", "55", 1.0),
         ("-4", "-4", 1.0),
         ("5 - 9 = -4", "-4", 1.0),
-        ("5-9", "9", 1.0),  # a difference: the minus belongs to the operation
+        ("5 - 9", "9", 1.0),  # a difference: the minus belongs to the operation
+        ("5-9", "9", 0.0),  # no number
+        ("The total is 1,234.", "1234", 1.0),
+        ("The total is 1,234.", "234", 0.0),
+        ("7, or 3/7", "7", 0.0),
+        ("2^7", "7", 0.0),
+        ("\u22127", "-7", 1.0),
+        ("\u22127", "7", 0.0),
+        ("<think>maybe 7", "7", 0.0),
+        ("<think>so 7</think>no idea", "7", 0.0),
+        ("<think>so 8</think>7", "7", 1.0),
         ("55, or rather 56", "55", 0.0),
         ("= 7.5", "5", 0.0),  # 7.5 is one number
         ("x55", "55", 0.0),  # part of a word

@@ -370,7 +370,7 @@ class Flow:
 
     def _put_into(self, call: ast.Call, given: Sources) -> None:
         """`found.append(f(x))` and `setattr(found, 'a', f(x))` put f's value into `found`."""
-        if isinstance(call.func, ast.Attribute) and not known.is_known(_name(call.func.value)):
+        if isinstance(call.func, ast.Attribute) and not known.is_known(_root(call.func.value)):
             self._bind_sources(call.func.value, given)
         for one in call.args if len(call.args) > 1 else []:
             self._bind_sources(one, given)
@@ -470,6 +470,14 @@ class _Scopes(ast.NodeVisitor):
 
 def _name(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _root(node: ast.AST) -> str:
+    """`np` of `np.linalg`; the last name of what is no plain chain of names."""
+    start = node
+    while isinstance(start, ast.Attribute):
+        start = start.value
+    return start.id if isinstance(start, ast.Name) and known.is_known(start.id) else _name(node)
 
 
 def _name_of_call(node: ast.Call) -> str:

@@ -45,7 +45,8 @@ def main(setup_fd: int) -> None:
     tree = ast.parse(source)
     rest = [node for node in tree.body if not statements.calls_of(node) & repeated]
     is_script = len(rest) < len(tree.body) or "__main__" in source or "__name__" in source
-    failed = _failed_in_module(rest, setup, with_pytest=with_pytest)
+    is_script = is_script or any(map(statements.runs_a_framework, rest))
+    failed = _failed_in_module(rest, setup, statements.future_flags(tree), with_pytest=with_pytest)
     if is_script and not failed:
         failed = not _holds_as_script(program.compiled(source, "tests.py"), setup)
     write(result, b"%s %d" % (token, failed), 0)
@@ -62,9 +63,9 @@ def _import_pytest(paths: list[str]) -> None:
     sys.path[:] = before
 
 
-def _failed_in_module(body: list[ast.stmt], setup: dict[str, Any], *, with_pytest: bool) -> int:
+def _failed_in_module(body: list[ast.stmt], setup: dict[str, Any], flags: int, *, with_pytest: bool) -> int:
     """The number of the module's own statements that fail, and of tests that pytest finds in it and
-    that do not pass.
+    that do not pass. `flags`: of compiling it.
     """
     names = _program(setup["code"])
     sys.modules["__main__"] = sys.modules["program"]
@@ -76,7 +77,8 @@ def _failed_in_module(body: list[ast.stmt], setup: dict[str, Any], *, with_pytes
         pytest.main, unittest.main = lambda *_, **__: 0, lambda *_, **__: done
     failed = 0
     last = [node for node in body if not statements.is_main_guard(node)][-1:]
-    runs = [_runner(node, vars(module), is_last=node in last) for node in body]
+    codes = [program.compiled(ast.Module([node], type_ignores=[]), "tests.py", flags) for node in body]
+    runs = [_runner(code, vars(module), is_last=node in last) for code, node in zip(codes, body, strict=True)]
     if setup["entry"] is not None:
         runs.append(lambda: vars(module)["check"](served.find(names, setup["entry"])))
     for run in runs:
@@ -92,9 +94,8 @@ def _failed_in_module(body: list[ast.stmt], setup: dict[str, Any], *, with_pytes
     return failed + _failed_in_pytest(run_pytest, module, names, setup)
 
 
-def _runner(node: ast.stmt, space: dict[str, Any], *, is_last: bool) -> Callable[[], None]:
+def _runner(code: types.CodeType, space: dict[str, Any], *, is_last: bool) -> Callable[[], None]:
     """Runs one statement. A successful exit is no failure at the end; earlier, tests are lost."""
-    code = program.compiled(ast.Module([node], type_ignores=[]), "tests.py")
 
     def run() -> None:
         try:

@@ -41,11 +41,11 @@ def give_exit() -> None:
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]
 
 
-def compiled(code: str | ast.Module, name: str) -> types.CodeType:
+def compiled(code: str | ast.Module, name: str, flags: int = 0) -> types.CodeType:
     """Compile code without this module's `from __future__ import annotations`, which would turn the
-    types of its dataclasses into texts.
+    types of its dataclasses into texts. `flags`: those of `statements.future_flags`.
     """
-    return compile(code, name, "exec", dont_inherit=True)
+    return compile(code, name, "exec", flags, dont_inherit=True)
 
 
 def read(setup_fd: int) -> dict[str, Any]:

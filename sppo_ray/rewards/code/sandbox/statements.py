@@ -1,10 +1,21 @@
 """What single statements of a test file are: the main guard, calls of tests, prints."""
 
 from __future__ import annotations
+import __future__
 
 import ast
 
 _FRAMEWORKS = frozenset({"unittest", "pytest"})
+
+
+def future_flags(tree: ast.Module) -> int:
+    """What `from __future__ import ...` of a file means for its statements, compiled one by one."""
+    flags = 0
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            features = [getattr(__future__, one.name, None) for one in node.names]
+            flags |= sum(one.compiler_flag for one in features if one is not None)
+    return flags
 
 
 def is_main_guard(node: ast.stmt) -> bool:

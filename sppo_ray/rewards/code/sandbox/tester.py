@@ -96,6 +96,7 @@ class CodeTests:
         self.marked: set[int] = set()  # those that have reached an assertion
         self._tried: dict[int, int] = {}
         self._code, self._tree = code, ast.parse(code)
+        self._flags = statements.future_flags(self._tree)
         hide_literals(self._tree)
         forms.refuse(self._tree, entry)
         collectable.refuse(self._tree)
@@ -255,7 +256,7 @@ class CodeTests:
         return handed.hands_over(tree, Subject(self._code, tree, self._entry))
 
     def _statement(self, node: ast.stmt) -> Test:
-        code = program.compiled(ast.Module([node], type_ignores=[]), "tests.py")
+        code = program.compiled(ast.Module([node], type_ignores=[]), "tests.py", self._flags)
         counts = self._counts(node)
         expects = rewrite.expects(node) or not self._asserting.isdisjoint(rewrite.called_names(node))
         return Test(lambda: exec(code, self._namespace), counts=counts, expects=counts and expects)
