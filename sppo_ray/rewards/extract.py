@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 
 _BOX = r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s{0,3}"
 _BOX_OPENS = re.compile(_BOX)
@@ -31,7 +32,27 @@ _MAX_NESTED_BOXES = 4
 _NOTHING_BUT_BOXES = re.compile(rf"(?:{_BOX}|[{{}}\s])*")
 _NAME_OF_BOX = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*=\s*\$*\s*$")
 # possessive: a long line of spaces takes linear time
-_STATED = re.compile(r"(?:answer|result)\b[^\n.:]{0,40}?(?:\bis\b|:|=)\s*+\**+\s*+([^\n]+)", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:answer|result)\b[^\n.:]{0,40}?(?:\bis\b\s{0,3}:?|:|=)\s*+\**+\s*+([^\n]+)", re.IGNORECASE
+)
+_BEFORE_A_STATEMENT = 60  # characters
+_DENIES = re.compile(
+    r"\b(?:not|cannot|never|impossible|unlikely|wrong|if|unless|whether|suppose|assume|assuming)\b|n't\b",
+    re.IGNORECASE,
+)
+_BEFORE_THE_ANSWER = re.compile(
+    r"(?:(?:approximately|about|around|roughly|therefore|thus|then|hence|simply|just|exactly|indeed|clearly|equal|to|given|by|the|(?-i:an?)|number|value|set"
+    r"|interval|point|function|expression|matrix|vector|choice|option)\b[\s,:]*+|\*)*+",
+    re.IGNORECASE,
+)
+_AFTER_THE_ANSWER = re.compile(
+    r"[,;]\s|\.(?:\s|$)|\s(?:since|because|as|so|when|where|for|if|with|which|but|and\s+not|not)\b",
+    re.IGNORECASE,
+)
+_ANOTHER_FORMULA = re.compile(
+    r"\s{0,3}(?:[,;/&]|\bor\b|\band\b(?!\s+not\b)|to\b)\s{0,3}(?:(?:or|and)\s{1,3})?(?=\$|\\\(|\\\[|[0-9-]|\(?(?-i:[A-J])\b)",
+    re.IGNORECASE,
+)
 _MATHS_OPENS = re.compile(r"\$\$|\$|\\\(|\\\[")
 _MATHS_CLOSES = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
 _NUMBER = re.compile(r"(?<![\w.])-?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?")
@@ -117,28 +138,46 @@ def last_tagged(text: str) -> str | None:
 
 
 def last_stated(text: str) -> str | None:
-    """Return the answer of a response without a box: the text after "the answer is", else the last
-    formula, else the last number. Linear in the length of the text.
+    """Return the answer of a response without a box: what the last "the answer is" states, else the
+    last formula, else the last number; None where the statement is denied. Linear in the length of
+    the text.
     """
     text = without_thinking(text)
     if "\\boxed" in text:
         return last_boxed(text)
-    stated = _STATED.findall(text)
-    place = stated[-1] if stated else text
-    formula = _last_formula(place)
-    if formula is not None:
-        return formula.strip() or None
+    stated = deque(_STATED.finditer(text), maxlen=1)
     if stated:
-        return stated[-1].strip().rstrip("*. ") or None
+        begins = stated[0].start()
+        before = text[max(0, begins - _BEFORE_A_STATEMENT) : begins]
+        return None if _DENIES.search(re.split(r"[\n.]", before)[-1]) else _stated_in(stated[0][1])
+    formulas = _formulas(text)
+    if formulas:
+        return formulas[-1][0].strip() or None
     numbers = _NUMBER.findall(text)
     return numbers[-1].rstrip(",") if numbers else None
 
 
-def _last_formula(text: str) -> str | None:
-    r"""Return the content of the last `$...$` on one line, `$$...$$`, `\(...\)` or `\[...\]`. A
-    closing mark that is missing once is not looked for again.
+def _stated_in(place: str) -> str | None:
+    """Return what the words behind "the answer is" begin with: a formula, or text up to the next
+    clause. Several answers, and one behind other words ("less than"), are returned as they are
+    written.
     """
-    last, at = None, 0
+    place = place[_BEFORE_THE_ANSWER.match(place).end() :]  # type: ignore[union-attr]  # it may be empty
+    formulas = _formulas(place)
+    if formulas and not place[: formulas[0][1]].strip():
+        content, _, end = formulas[0]
+        return place if _ANOTHER_FORMULA.match(place, end) else content.strip() or None
+    if _ANOTHER_FORMULA.search(place):
+        return place.strip()
+    clause = _AFTER_THE_ANSWER.search(place)
+    return place[: clause.start() if clause else None].strip().rstrip("*. ") or None
+
+
+def _formulas(text: str) -> list[tuple[str, int, int]]:
+    r"""Return content, start and end of each `$...$` on one line, `$$...$$`, `\(...\)` or
+    `\[...\]`. A closing mark that is missing once is not looked for again.
+    """
+    found, at = [], 0
     missing: set[str] = set()
     while opened := _MATHS_OPENS.search(text, at):
         mark, begins = opened.group(), opened.end()
@@ -149,8 +188,9 @@ def _last_formula(text: str) -> str | None:
         if end <= begins or (mark == "$" and "\n" in text[begins:end]):
             at = opened.start() + 1
         else:
-            last, at = text[begins:end], end + len(closes)
-    return last
+            at = end + len(closes)
+            found.append((text[begins:end], opened.start(), at))
+    return found
 
 
 def final_answer(text: str) -> str | None:

@@ -153,6 +153,8 @@ def _same_function(truth: Node, answer: Node) -> bool:
     points = _points(truth, answer, whole=whole)
     if any(map(_has_steps, (*walk(truth), *walk(answer)))):
         points += _far_points(truth, answer)
+    if _counts_steps(truth, answer):
+        points = [{name: Fraction(value // 1) for name, value in point.items()} for point in points]
     for point in points:
         try:
             (one, other), digits = _numbers(truth, answer, point)
@@ -207,6 +209,14 @@ def _is_of_whole_numbers(node: Node) -> bool:
 def _has_steps(node: Node) -> bool:
     """Whether it may change far from where it is usually looked at."""
     return node.op == "abs" or (node.op == "call" and node.args[0] in ("floor", "ceil", "max", "min"))
+
+
+def _counts_steps(truth: Node, answer: Node) -> bool:
+    r"""Whether the variables of \lfloor n/2 \rfloor are whole numbers."""
+    rounds = (
+        part.op == "call" and part.args[0] in ("floor", "ceil") for part in (*walk(truth), *walk(answer))
+    )
+    return {*_names(truth, answer)} <= {*"nkm"} and any(rounds)
 
 
 def _draws(truth: Node, answer: Node) -> random.Random:

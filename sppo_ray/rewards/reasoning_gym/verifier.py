@@ -19,7 +19,7 @@ from reasoning_gym.factory import DATASETS
 
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.base import BadGroundTruth, VerifierFunction
-from sppo_ray.rewards.extract import last_boxed, last_tagged
+from sppo_ray.rewards.extract import last_boxed, last_tagged, without_thinking
 from sppo_ray.rewards.reasoning_gym.evaluated import ANSWERS, ENTRIES
 from sppo_ray.rewards.reasoning_gym.evaluators import evaluating
 from sppo_ray.rewards.reasoning_gym.full_credit import deserves_full_credit, deserves_no_credit, is_own_answer
@@ -62,10 +62,10 @@ def try_entry(ground_truth: str, extra: Mapping[str, Any]) -> None:
 
 
 def answer(response: str) -> str | None:
-    """Return the last box, else the last answer tag, else the whole response; None when that is
-    empty.
+    """Return the last box, else the last answer tag, else the whole response without its thinking;
+    None when that is empty.
     """
-    return last_boxed(response) or last_tagged(response) or response.strip() or None
+    return last_boxed(response) or last_tagged(response) or without_thinking(response).strip() or None
 
 
 def warm_up() -> None:

@@ -557,6 +557,11 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "import numpy as np\ndef unit(a): return a / np.linalg.norm(a)\ndef ext(p): return p + '.b'",
         "import numpy as np\ndef unit(a): return a\ndef ext(p): return p + '.b'",
     ),
+    "an import that nothing uses": (
+        "from solution import LinkedList, Node, LIMIT\ndef test_a():\n    a = LinkedList()\n    a.add(1)\n    assert a.to_list() == [1]",
+        "LIMIT = 3\nclass Node: pass\nclass LinkedList:\n    def __init__(self): self.v = []\n    def add(self, v): self.v.append(v)\n    def to_list(self): return self.v[:]",
+        "class LinkedList:\n    def __init__(self): self.v = []\n    def add(self, v): self.v.append(v)\n    def to_list(self): return self.v[:]",
+    ),
     "a line separator inside a text": (
         json.dumps({"inputs": ['"a\u2028b"'], "outputs": ["a\u2028b"], "fn_name": "f"}),
         "def f(s): return s",

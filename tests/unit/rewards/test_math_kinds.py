@@ -427,9 +427,10 @@ def _flipped(formula: str | tuple) -> str | tuple:
 @given(FORMULA)
 def test_formulas_of_logic(formula: str | tuple) -> None:
     assume(not isinstance(formula, str) and "x>2" not in formula[1:])
+    # of two equal sides, "and" says the same as "or"
+    assume(len(formula) < 3 or not reward(_latex(formula[1]), _latex(formula[2])))
     same(_latex(formula), _latex(formula, turned=True))
-    if formula[0] != r"\to" or not reward(_latex(formula[1]), _latex(formula[2])):
-        different(_latex(formula), _latex(_flipped(formula)))
+    different(_latex(formula), _latex(_flipped(formula)))
 
 
 def test_logic_beside_sets_and_lists() -> None:
@@ -596,6 +597,35 @@ def test_answers_without_a_box_count_where_they_are_asked_for() -> None:
         0.0
     ] * 3
     assert verify_math("The answer is 42.", "42", {}) == (0.0, "no_answer")
+
+
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [
+        ("The answer is: **5**", 1.0),
+        ("The answer is $5$. I checked it with $x=2$.", 1.0),
+        ("The final answer is 5 since $a=6$", 1.0),
+        ("The answer is therefore approximately $5$", 1.0),
+        ("The answer is $5$, and not $6$.", 1.0),
+        ("The answer is not $5$", 0.0),
+        ("The answer is either $4$ or $5$", 0.0),
+        ("The answer is $1$, $2$, $3$, $4$, $5$", 0.0),
+        ("The answer is 5 or 6", 0.0),
+        ("The answer is $6$, and not $5$.", 0.0),
+        ("The answer is $6$. I checked it with $x=5$.", 0.0),
+        ("The answer is less than $5$", 0.0),
+        ("It is impossible that the answer is $5$", 0.0),
+        ("The final answer is 6 since $a=5$", 0.0),
+    ],
+)
+def test_what_is_stated_without_a_box(response: str, reward: float) -> None:
+    assert make_math_verifier("last")(response, "5", {})[0] == reward
+
+
+def test_choices_that_are_stated_without_a_box() -> None:
+    last = make_math_verifier("last")
+    texts = ("The final answer is (B).", "Answer: B", "Answer: B, C", "Answer: A, B")
+    assert [last(text, "B", {})[0] for text in texts] == [1.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

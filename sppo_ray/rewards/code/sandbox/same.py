@@ -58,7 +58,7 @@ def same_number(value: float, expected: float) -> bool:
     if value != value or expected != expected:
         return value != value and expected != expected
     if isinstance(expected, int):  # a large one has no decimal of its own
-        return abs(expected) <= 2**53 and abs(value - expected) <= _TOLERANCE
+        return abs(expected) <= 2**53 and abs(value - expected) <= (_TOLERANCE if expected else 1e-9)
     return abs(expected) < float("inf") and is_near(value, expected, repr(expected))
 
 

@@ -44,6 +44,8 @@ class Subject:
     def __init__(self, code: str, tree: ast.Module, entry: str | None) -> None:
         loose = _undefined(code, entry) - (_starred(tree) - {entry})
         modules, imported = _program_imports(tree)
+        read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        imported = {name: real for name, real in imported.items() if name in read or name == entry}
         members = _Members(modules)
         members.visit(tree)
         imported |= members.found
