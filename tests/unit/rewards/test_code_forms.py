@@ -221,6 +221,16 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(a):\n    a.sort()\n    return a",
         "def f(a): return sorted(a)",
     ),
+    "in place, two functions, the value is asserted": (
+        "from solution import f, g\nboard = [[0, 2]]\nassert f(board)\nassert board == [[1, 2]]\nassert g(3) == 4",
+        "def f(b):\n    b[0][0] = 1\n    return True\ndef g(x): return x + 1",
+        "def f(b): return True\ndef g(x): return x + 1",
+    ),
+    "two functions of one list, a value is asserted": (
+        "from solution import f, g\ndef test_a():\n    data = [1, 2, 3]\n    assert f(data)\n    assert g(data) == 6",
+        "def f(a): return a == sorted(a)\ndef g(a): return sum(a)",
+        "def f(a): return a == sorted(a)\ndef g(a): return len(a)",
+    ),
     "the input must not change": (
         "a = [2, 1]\nassert f(a) == [1, 2]\nassert a == [2, 1]",
         "def f(a): return sorted(a)",

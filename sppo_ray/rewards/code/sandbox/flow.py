@@ -20,7 +20,8 @@ _EQUAL = frozenset({"assertEqual", "assertEquals", "assertListEqual"})
 _COMPARES = _EQUAL | {"array_equal", "allclose", "assert_array_equal", "assert_allclose"}
 _MANY_READS = 100  # of one name; each call looks at all of them
 _CHANGES = frozenset({"append", "appendleft", "extend", "add", "update", "put"})
-_ALONE = frozenset({"assertIsNone", "assertIsNotNone", "assertTrue", "assertFalse"})
+_NONE_OR_NOT = frozenset({"assertIsNone", "assertIsNotNone"})
+_TRUE_OR_NOT = frozenset({"assertTrue", "assertFalse"})
 
 
 _SIGNS = (ast.expr_context, ast.operator, ast.cmpop, ast.unaryop)
@@ -89,10 +90,12 @@ class Flow:
 
     def _without_a_use(self, tree: ast.Module) -> Iterator[ast.Call]:
         """Calls that may change the tests' lists, because no expected value can come from these:
-        the value is not used, is only compared with None or asserted to be true, or is the length
-        of what is read (`row[:k]`). With one function under test, it may also be compared with a
-        plain value.
+        the value is not used, is only compared with None, or is the length of what is read
+        (`row[:k]`). With one function under test, it may also be asserted to be true, or compared
+        with a plain value.
         """
+        is_alone = len(self._subjects) == 1
+        alone = _NONE_OR_NOT | (_TRUE_OR_NOT if is_alone else frozenset())
         dropped: list[ast.expr] = []
         slices = set()
         for node in self._nodes:
@@ -101,15 +104,15 @@ class Flow:
                 sides = [node.left, *node.comparators]
             elif isinstance(node, ast.Call) and _name_of_call(node) in _EQUAL:
                 sides = node.args[:2]
-            elif isinstance(node, ast.Call) and _name_of_call(node) in _ALONE:
+            elif isinstance(node, ast.Call) and _name_of_call(node) in alone:
                 dropped += node.args[:1]
             elif isinstance(node, ast.Expr):
                 dropped.append(node.value)
-            elif isinstance(node, ast.Assert):
+            elif is_alone and isinstance(node, ast.Assert):
                 dropped.append(node.test)
             elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
                 slices.add((self._key(node.value), self._key(node.slice.upper)))
-            is_known = is_literal if len(self._subjects) == 1 else _is_none
+            is_known = is_literal if is_alone else _is_none
             if len(sides) == 2 and any(map(is_known, sides)):
                 dropped += sides
         checked = {id(one) for one in dropped}
