@@ -231,6 +231,13 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(a): return a == sorted(a)\ndef g(a): return sum(a)",
         "def f(a): return a == sorted(a)\ndef g(a): return len(a)",
     ),
+    "two functions of one number and of one list": (
+        "import pytest\nfrom solution import add, div, check\ndef test_a():\n    a, b, bad = 4, 2, [None]\n    div(a, b)\n    assert add(a, b) == 6\n    assert div(a, b) == 2\n"
+        "    with pytest.raises(ValueError):\n        check(bad)\n    with pytest.raises(TypeError):\n        add(bad, 1)\n"
+        "    for n in (2, 3):\n        check(n)\n        assert div(n, 1) == n",
+        "def add(a, b): return a + b\ndef div(a, b): return a / b\ndef check(x):\n    if x == [None]: raise ValueError",
+        "def add(a, b): return a - b\ndef div(a, b): return a / b\ndef check(x):\n    if x == [None]: raise ValueError",
+    ),
     "the input must not change": (
         "a = [2, 1]\nassert f(a) == [1, 2]\nassert a == [2, 1]",
         "def f(a): return sorted(a)",

@@ -1,4 +1,6 @@
-"""Second names of functions in the tests: `g = f`, `for t in (test_a, test_b): t()`."""
+"""What the names of the tests stand for: second names of functions (`g = f`, `for t in (test_a,
+test_b): t()`), numbers and texts.
+"""
 
 from __future__ import annotations
 
@@ -67,3 +69,55 @@ def assigned_once(tree: ast.AST) -> dict[str, ast.expr]:
                 if isinstance(one, ast.Name):
                     found.setdefault(one.id, []).append(node.value)
     return {name: values[0] for name, values in found.items() if len(values) == 1}
+
+
+def unchangeable(tree: ast.AST) -> set[str]:
+    """Names that only ever hold numbers, texts and tuples of them: no function changes these."""
+    bindings: dict[str, int] = {}
+    scalars: dict[str, int] = {}
+    for node in ast.walk(tree):
+        for name in _bound_by(node):
+            bindings[name] = bindings.get(name, 0) + 1
+        for name in _scalars_of(node):
+            scalars[name] = scalars.get(name, 0) + 1
+    return {name for name, number in scalars.items() if number == bindings[name]}
+
+
+def _bound_by(node: ast.AST) -> list[str | None]:
+    if isinstance(node, ast.Name):
+        return [] if isinstance(node.ctx, ast.Load) else [node.id]
+    if isinstance(node, ast.alias):
+        return [node.asname or node.name]
+    return [getattr(node, "arg", None) or getattr(node, "name", None)]
+
+
+def _scalars_of(node: ast.AST) -> Iterator[str]:
+    """The names that a statement binds to nothing but numbers and texts."""
+    if isinstance(node, ast.Assign):
+        for target in node.targets:
+            yield from _scalar_targets(target, [node.value])
+    elif isinstance(node, (ast.For, ast.comprehension)):
+        values = getattr(node.iter, "elts", None)
+        if isinstance(node.iter, ast.Call) and getattr(node.iter.func, "id", "") == "range":
+            values = [ast.Constant(0)]
+        if isinstance(node.iter, (ast.Tuple, ast.List, ast.Call)) and values:
+            yield from _scalar_targets(node.target, values)
+
+
+def _scalar_targets(target: ast.expr, values: list[ast.expr]) -> Iterator[str]:
+    if isinstance(target, ast.Name):
+        if all(map(_is_scalar, values)):
+            yield target.id
+    elif isinstance(target, (ast.Tuple, ast.List)):
+        parts = [getattr(value, "elts", ()) for value in values]
+        if all(len(one) == len(target.elts) for one in parts):
+            for place, inner in enumerate(target.elts):
+                yield from _scalar_targets(inner, [one[place] for one in parts])
+
+
+def _is_scalar(node: ast.expr) -> bool:
+    if isinstance(node, ast.UnaryOp):
+        return _is_scalar(node.operand)
+    if isinstance(node, ast.Tuple):
+        return all(map(_is_scalar, node.elts))
+    return isinstance(node, (ast.Constant, ast.JoinedStr))

@@ -6,6 +6,7 @@ import ast
 import builtins
 
 from sppo_ray.rewards.code.sandbox import known
+from sppo_ray.rewards.code.sandbox.aliases import unchangeable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Flow:
             for one in check.args.args[:1]:
                 self._add(one, frozenset([entry or ""]))
         self._open_parameters()
+        self._unchangeable = unchangeable(tree)
         self.in_place = {id(call) for call in self._without_a_use(tree)}
         size = -1
         while size != (size := sum(map(len, self._known.values()))):
@@ -98,6 +100,7 @@ class Flow:
         alone = _NONE_OR_NOT | (_TRUE_OR_NOT if is_alone else frozenset())
         dropped: list[ast.expr] = []
         slices = set()
+        raising = {id(node.body[-1]) for node in self._nodes if isinstance(node, ast.With) and _raises(node)}
         for node in self._nodes:
             sides: list[ast.expr] = []
             if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Eq, ast.Is, ast.IsNot)):
@@ -106,7 +109,7 @@ class Flow:
                 sides = node.args[:2]
             elif isinstance(node, ast.Call) and _name_of_call(node) in alone:
                 dropped += node.args[:1]
-            elif isinstance(node, ast.Expr):
+            elif isinstance(node, ast.Expr) and id(node) not in raising:
                 dropped.append(node.value)
             elif is_alone and isinstance(node, ast.Assert):
                 dropped.append(node.test)
@@ -381,7 +384,8 @@ class Flow:
     def _changed_in_place(self, call: ast.Call) -> None:
         """`f(row)` and `f(row) is None` may change `row`."""
         for one in _arguments(call):
-            if not _is_change(one):
+            fixed = isinstance(one, ast.Name) and one.id in self._unchangeable
+            if not (fixed or _is_change(one)):
                 self._bind_sources(one, self.of(call.func))
 
     def _bind_sources(self, target: ast.expr, sources: Sources) -> None:
@@ -498,6 +502,12 @@ def _read_from(side: ast.expr) -> ast.expr:
     while isinstance(side, ast.Subscript):
         side = side.value
     return side
+
+
+def _raises(node: ast.With) -> bool:
+    """`with pytest.raises(...)`: the last statement has to raise."""
+    calls = [one.context_expr for one in node.items if isinstance(one.context_expr, ast.Call)]
+    return any(_name_of_call(one) in ("raises", "assertRaises", "assertRaisesRegex") for one in calls)
 
 
 def _is_none(node: ast.expr) -> bool:
