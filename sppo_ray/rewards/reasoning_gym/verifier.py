@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -23,6 +24,9 @@ from sppo_ray.rewards.extract import last_boxed, last_tagged, without_thinking
 from sppo_ray.rewards.reasoning_gym.evaluated import ANSWERS, ENTRIES
 from sppo_ray.rewards.reasoning_gym.evaluators import evaluating
 from sppo_ray.rewards.reasoning_gym.full_credit import deserves_full_credit, deserves_no_credit, is_own_answer
+
+_REPEATED_TURN = re.compile("[0-9]{2}")
+"""`U999999`: the scorer of rubiks_cube would turn as often, for half a minute."""
 
 
 def make_reasoning_gym_verifier(*, full_only: bool) -> VerifierFunction:
@@ -84,6 +88,8 @@ def _score(task: str, entry: dict[str, Any], found: str) -> float:
         raise BadGroundTruth(
             f"the entry is none of reasoning-gym's {task}: its scorer would evaluate text that is no formula"
         )
+    if task == "rubiks_cube" and _REPEATED_TURN.search(found):
+        return 0.0
     given = ANSWERS[task](found, entry) if task in ANSWERS else found
     return 0.0 if given is None else float(score_answer(answer=given, entry=entry))
 

@@ -465,6 +465,19 @@ def test_full_credit_is_for_answers_that_are_right_as_a_whole(
         assert score_of(task, text, entry) == 1.0, text
 
 
+def test_a_turn_of_the_cube_is_not_repeated_without_end() -> None:
+    entry = entry_of("rubiks_cube", seed=5)
+    begun = time.process_time()
+    assert score_of("rubiks_cube", "U999999", entry) == 0.0
+    assert time.process_time() - begun < 2.0
+
+
+def test_thinking_is_no_answer() -> None:
+    entry = entry_of("chain_sum", seed=2)
+    texts = (f"<think>so {entry['answer']}", f"<think>hm</think>{entry['answer']}")
+    assert [PARTIAL(text, "", extra_of("chain_sum", entry))[0] for text in texts] == [0.0, 1.0]
+
+
 def test_quantum_lock_reads_the_whole_answer() -> None:
     entry = entry_of("quantum_lock")
     assert score_of("quantum_lock", f"{entry['answer']} or 12345", entry) == 0.0
