@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def painted(page: Any, title: str, colour: str) -> int:
     """Pixels in that colour (a custom property of the style sheet) on the canvas of the card with
     this title.
     """
+    card = page.locator(".chart").filter(has=page.locator("h3", has_text=re.compile(f"^{re.escape(title)}$")))
+    card.locator("canvas").first.wait_for(state="attached")  # it is drawn when its first points are there
     return page.evaluate(
         """([title, name]) => {
           const card = [...document.querySelectorAll(".chart")].find((c) => c.querySelector("h3").textContent === title);
