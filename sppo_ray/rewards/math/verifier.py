@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from sppo_ray.rewards.base import BadGroundTruth
-from sppo_ray.rewards.extract import last_boxed, last_boxes, last_stated
+from sppo_ray.rewards.extract import last_boxed, last_boxes
 from sppo_ray.rewards.math.compare import Comparison
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import Form, Items, Quantity
@@ -26,6 +26,7 @@ from sppo_ray.rewards.math.words import (
     as_words,
     canonical_words,
 )
+from sppo_ray.rewards.stated import last_stated
 
 MAX_ANSWER_CHARS = 500
 """A longer answer is wrong unless the ground truth itself is at least half as long: no final answer

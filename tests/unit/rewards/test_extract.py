@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from sppo_ray.rewards.extract import last_program, last_stated, last_tagged
+from sppo_ray.rewards.extract import last_program, last_tagged
+from sppo_ray.rewards.stated import last_stated
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)

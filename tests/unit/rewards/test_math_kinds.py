@@ -13,8 +13,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sppo_ray.rewards.extract import last_boxes, last_stated, with_open_thinking
+from sppo_ray.rewards.extract import last_boxes, with_open_thinking
 from sppo_ray.rewards.math import make_math_verifier, verify_math
+from sppo_ray.rewards.stated import last_stated
 from tests.unit.rewards.math_verdicts import different, reward, same
 
 settings.register_profile("kinds", max_examples=60, deadline=None)
