@@ -129,7 +129,7 @@ class _Reader:
             elif self._take(*_OVER):
                 node = Node("/", (node, self._signed(self._factor)))
             elif self._starts_factor():
-                raise_if(self._peek()[0] in ("number", "recurring"), "a number beside a value")
+                self._refuse_number()
                 node = product(node, self._factor(), "")
             else:
                 return node
@@ -153,9 +153,15 @@ class _Reader:
         r"""What stands behind \times: a \times 2b is a \times (2b)."""
         node = self._factor()
         while self._starts_factor():
-            raise_if(self._peek()[0] in ("number", "recurring"), "a number beside a value")
+            self._refuse_number()
             node = product(node, self._factor(), "")
         return node
+
+    def _refuse_number(self) -> None:
+        """Refuse a number behind a factor, as in x2, but for a power: n2^{n-1}, 2^{3}5^{2}."""
+        before, behind = self._peek(-1), self._peek(1)
+        is_power = behind[1] in ("^", "**") and before[0] not in ("number", "recurring")
+        raise_if(self._peek()[0] in ("number", "recurring") and not is_power, "a number beside a value")
 
     def _starts_factor(self) -> bool:
         kind, text = self._peek()

@@ -150,6 +150,10 @@ _PHRASES = {
 } | dict.fromkeys(
     ("all real numbers", "all reals", "the real numbers", "all real x", "any real number", "全体实数"),
     r"\mathbb{R}"
+) | dict.fromkeys(
+    ("dne", "doesn't exist", "it does not exist", "limit does not exist", "the limit does not exist",
+     "不存在"),
+    r"\text{does not exist}"
 )  # fmt: skip
 
 
