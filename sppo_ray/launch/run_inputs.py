@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sppo_ray.config import EnvironmentSettings, RewardSettings, RunConfig, UserReward
+from sppo_ray.config import DataSettings, EnvironmentSettings, RewardSettings, RunConfig, UserReward
 from sppo_ray.errors import UserError
 from sppo_ray.models.hub import commit_of, hub_model
 from sppo_ray.planning.preflight import check_reward_model
@@ -113,6 +113,11 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
         )
     try_rewards(config.reward, ScoreRequest.of(first, ""), first.id)
     return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out, observations, begun.tools)
+
+
+def reads_files(data: DataSettings) -> bool:
+    """Return whether any rows come from files of the user's."""
+    return any(source.type in ("jsonl", "parquet", "hf-disk") for source in (*data.train, *data.held_out))
 
 
 def observation_encoder(

@@ -29,6 +29,7 @@ from sppo_ray.launch.run_inputs import (
     gather_inputs,
     model_paths,
     pin_models,
+    reads_files,
     try_rewards_at_once,
 )
 from sppo_ray.launch.shutdown import EndSignals, Forced
@@ -145,8 +146,11 @@ def _in_run_dir(
                 require_local_cpus(config, cpus)
             if is_checked:
                 _check_memory(config, paths, recorder, "cpu", [Resources(cpus, 0.0)], is_local=True)
-            # Both take seconds, mostly on different cores.
+            # Inputs and Ray take seconds each, mostly on different cores. Mistakes in files are
+            # told before Ray starts.
             loading = in_daemon_thread(lambda: gather_inputs(pin_models(config, commits), recorder.message))
+            if reads_files(config.data):
+                loading.result()
 
             def check(device: str, nodes: Sequence[Resources]) -> None:
                 if not is_checked:
