@@ -107,7 +107,7 @@ def _pairs(
     if name is None:
         return ScriptTests(tuple((_text(given), _text(due)) for given, due in pairs))
     wrapped = may_wrap and all(isinstance(due, list) and len(due) == 1 for due in outputs)
-    cases = ({"args": _arguments(given), "expected": _readings(due, wrapped=wrapped)} for given, due in pairs)
+    cases = ({**_arguments(given), "expected": _readings(due, wrapped=wrapped)} for given, due in pairs)
     return ModuleTests(name, tuple(cases), None)
 
 
@@ -115,13 +115,15 @@ def _text(lines: Any) -> str:
     return "\n".join(map(str, lines)) if isinstance(lines, list) else str(lines)
 
 
-def _arguments(given: Any) -> list[Any]:
-    """Parse arguments: a list, or text with one per line."""
-    return (
-        [_value(line) for line in given.split("\n") if line.strip()]
-        if isinstance(given, str)
-        else list(given)
-    )
+def _arguments(given: Any) -> dict[str, Any]:
+    """Return "args": a list, or text with one value a line; and of a mapping "named", keyword
+    arguments.
+    """
+    if isinstance(given, Mapping):
+        return {"args": [], "named": dict(given)}
+    if isinstance(given, str):
+        return {"args": [_value(line) for line in given.split("\n") if line.strip()]}
+    return {"args": list(given)}
 
 
 def _readings(due: Any, *, wrapped: bool) -> list[Any]:
@@ -175,4 +177,4 @@ def _same_word(word: str, due: str) -> bool:
     if "." not in due or not all(len(one) <= 400 and _NUMBER.fullmatch(one) for one in (word, due)):
         return False
     number, expected = float(word), float(due)
-    return isfinite(expected) and is_near(number, expected, due)
+    return isfinite(expected) and is_near(number, expected, due, is_printed=True)

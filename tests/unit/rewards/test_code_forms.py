@@ -547,6 +547,31 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(x): return 5e-7",
         WRONG,
     ),
+    "a small number of one digit": (
+        json.dumps({"inputs": [[1]], "outputs": [1e-30], "fn_name": "f"}),
+        "def f(x): return 1e-30",
+        "def f(x): return 1.4e-30",
+    ),
+    "zero as a decimal": (
+        json.dumps({"inputs": [[1]], "outputs": [0.0], "fn_name": "f"}),
+        "def f(x): return 1e-10",
+        "def f(x): return 9e-7",
+    ),
+    "an integer as a decimal": (
+        json.dumps({"inputs": [[1]], "outputs": [3], "fn_name": "f"}),
+        "def f(x): return 2.9999999999996",
+        "def f(x): return 3.0000009",
+    ),
+    "a large whole decimal": (
+        json.dumps({"inputs": [[1]], "outputs": [3000001.0], "fn_name": "f"}),
+        "def f(x): return 3000001",
+        "def f(x): return 3000000",
+    ),
+    "keyword arguments": (
+        json.dumps({"inputs": [{"a": 3, "b": 1}], "outputs": [2], "fn_name": "f"}),
+        "def f(b, a): return a - b",
+        "def f(b, a): return b - a",
+    ),
     "a small number in stdout": (
         json.dumps({"inputs": [""], "outputs": ["0.0000005"]}),
         "print('5e-07')",

@@ -46,8 +46,8 @@ def _text_key(key: Any) -> str:
 
 
 def same_number(value: float, expected: float) -> bool:
-    """Compare numbers: a decimal by `is_near`, an expected integer within a millionth; infinite and
-    undefined ones exactly.
+    """Compare numbers: a decimal by `is_near`, an expected integer within a rounding error;
+    infinite and undefined ones exactly.
     """
     if value == expected:
         return True
@@ -58,21 +58,30 @@ def same_number(value: float, expected: float) -> bool:
     if value != value or expected != expected:
         return value != value and expected != expected
     if isinstance(expected, int):  # a large one has no decimal of its own
-        return abs(expected) <= 2**53 and abs(value - expected) <= (_TOLERANCE if expected else 1e-9)
+        size = max(1, abs(expected))
+        return size <= 2**53 and abs(value - expected) <= min(_LARGEST_ERROR * size, _TOLERANCE)
     return abs(expected) < float("inf") and is_near(value, expected, repr(expected))
 
 
-def is_near(value: float, expected: float, text: str) -> bool:
-    """Whether a decimal differs by a millionth at most. Below 1, it may differ by the last digit of
-    `text` or by a millionth of itself, whichever is more: 0 is not 0.0000005. Beside 0 and beside
-    what a rounding error leaves of it, 1e-9 does not count.
+def is_near(value: float, expected: float, text: str, *, is_printed: bool = False) -> bool:
+    """Whether a decimal, written as `text`, differs by a millionth of itself at most, and from 1 on
+    by no more than its last digit, but for digits beyond the sixth.
+
+    Below 1, a printed decimal may differ by its last digit where it has at least two digits more,
+    else by half of it, but never by more than a millionth. Beside 0 and beside what a rounding
+    error leaves of it, 1e-9 does not count.
     """
     size = abs(expected)
     mantissa, _, exponent = text.lower().partition("e")
     digit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+    error = abs(value - expected)
+    if size >= 1.0:
+        return error <= min(_TOLERANCE * size, max(digit, _TOLERANCE))
     is_zero = size == 0.0 or (_LEAST_ERROR < size < _LARGEST_ERROR and _digits(mantissa) >= _DIGITS_OF_ERROR)
-    small = max(_TOLERANCE * size, digit, 1e-9 if is_zero else 0.0)
-    return abs(value - expected) <= min(_TOLERANCE * max(1.0, size), small if size < 1.0 else size)
+    if is_zero and error <= _LARGEST_ERROR:
+        return True
+    rounding = min(_TOLERANCE, digit if digit * 100 <= size else digit / 2) if is_printed else 0.0
+    return error <= max(_TOLERANCE * size, rounding)
 
 
 def _digits(mantissa: str) -> int:

@@ -57,10 +57,10 @@ class Test:
 
 
 class CallTests:
-    """One test per {"args", "expected"} of the program's function `name`, or of that method of its
-    class Solution. `expected` has the value in each reading of the row: some data sets write it as
-    text, or as a list of one. All right values of a program have one reading in common. A function
-    that returns None may have changed its first argument instead.
+    """One test per {"args", "named", "expected"} of the program's function `name`, or of that
+    method of its class Solution. `expected` has the value in each reading of the row: some data
+    sets write it as text, or as a list of one. All right values of a program have one reading in
+    common. A function that returns None may have changed its first argument instead.
     """
 
     def __init__(self, name: str, cases: list[dict[str, Any]]) -> None:
@@ -74,8 +74,10 @@ class CallTests:
         function = link.subject(self._name)
         return (Test(lambda case=case: self._run(function, **case)) for case in self._cases)
 
-    def _run(self, function: Remote, args: list[Any], expected: list[Any]) -> None:
-        value = function._sppo_in_place(*args)
+    def _run(
+        self, function: Remote, args: list[Any], expected: list[Any], named: dict[str, Any] | None = None
+    ) -> None:
+        value = function._sppo_in_place(*args, **(named or {}))
         changed_in_place = args and isinstance(args[0], (list, dict, set))
         if value is None and None not in expected and changed_in_place:
             value = args[0]
