@@ -27,7 +27,7 @@ _BETWEEN_BOXES = re.compile(
     r"(?:\\[()\[\],;:! ]|\\q?quad|\\text\{ ?(?:and|or) ?\}|and|or|[A-Za-z]\s*=|[\s$,;:.&])*", re.IGNORECASE
 )
 _MAX_BETWEEN_BOXES = 40
-_MAX_NESTED_BOXES = 4
+_MAX_NESTED_BOXES = 16
 _NOTHING_BUT_BOXES = re.compile(rf"(?:{_BOX}|[{{}}\s])*")
 _NAME_OF_BOX = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*=\s*\$*\s*$")
 
@@ -53,9 +53,11 @@ def _outermost(text: str, ends: list[int]) -> tuple[str, int] | None:
     last = _content_of_box(text, ends[-1])
     if last is None:
         return None
-    for end in ends[-_MAX_NESTED_BOXES:-1]:
+    for place, end in enumerate(ends[-_MAX_NESTED_BOXES:-1]):
         around = _content_of_box(text, end)
         if around is not None and ends[-1] < around[1]:
+            if place == 0 and len(ends) > _MAX_NESTED_BOXES:
+                return None  # it may stand in more of them
             return last if _NOTHING_BUT_BOXES.fullmatch(around[0].replace(last[0], "", 1)) else around
     return last
 

@@ -169,7 +169,7 @@ def parse_verdict(reply: str, scale: tuple[float, float]) -> float:
     """Return the number in the last line of a reply. Raises JudgeFailed for any other last line,
     and for a number outside the scale. Earlier lines, which may quote the response, do not count.
     """
-    lines = without_thinking(reply).strip().splitlines()
+    lines = without_thinking(reply).strip().split("\n")  # of a quoted response: it may have U+2028
     found = _VERDICT.fullmatch(lines[-1].strip()) if lines else None
     if found is None:
         raise JudgeFailed("no verdict in the last line of its reply")

@@ -12,13 +12,14 @@ from dataclasses import replace
 from fractions import Fraction
 
 from sppo_ray.rewards.math import real_sets
+from sppo_ray.rewards.math.clocks import as_ratio, same_time
 from sppo_ray.rewards.math.evaluator import TooLarge, Undefined
+from sppo_ray.rewards.math.families import are_families, same_family
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import (
     ORDERED,
     Clock,
     Congruence,
-    Family,
     Form,
     Items,
     Logic,
@@ -37,12 +38,7 @@ from sppo_ray.rewards.math.forms import (
 )
 from sppo_ray.rewards.math.logic import COMMUTATIVE, is_formula, with_signs
 from sppo_ray.rewards.math.nodes import Node, has_variables, walk
-from sppo_ray.rewards.math.progressions import (
-    as_congruence,
-    family_parameter,
-    same_congruence,
-    same_progression,
-)
+from sppo_ray.rewards.math.progressions import as_congruence, same_congruence
 from sppo_ray.rewards.math.quantities import Reading
 from sppo_ray.rewards.math.question import Question
 from sppo_ray.rewards.math.reader import read_answer
@@ -69,8 +65,9 @@ _VERDICTS = frozenset([
     "decreases", "rational", "irrational",
 ])  # fmt: skip
 """Words that answer several questions in their order."""
-_ZERO = Node("num", (Fraction(0), None))
+_ZERO, _ONE = (Node("num", (Fraction(number), None)) for number in (0, 1))
 _DEGREES = Node("/", (Node("num", (Fraction(180), None)), Node("const", ("pi",))))
+_INFINITE = Node("const", ("inf",))
 _FAILURES = (TooLarge, Undefined, KeyError, RecursionError, OverflowError, ZeroDivisionError)
 
 
@@ -103,9 +100,11 @@ class Comparison:
         if isinstance(answer, Relation):
             return self._states(truth, answer)
         if isinstance(truth, Congruence) or isinstance(answer, Congruence):
+            if _is_computed(answer) and not _is_computed(truth):
+                return False
             truth, answer = as_congruence(truth), as_congruence(answer)
-        if isinstance(answer, Family) or isinstance(truth, Family) or _are_periodic(truth, answer):
-            return self._same_family(truth, answer)
+        if are_families(truth, answer, self._question):
+            return same_family(truth, answer, self.same_form)
         truth, answer = _alike(truth, answer)
         if isinstance(truth, Quantity) and isinstance(answer, Quantity):
             return self._same_quantity(truth, answer, inside=inside)
@@ -123,7 +122,7 @@ class Comparison:
         if isinstance(truth, Matrix) and isinstance(answer, Matrix):
             return truth.kind == answer.kind and self._same_rows(truth.rows, answer.rows)
         if isinstance(truth, Clock) and isinstance(answer, Clock):
-            return _same_time(truth, answer)
+            return same_time(truth, answer)
         if isinstance(truth, Ratio) and isinstance(answer, Ratio):
             return _same_ratio(truth, answer)
         if isinstance(truth, Congruence) and isinstance(answer, Congruence):
@@ -305,29 +304,6 @@ class Comparison:
         forms = read_answer(truth), read_answer(answer)
         return all(isinstance(form, Quantity) for form in forms) and self.same_form(*forms)
 
-    # ------------------------------------------------------------------------------------- families
-
-    def _same_family(self, truth: Form, answer: Form) -> bool:
-        """Whether two families run through the same values, whatever the name of their whole
-        number.
-        """
-        form, other = _member(truth), _member(answer)
-        if isinstance(form, Relation) and isinstance(other, Relation):
-            return self._same_relation(form, other)
-        forms, others = _members(form), _members(other)
-        if len(forms) == len(others) > 1:
-            return all(
-                any(self._same_family(_like(truth, f), _like(answer, o)) for o in others) for f in forms
-            )
-        if not isinstance(form, Quantity) or not isinstance(other, Quantity):
-            return self.same_form(form, other)
-        mine, theirs = family_parameter(truth, form), family_parameter(answer, other)
-        periodic = isinstance(truth, Family) or _is_angle(form)
-        if mine is None or theirs is None or not periodic:
-            return self.same_form(form, other)
-        domains = [f.domain if isinstance(f, Family) else "" for f in (truth, answer)]
-        return same_progression(form.node, mine, other.node, theirs, (domains[0], domains[1]))
-
 
 # ----------------------------------------------------------------------------------------- readings
 
@@ -389,14 +365,13 @@ def _as_kind_of(model: Form, form: Form) -> Form:
     if isinstance(model, Quantity) and isinstance(form, Items):
         return only_member(form) or form
     if isinstance(model, Quantity) and isinstance(form, Clock) and model.node.op == "/":
-        parts = tuple(Quantity(Node("num", (Fraction(part), None))) for part in form.time[:2])
-        return form if form.time[2] or form.half else _as_kind_of(model, Ratio(parts))
+        return _as_kind_of(model, ratio) if (ratio := as_ratio(form)) else form
     if isinstance(model, Quantity) and isinstance(form, Ratio) and model.node.op == "/":
-        nodes = [part.node for part in form.parts if isinstance(part, Quantity)]
-        return Quantity(Node("/", tuple(nodes))) if len(nodes) == len(form.parts) == 2 else form
+        parts = [part for part in form.parts if isinstance(part, Quantity)]
+        is_fraction = len(parts) == len(form.parts) == 2 and parts[0].tail == parts[1].tail
+        return Quantity(Node("/", tuple(part.node for part in parts))) if is_fraction else form
     if isinstance(model, Ratio) and isinstance(form, Clock) and len(model.parts) == 2:
-        parts = tuple(Quantity(Node("num", (Fraction(part), None))) for part in form.time[:2])
-        return form if form.time[2] or form.half else Ratio(parts)
+        return as_ratio(form) or form
     return form
 
 
@@ -466,10 +441,24 @@ def _same_ratio(truth: Ratio, answer: Ratio) -> bool:
     theirs = [part.node for part in answer.parts if isinstance(part, Quantity)]
     if not len(mine) == len(theirs) == len(truth.parts) == len(answer.parts):
         return False
-    if any(part == _ZERO for part in (*mine, *theirs)):
-        return all(map(same_value, mine, theirs))
+    tails = [[part.tail for part in ratio.parts if isinstance(part, Quantity)] for ratio in (truth, answer)]
+    if any(len(set(some)) > 1 for some in tails) and tails[0] != tails[1]:  # 3 kg : 4 g
+        return False
+    if any(leaves_work(_ONE, part) for part in theirs) and not any(leaves_work(_ONE, part) for part in mine):
+        return False
+    if any(part == _ZERO or _INFINITE in walk(part) for part in (*mine, *theirs)):
+        return mine == theirs
     crossed = zip(mine[1:], theirs[1:], strict=True)
     return all(same_value(Node("*", (mine[0], other)), Node("*", (theirs[0], one))) for one, other in crossed)
+
+
+def _is_computed(form: Form) -> bool:
+    """Whether a congruence has a number that is more than a numeral or a fraction: 7^{100}."""
+    nodes = (*form.residues, form.modulus) if isinstance(form, Congruence) else ()
+    return any(
+        not has_variables(node) and any(part.op not in ("num", "neg", "/") for part in walk(node))
+        for node in nodes
+    )
 
 
 def _is_verdict(form: Form) -> bool:
@@ -482,42 +471,3 @@ def _as_column(matrix: Matrix) -> tuple[Form, ...] | None:
     if all(len(row) == 1 for row in matrix.rows):
         return tuple(row[0] for row in matrix.rows)
     return tuple(matrix.rows[0]) if len(matrix.rows) == 1 else None
-
-
-def _same_time(truth: Clock, answer: Clock) -> bool:
-    if truth.half == answer.half:
-        return truth.time == answer.time
-    if truth.half and answer.half:
-        return False
-    with_half, other = (truth, answer) if truth.half else (answer, truth)
-    hours = with_half.time[0] % 12 + (12 if with_half.half == "pm" else 0)
-    return other.time == (hours, *with_half.time[1:])
-
-
-def _member(form: Form) -> Form:
-    """The form of a family for one number; x = a + bk as a + bk."""
-    form = form.form if isinstance(form, Family) else form
-    if isinstance(form, Relation) and (found := statement(form)) is not None:
-        return read_answer(found[1])
-    return form
-
-
-def _members(form: Form) -> list[Form]:
-    return list(form.items) if isinstance(form, Items) else both_signs(form)
-
-
-def _are_periodic(truth: Form, answer: Form) -> bool:
-    """Whether both are angles with a whole number that no words name: \\frac{\\pi}{4} + k\\pi."""
-    forms = (truth, answer)
-    return all(
-        isinstance(form, Quantity) and _is_angle(form) and family_parameter(form, form) is not None
-        for form in forms
-    )
-
-
-def _is_angle(form: Quantity) -> bool:
-    return Node("const", ("pi",)) in walk(form.node) or form.tail.dimensions == (("degree", 1),)
-
-
-def _like(model: Form, form: Form) -> Form:
-    return replace(model, form=form) if isinstance(model, Family) else form

@@ -20,6 +20,12 @@ _SOME_INTEGERS = re.compile(
     r"except|divisible|even|odd|zero|prime|multiple|greater|less|(?<!non)(?<!non-)negative|between"
 )
 
+_WORDS_BEFORE = re.compile(
+    r"\b(?!(?:where|for|with|all|any|every|each|some|an?|the|integers?|numbers?|quad|text|forall|in)\b)"
+    r"[a-z]{2,}"
+)
+"""Words that say more than the set: for even k."""
+
 
 def domain_of(whole_set: str, words: str) -> str:
     """Z, N or P (see `Family`); any other set by its own name. Raises Unreadable for words that say
@@ -27,6 +33,7 @@ def domain_of(whole_set: str, words: str) -> str:
     """
     if whole_set:
         plain = re.sub(r"\\mathbb|[{}\s]", "", re.sub(r"\\ge(?![a-z])", ">=", whole_set))
+        raise_if(bool(_WORDS_BEFORE.search(words.replace(whole_set, ""))), "some whole numbers only")
         return _DOMAINS.get(plain, plain)
     raise_if(bool(_SOME_INTEGERS.search(words)), "some whole numbers only")
     if "positive" in words or "natural" in words:

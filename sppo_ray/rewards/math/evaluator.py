@@ -247,7 +247,8 @@ class Evaluator:
             return (max if name == "max" else min)(values, key=real)
         if name.startswith(UNKNOWN):  # any function that has no identities, another one at each point
             number, shift = self._rounded(values[0]), zlib.crc32((name + self._place).encode()) % 1009
-            return MP.atan(number * 3 + shift) + number * number / 7
+            sign = 1 if shift % 2 else -1  # |f(x)| is not f(x)
+            return sign * (MP.atan(number * 3 + shift) + number * number / 7)
         return self._bounded(self._elementary(name, values))
 
     def _binomial(self, above: Number, below: Number) -> Number:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import product
 
 from sppo_ray.rewards.math import real_sets
+from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.nodes import Node, has_variables, walk
 from sppo_ray.rewards.math.real_sets import Interval, Region
 from sppo_ray.rewards.math.units import NO_TAIL, Tail
@@ -155,6 +157,7 @@ Form = (
     | Opaque
 )
 
+_ONE = Node("num", (Fraction(1), None))
 _MAX_SIGNS = 3
 ORDERED = ("()", "[]", "(]", "[)")
 """Brackets that keep the order of what stands in them."""
@@ -190,20 +193,22 @@ def _with_signs(node: Node, signs: list[int]) -> Node:
 
 
 def as_region(form: Form) -> Region | None:
-    """A form as a set of real numbers, where it can be one: an interval, a set of points."""
+    """A form as a set of real numbers, where it can be one: an interval, a set of points; not with
+    units or words behind them.
+    """
     if isinstance(form, Reals):
         return form.region
     if not isinstance(form, Items):
         return None
-    if form.brackets in ("{}", "") and all(isinstance(item, Quantity) for item in form.items):
+    if not all(isinstance(item, Quantity) and item.tail == NO_TAIL for item in form.items):
+        return None
+    if any(isinstance(item, Quantity) and leaves_work(_ONE, item.node, inside=True) for item in form.items):
+        return None
+    if form.brackets in ("{}", ""):
         return real_sets.union(
             real_sets.point(value_of(item.node)) for item in form.items if isinstance(item, Quantity)
         )
-    if (
-        form.brackets in ("()", "[]", "(]", "[)")
-        and len(form.items) == 2
-        and all(isinstance(item, Quantity) for item in form.items)
-    ):
+    if form.brackets in ORDERED and len(form.items) == 2:
         low, high = (value_of(item.node) for item in form.items if isinstance(item, Quantity))
         return real_sets.union([Interval(low, form.brackets[0] == "[", high, form.brackets[1] == "]")])
     return None

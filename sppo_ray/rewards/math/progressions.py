@@ -4,10 +4,11 @@ r"""Families of values, one for every whole number, and residues: \frac{\pi}{2} 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 from sppo_ray.rewards.math.evaluator import real
-from sppo_ray.rewards.math.forms import Congruence, Family, Form, Quantity, Relation
+from sppo_ray.rewards.math.forms import Congruence, Family, Form, Items, Named, Quantity, Relation
 from sppo_ray.rewards.math.nodes import Node, substitute, walk
 from sppo_ray.rewards.math.reader import read_answer
 from sppo_ray.rewards.math.syntax import is_name
@@ -51,6 +52,19 @@ def same_progression(truth: Node, mine: str, answer: Node, theirs: str, domains:
         return False
     offset = real(value_of(Node("/", (Node("-", (other_start, start)), step))))
     return bool(abs(offset - round(float(offset))) < 1e-30)
+
+
+def with_parameter(form: Form, name: str, new: str, sign: int, shift: int) -> Form:
+    """A form with sign * new + shift in place of its parameter."""
+    if isinstance(form, (Items, Named)):
+        field = "items" if isinstance(form, Items) else "values"
+        parts = tuple(with_parameter(part, name, new, sign, shift) for part in getattr(form, field))
+        return replace(form, **{field: parts})
+    if not isinstance(form, Quantity):
+        return form
+    symbol = Node("sym", (new,))
+    moved = Node("+", (symbol if sign > 0 else Node("neg", (symbol,)), Node("num", (Fraction(shift), None))))
+    return replace(form, node=substitute(form.node, {name: moved}))
 
 
 def as_congruence(form: Form) -> Form:

@@ -9,7 +9,7 @@ from sppo_ray.rewards.math.counted import counted_in, singular
 
 _PERCENT_ASKED = re.compile(
     r"\b(?:what|which|how many|how much|find|calculate|compute|determine|express|give|as an?|in"
-    r"|the|its|your)\s+"
+    r")\s+"
     r"(?:(?!one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|half|hundred)"
     r"[a-z]+\s+){0,3}(?:per\s?cent|percentage|\\?%)",
     re.IGNORECASE,
@@ -31,6 +31,18 @@ class Question:
 
     def __init__(self, text: str = "") -> None:
         self._text = text
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self._text)
+
+    def has_letter(self, name: str) -> bool:
+        """Whether a letter stands alone in it, as a variable does."""
+        return re.search(rf"(?<![A-Za-z\\]){re.escape(name)}(?![A-Za-z])", self._text) is not None
+
+    def quotes(self, text: str) -> bool:
+        """Whether it has this text, as that of a choice."""
+        return " ".join(text.split()) in " ".join(self._text.split())
 
     @cached_property
     def asks_percentage(self) -> bool:

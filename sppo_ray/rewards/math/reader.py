@@ -13,11 +13,11 @@ from dataclasses import replace
 from fractions import Fraction
 
 from sppo_ray.rewards.math import real_sets
+from sppo_ray.rewards.math.clocks import read_clock
 from sppo_ray.rewards.math.domains import domain_of, whole_numbers_in
 from sppo_ray.rewards.math.evaluator import Number, TooLarge, Undefined, real
 from sppo_ray.rewards.math.finished import leaves_work
 from sppo_ray.rewards.math.forms import (
-    Clock,
     Congruence,
     Family,
     Form,
@@ -57,11 +57,6 @@ _RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\notin", r"\appro
 _ORDERS = frozenset(["<", ">", r"\le", r"\ge", r"\ne"])
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})*,[0-9]{3}(?![0-9])(?!.*,[0-9]{3}(?![0-9]))")
 _OTHER_SET_SIGNS = ("<", ">", r"\le", r"\ge")
-_CLOCK = re.compile(
-    r"([0-2]?[0-9])\s*:\s*([0-5][0-9])(?:\s*:\s*([0-5][0-9]))?\s*(?:\\text\{)?\s*"
-    r"([aApP])?\.?\s*(?:[mM]\b)?\.?\s*\}?"
-)
-_HOUR = re.compile(r"(1[0-2]|0?[1-9])\s*(?:\\text\{)?\s*([aApP])\s*\.?\s*[mM]\.?\s*\}?")
 _MODULO = re.compile(
     r"\\(?:pmod|pod|bmod|mod)(?![a-zA-Z])|\\text\{\s*mod(?:ulo)?\s*\}"
     r"|(?<![a-zA-Z\\])mod(?:ulo)?(?![a-zA-Z])"
@@ -112,7 +107,7 @@ class _Reader:
         raise_if(not text, "nothing")
         kinds = (
             self._family,
-            _read_clock,
+            read_clock,
             self._congruence,
             self._environment,
             self._logic,
@@ -184,7 +179,11 @@ class _Reader:
         matrix = self._environment(begin + rest)
         if not isinstance(matrix, Matrix) or matrix.kind:
             return None
-        factor = self._node(scalar.strip().removesuffix(r"\cdot").removesuffix(r"\times").strip())
+        scalar = scalar.strip()
+        if scalar.endswith("=") and is_name(scalar[:-1].strip()):
+            return matrix
+        scalar = "-1" if scalar == "-" else scalar.removesuffix(r"\cdot").removesuffix(r"\times").strip()
+        factor = self._node(scalar)
         rows = (tuple(_multiplied(factor, cell) for cell in row) for row in matrix.rows)
         return replace(matrix, rows=tuple(rows))
 
@@ -261,6 +260,8 @@ class _Reader:
         if all(names):
             bases = {re.sub(r"_\{?[0-9]+\}?$", "", name) for name in names if name}
             numbered = bases.isdisjoint(_UNKNOWNS) and bases.isdisjoint(names)  # a_1, a_2 in their order
+            if len(set(names)) == 1:
+                return flat("or", values)
             if len(bases) == 1 and not (numbered and len(set(names)) == len(names)):
                 return flat(brackets, values)
             if (found := solutions([name for name in names if name], values, signs)) is not None:
@@ -355,8 +356,8 @@ class _Reader:
         return Reals(real_sets.complement(region) if signs[0] == r"\notin" else region, sides[0])
 
     def _equation(self, sides: tuple[str, ...], signs: tuple[str, ...]) -> Form:
-        """An equation without the approximation that follows an exact side; (x, y) = (1, 2) as (1,
-        2).
+        """An equation without the approximation that follows an exact side; (x, y) = (1, 2) as the
+        values of x and y.
         """
         exact = signs.index(r"\approx") + 1 if r"\approx" in signs else len(sides)
         if exact > 1 or not is_name(sides[0]):
@@ -370,8 +371,9 @@ class _Reader:
         first = unbraced(sides[0])
         if len(sides) == 2 and first.startswith("(") and first.endswith(")") and "," in first:
             names, values = [name.strip() for name in first[1:-1].split(",")], self.read(sides[1])
-            if all(map(is_name, names)) and isinstance(values, Items) and len(values.items) == len(names):
-                return replace(values, items=Named(tuple(names), values.items).in_order)
+            is_tuple = isinstance(values, Items) and values.brackets == "()"
+            if is_tuple and all(map(is_name, names)) and len(values.items) == len(names) == len(set(names)):
+                return Named(tuple(names), values.items)
         return Relation(sides, ("=",) * (len(sides) - 1))
 
     def _refuse_false(self, exact: str, near: str) -> None:
@@ -414,6 +416,8 @@ class _Reader:
         forms = both_signs(read_quantity(text, self._reading))
         computed = [isinstance(form, Quantity) and leaves_work(_ONE, form.node) for form in forms]
         raise_if(any(computed), "a bound that is left to be worked out")
+        tails = [form.tail for form in forms if isinstance(form, Quantity)]
+        raise_if(any(tail != NO_TAIL for tail in tails), "a unit or words")
         return [value_of(form.node) for form in forms if isinstance(form, Quantity)]
 
     def _distance(self, inside: str, region: Region) -> Form:
@@ -472,15 +476,6 @@ def _multiplied(factor: Node, cell: Form) -> Form:
     return replace(cell, node=Node("*", (factor, cell.node)))
 
 
-def _read_clock(text: str) -> Form | None:
-    match = _CLOCK.fullmatch(text)
-    if match:
-        time = int(match[1]), int(match[2]), int(match[3] or 0)
-        return Clock(time, f"{match[4].lower()}m" if match[4] else "")
-    match = _HOUR.fullmatch(text)
-    return Clock((int(match[1]), 0, 0), f"{match[2].lower()}m") if match else None
-
-
 def _read_words(text: str) -> Form | None:
     words = as_words(text)
     if words is None or is_number_word(words) or (text.casefold() == words and read_tail(text) is None):
@@ -498,6 +493,7 @@ def _combined(forms: Sequence[Form], signs: AbstractSet[str]) -> Form:
     raise_if(len(regions) != len(forms), "an equation among inequalities")
     raise_if(len(names) > 1, "inequalities of several variables")
     raise_if({"or", "and"} <= set(signs), "alternatives and conditions together")
+    raise_if(not all(form.region for form in regions), "a condition that nothing meets")
     both = regions[0].region
     for form in regions[1:]:
         both = real_sets.intersection(both, form.region)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import takewhile
 
 from sppo_ray.rewards.math.evaluator import TooLarge, Undefined
 from sppo_ray.rewards.math.forms import Form, Quantity, Relation
@@ -13,6 +14,7 @@ from sppo_ray.rewards.math.long_operations import may_be
 from sppo_ray.rewards.math.nodes import Node, has_variables
 from sppo_ray.rewards.math.reader import read_answer
 from sppo_ray.rewards.math.syntax import is_long_operation, is_name
+from sppo_ray.rewards.math.units import NO_TAIL
 from sppo_ray.rewards.math.values import proportional, same_value, value_of
 
 _SEGMENT = r"[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?"
@@ -50,9 +52,14 @@ def last_side(truth: Relation) -> str | None:
 
 
 def is_statement_about(truth: Relation, answer: Relation) -> bool:
-    """Whether both give a value to the same name."""
-    names = ["".join(relation.sides[0].split()) for relation in (truth, answer)]
-    return names[0] == names[1] and is_name(names[0]) and statement(answer) is not None
+    """Whether the answer gives a value to the names of the truth: x = y = 2."""
+    names, found = _names(truth), _names(answer)
+    return bool(names) and names <= found and statement(answer) is not None
+
+
+def _names(relation: Relation) -> set[str]:
+    """The names before the first side that is none."""
+    return {"".join(side.split()) for side in takewhile(is_name, relation.sides[:-1])}
 
 
 def has_value(form: Form) -> bool:
@@ -117,7 +124,7 @@ def _is_computation(side: str) -> bool:
 
 def _nodes(*sides: str) -> tuple[Node, ...] | None:
     forms = [read_answer(side) for side in sides]
-    nodes = tuple(form.node for form in forms if isinstance(form, Quantity))
+    nodes = tuple(form.node for form in forms if isinstance(form, Quantity) and form.tail == NO_TAIL)
     return nodes if len(nodes) == len(sides) else None
 
 

@@ -71,7 +71,7 @@ _BOLD = re.compile(
 """A letter in bold is a vector, where a product of vectors can stand."""
 _BOLD_DOT = re.compile(rf"(?:{_BOLD.pattern})\s*\\cdot\s*(?:{_BOLD.pattern})")
 _GONE = re.compile(
-    r"\\(?:hspace|vspace|phantom|hphantom|vphantom|label|tag)\*?\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\(?:left|right)\s*\.(?![0-9])"
+    r"\\(?:hspace|vspace|phantom|hphantom|vphantom|label|tag)\*?\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\(?:left|right)\s*\."
     r"|\\(?:left|right|bf|rm|it|sf|tt|sc|bfseries|tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge"
     r"|displaystyle|textstyle|scriptstyle|limits|nolimits|strut|mathstrut|middle|[bB]igg?[lrm]?|normalfont|centering|hfill"
     r"|mathrm|mathbf|mathit|text|ensuremath)(?![a-zA-Z])(?!\s*\{(?<=\{))"
@@ -120,7 +120,8 @@ _ONE_SPELLING = tuple(
     )
 )
 _LEAD = re.compile(
-    r"^(?:(?:\\text\{)?\s*(?:(?:the|my|our|so|thus|hence|final|correct)\s+)*(?:answer|result|solution|ans)\b\s*(?:is|=|:)?\s*[:：]?\s*\}?"
+    r"^(?:(?:\\text\{)?\s*(?:(?:the|my|our|so|thus|hence|final|correct)\s+)*(?:answer|result|solution|ans)\b"
+    r"(?:\s*(?:is|=|:|：)\s*[:：]?\s*\}?|\s*\}?(?!\s*[-+*/^]))"
     r"|\\to|\\gets|\\approx|=|:)\s*",
     re.IGNORECASE,
 )
@@ -145,7 +146,8 @@ _PHRASES = {
     "infinity": r"\infty", "positive infinity": r"\infty", "negative infinity": r"-\infty",
     "minus infinity": r"-\infty",
     "empty set": r"\emptyset", "the empty set": r"\emptyset", "no solution": r"\emptyset",
-    "no solutions": r"\emptyset",
+    "no solutions": r"\emptyset", "there is no solution": r"\emptyset",
+    "there are no solutions": r"\emptyset",
     "no real solution": r"\emptyset", "no real solutions": r"\emptyset", "无解": r"\emptyset",
 } | dict.fromkeys(
     ("all real numbers", "all reals", "the real numbers", "all real x", "any real number", "全体实数"),

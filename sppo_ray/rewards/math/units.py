@@ -190,6 +190,12 @@ _EMPTY = frozenset([
     "possible", "unit", "units", "way", "ways", "about", "approximately", "roughly", "around", "such",
     "these", "both", "all", "answer", "is", "are", "was", "were", "each", "long", "away",
 ])  # fmt: skip
+_NUMBER_WORD = re.compile(
+    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|hundred|thousand"
+    r"|dozen|score|pair|gross)s?"
+)
+_CANCELLED: Dimensions = (("1", 1),)
+"""Of km/km, which is not the same as no unit."""
 _UNITS = re.compile(r"\b(?:square|sq|cubic|cu)\.?\s+units?\b|\bunits?\s*\^\s*[23](?![0-9])")
 _ORDINAL = re.compile(r"(?<=[0-9])\s*\^?\s*(?:st|nd|rd|th)(?![A-Za-z])")
 _HYPHENS = frozenset("-'’")
@@ -221,7 +227,9 @@ def read_tail(text: str, *, attached: bool = False) -> Tail | None:
         return None
     # loaves of bread, pounds of meat
     materials = {
-        singular(word) for place, word in enumerate(rest) if (place or dimensions) and "of" in rest[:place]
+        singular(word)
+        for place, word in enumerate(rest)
+        if (place or dimensions) and "of" in rest[:place] and not _NUMBER_WORD.fullmatch(word)
     }
     if not _LOGIC.isdisjoint(rest):
         return None
@@ -300,7 +308,8 @@ def _unit(tokens: list[str], at: int) -> tuple[Fraction, Dimensions, int]:
             powers[name] = powers.get(name, 0) + exponent * power * sign
     if at > start and tokens[at - 1] in ("/", "per"):
         at -= 1
-    return factor, tuple(sorted((name, power) for name, power in powers.items() if power)), at
+    dimensions = tuple(sorted((name, power) for name, power in powers.items() if power))
+    return factor, dimensions or (_CANCELLED if powers and factor == 1 else ()), at
 
 
 def _single(tokens: list[str], at: int) -> tuple[Fraction, Dimensions, int, int] | None:

@@ -33,10 +33,17 @@ _DIGITS = 50
 _CONFIRMING_DIGITS = 320
 _WHOLE_OPERATIONS = ("!", "!!", "sum", "prod")
 _WHOLE_CALLS = ("floor", "ceil", "binom", "gcd", "lcm", "max", "min")
+_WITH_STEPS = frozenset([
+    "floor", "ceil", "max", "min", "root", "ln", "log", "arcsin", "arccos", "arctan", "arccot", "arcsec",
+    "arccsc",
+])  # fmt: skip
 _MIN_POINTS = 3
 """That must agree on a constant factor."""
 _PRIME = 999_983
-_FAR, _PART = 100, Fraction(61, 97)
+_FAR, _PART = 15, Fraction(61, 97)
+"""From _FAR on, a point is left out where the expressions are too large."""
+_LARGE = ((15, 30), (31, 60), (61, 150))
+"""Of whole numbers."""
 
 
 def same_value(truth: Node, answer: Node, *, matrices: bool = False) -> bool:
@@ -121,16 +128,24 @@ def proportional(one: Node, other: Node) -> int:
     if in_order is not None:
         return 1 if in_order else -1 if same_matrices(one, Node("neg", (other,))) else 0
     one, other = with_complex(one, other)
-    names = _names(one, other)
     ratios: list[Number] = []
-    for point in _points(one, other) if names else ():
+    barred = any(map(_is_barred, (*walk(one), *walk(other))))
+    for point in _all_points(one, other) if _names(one, other) else ():
         try:
             (mine, theirs), _ = _numbers(one, other, point)
         except Undefined:
             continue
+        except TooLarge:
+            if _is_far(point):
+                continue
+            raise
         mine, theirs = real_or_none(mine), real_or_none(theirs)
         if mine is None or theirs is None:
+            if barred and (mine is None) != (theirs is None):
+                return 0
             continue
+        if not all(isinstance(number, Fraction) or MP.isfinite(number) for number in (mine, theirs)):
+            return 0
         if not mine or not theirs:
             if mine or theirs:
                 return 0
@@ -150,9 +165,7 @@ def _same_function(truth: Node, answer: Node) -> bool:
     imaginary = any(part == Node("const", ("i",)) for tree in (truth, answer) for part in walk(tree))
     whole = any(map(_is_of_whole_numbers, (*walk(truth), *walk(answer))))
     barred, answer_barred = any(map(_is_barred, walk(truth))), _is_barred_outside_logarithms(answer)
-    points = _points(truth, answer, whole=whole)
-    if any(map(_has_steps, (*walk(truth), *walk(answer)))):
-        points += _far_points(truth, answer)
+    points = _all_points(truth, answer, whole=whole)
     if _counts_steps(truth, answer):
         points = [{name: Fraction(value // 1) for name, value in point.items()} for point in points]
     for point in points:
@@ -161,9 +174,9 @@ def _same_function(truth: Node, answer: Node) -> bool:
         except Undefined:
             continue
         except TooLarge:
-            if max(map(abs, point.values()), default=0) < _FAR:
-                raise
-            continue
+            if _is_far(point):
+                continue
+            raise
         same = _near(one, other, digits - 20)
         is_real, answer_is_real = real_or_none(one) is not None, real_or_none(other) is not None
         if not imaginary and is_real != answer_is_real and (barred if is_real else answer_barred):
@@ -208,7 +221,16 @@ def _is_of_whole_numbers(node: Node) -> bool:
 
 def _has_steps(node: Node) -> bool:
     """Whether it may change far from where it is usually looked at."""
-    return node.op == "abs" or (node.op == "call" and node.args[0] in ("floor", "ceil", "max", "min"))
+    if node.op == "^":
+        power = node.args[1]
+        return has_variables(node.args[0]) and power.op != "num" and not has_variables(power)
+    return node.op == "abs" or (
+        node.op == "call" and node.args[0] in _WITH_STEPS and any(map(has_variables, _parts(node)))
+    )
+
+
+def _parts(node: Node) -> list[Node]:
+    return [part for part in node.args if isinstance(part, Node)]
 
 
 def _counts_steps(truth: Node, answer: Node) -> bool:
@@ -224,10 +246,20 @@ def _draws(truth: Node, answer: Node) -> random.Random:
     return random.Random(hashlib.blake2b(repr((truth, answer)).encode(), digest_size=8).digest())
 
 
+def _all_points(truth: Node, answer: Node, *, whole: bool = False) -> list[dict[str, Fraction]]:
+    points = _points(truth, answer, whole=whole)
+    has_steps = any(map(_has_steps, (*walk(truth), *walk(answer))))
+    return points + (_far_points(truth, answer) if has_steps else [])
+
+
+def _is_far(point: Mapping[str, Fraction]) -> bool:
+    return max(map(abs, point.values()), default=0) >= _FAR
+
+
 def _far_points(truth: Node, answer: Node) -> list[dict[str, Fraction]]:
     """Points at which each variable is large."""
     draw, names = _draws(truth, answer), _names(truth, answer)
-    ranges = ((_FAR, 400), (-400, -_FAR), (1000, 9000), (-9000, -1000))
+    ranges = ((100, 400), (-400, -100), (1000, 9000), (-9000, -1000))
     return [{name: Fraction(draw.randint(*ends)) + _PART for name in names} for ends in ranges]
 
 
@@ -250,6 +282,7 @@ def _points(truth: Node, answer: Node, *, whole: bool = False) -> list[dict[str,
     if whole:
         points += [{name: Fraction(start - index) for index, name in enumerate(names)} for start in (9, 14)]
         points += [{name: Fraction(start) for name in names} for start in (5, 10)]
+        points += [{name: Fraction(draw.randint(*ends)) for name in names} for ends in _LARGE]
         points += [
             {name: Fraction(37 * step + 11 * index, 101) for index, name in enumerate(names)}
             for step in range(-6, 18)

@@ -25,6 +25,7 @@ from sppo_ray.rewards.math.words import (
     as_permutation,
     as_words,
     canonical_words,
+    differ_in_case,
 )
 from sppo_ray.rewards.stated import last_stated
 
@@ -182,9 +183,11 @@ def _decide_as_text(truth: str, found: str, question: Question) -> bool | None:
     if true_number is not None and number is not None and true_number.denominator == number.denominator == 1:
         return true_number == number
     words = as_words(truth)
+    if words is not None and differ_in_case(truth, found):
+        return False
     if words is not None or _CHOICE_LETTER.fullmatch(truth):
         known = words if words is not None else canonical_words(truth)
-        if known in (canonical_words(found), (as_choice(found) or "").casefold()):
+        if known in (canonical_words(found), (as_choice(found, question.quotes) or "").casefold()):
             return True
         if len(known) == 1:
             return False

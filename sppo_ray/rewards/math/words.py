@@ -5,6 +5,7 @@ base.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 # ------------------------------------------------------------------------------------ plain numbers
@@ -57,6 +58,19 @@ def canonical_words(text: str) -> str:
     return (letter[1] or letter[2]) if letter else text
 
 
+def differ_in_case(words: str, other: str) -> bool:
+    """Whether a text is the same as these words but for capitals that tell things apart: AaBb and
+    AABB, Co and CO, mM and Mm.
+    """
+    one, other = ("".join(_WHOLE_TEXT.sub(r"\1", text).split()) for text in (words, other))
+    if one == other or one.casefold() != other.casefold():
+        return False
+    pairs = re.fullmatch(r"(?:(.)\1)+", one, re.IGNORECASE) is not None
+    inside = any(re.search("[a-z][A-Z]", text) for text in (one, other))
+    symbol = len(one) == 2 and one[1] != other[1] and one.casefold() not in ("no", "ok")
+    return pairs or inside or symbol
+
+
 _SAYS = r"(?:(?i:option|choice|answer|选项)\s*[:]?)"
 _CHOICE = re.compile(
     rf"{_SAYS}?\s*(?:\(\s*([A-J])\s*\)|\[\s*([A-J])\s*\]|([A-J])\s*[).:,、])\s*(.*)|{_SAYS}\s+([A-J])",
@@ -73,15 +87,29 @@ _ANOTHER_CHOICE = re.compile(
 )
 
 
-def as_choice(text: str) -> str | None:
+_GOES_ON = re.compile(r"['^_*!+=<>&]|\\(?:ne|neq|le|ge|leq|geq|lt|gt|text\{ ?or)(?![a-z])|(?:or|xor|nor)\b")
+_DENIES = re.compile(
+    r"\b(?:doesn't|does not|don't|isn't|is not|cannot|can't|won't) (?:work|hold|fit|it|apply|match)\b"
+    r"|\b(?:distractor|opposite|eliminated|contradicts|loses|less likely|unlikely|doubt|nope|fails?|failed"
+    r"|becomes|replaced|none of|next letter|previous letter)\b|^(?:false|next|previous)\b",
+    re.IGNORECASE,
+)
+
+
+def as_choice(text: str, quotes: Callable[[str], bool] = lambda text: False) -> str | None:
     """The letter of an answer to a multiple-choice question that says more than the letter: `(B)
     12`, `B. yes`, `option B`.
 
-    None when it names another letter as well.
+    None when it names another letter as well, goes on with an operation or denies the letter,
+    unless `quotes`: the question has this text.
     """
     match = _CHOICE.fullmatch(" ".join(_WHOLE_TEXT.sub(r"\1", text).split()))
     rest = ((match and match[4]) or "").strip()
-    if match is None or rest.startswith(("'", "^", "_", "*", "!")) or _ANOTHER_CHOICE.search(rest):
+    if match is None:
+        return None
+    if rest and not quotes(rest) and any(
+        (_GOES_ON.match(rest), _DENIES.search(rest), _ANOTHER_CHOICE.search(rest))
+    ):
         return None
     return match[1] or match[2] or match[3] or match[5]
 
