@@ -13,8 +13,21 @@ from typing import Any
 
 from sppo_ray.rewards.extract import without_thinking
 
-_WORD_WITH_DIGITS = re.compile(r"(?<![\w.])[-\u2212]?[0-9](?:[\w.,/^\u2212-]*\w)?")
-_NUMBER = re.compile(r"[-\u2212]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
+_WORD_WITH_DIGITS = re.compile(r"(?<![\w.])(?:[0-9](?:[\w.,/^-]*\w)?|\.[0-9]+(?!\w))")
+_NUMBER = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]+)?")
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe58\ufe63\uff0d", "-"))
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff]")
+_SIGN = re.compile(r"(?P<minus>-|\b(?:minus|negative)\b)?[\s$£€¥\\({]*\Z", re.IGNORECASE)
+_PART_OF_MORE_BEFORE = re.compile(
+    r"(?:[0-9)}]\s*(?:/|÷|\\div|\\over)|[\^_]|\\(?:[dt]?frac\s*\{[^{}]*\}|sqrt(?:\[[^\]]*\])?|binom\s*\{[^{}]*\}))"
+    r"[\s{(]*-?\Z"
+)
+_PART_OF_MORE_BEHIND = re.compile(
+    r"[\s$})]*(?:!(?=\s*\S)|!\Z|\\?%|[\^*×·÷/]|\\(?:cdot|times|div|over)(?![a-z])|per\s?cent\b"
+    r"|(?:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore)s?\b)",
+    re.IGNORECASE,
+)
+_NEARBY = 40  # characters
 
 
 def reward(response: str, ground_truth: str, extra: Mapping[str, Any]) -> float:
@@ -22,8 +35,8 @@ def reward(response: str, ground_truth: str, extra: Mapping[str, Any]) -> float:
     "1,234" is 1234), else 0.0.
 
     Listing many numbers gains nothing: all but the last are ignored, and so is thinking. A last one
-    that is more than a number ("3/7", "2^7") counts as wrong. Raises decimal.InvalidOperation for a
-    ground truth that is not a number.
+    that is part of more than a number ("3/7", "2^7", "7%", "7 million") counts as wrong. Raises
+    decimal.InvalidOperation for a ground truth that is not a number.
     """
     value = _last(response)
     return float(value is not None and value == Decimal(ground_truth))
@@ -39,6 +52,25 @@ def answer(response: str) -> str | None:
 
 
 def _last(response: str) -> Decimal | None:
-    words = _WORD_WITH_DIGITS.findall(without_thinking(response))
-    number = _NUMBER.fullmatch(words[-1]) if words else None
-    return Decimal(number[0].replace("\u2212", "-").replace(",", "")) if number else None
+    text = _INVISIBLE.sub("", without_thinking(response)).translate(_DASHES).replace("{,}", ",")
+    words = list(_WORD_WITH_DIGITS.finditer(text))
+    number = _NUMBER.fullmatch(words[-1][0]) if words else None
+    if number is None:
+        return None
+    before, behind = text[: words[-1].start()][-_NEARBY:], text[words[-1].end() :][:_NEARBY]
+    if _PART_OF_MORE_BEFORE.search(before) or _PART_OF_MORE_BEHIND.match(behind):
+        return None
+    return _signed(Decimal(number[0].replace(",", "")), before)
+
+
+def _signed(number: Decimal, before: str) -> Decimal | None:
+    """Return the number with the sign before it, as in -$7, minus 7 and 5 - 9 = -4. After another
+    number a minus with a space behind it is an operation: 5 - 9 ends in 9.
+    """
+    sign = _SIGN.search(before)
+    if sign is None or not sign["minus"]:
+        return number
+    is_operation = re.search(r"[0-9)}]\s*\Z", before[: sign.start()])
+    if not is_operation or sign["minus"] != "-":
+        return -number
+    return number if before[sign.end("minus") :].startswith(" ") else None

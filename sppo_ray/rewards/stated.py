@@ -8,14 +8,39 @@ from collections import deque
 from sppo_ray.rewards.extract import last_boxed, without_thinking
 
 # possessive quantifiers: a long line of spaces takes linear time
-_STATED = re.compile(
-    r"(?:answer|result)\b[^\n.:]{0,40}?(?:\bis\b\s{0,3}:?|:|=)\s*+\**+\s*+([^\n]+)", re.IGNORECASE
+_CLAIM = re.compile(
+    r"(?<!as a )\b(?:answer|result)\b(?P<between>[^\n.:=]{0,40}?)"
+    r"(?:\b(?P<verb>is|equals|isn't|was|be)\b\s{0,3}:?|:|=)\s*+\**+\s*+",
+    re.IGNORECASE,
 )
-_BEFORE_A_STATEMENT = 60  # characters
+_OF_THE_QUESTION = re.compile(
+    r"(?:\s*(?:\*+|(?:to|of|for|in|this|that|the|your|our|question|problem|exercise|here|therefore|thus|then"
+    r"|hence|simplest|form|so)\b))*\s*",
+    re.IGNORECASE,
+)
+"""What may stand between "answer" and "is"."""
+_BEFORE_A_CLAIM = 60  # characters
+_LEADS_TO_A_CLAIM = re.compile(
+    r"""(?: .*\b(?: so | thus | therefore | hence | then | conclude | get | find | see | have | know | means
+                  | implies | that | and | is | be | as | since )\b ,? \s* | .*,\s* )?
+        (?:the|our|my|this|its|your)? \s*
+        (?:(?:final|correct|required|desired|numeric|numerical|exact|simplified|overall|complete)\s*|[*\#>\s]+)*
+    """,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
 _DENIES = re.compile(
     r"\b(?:not|cannot|never|impossible|unlikely|wrong|if|unless|whether|suppose|assume|assuming)\b|n't\b",
     re.IGNORECASE,
 )
+_TAKES_BACK = re.compile(
+    r"""\b(?: wait | actually | alternatively | instead | should\s+be | might\s+be | may\s+be | rather
+            | wrong | incorrect | false | mistaken? | correction | minus | negative )\b
+      | ^\W*(?:or|no)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_GIVES_A_REASON = re.compile(r"\W*(?:since|because|as)\b", re.IGNORECASE)
+_DENIED_FORMULA = re.compile(r"\band\s+not\s+(?:\$[^$]*\$|[^\s,.;]+)", re.IGNORECASE)
+_WORDS = re.compile(r"\s[A-Za-z]+(?:[ -][A-Za-z]+)*")
 _BEFORE_THE_ANSWER = re.compile(
     r"""(?:
         (?: approximately | about | around | roughly | exactly | just | simply
@@ -48,17 +73,15 @@ _NUMBER = re.compile(r"(?<![\w.])-?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?")
 
 def last_stated(text: str) -> str | None:
     """Return the answer of a response without a box: what the last "the answer is" states, else the
-    last formula, else the last number; None where the statement is denied. Linear in the length of
-    the text.
+    last formula, else the last number. None where the statement is of something else ("half the
+    answer is"), is denied or taken back. Linear in the length of the text.
     """
     text = without_thinking(text)
     if "\\boxed" in text:
         return last_boxed(text)
-    stated = deque(_STATED.finditer(text), maxlen=1)
-    if stated:
-        begins = stated[0].start()
-        before = text[max(0, begins - _BEFORE_A_STATEMENT) : begins]
-        return None if _DENIES.search(re.split(r"[\n.]", before)[-1]) else _stated_in(stated[0][1])
+    claims = deque(_CLAIM.finditer(text), maxlen=1)
+    if claims:
+        return _claimed(claims[0], text)
     formulas = _formulas(text)
     if formulas:
         return formulas[-1][0].strip() or None
@@ -66,20 +89,46 @@ def last_stated(text: str) -> str | None:
     return numbers[-1].rstrip(",") if numbers else None
 
 
-def _stated_in(place: str) -> str | None:
-    """Return what the words behind "the answer is" begin with: a formula, or text up to the next
-    clause. Several answers, and one behind other words ("less than"), are returned as they are
-    written.
+def _claimed(claim: re.Match[str], text: str) -> str | None:
+    """Return what "the answer is" states."""
+    before = text[max(0, claim.start() - _BEFORE_A_CLAIM) : claim.start()]
+    sentence = re.split(r"[\n.!?;:]", before)[-1]
+    is_answer = (
+        (claim["verb"] or "is").casefold() in ("is", "equals")
+        and _OF_THE_QUESTION.fullmatch(claim["between"])
+        and _LEADS_TO_A_CLAIM.fullmatch(sentence)
+        and not _DENIES.search(sentence)
+    )
+    place, _, following = text[claim.end() :].partition("\n")
+    if not is_answer or _TAKES_BACK.search(following):
+        return None
+    return _answer_at(place)
+
+
+def _answer_at(place: str) -> str | None:
+    """Return what the words behind "the answer is" begin with: a formula, with its unit, or text up
+    to the next clause; several answers as they are written; None of one that goes on: $5$ plus $3$.
     """
-    place = place[_BEFORE_THE_ANSWER.match(place).end() :]  # type: ignore[union-attr]  # it may be empty
+    place = place[_BEFORE_THE_ANSWER.match(place).end() :].strip()  # type: ignore[union-attr]  # or ""
     formulas = _formulas(place)
-    if formulas and not place[: formulas[0][1]].strip():
-        content, _, end = formulas[0]
-        return place if _ANOTHER_FORMULA.match(place, end) else content.strip() or None
-    if _ANOTHER_FORMULA.search(place):
-        return place.strip()
-    clause = _AFTER_THE_ANSWER.search(place)
-    return place[: clause.start() if clause else None].strip().rstrip("*. ") or None
+    is_formula = bool(formulas) and formulas[0][1] == 0
+    end = formulas[0][2] if is_formula else 0
+    if _ANOTHER_FORMULA.match(place, end) if is_formula else _ANOTHER_FORMULA.search(place):
+        return place
+    clause = _AFTER_THE_ANSWER.search(place, end)
+    begins = clause.start() if clause else len(place)
+    words, rest = place[end:begins], _DENIED_FORMULA.sub("", place[begins:])
+    if _TAKES_BACK.search(rest):
+        return None
+    goes_on = not rest.startswith(".") and not _GIVES_A_REASON.match(rest)
+    if goes_on and (_NUMBER.search(rest) or _formulas(rest)):
+        return None
+    if not is_formula:
+        return words.strip().rstrip("*. ") or None
+    words = words.rstrip(" .*,;:")
+    if not words:
+        return formulas[0][0].strip() or None
+    return rf"{formulas[0][0].strip()}\text{{{words}}}" if _WORDS.fullmatch(words) else None
 
 
 def _formulas(text: str) -> list[tuple[str, int, int]]:

@@ -210,7 +210,8 @@ def as_region(form: Form) -> Region | None:
         )
     if form.brackets in ORDERED and len(form.items) == 2:
         low, high = (value_of(item.node) for item in form.items if isinstance(item, Quantity))
-        return real_sets.union([Interval(low, form.brackets[0] == "[", high, form.brackets[1] == "]")])
+        region = real_sets.union([Interval(low, form.brackets[0] == "[", high, form.brackets[1] == "]")])
+        return region or None  # (2,1) is a point, and not the empty set
     return None
 
 

@@ -151,7 +151,7 @@ def proportional(one: Node, other: Node) -> int:
                 return 0
             continue
         ratios.append(mine / theirs)
-        if not _near(ratios[-1], ratios[0], 25):
+        if abs(ratios[-1] - ratios[0]) > abs(ratios[0]) * MP.mpf(10) ** -25:  # both may be tiny
             return 0
     return 0 if len(ratios) < _MIN_POINTS else 1 if ratios[0] > 0 else -1
 
