@@ -151,11 +151,20 @@ class JudgeScorer:
         return redact(text.replace(key, HIDDEN) if key else text)
 
 
+_SPECIAL_TOKEN = re.compile(
+    r"<\|[^<>|]{1,40}\|>|<｜[^<>｜]{1,40}｜>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?(?:bos|eos)>",
+    re.IGNORECASE,
+)
+"""Of chat templates. A server that renders a template to text would take them for the end of the
+user's turn, and what follows for a reply of the judge.
+"""
+
+
 def question_of(request: ScoreRequest, settings: JudgeReward) -> str:
     """Fill the rubric, and add the form of the verdict."""
     values = {
         "prompt": _prompt_of(request),
-        "response": read_response(request),
+        "response": _SPECIAL_TOKEN.sub(" ", read_response(request)),
         "ground_truth": request.ground_truth,
     }
     low, high = settings.scale

@@ -48,8 +48,8 @@ class Sandbox(Protocol):
         """Raise UserError with the remedy when this machine cannot run the sandbox."""
         ...
 
-    def run_script(self, code: str, stdin: str, limits: Limits) -> Ran:
-        """Run a program with `stdin`."""
+    def run_script(self, code: str, stdin: str, limits: Limits, *, other_hashes: bool = False) -> Ran:
+        """Run a program with `stdin`. `other_hashes`: sets of texts have another order."""
         ...
 
     def run_tests(

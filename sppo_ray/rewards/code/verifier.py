@@ -7,6 +7,7 @@ exceeds its limits is wrong. Tests that cannot be run are an error, which a prog
 
 from __future__ import annotations
 
+import codecs
 import io
 import time
 import tokenize
@@ -16,6 +17,7 @@ from typing import Any
 from sppo_ray.config import CodeReward
 from sppo_ray.rewards.base import VerifierFunction
 from sppo_ray.rewards.code.base import Limits, Sandbox, SandboxFailed, Tested
+from sppo_ray.rewards.code.hash_order import has_sets
 from sppo_ray.rewards.code.row_tests import ModuleTests, ScriptTests, read_tests, same_output
 from sppo_ray.rewards.extract import last_program
 
@@ -43,6 +45,7 @@ def make_code_verifier(settings: CodeReward, sandbox: Sandbox) -> VerifierFuncti
             return 0.0, "no_answer"
         if _declares_another_encoding(program):
             return 0.0, "runtime_error"
+        program = program.removeprefix("\ufeff")  # Python accepts it at the start of a file
         if len(program) > MAX_PROGRAM_CHARS:
             return 0.0, "too_long"
         if isinstance(tests, ScriptTests):
@@ -66,24 +69,27 @@ def _declares_another_encoding(program: str) -> bool:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(program.encode("utf-8", "replace")).readline)
     except SyntaxError:
         return True
-    return encoding not in ("utf-8", "utf-8-sig")
+    return codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig")
 
 
 def _test_script(
     sandbox: Sandbox, program: str, tests: ScriptTests, limits: Limits, *, stop_at_failure: bool
 ) -> tuple[Tested, str]:
     """Run all cases within the time limit, which counts the program's time and all starts but the
-    first.
+    first. Each second one runs with other hashes, a single one twice where the program has sets.
     """
     _refuse_too_many(sandbox, len(tests.cases), limits)
     passed, why = 0, "wrong"
     begun = None
-    for given, due in tests.cases:
+    cases = tests.cases * 2 if len(tests.cases) == 1 and has_sets(program) else tests.cases
+    for place, (given, due) in enumerate(cases):
         left = limits.timeout_s - (time.monotonic() - begun if begun else 0.0)
         if left <= 0.0:
             why = "timeout"
             break
-        ran = sandbox.run_script(program, given, Limits(left, limits.memory_mib))
+        ran = sandbox.run_script(
+            program, given, Limits(left, limits.memory_mib), other_hashes=place % 2 == 1
+        )
         begun = begun or time.monotonic() - ran.seconds
         right = ran.status == "ok" and same_output(ran.stdout, due)
         passed += right
@@ -91,7 +97,7 @@ def _test_script(
             why = "wrong" if ran.status == "ok" else ran.status
             if stop_at_failure or why == "timeout":
                 break
-    return Tested(passed, len(tests.cases) - passed), why
+    return Tested(passed, len(cases) - passed), why
 
 
 def _refuse_too_many(sandbox: Sandbox, cases: int, limits: Limits) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -35,8 +36,10 @@ def same_time(truth: Clock, answer: Clock) -> bool:
 
 
 def as_ratio(clock: Clock) -> Ratio | None:
-    """12:30 as a ratio; None of a time with seconds or a half of the day, and of 3:04."""
+    """3:10 as a ratio; None of a time with seconds or a half of the day, of 3:04, and of 10:30:
+    as a ratio it would be 1:3.
+    """
     hours, minutes, seconds = clock.time
-    if seconds or clock.half or minutes < 10:
+    if seconds or clock.half or minutes < 10 or math.gcd(hours, minutes) > 1:
         return None
     return Ratio(tuple(Quantity(Node("num", (Fraction(part), None))) for part in (hours, minutes)))

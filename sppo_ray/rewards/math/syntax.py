@@ -40,6 +40,15 @@ _OPERATORS = re.compile(
 _NAMING = (
     "text", "overline", "vec", "hat", "bar", "overrightarrow", "mathbf", "angle", "measuredangle", "triangle",
 )  # fmt: skip
+_COMPUTES = re.compile(
+    r"""\{[^{}]*(?: [0-9][a-z] | [-+*/^=]\s*[0-9a-z] | [!%]
+      | \b(?:over|choose|million|billion|thousand|percent|reversed|extraneous|distractor)\b
+      | \b(?:log|ln|sin|cos|tan|sqrt|abs|exp)\s+[a-z]\b
+      | \b(?:of|and|by|one|two|three|four|five|six|seven|eight|nine|ten)\s+[b-z]\b )
+      | \{\s*[0-9]+\s+[a-z]""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""\\text{2x}, \\overline{x+1}, \\text{half of x}; not \\text{Area}_{2}."""
 _APPLIED = re.compile(r"(?:[fghFGHPpqQTSVNAEBCDRLMw]|\\[A-Za-z]+)[^(^]*(?:\^\{?-1\}?)?\([^()]*\)$")
 """A function of a point: f(2), f^{-1}(4), P(A)."""
 _LONG_OPERATION = re.compile(
@@ -61,7 +70,7 @@ def is_name(text: str) -> bool:
         return False  # x(x+1), x^{-1}
     word = re.match(r"\\?([a-zA-Z]+)", text)
     if word and text.startswith("\\"):
-        return word[1] in _NAMING or word[1] in GREEK
+        return (word[1] in _NAMING and not _COMPUTES.search(text)) or word[1] in GREEK
     letters = re.match("[A-Za-z]+", text)
     if letters and _OPERATORS.match(letters[0]):
         return False  # cosx, sqrt, LOG

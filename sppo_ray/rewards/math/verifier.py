@@ -23,6 +23,7 @@ from sppo_ray.rewards.math.words import (
     as_choices,
     as_number,
     as_permutation,
+    as_row_of_numbers,
     as_words,
     canonical_words,
     differ_in_case,
@@ -182,6 +183,8 @@ def _decide_as_text(truth: str, found: str, question: Question) -> bool | None:
     true_number, number = as_number(truth), as_number(found)
     if true_number is not None and number is not None and true_number.denominator == number.denominator == 1:
         return true_number == number
+    if (row := as_row_of_numbers(truth)) is not None:
+        return row == as_row_of_numbers(found)
     words = as_words(truth)
     if words is not None and differ_in_case(truth, found):
         return False

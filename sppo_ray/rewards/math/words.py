@@ -77,7 +77,7 @@ _CHOICE = re.compile(
     re.DOTALL,
 )
 _ANOTHER_CHOICE = re.compile(
-    r"^\W*(?:n't|not|no|cannot|wrong|incorrect|untrue|maybe|perhaps|possibly|guess|unsure|\?)(?:\W|$)"
+    r"^\W*(?i:n't|not|no|cannot|wrong|incorrect|untrue|maybe|perhaps|possibly|guess|unsure|\?)(?:\W|$)"
     r"|\b(?:is|are|was|were|seems?|looks?|be|been|isn't|wasn't)\s+(?:\w+ly\s+)?(?:not\s+(?:correct|right|the|it|true|valid)|wrong|incorrect|false|untrue|impossible"
     r"|excluded|eliminated|refuted|discarded|rejected|unlikely|ruled)"
     r"|^is\s+(?:my|the|a)\s+(?:wrong|incorrect)|^(?:minus|plus)\b"
@@ -124,6 +124,20 @@ def as_choices(text: str) -> tuple[str, ...] | None:
     plain = " ".join(_WHOLE_TEXT.sub(r" \1 ", text).split())
     letters = re.findall("[A-J]", plain)
     return tuple(letters) if _LETTERS.fullmatch(plain) and len(set(letters)) == len(letters) else None
+
+
+# ------------------------------------------------------------------------------- rows of numbers
+
+_ROW_OF_NUMBERS = re.compile(r"\d+(?:\s*[-/]\s*\d+){2,}|\d+\s*-\s*\d+")
+
+
+def as_row_of_numbers(text: str) -> list[str] | None:
+    """The numbers and signs of a date, a score or a range: 2024-03-05, 3-1, 5/3/2024; None of
+    anything else.
+    """
+    if not _ROW_OF_NUMBERS.fullmatch(text):
+        return None
+    return [part.lstrip("0") or "0" for part in re.findall(r"\d+|[-/]", text)]
 
 
 # ------------------------------------------------------------------------------------ permutations

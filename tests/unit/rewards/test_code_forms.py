@@ -547,6 +547,36 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(x): return 5e-7",
         WRONG,
     ),
+    "another spelling of UTF-8": (
+        "from solution import f\nassert f(1) == 2",
+        "# -*- coding: utf8 -*-\ndef f(x): return x + 1",
+        "# -*- coding: latin-1 -*-\ndef f(x): return x + 1",
+    ),
+    "a float that is written with few digits": (
+        json.dumps({"inputs": [[1]], "outputs": [1e16], "fn_name": "f"}),
+        "def f(x): return 10**16",
+        "def f(x): return 10000005000000000",
+    ),
+    "a small value that was computed": (
+        json.dumps({"inputs": [[1]], "outputs": [1.7797333333333335e-10], "fn_name": "f"}),
+        "def f(x): return 1.7797333333333334e-10",
+        "def f(x): return 0",
+    ),
+    "a byte order mark": (
+        "from solution import f\nassert f(1) == 2",
+        "\ufeffdef f(x): return x + 1",
+        "\ufeffdef f(x): return x",
+    ),
+    "a built-in name beside an import": (
+        "from solution import f\nassert len(f(3)) == 3",
+        "len = 7\ndef f(n): return [0] * n",
+        "len = 7\ndef f(n): return [0]",
+    ),
+    "sorted sets": (
+        json.dumps({"inputs": ["b a\n"], "outputs": ["a b"]}),
+        "print(*sorted(set(input().split())))",
+        "print(*sorted(set(input().split()))[::-1])",
+    ),
     "a small number of one digit": (
         json.dumps({"inputs": [[1]], "outputs": [1e-30], "fn_name": "f"}),
         "def f(x): return 1e-30",

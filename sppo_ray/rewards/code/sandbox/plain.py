@@ -15,6 +15,7 @@ both.
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import os
 import sys
@@ -43,6 +44,7 @@ def main(setup_fd: int) -> None:
     write, result, token = os.pwrite, setup.pop("result"), setup.pop("token")
     started = sys.modules["__main__"]
     tree = ast.parse(source)
+    setup["imports"] = statements.imports_program(tree)
     rest = [node for node in tree.body if not statements.calls_of(node) & repeated]
     is_script = len(rest) < len(tree.body) or "__main__" in source or "__name__" in source
     is_script = is_script or any(map(statements.runs_a_framework, rest))
@@ -68,7 +70,7 @@ def _failed_in_module(body: list[ast.stmt], setup: dict[str, Any], flags: int, *
     that do not pass. `flags`: of compiling it.
     """
     names = _program(setup["code"])
-    sys.modules["__main__"] = sys.modules["program"]
+    sys.modules["__main__"] = sys.modules[served.MODULE]
     module = _module(f"{_PACKAGE}.tests", setup, names)
     if with_pytest:
         pytest, unittest = sys.modules["pytest"], importlib.import_module("unittest")
@@ -138,8 +140,8 @@ def _program(code: str) -> dict[str, Any]:
     package = sys.modules[_PACKAGE] = types.ModuleType(_PACKAGE)
     package.__path__ = []
     for name in known.PROGRAM_MODULES - {"__main__"}:
-        sys.modules[name] = sys.modules[f"{_PACKAGE}.{name}"] = sys.modules["program"]
-        setattr(package, name, sys.modules["program"])
+        sys.modules[name] = sys.modules[f"{_PACKAGE}.{name}"] = sys.modules[served.MODULE]
+        setattr(package, name, sys.modules[served.MODULE])
     return names
 
 
@@ -152,6 +154,8 @@ def _module(name: str, setup: dict[str, Any], names: dict[str, Any]) -> types.Mo
     for one, real in setup["taken"].items():
         if not (setup["has_star"] and real in names):  # `from solution import *` gives what `__all__` has
             space[one] = served.find(names, real)
+    if setup["has_star"] or not setup["imports"]:  # as one file: the program's `len` is the tests' own
+        space |= {one: value for one, value in names.items() if one in vars(builtins)}
     if not setup["has_star"]:
         space |= {one: names[real] for one, real in setup["kinds"].items() if real in names}
     return module
@@ -166,6 +170,7 @@ def _failed_in_pytest(
     import pathlib
 
     import pytest
+    from _pytest.capture import DontReadFromInput
 
     of_program, helpers = {id(one) for one in names.values()}, {*setup["helpers"]}
 
@@ -198,6 +203,7 @@ def _failed_in_pytest(
 
         pytest_collectreport = pytest_runtest_logreport
 
+    sys.stdin = DontReadFromInput()  # as pytest has it, whose -s would leave it
     stop = ["-x"] if setup["stop_at_failure"] else []
     status = run([*_OPTIONS, *stop, *(f"-pno:{one}" for one in _LEFT_OUT)], plugins=[only := Only()])
     return len(only.failed) or int(status) not in (0, _NOTHING_COLLECTED)

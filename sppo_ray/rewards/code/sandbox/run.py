@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.code.base import Limits, Ran, SandboxFailed, Tested
+from sppo_ray.rewards.code.hash_order import has_sets
 from sppo_ray.rewards.code.sandbox.confine import (
     LANDLOCK_REMEDY,
     CannotConfine,
@@ -82,15 +83,16 @@ class ConfinedProcesses:
                 "readable?"
             )
 
-    def run_script(self, code: str, stdin: str, limits: Limits) -> Ran:
+    def run_script(self, code: str, stdin: str, limits: Limits, *, other_hashes: bool = False) -> Ran:
         """Run a program with `stdin`. Raises SandboxFailed."""
+        environment = _OTHER_HASHES if other_hashes else _ENVIRONMENT
         with ExitStack() as files:
             stdout, given = (
                 files.enter_context(_memory_file()),
                 files.enter_context(_memory_file(stdin.encode(errors="replace"))),
             )
             setup = {"code": code, "limits": _rights(limits)}
-            with _process("program", setup, stdin=given, stdout=stdout) as process:
+            with _process("program", setup, stdin=given, stdout=stdout, environment=environment) as process:
                 process.await_start()
                 started = time.monotonic()
                 ended, _ = _wait(process.popen, limits.timeout_s)
@@ -109,7 +111,8 @@ class ConfinedProcesses:
         What passes tests in Python has to pass them again in pytest and as a script, in what is
         left of the time: see `plain`. A program that changed containers of the tests, where
         these expect no change, has to pass also with these changes. Of all counts the smallest
-        one holds. `cases` compare plain values only and need no second run.
+        one holds. `cases` compare plain values only: they run again, with other hashes, where
+        the program has sets, whose order may be right by chance.
         """
         margin = min(_MARGIN_S, max(self._deadline_s - limits.timeout_s, 0.0) / 2)
         spent = _Spent(limits, time.monotonic() + self._deadline_s - margin)
@@ -129,7 +132,12 @@ class ConfinedProcesses:
                 if not tested.passed or (tested.failed and stop_at_failure):
                     return tested
             if first.plain is None:
-                return tested
+                if not has_sets(code):
+                    return tested
+                again = self._test_from_outside(
+                    code, tests, spent, stop_at_failure=stop_at_failure, environment=_OTHER_HASHES
+                )
+                return _lower(tested, again.tested)
             plain = {**first.plain, "tests": tests["tests"], "stop_at_failure": stop_at_failure}
             return _lower(tested, self._test_in_one_process(code, plain, tested, spent))
         except _NotStarted:
@@ -172,6 +180,7 @@ class ConfinedProcesses:
         *,
         stop_at_failure: bool,
         as_python: bool = False,
+        environment: Mapping[str, str] = _ENVIRONMENT,
     ) -> _Outside:
         """Run the tests in a process of their own, out of the program's reach. `as_python`: the
         program may change every container that it gets.
@@ -193,7 +202,9 @@ class ConfinedProcesses:
                 "stop_at_failure": stop_at_failure,
                 "as_python": as_python,
             }
-            program = files.enter_context(_process("served", ours, share=ours["wire"]))
+            program = files.enter_context(
+                _process("served", ours, share=ours["wire"], environment=environment)
+            )
             tester = files.enter_context(_process("tester", theirs, share=[*theirs["wire"], result]))
             for pipe in (*to_program, *to_tester):
                 pipe.close()  # so that each side sees the other's end

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 _TOLERANCE = 1e-6
-_LEAST_ERROR, _LARGEST_ERROR, _DIGITS_OF_ERROR = 1e-17, 1e-9, 15
+_LARGEST_ERROR = 1e-9
+"""Beside 0 and beside integers."""
+_LEAST_ERROR, _LARGEST_REST, _DIGITS_OF_ERROR = 1e-17, 1e-13, 15
 """Of what a rounding error leaves of 0, e.g. the sine of pi: 1.2246467991473532e-16."""
 
 
@@ -74,10 +76,11 @@ def is_near(value: float, expected: float, text: str, *, is_printed: bool = Fals
     size = abs(expected)
     mantissa, _, exponent = text.lower().partition("e")
     digit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+    digit = min(digit, size * 1e-12) if exponent and size >= 1.0 else digit  # 1e+16 has one digit
     error = abs(value - expected)
     if size >= 1.0:
         return error <= min(_TOLERANCE * size, max(digit, _TOLERANCE))
-    is_zero = size == 0.0 or (_LEAST_ERROR < size < _LARGEST_ERROR and _digits(mantissa) >= _DIGITS_OF_ERROR)
+    is_zero = size == 0.0 or (_LEAST_ERROR < size < _LARGEST_REST and _digits(mantissa) >= _DIGITS_OF_ERROR)
     if is_zero and error <= _LARGEST_ERROR:
         return True
     rounding = min(_TOLERANCE, digit if digit * 100 <= size else digit / 2) if is_printed else 0.0

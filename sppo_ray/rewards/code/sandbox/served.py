@@ -46,6 +46,8 @@ _USUAL_MODULES = frozenset(
         "sys",
     ]
 )
+MODULE = "<program>"
+"""No name that a program can import: as a file of its own it cannot import itself by any other."""
 
 
 def main(setup_fd: int) -> None:
@@ -56,8 +58,8 @@ def main(setup_fd: int) -> None:
 
 
 def definitions(code: str) -> dict[str, Any]:
-    """Run a program as the module `program` and return its names. Raises what it raises."""
-    module = sys.modules["program"] = types.ModuleType("program")  # dataclasses and pickle look it up
+    """Run a program as the module `MODULE` and return its names. Raises what it raises."""
+    module = sys.modules[MODULE] = types.ModuleType(MODULE)  # dataclasses and pickle look it up
     namespace: dict[str, Any] = module.__dict__
     _import_usual(code, namespace)
     program.give_exit()
@@ -163,7 +165,7 @@ class _Server:
         """A class under test may extend a list or dict: `class LRUCache(OrderedDict)`. As a plain
         one it would lose its methods; a named tuple without methods stays one.
         """
-        is_own = type(value) in self._classes and type(value).__module__ == "program"
+        is_own = type(value) in self._classes and type(value).__module__ == MODULE
         fields = {*getattr(value, "_fields", ())} if is_own and isinstance(value, tuple) else None
         if fields is not None and all(name[0] == "_" or name in fields for name in vars(type(value))):
             return self._encode(value)

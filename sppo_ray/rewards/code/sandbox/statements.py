@@ -5,6 +5,8 @@ import __future__
 
 import ast
 
+from sppo_ray.rewards.code.sandbox.known import PROGRAM_MODULES
+
 _FRAMEWORKS = frozenset({"unittest", "pytest"})
 
 
@@ -16,6 +18,15 @@ def future_flags(tree: ast.Module) -> int:
             features = [getattr(__future__, one.name, None) for one in node.names]
             flags |= sum(one.compiler_flag for one in features if one is not None)
     return flags
+
+
+def imports_program(tree: ast.Module) -> bool:
+    """Whether the tests import the program, which then is a file of its own."""
+    return any(
+        (isinstance(node, ast.ImportFrom) and (node.level > 0 or node.module in PROGRAM_MODULES))
+        or (isinstance(node, ast.Import) and any(one.name in PROGRAM_MODULES for one in node.names))
+        for node in ast.walk(tree)
+    )
 
 
 def is_main_guard(node: ast.stmt) -> bool:
