@@ -80,9 +80,11 @@ def train(
     if start is not None:
         print(f"# {start.note}" if dry_run else start.note, flush=True)
     if dry_run:
-        print(_describe(config))
+        print(_describe(config), flush=True)
         _require_startable(config, run_dir, resume)
+        print("# prompts   are read, with the tokenizers of the models ...", flush=True)
         print(f"# prompts   {_require_prompts(config)}")
+        print("# result    this run can start here")
         return 0
     if resume and run_dir is None:
         raise UserError("--resume needs the --run-dir of the run to continue")

@@ -107,10 +107,13 @@ def _explain_all(error: ValidationError, origin: str, overridden: Sequence[str])
 
 
 def _is_at(location: Sequence[Any], key: str) -> bool:
-    """Whether a setting's location, which has the tags of its unions too, is at or below `key`."""
+    """Whether a setting's location, which has the tags of its unions too, is at or below `key`, or
+    is the unknown section of `key`: ("lop",) of lop.steps.
+    """
     first, *rest = key.split(".")
     parts = iter(map(str, location))
-    return next(parts, None) == first and all(part in parts for part in rest)
+    is_section = len(location) == 1 and first not in RunConfig.model_fields
+    return next(parts, None) == first and (is_section or all(part in parts for part in rest))
 
 
 def _refuse_secrets(tree: Mapping[str, Any], origin: str) -> None:

@@ -113,7 +113,7 @@ def curve_text(run_dir: Path) -> str:
             f"{'█' * round(row[ACCURACY] * 40)}"
         )
     if len(lines) == 1:
-        lines.append("        no evaluation yet")
+        lines.append("        no evaluation: set data.held_out and eval.every to have one")
     rewards = _series(rows, "reward/mean", range(len(rows)))[1]
     if rewards:
         lines.append(

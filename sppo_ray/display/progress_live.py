@@ -38,7 +38,10 @@ class LiveProgress:
         self._accuracies: list[float] = []
         self._report: EvalReport | None = None
         self._view: StepView | None = None
-        self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4)
+        # transient: at the end the last messages are what is left, and no panel with an ETA
+        self._live = Live(
+            get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True
+        )
 
     def start(self, total: int, done: int) -> None:
         self._timer.start(total, done)

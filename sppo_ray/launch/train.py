@@ -58,6 +58,7 @@ from sppo_ray.trainer.recorder import Recorder
 
 EXIT_FINISHED, EXIT_TERMINATED = 0, 143
 T = TypeVar("T")
+STOPPING = "stopping after this step, with a checkpoint; a second Ctrl-C ends the run at once, without one"
 STACK_CHARACTERS = 20_000
 CHECKED_BYTES = 1 << 30  # of a checkpoint that is read whole before Ray starts, about a second
 
@@ -292,7 +293,12 @@ async def _train(
     recorder.after_step = callbacks.of_run(recorder, stop=gate.stop)
     roles = [actor.role for bundle in bundles_of(config) for actor in bundle.actors]
     recorder.message(f"starting {len(roles)} actors on {device}: {', '.join(roles)}")
-    with signals.stopping(gate.stop):
+
+    def stop() -> None:
+        recorder.event("control", STOPPING, show=True)
+        gate.stop()
+
+    with signals.stopping(stop):
         async with run_workers(config, inputs, recorder, device) as manager:
             inbox = Inbox(run_dir.path)
             controller = Controller(
@@ -367,6 +373,10 @@ def _conclude(
     recorder.message(curve_text(run_dir.path))
     if advice is not None:
         recorder.message(advice.text)
-    recorder.message(
-        f"{'stopped' if stopped else 'finished'} after step {state.step}; everything is in {run_dir.path}"
-    )
+    if stopped:
+        recorder.message(
+            f"stopped after step {state.step}, with a checkpoint and without an export; to continue, add "
+            f"--resume --run-dir {run_dir.path}"
+        )
+    else:
+        recorder.message(f"finished after step {state.step}; everything is in {run_dir.path}")

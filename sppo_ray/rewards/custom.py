@@ -51,8 +51,7 @@ def verifier_of(function: Any, path: str) -> VerifierFunction:
         reward = reward.item() if isinstance(reward, np.generic) else reward
         if not isinstance(reward, Real):
             raise UserError(
-                f"reward.function.function {path} returned {type(reward).__name__} where a number in its "
-                "declared range is due: "
+                f"reward.function.function {path} returned {type(reward).__name__} where a number is due: "
                 "return a float"
             )
         return float(reward), _reason(float(reward))

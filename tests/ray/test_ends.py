@@ -81,6 +81,7 @@ def test_nothing_is_left_of_a_run_that_is_stopped_forced_or_killed(tmp_path: Pat
     run.process.send_signal(signal.SIGINT)
     assert run.ended(120) == 0
     assert run.state["phase"] == "stopped"
+    assert any(event["message"].startswith("stopping after this step") for event in read_events(run.path))
 
     run = Run(tmp_path / "run", "--resume")
     run.reach(read_metrics(run.path)[-1]["step"] + 1)

@@ -296,6 +296,11 @@ def test_a_recipe_file_is_read_and_named_in_errors(tmp_path: Path) -> None:
         load_config(str(recipe))
 
 
+def test_an_unknown_section_of_an_option_is_named_as_the_option() -> None:
+    with pytest.raises(UserError, match=r"^--lop: unknown setting; did you mean loop\?$"):
+        load_config("quickstart", ["--lop.steps=3"])
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [("a: [1", "not valid YAML"), ("- 1\n- 2\n", "a recipe is a mapping"), ("", "found NoneType")],

@@ -57,7 +57,7 @@ def test_a_run_without_evaluations_or_with_one_step_can_be_drawn(tmp_path: Path)
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"reward/mean": 0.5, "value/log_loss": float("nan")})
     assert learning_curve(tmp_path).stat().st_size > 10_000
-    assert "no evaluation yet" in curve_text(tmp_path)
+    assert "no evaluation: set data.held_out" in curve_text(tmp_path)
 
 
 def test_the_terminal_version_has_a_line_an_evaluation(run_dir: Path):

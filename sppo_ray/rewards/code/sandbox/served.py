@@ -214,7 +214,7 @@ def _class_names(kind: type) -> list[str]:
         f"{one.__module__}:{one.__name__}" if one.__module__ in ERROR_MODULES else one.__name__
         for one in kind.__mro__
     )
-    return list(names)[:9]
+    return list(names)[: wire.MAX_NAMES]
 
 
 def _has_own_truth(kind: type) -> bool:

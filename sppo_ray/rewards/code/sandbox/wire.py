@@ -21,6 +21,8 @@ from typing import Any
 from sppo_ray.rewards.code.sandbox.identity import MUTABLE
 
 MAX_LINE_BYTES = 16 << 20
+MAX_NAMES = 9
+"""Of an exception class and its bases."""
 
 
 class WireClosed(Exception):
