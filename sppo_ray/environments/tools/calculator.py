@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable
 from decimal import Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
 
+_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")  # 2,5 may be 2.5, and is no number here
 MAX_CHARS = 200
 MAX_DIGITS = 60
 _OPERATIONS: dict[type, Callable[[Decimal, Decimal], Decimal]] = {
@@ -31,7 +33,7 @@ def calculate(expression: str) -> str:
     if len(expression) > MAX_CHARS:
         raise CannotCalculate(f"the expression has more than {MAX_CHARS} characters")
     try:
-        tree = ast.parse(expression.strip().replace("^", "**").replace(",", ""), mode="eval")
+        tree = ast.parse(_THOUSANDS.sub("", expression.strip()).replace("^", "**"), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise CannotCalculate("not an arithmetic expression") from None
     with localcontext(prec=MAX_DIGITS, Emax=MAX_DIGITS, Emin=-MAX_DIGITS):
