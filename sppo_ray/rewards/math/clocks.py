@@ -35,11 +35,11 @@ def same_time(truth: Clock, answer: Clock) -> bool:
     return other.time == (hours, *with_half.time[1:])
 
 
-def as_ratio(clock: Clock) -> Ratio | None:
-    """3:10 as a ratio; None of a time with seconds or a half of the day, of 3:04, and of 10:30:
-    as a ratio it would be 1:3.
+def as_ratio(clock: Clock, *, is_ratio: bool) -> Ratio | None:
+    """3:10 as a ratio; None of a time with seconds or a half of the day, of 3:04, and, unless the
+    question is about a ratio, of 10:30: as a ratio it would be 1:3.
     """
     hours, minutes, seconds = clock.time
-    if seconds or clock.half or minutes < 10 or math.gcd(hours, minutes) > 1:
+    if seconds or clock.half or minutes < 10 or (math.gcd(hours, minutes) > 1 and not is_ratio):
         return None
     return Ratio(tuple(Quantity(Node("num", (Fraction(part), None))) for part in (hours, minutes)))

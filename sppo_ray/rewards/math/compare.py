@@ -67,6 +67,7 @@ _VERDICTS = frozenset([
 """Words that answer several questions in their order."""
 _ZERO, _ONE = (Node("num", (Fraction(number), None)) for number in (0, 1))
 _DEGREES = Node("/", (Node("num", (Fraction(180), None)), Node("const", ("pi",))))
+_CONSTANT = re.compile(r"\+\s*(c|K|k|C_\{?[0-9]\}?)$")
 _INFINITE = Node("const", ("inf",))
 _FAILURES = (TooLarge, Undefined, KeyError, RecursionError, OverflowError, ZeroDivisionError)
 
@@ -79,7 +80,16 @@ class Comparison:
 
     def same(self, truth: str, answer: str) -> bool:
         """Whether a tidied answer means the same as a tidied truth, in any reading of both."""
+        answer = self._with_constant_of(truth, answer)
         return any(self._same_reading(*pair) for pair in _readings(truth, answer))
+
+    def _with_constant_of(self, truth: str, answer: str) -> str:
+        """The answer with the truth's constant of integration: x^2 + c beside x^2 + C."""
+        constant = _CONSTANT.search(answer)
+        if constant is None or not truth.endswith("C") or not re.search(r"\+\s*C$", truth):
+            return answer
+        is_given = constant[1] in truth or self._question.has_letter(constant[1])
+        return answer if is_given else f"{answer[: constant.start(1)]}C"
 
     def _same_reading(self, truth: Form, answer: Form) -> bool:
         try:
@@ -105,7 +115,7 @@ class Comparison:
             truth, answer = as_congruence(truth), as_congruence(answer)
         if are_families(truth, answer, self._question):
             return same_family(truth, answer, self.same_form)
-        truth, answer = _alike(truth, answer)
+        truth, answer = _alike(truth, answer, is_ratio=self._question.asks_ratio)
         if isinstance(truth, Quantity) and isinstance(answer, Quantity):
             return self._same_quantity(truth, answer, inside=inside)
         if isinstance(truth, Items):
@@ -349,7 +359,7 @@ def _decimal_comma(text: str, *, beside: str) -> str | None:
     return f"{comma[1]}.{comma[2]}"
 
 
-def _alike(truth: Form, answer: Form) -> tuple[Form, Form]:
+def _alike(truth: Form, answer: Form, *, is_ratio: bool) -> tuple[Form, Form]:
     r"""Both in one kind, where a thing has two.
 
     A sum with \pm is a list, the only member of a set is that member, a ratio of two parts is a
@@ -358,20 +368,27 @@ def _alike(truth: Form, answer: Form) -> tuple[Form, Form]:
     truth, answer = (
         Items("", tuple(both_signs(f))) if len(both_signs(f)) > 1 else f for f in (truth, answer)
     )
+    pairs = ((truth, answer), (answer, truth))
+    truth, answer = (_without_clock(form, beside, is_ratio=is_ratio) for form, beside in pairs)
     return _as_kind_of(answer, truth), _as_kind_of(truth, answer)
+
+
+def _without_clock(form: Form, beside: Form, *, is_ratio: bool) -> Form:
+    """A time of day as a ratio beside a ratio or a fraction."""
+    is_fraction = isinstance(beside, Quantity) and beside.node.op == "/"
+    is_beside_one = is_fraction or (isinstance(beside, Ratio) and len(beside.parts) == 2)
+    if not isinstance(form, Clock) or not is_beside_one:
+        return form
+    return as_ratio(form, is_ratio=is_ratio) or form
 
 
 def _as_kind_of(model: Form, form: Form) -> Form:
     if isinstance(model, Quantity) and isinstance(form, Items):
         return only_member(form) or form
-    if isinstance(model, Quantity) and isinstance(form, Clock) and model.node.op == "/":
-        return _as_kind_of(model, ratio) if (ratio := as_ratio(form)) else form
     if isinstance(model, Quantity) and isinstance(form, Ratio) and model.node.op == "/":
         parts = [part for part in form.parts if isinstance(part, Quantity)]
         is_fraction = len(parts) == len(form.parts) == 2 and parts[0].tail == parts[1].tail
         return Quantity(Node("/", tuple(part.node for part in parts))) if is_fraction else form
-    if isinstance(model, Ratio) and isinstance(form, Clock) and len(model.parts) == 2:
-        return as_ratio(form) or form
     return form
 
 

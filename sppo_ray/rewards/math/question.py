@@ -50,6 +50,10 @@ class Question:
         return bool(_PERCENT_ASKED.search(self._text))
 
     @cached_property
+    def asks_ratio(self) -> bool:
+        return re.search(r"\bratio\b|\bproportion\b|比", self._text, re.IGNORECASE) is not None
+
+    @cached_property
     def counted(self) -> frozenset[str]:
         """What is counted: how many apples."""
         return counted_in(self._text)

@@ -77,7 +77,7 @@ _CHOICE = re.compile(
     re.DOTALL,
 )
 _ANOTHER_CHOICE = re.compile(
-    r"^\W*(?i:n't|not|no|cannot|wrong|incorrect|untrue|maybe|perhaps|possibly|guess|unsure|\?)(?:\W|$)"
+    r"^\W*(?:n't|[Nn]ot|no|cannot|wrong|incorrect|untrue|maybe|perhaps|possibly|guess|unsure|\?)(?:\W|$)"
     r"|\b(?:is|are|was|were|seems?|looks?|be|been|isn't|wasn't)\s+(?:\w+ly\s+)?(?:not\s+(?:correct|right|the|it|true|valid)|wrong|incorrect|false|untrue|impossible"
     r"|excluded|eliminated|refuted|discarded|rejected|unlikely|ruled)"
     r"|^is\s+(?:my|the|a)\s+(?:wrong|incorrect)|^(?:minus|plus)\b"

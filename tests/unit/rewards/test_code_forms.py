@@ -562,6 +562,16 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(x): return 1.7797333333333334e-10",
         "def f(x): return 0",
     ),
+    "a built-in name of the same file": (
+        json.dumps(["assert list(f(3)) == [0, 1, 2]"]),
+        "def f(n): return range(n)",
+        "list = [1]\ndef f(n): return range(n)",
+    ),
+    "a built-in name of import *": (
+        "from solution import *\nassert len(f(3)) == 3",
+        "def f(n): return [0] * n",
+        "len = 7\ndef f(n): return [0] * n",
+    ),
     "a byte order mark": (
         "from solution import f\nassert f(1) == 2",
         "\ufeffdef f(x): return x + 1",
