@@ -152,6 +152,7 @@ def _value(text: Any) -> Any:
 # ------------------------------------------------------------------------------------------- stdout
 
 _WORD = re.compile(r"[^ \t\r]+")
+_HAS_DECIMALS = re.compile(r"\.[0-9]")  # `2000000.` may be the end of a sentence
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -174,7 +175,8 @@ def _same_line(mine: str, theirs: str) -> bool:
 def _same_word(word: str, due: str) -> bool:
     if word == due:
         return True
-    if "." not in due or not all(len(one) <= 400 and _NUMBER.fullmatch(one) for one in (word, due)):
+    are_numbers = all(len(one) <= 400 and _NUMBER.fullmatch(one) for one in (word, due))
+    if not are_numbers or not _HAS_DECIMALS.search(due):
         return False
     number, expected = float(word), float(due)
-    return isfinite(expected) and is_near(number, expected, due, is_printed=True)
+    return isfinite(expected) and is_near(abs(number - expected), expected, due, is_printed=True)

@@ -552,6 +552,11 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "# -*- coding: utf8 -*-\ndef f(x): return x + 1",
         "# -*- coding: latin-1 -*-\ndef f(x): return x + 1",
     ),
+    "an integer beyond all floats": (
+        json.dumps({"inputs": [[1]], "outputs": [9007199254740992.0], "fn_name": "f"}),
+        "def f(x): return 2**53",
+        "def f(x): return 2**53 + 1",
+    ),
     "a float that is written with few digits": (
         json.dumps({"inputs": [[1]], "outputs": [1e16], "fn_name": "f"}),
         "def f(x): return 10**16",

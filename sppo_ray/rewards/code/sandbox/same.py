@@ -54,20 +54,24 @@ def same_number(value: float, expected: float) -> bool:
     if value == expected:
         return True
     try:
-        value = float(value)
+        rounded = float(value)
     except OverflowError:  # an integer beyond all decimals
         return False
-    if value != value or expected != expected:
-        return value != value and expected != expected
+    if rounded != rounded or expected != expected:
+        return rounded != rounded and expected != expected
     if isinstance(expected, int):  # a large one has no decimal of its own
         size = max(1, abs(expected))
-        return size <= 2**53 and abs(value - expected) <= min(_LARGEST_ERROR * size, _TOLERANCE)
-    return abs(expected) < float("inf") and is_near(value, expected, repr(expected))
+        return size <= 2**53 and abs(rounded - expected) <= min(_LARGEST_ERROR * size, _TOLERANCE)
+    if not abs(expected) < float("inf"):
+        return False
+    is_whole = isinstance(value, int) and expected == int(expected)
+    error = float(abs(value - int(expected))) if is_whole else abs(rounded - expected)
+    return is_near(error, expected, repr(expected))
 
 
-def is_near(value: float, expected: float, text: str, *, is_printed: bool = False) -> bool:
-    """Whether a decimal, written as `text`, differs by a millionth of itself at most, and from 1 on
-    by no more than its last digit, but for digits beyond the sixth.
+def is_near(error: float, expected: float, text: str, *, is_printed: bool = False) -> bool:
+    """Whether an error of a decimal, written as `text`, is a millionth of it at most, and from 1 on
+    no more than its last digit, but for digits beyond the sixth.
 
     Below 1, a printed decimal may differ by its last digit where it has at least two digits more,
     else by half of it, but never by more than a millionth. Beside 0 and beside what a rounding
@@ -77,7 +81,6 @@ def is_near(value: float, expected: float, text: str, *, is_printed: bool = Fals
     mantissa, _, exponent = text.lower().partition("e")
     digit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
     digit = min(digit, size * 1e-12) if exponent and size >= 1.0 else digit  # 1e+16 has one digit
-    error = abs(value - expected)
     if size >= 1.0:
         return error <= min(_TOLERANCE * size, max(digit, _TOLERANCE))
     is_zero = size == 0.0 or (_LEAST_ERROR < size < _LARGEST_REST and _digits(mantissa) >= _DIGITS_OF_ERROR)
