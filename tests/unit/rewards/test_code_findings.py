@@ -76,6 +76,15 @@ def test_a_share_is_the_smaller_one_of_both_runs() -> None:
     assert rewards(ConfinedProcesses(), [right_once], full_only=False) == [0.5]
 
 
+def test_an_interrupt_earns_no_share_of_tests_that_pytest_did_not_run() -> None:
+    tests = "from solution import f\n" + "".join(
+        f"def test_{n}(): assert f({n}) == {n + 1}\n" for n in range(6)
+    )
+    program = "def f(x):\n    if x == 0: raise {}\n    return x + 1"
+    rows = [(tests, program.format(name), {}) for name in ("KeyboardInterrupt", "ValueError")]
+    assert rewards(ConfinedProcesses(), rows, full_only=False) == [0.0, pytest.approx(5 / 6)]
+
+
 def test_a_share_leaves_out_what_fails_in_pytest() -> None:
     tests = (
         "from solution import level, bad\ndef test_text(): assert str(level()) == '1'\n"

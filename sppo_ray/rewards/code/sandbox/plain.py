@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PACKAGE = "tests_of_the_row"  # so that `from .solution import f` works
 _OPTIONS = ("--assert=plain", "-s", "--rootdir=/", "-c", "/dev/null", "--noconftest")
 _LEFT_OUT = ("cacheprovider", "faulthandler", "terminal")  # they write files, or need standard streams
-_NOTHING_COLLECTED = 5
+_SOME_FAILED, _NOTHING_COLLECTED = 1, 5
 
 
 def main(setup_fd: int) -> None:
@@ -190,11 +190,12 @@ def _failed_in_pytest(
         """Collects this module, and notes what does not pass."""
 
         failed: set[str] = set()
+        collected = 0
 
         def pytest_collection(self, session: Any) -> bool:
             held = Module.from_parent(session, path=pathlib.Path("/tests.py"))
             session.items = list(session.genitems(held))
-            session.testscollected = len(session.items)
+            session.testscollected = self.collected = len(session.items)
             return True
 
         def pytest_runtest_logreport(self, report: Any) -> None:
@@ -205,5 +206,8 @@ def _failed_in_pytest(
 
     sys.stdin = DontReadFromInput()  # as pytest has it, whose -s would leave it
     stop = ["-x"] if setup["stop_at_failure"] else []
-    status = run([*_OPTIONS, *stop, *(f"-pno:{one}" for one in _LEFT_OUT)], plugins=[only := Only()])
-    return len(only.failed) or int(status) not in (0, _NOTHING_COLLECTED)
+    status = int(run([*_OPTIONS, *stop, *(f"-pno:{one}" for one in _LEFT_OUT)], plugins=[only := Only()]))
+    if status in (0, _NOTHING_COLLECTED):
+        return len(only.failed)
+    ended_early = status != _SOME_FAILED  # by a KeyboardInterrupt, say: what did not run has failed
+    return max(only.collected if ended_early else len(only.failed), 1)
