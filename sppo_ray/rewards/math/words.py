@@ -91,7 +91,7 @@ _GOES_ON = re.compile(r"['^_*!+=<>&]|\\(?:ne|neq|le|ge|leq|geq|lt|gt|text\{ ?or)
 _DENIES = re.compile(
     r"\b(?:doesn't|does not|don't|isn't|is not|cannot|can't|won't) (?:work|hold|fit|it|apply|match)\b"
     r"|\b(?:distractor|opposite|eliminated|contradicts|loses|less likely|unlikely|doubt|nope|fails?|failed"
-    r"|becomes|replaced|none of|next letter|previous letter)\b|^(?:false|next|previous)\b",
+    r"|becomes|replaced|next letter|previous letter)\b|^(?:false|next|previous)\b",
     re.IGNORECASE,
 )
 
