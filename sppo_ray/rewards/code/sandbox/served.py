@@ -61,23 +61,25 @@ def definitions(code: str) -> dict[str, Any]:
     """Run a program as the module `MODULE` and return its names. Raises what it raises."""
     module = sys.modules[MODULE] = types.ModuleType(MODULE)  # dataclasses and pickle look it up
     namespace: dict[str, Any] = module.__dict__
-    _import_usual(code, namespace)
     program.give_exit()
+    # as built-in names: what the program only uses is not its own, and no test can import it
+    namespace["__builtins__"] = vars(builtins) | _usual(code)
     exec(program.compiled(code, "program.py"), namespace)
     return namespace
 
 
-def _import_usual(code: str, namespace: dict[str, Any]) -> None:
+def _usual(code: str) -> dict[str, Any]:
+    """Return what programming sites import before a program, as far as it uses that."""
     used = {
         node.id
         for node in ast.walk(ast.parse(code))
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
     }
+    found: dict[str, Any] = {module: importlib.import_module(module) for module in used & _USUAL_MODULES}
     for module, names in _USUAL_IMPORTS.items():
         for name in used.intersection(names.split()):
-            namespace[name] = getattr(importlib.import_module(module), name)
-    for module in used & _USUAL_MODULES:
-        namespace[module] = importlib.import_module(module)
+            found[name] = getattr(importlib.import_module(module), name)
+    return found
 
 
 class _Server:
