@@ -59,6 +59,8 @@ from sppo_ray.trainer.recorder import Recorder
 EXIT_FINISHED, EXIT_TERMINATED = 0, 143
 T = TypeVar("T")
 STOPPING = "stopping after this step, with a checkpoint; a second Ctrl-C ends the run at once, without one"
+ADVISED_STEPS = 5
+"""A shorter run says little about what bounds a step."""
 STACK_CHARACTERS = 20_000
 CHECKED_BYTES = 1 << 30  # of a checkpoint that is read whole before Ray starts, about a second
 
@@ -335,7 +337,8 @@ def _conclude(
     from sppo_ray.evaluation.critic_card import write_card_of_run
 
     advice = None
-    if config.cluster.layout == "separate":  # else no role can get a worker by itself
+    # in other layouts no role can get a worker by itself
+    if config.cluster.layout == "separate" and state.step >= ADVISED_STEPS:
         advice = advice_of(
             read_metrics(run_dir.path),
             learner_ranks=config.learner.ranks,
