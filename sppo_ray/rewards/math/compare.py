@@ -177,6 +177,9 @@ class Comparison:
         """
         if answer.shorthand and not truth.has_unit:
             return []
+        asked = self._question.unit
+        if answer.has_unit and not truth.has_unit and asked not in (None, (answer.factor, answer.dimensions)):
+            return []  # 18 cents, where dollars are asked for
         scale = answer.scale / truth.scale
         if truth.has_unit and answer.has_unit:
             if truth.dimensions != answer.dimensions:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import cached_property
 
 from sppo_ray.rewards.math.counted import counted_in, singular
+from sppo_ray.rewards.math.units import Dimensions, read_tail
 
 _PERCENT_ASKED = re.compile(
     r"\b(?:what|which|how many|how much|find|calculate|compute|determine|express|give|as an?|in"
     r")\s+"
     r"(?:(?!one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|half|hundred)"
     r"[a-z]+\s+){0,3}(?:per\s?cent|percentage|\\?%)",
+    re.IGNORECASE,
+)
+_UNIT_ASKED = re.compile(
+    r"\b(?:how many|number of|in)\s+((?:square|cubic)\s+[a-z]{2,}|[a-z]{2,}(?:\s+per\s+[a-z]+)?)",
     re.IGNORECASE,
 )
 _MATRICES = re.compile(
@@ -57,6 +63,15 @@ class Question:
     def counted(self) -> frozenset[str]:
         """What is counted: how many apples."""
         return counted_in(self._text)
+
+    @cached_property
+    def unit(self) -> tuple[Fraction, Dimensions] | None:
+        """The unit that it asks for (how many minutes, in dollars): its factor and dimensions; None
+        where it names none, or several.
+        """
+        tails = (read_tail(" ".join(words.split())) for words in _UNIT_ASKED.findall(self._text))
+        found = {(tail.factor, tail.dimensions) for tail in tails if tail is not None and tail.has_unit}
+        return next(iter(found)) if len(found) == 1 else None
 
     @cached_property
     def named(self) -> frozenset[str]:
