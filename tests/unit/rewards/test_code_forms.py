@@ -567,6 +567,21 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(x): return 1.7797333333333334e-10",
         "def f(x): return 0",
     ),
+    "a well-known name that the program defines": (
+        json.dumps(["assert gcd(12, 18) == 6", "assert coprime(3, 4) == True"]),
+        "def gcd(a, b): return gcd(b, a % b) if b else a\ndef coprime(a, b): return gcd(a, b) == 1",
+        "def gcd(a, b): return 1\ndef coprime(a, b): return gcd(a, b) == 1",
+    ),
+    "a well-known class that the program defines": (
+        json.dumps(["c = Counter('aab')", "assert c['a'] == 2", "assert top('aab') == 'a'"]),
+        "from collections import Counter\ndef top(s): return Counter(s).most_common(1)[0][0]",
+        "class Counter:\n    def __init__(self, s): pass\ndef top(s): return 'a'",
+    ),
+    "a well-known name in tests for pytest": (
+        "def test_a():\n    assert stdev([1, 2, 3]) == 1.0\n    assert zscore([1, 2, 3])[1] == 0",
+        "from statistics import stdev\ndef zscore(x): return [-1, 0, 1]",
+        "def stdev(x): return 5\ndef zscore(x): return [-1, 0, 1]",
+    ),
     "a built-in name of the same file": (
         json.dumps(["assert list(f(3)) == [0, 1, 2]"]),
         "def f(n): return range(n)",

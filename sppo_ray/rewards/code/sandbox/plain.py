@@ -154,8 +154,9 @@ def _module(name: str, setup: dict[str, Any], names: dict[str, Any]) -> types.Mo
     for one, real in setup["taken"].items():
         if not (setup["has_star"] and real in names):  # `from solution import *` gives what `__all__` has
             space[one] = served.find(names, real)
-    if setup["has_star"] or not setup["imports"]:  # as one file: the program's `len` is the tests' own
-        space |= {one: value for one, value in names.items() if one in vars(builtins)}
+    if setup["has_star"] or not setup["imports"]:  # as one file: the program's own `len` or `gcd` is meant
+        own = vars(builtins).keys() | setup["fixed"].keys()
+        space |= {one: value for one, value in names.items() if one in own}
     if not setup["has_star"]:
         space |= {one: names[real] for one, real in setup["kinds"].items() if real in names}
     return module
