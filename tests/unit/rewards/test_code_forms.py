@@ -627,6 +627,26 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(x): return 3000001",
         "def f(x): return 3000000",
     ),
+    "a function that the tests only look for": (
+        "def test_a():\n    assert f(1) == 2\ndef test_b():\n    assert callable(g)",
+        "def f(x): return 2 * x\ndef g(): pass",
+        "def f(x): return 2 * x",
+    ),
+    "a method of Solution that is no constant": (
+        "from solution import f, size\ndef test_a():\n    assert f(1) == 2",
+        "def f(x): return 2 * x\nclass Solution:\n    def size(self): return 3",
+        "def f(x): return 2 * x\nclass Solution: size = 3",
+    ),
+    "no method of another class": (
+        "from solution import f, upper\ndef test_a():\n    assert f(1) == 2",
+        "def f(x): return 2 * x\ndef upper(x): pass",
+        "def f(x): return 2 * x\nSolution = str",
+    ),
+    "a keyword argument that is changed in place": (
+        json.dumps({"inputs": [{"nums": [2, 1]}], "outputs": [[1, 2]], "fn_name": "f"}),
+        "def f(nums): nums.sort()",
+        "def f(nums): nums.sort(reverse=True)",
+    ),
     "keyword arguments": (
         json.dumps({"inputs": [{"a": 3, "b": 1}], "outputs": [2], "fn_name": "f"}),
         "def f(b, a): return a - b",

@@ -132,7 +132,7 @@ def _program(code: str) -> dict[str, Any]:
     names = served.definitions(code)
 
     def missing(name: str) -> Any:
-        if not hasattr(names.get("Solution"), name):
+        if not served.has(names, name):
             raise AttributeError(f"module 'program' has no attribute '{name}'")
         return served.find(names, name)
 
@@ -152,7 +152,8 @@ def _module(name: str, setup: dict[str, Any], names: dict[str, Any]) -> types.Mo
     space |= {"__file__": "/tests.py", "__package__": _PACKAGE}
     space |= {one: known.known(one, called=called) for one, called in setup["fixed"].items()}
     for one, real in setup["taken"].items():
-        if not (setup["has_star"] and real in names):  # `from solution import *` gives what `__all__` has
+        is_missing = "()." not in real and not served.has(names, real)  # a NameError where it is used
+        if not is_missing and not (setup["has_star"] and real in names):  # a star gives what `__all__` has
             space[one] = served.find(names, real)
     if setup["has_star"] or not setup["imports"]:  # as one file: the program's own `len` or `gcd` is meant
         own = vars(builtins).keys() | setup["fixed"].keys()

@@ -197,12 +197,22 @@ def find(namespace: dict[str, Any], name: str) -> Any:
     return of_a_new_object
 
 
+def has(namespace: dict[str, Any], name: str) -> bool:
+    """Whether a program has a function or class of this name, or a method of its class Solution."""
+    if name in namespace:
+        return True
+    solution = namespace.get("Solution")
+    if not isinstance(solution, type) or not callable(getattr(solution, name, None)):
+        return False
+    return any(name in vars(one) for one in solution.__mro__ if one.__module__ == MODULE)
+
+
 def check_names(namespace: dict[str, Any], required: list[str]) -> None:
     """Raise ImportError for a name that the tests import and the program lacks; a method of class
     Solution will do.
     """
     for name in required:
-        if name not in namespace and not hasattr(namespace.get("Solution"), name):
+        if not has(namespace, name):
             raise ImportError(f"cannot import name '{name}'")
 
 

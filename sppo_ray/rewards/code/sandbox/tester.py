@@ -78,9 +78,9 @@ class CallTests:
         self, function: Remote, args: list[Any], expected: list[Any], named: dict[str, Any] | None = None
     ) -> None:
         value = function._sppo_in_place(*args, **(named or {}))
-        changed_in_place = args and isinstance(args[0], (list, dict, set))
-        if value is None and None not in expected and changed_in_place:
-            value = args[0]
+        first = next(iter((*args, *(named or {}).values())), None)
+        if value is None and None not in expected and isinstance(first, (list, dict, set)):
+            value = first
         readings = {at for at in self._readings if same(value, expected[at])}
         assert readings
         self._readings = readings
