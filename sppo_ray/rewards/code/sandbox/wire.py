@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from decimal import Decimal
@@ -256,6 +257,13 @@ def _date(kind: str, inner: Any) -> Any:
     return made(*inner) if kind == "timedelta" else made.fromisoformat(inner)
 
 
+def _fraction(text: str) -> Fraction:
+    """A fraction as `str` writes it: 1e99999999 would take seconds."""
+    if not re.fullmatch("-?[0-9]+(?:/[0-9]+)?", text):
+        raise ValueError("no fraction")
+    return Fraction(text)
+
+
 def _pair(item: Any) -> Any:
     return item["tuple"]
 
@@ -265,7 +273,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "bytearray": bytearray.fromhex,
     "range": lambda parts: range(*parts),
     "complex": lambda parts: complex(*parts),
-    "fraction": Fraction,
+    "fraction": _fraction,
     "decimal": Decimal,
     **{name: partial(_date, name) for name in (*_DATES, "timedelta")},
 }
