@@ -582,6 +582,16 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "from statistics import stdev\ndef zscore(x): return [-1, 0, 1]",
         "def stdev(x): return 5\ndef zscore(x): return [-1, 0, 1]",
     ),
+    "stdin is closed in pytest": (
+        "from solution import f\ndef test_a():\n    assert f(1) == 2",
+        "def f(x): return x + 1",
+        "import sys\ndef f(x): return x + 1 + len(sys.stdin.read())",
+    ),
+    "stdin is no empty file in pytest": (
+        "from solution import f\ndef test_a():\n    assert f(1) == 2",
+        "def f(x): return x + 1",
+        "def f(x):\n    try: y = int(input())\n    except EOFError: y = 1\n    return x + y",
+    ),
     "a built-in name of the same file": (
         json.dumps(["assert list(f(3)) == [0, 1, 2]"]),
         "def f(n): return range(n)",
