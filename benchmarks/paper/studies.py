@@ -56,11 +56,6 @@ STUDIES: Mapping[str, Study] = {
         "time to accuracy, longer responses (84 tokens) and prompts of widely varied difficulty",
         "long-sum", ALL_ARMS, 5, 120, "grpo", ("eval.every_s=12", NO_WARMUP),
     ),
-    "equal-prompts": Study(
-        "the paper's own comparison: as many prompts a step for N = 1 as for N = 8, and time enough for both",
-        "quickstart", ("sppo", "grpo-equal-prompts"), 3, 240, "grpo-equal-prompts", ("eval.every_s=6",
-        NO_WARMUP),
-    ),
     "samples-a-prompt": Study(
         "N = 1 against N = 8, with and without the critic, at equal tokens and at equal prompts",
         "quickstart",
