@@ -41,22 +41,28 @@ def last_boxed(text: str) -> str | None:
     length of the text.
     """
     text = without_thinking(text)
-    ends = [opened.end() for opened in _BOX_OPENS.finditer(text)]
-    content = _outermost(text, ends) if ends else None
+    opened = [match.span() for match in _BOX_OPENS.finditer(text)]
+    content = _outermost(text, opened) if opened else None
     return content[0] or None if content else None
 
 
-def _outermost(text: str, ends: list[int]) -> tuple[str, int] | None:
+def _outermost(text: str, opened: list[tuple[int, int]]) -> tuple[str, int] | None:
     """Return the content of the box around the last one, if it holds more than that; else of the
-    last one.
+    last one. `opened`: where the names of boxes begin and end.
     """
-    last = _content_of_box(text, ends[-1])
+    last = _content_of_box(text, opened[-1][1])
     if last is None:
         return None
-    for place, end in enumerate(ends[-_MAX_NESTED_BOXES:-1]):
+    # a box directly inside another one says nothing new
+    heads = [
+        end
+        for place, (begins, end) in enumerate(opened[:-1])
+        if place == 0 or text[opened[place - 1][1] : begins].strip("{ \n")
+    ]
+    for place, end in enumerate(heads[-_MAX_NESTED_BOXES:]):
         around = _content_of_box(text, end)
-        if around is not None and ends[-1] < around[1]:
-            if place == 0 and len(ends) > _MAX_NESTED_BOXES:
+        if around is not None and opened[-1][1] < around[1]:
+            if place == 0 and len(heads) > _MAX_NESTED_BOXES:
                 return None  # it may stand in more of them
             return last if _NOTHING_BUT_BOXES.fullmatch(around[0].replace(last[0], "", 1)) else around
     return last

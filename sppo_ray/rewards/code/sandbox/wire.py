@@ -47,13 +47,13 @@ class Wire:
         except OSError:
             raise WireClosed from None
 
-    def receive(self) -> dict[str, Any]:
-        """The next message. Raises WireClosed, also for what is no message."""
+    def receive(self, most: int = MAX_LINE_BYTES) -> dict[str, Any]:
+        """The next message, of `most` bytes. Raises WireClosed, also for what is no message."""
         pieces, size = [self._rest], len(self._rest)
         while b"\n" not in pieces[-1]:
             piece = os.read(self._incoming, 1 << 16)
             size += len(piece)
-            if not piece or size > MAX_LINE_BYTES:
+            if not piece or size > most:
                 raise WireClosed
             pieces.append(piece)
         line, _, self._rest = b"".join(pieces).partition(b"\n")
