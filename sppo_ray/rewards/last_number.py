@@ -23,7 +23,7 @@ _PART_OF_MORE_BEFORE = re.compile(
     r"[\s{(]*-?\Z"
 )
 _PART_OF_MORE_BEHIND = re.compile(
-    r"[\s$})]*(?:!(?=\s*\S)|!\Z|\\?%|[\^*×·÷/]|\\(?:cdot|times|div|over)(?![a-z])|per\s?cent\b"
+    r"[\s$})]*(?:!(?=\s*\S)|!\Z|\\?%|\^|[*×·÷/][A-Za-z(]|\\(?:cdot|times|div|over)(?![a-z])|per\s?cent\b"
     r"|(?:hundred|thousand|million|billion|trillion|dozen|score|lakh|crore)s?\b)",
     re.IGNORECASE,
 )

@@ -66,6 +66,10 @@ from sppo_ray.rewards.registry import build_verifier
         (".5", "0.5", 1.0),
         ("\\$1{,}234", "1234", 1.0),
         ("it is -7", "-7", 1.0),
+        ("The answer is **7**", "7", 1.0),
+        ("**7** apples", "7", 1.0),
+        ("*7*", "7", 1.0),
+        ("7*x", "7", 0.0),
         ("the sum is 3 - 10 = -7", "-7", 1.0),
     ],
 )
