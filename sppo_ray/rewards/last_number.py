@@ -15,7 +15,7 @@ from sppo_ray.rewards.extract import without_thinking
 
 _WORD_WITH_DIGITS = re.compile(r"(?<![\w.])(?:[0-9](?:[\w.,/^-]*\w)?|\.[0-9]+(?!\w))")
 _NUMBER = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]+)?")
-_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe58\ufe63\uff0d", "-"))
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe58\ufe63\uff0d", "-"))
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff]")
 _SIGN = re.compile(r"(?P<minus>-|\b(?:minus|negative)\b)?[\s$£€¥\\({]*\Z", re.IGNORECASE)
 _PART_OF_MORE_BEFORE = re.compile(
@@ -64,13 +64,15 @@ def _last(response: str) -> Decimal | None:
 
 
 def _signed(number: Decimal, before: str) -> Decimal | None:
-    """Return the number with the sign before it, as in -$7, minus 7 and 5 - 9 = -4. After another
-    number a minus with a space behind it is an operation: 5 - 9 ends in 9.
+    """Return the number with the sign before it, as in -$7, minus 7 and 5 - 9 = -4. Behind a word or
+    a number, a dash with a space behind it is no sign: 5 - 9 ends in 9, and so does "answer - 9".
     """
     sign = _SIGN.search(before)
     if sign is None or not sign["minus"]:
         return number
-    is_operation = re.search(r"[0-9)}]\s*\Z", before[: sign.start()])
-    if not is_operation or sign["minus"] != "-":
+    if sign["minus"] != "-":
         return -number
-    return number if before[sign.end("minus") :].startswith(" ") else None
+    left, is_apart = before[: sign.start()], before[sign.end("minus") :].startswith(" ")
+    if is_apart and re.search(r"[\w)}]\s*\Z", left):
+        return number
+    return None if re.search(r"[0-9)}]\s*\Z", left) else -number

@@ -69,6 +69,8 @@ from sppo_ray.rewards.registry import build_verifier
         ("The answer is **7**", "7", 1.0),
         ("**7** apples", "7", 1.0),
         ("*7*", "7", 1.0),
+        ("The answer - 7", "7", 1.0),
+        ("The answer \u2014 7", "7", 1.0),
         ("7*x", "7", 0.0),
         ("the sum is 3 - 10 = -7", "-7", 1.0),
     ],
