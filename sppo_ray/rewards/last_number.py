@@ -64,8 +64,9 @@ def _last(response: str) -> Decimal | None:
 
 
 def _signed(number: Decimal, before: str) -> Decimal | None:
-    """Return the number with the sign before it, as in -$7, minus 7 and 5 - 9 = -4. Behind a word or
-    a number, a dash with a space behind it is no sign: 5 - 9 ends in 9, and so does "answer - 9".
+    """Return the number with the sign before it, as in -$7, minus 7 and 5 - 9 = -4.
+
+    Behind a word or a number, a dash with a space behind it is no sign: 5 - 9 ends in 9.
     """
     sign = _SIGN.search(before)
     if sign is None or not sign["minus"]:

@@ -23,7 +23,7 @@ _BEFORE_A_CLAIM = 60  # characters
 _LEADS_TO_A_CLAIM = re.compile(
     r"""(?: .*\b(?: so | thus | therefore | hence | then | conclude | get | find | see | have | know | means
                   | implies | that | and | is | be | as | since )\b ,? \s* | .*,\s* )?
-        (?:the|our|my|this|its|your)? \s*
+        [*\#>\s]* (?:the|our|my|this|its|your)? \s*
         (?:(?:final|correct|required|desired|numeric|numerical|exact|simplified|overall|complete)\s*|[*\#>\s]+)*
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,

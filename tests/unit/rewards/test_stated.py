@@ -67,6 +67,8 @@ ANOTHER_THING = [
 ]
 RIGHT = [
     "The answer is $5$.",
+    "**The answer is 5.**",
+    "Thus the total is 5. The answer is therefore 5.",
     "So the final answer is **5**.",
     "**Answer:** 5",
     "Thus, we conclude that the answer is $5$ apples.",
