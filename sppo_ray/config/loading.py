@@ -43,13 +43,13 @@ def load_config(recipe: str, overrides: Sequence[str] = (), *, sha256: str | Non
 
 
 def recipe_tree(recipe: str, *, sha256: str | None = None) -> tuple[str, dict[str, Any]]:
-    """Return (name for messages, settings as written) of a recipe, given by name or file. Raises
-    UserError naming the file.
+    """Return (name for messages, settings as written) of a recipe, given by name or file; a recipe
+    without a name is called after its file. Raises UserError naming the file.
     """
     origin, text = _recipe_text(recipe)
     if sha256 is not None and hashlib.sha256(text).hexdigest() != sha256:
         raise UserError(f"{origin}: was changed after it was checked (--config-sha256): submit the job again")
-    return origin, read_settings(text, origin)
+    return origin, {"name": Path(recipe).stem, **read_settings(text, origin)}
 
 
 def read_settings(text: bytes, origin: str) -> dict[str, Any]:

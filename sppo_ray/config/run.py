@@ -38,6 +38,7 @@ from sppo_ray.settings import Settings
 
 class RunConfig(Settings):
     name: str = "run"
+    """Of the run's directory. A recipe without a name is called after its file."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = each role by its GPU share; cuda = all roles have one; cpu = none has."""

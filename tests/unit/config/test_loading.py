@@ -296,6 +296,15 @@ def test_a_recipe_file_is_read_and_named_in_errors(tmp_path: Path) -> None:
         load_config(str(recipe))
 
 
+def test_a_recipe_file_without_a_name_gives_its_own(tmp_path: Path) -> None:
+    named, unnamed = tmp_path / "a.yaml", tmp_path / "my-sums.yaml"
+    unnamed.write_text(yaml.safe_dump(MINIMAL))
+    named.write_text(yaml.safe_dump({"name": "sums", **MINIMAL}))
+    assert load_config(str(unnamed)).name == "my-sums"
+    assert load_config(str(unnamed), ["name=mine"]).name == "mine"
+    assert load_config(str(named)).name == "sums"
+
+
 def test_an_unknown_section_of_an_option_is_named_as_the_option() -> None:
     with pytest.raises(UserError, match=r"^--lop: unknown setting; did you mean loop\?$"):
         load_config("quickstart", ["--lop.steps=3"])
