@@ -41,6 +41,14 @@ def has_reset(make: MakeEnvironment) -> bool:
     return callable(getattr(made, "reset", None))
 
 
+def uses_threads(make: MakeEnvironment, settings: EnvironmentSettings) -> bool:
+    """Return whether steps, or the tools they call, are plain functions, which run in threads."""
+    if isinstance(settings, ToolsEnvironment):
+        return any(not inspect.iscoroutinefunction(tool.call) for tool in make.keywords["tools"])
+    made = make.func if isinstance(make, partial) else make
+    return not inspect.iscoroutinefunction(getattr(made, "step", None))
+
+
 def _custom(settings: CustomEnvironment) -> MakeEnvironment:
     what = f"environment.environment {settings.environment!r}"
     made = import_object(settings.environment, what)

@@ -9,9 +9,10 @@ _BOX_OPENS = re.compile(_BOX)
 _UNBRACED = re.compile(r"[-+]?(?:\\[a-zA-Z]+(?:\{[^{}]{0,200}\}){0,3}|[0-9][0-9.,/]*|[A-Za-z])")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text, not structure
 # possessive: a line of spaces that ends in ` takes linear time
-_FENCE = re.compile(r"^([ \t]*+)```[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]*+)(```++|~~~++)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
+_FENCE_INDENT = 3  # that a closing fence may have more than its opening one, as in CommonMark
 _PYTHON = frozenset(["python", "python3", "py", "py3"])
-_MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```", re.IGNORECASE)
+_MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```|~~~", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _THINKING = (
     ("<think>", "</think>"),
@@ -138,16 +139,22 @@ def last_program(text: str) -> str | None:
     for fence in _FENCE.finditer(text):
         if opened is None:
             opened = fence
-        elif not fence[2]:
+        elif _closes(fence, opened):
             code = text[opened.end() : fence.start()].strip("\n")
-            blocks.append((opened[2].casefold(), _without_indent(code, opened[1])))
+            blocks.append((opened[3].casefold(), _without_indent(code, opened[1])))
             opened = None
     if opened is not None:  # truncated inside its last block
-        blocks.append((opened[2].casefold(), None))
+        blocks.append((opened[3].casefold(), None))
     python = [code for language, code in blocks if language in _PYTHON] or [
         code for language, code in blocks if not language
     ]
     return python[-1] if python and python[-1] and python[-1].strip() else None
+
+
+def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:
+    """A fence in a docstring, which is indented, closes no block; nor does a shorter one."""
+    indents = [len(one[1].expandtabs(4)) for one in (fence, opened)]
+    return not fence[3] and fence[2].startswith(opened[2]) and indents[0] <= indents[1] + _FENCE_INDENT
 
 
 def _without_indent(code: str, indent: str) -> str:

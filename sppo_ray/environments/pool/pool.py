@@ -62,7 +62,7 @@ class EnvironmentPool:
         place = self._place_of[request.episode]
         failure = ""
         for _ in range(_ATTEMPTS):
-            process = await self._process(place)
+            process = await self._free_process(place)
             # an episode that it does not hold is repeated from its start: made, reset, its actions
             steps = 1 if request.episode in process.episodes else len(request.actions) + 2
             try:
@@ -73,6 +73,8 @@ class EnvironmentPool:
                 await process.close("was ended, because a step was late")
             except ProcessGone as gone:
                 failure = f"its process {gone}"
+            finally:
+                process.slots.release()
         return self._counted(StepResult(Observation(), 0.0, failure), request)
 
     def forget(self, episodes: Sequence[str]) -> None:
@@ -101,6 +103,15 @@ class EnvironmentPool:
         for place in self._place_of.values():
             held[place] += 1
         return held.index(min(held))
+
+    async def _free_process(self, place: int) -> EnvironmentProcess:
+        """Return the process of a place with one of its slots. The wait is no part of a step."""
+        while True:
+            process = await self._process(place)
+            await process.slots.acquire()
+            if not process.is_gone:
+                return process
+            process.slots.release()
 
     async def _process(self, place: int) -> EnvironmentProcess:
         """Return the process of a place; start one if there is none."""

@@ -43,6 +43,7 @@ class EnvironmentProcess:
         self.episodes: set[str] = set()  # that it holds
         self.tools: str | list[dict[str, Any]] | None = None  # what a prompt says of them; None without any
         self.resets = False  # whether its environments make their first messages
+        self.slots = asyncio.Semaphore()  # steps that it can take at a time
 
     @property
     def pid(self) -> int:
@@ -82,6 +83,7 @@ class EnvironmentProcess:
             await process.close("did not start")
             raise UserError(first["fatal"])
         process.tools, process.resets = first["tools"], first["resets"]
+        process.slots = asyncio.Semaphore(first["slots"])
         process._reading = asyncio.create_task(process._read())
         return process
 

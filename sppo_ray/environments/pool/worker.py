@@ -37,7 +37,7 @@ from pydantic import TypeAdapter
 
 from sppo_ray.config.environment import EnvironmentSettings, ToolsEnvironment
 from sppo_ray.environments.base import Environment, MakeEnvironment, Observation, StepRequest
-from sppo_ray.environments.registry import build_environment, has_reset
+from sppo_ray.environments.registry import build_environment, has_reset, uses_threads
 from sppo_ray.environments.replies import BadReply, begin_alike, checked, encodable, first_messages
 from sppo_ray.environments.tools.environment import list_tools
 from sppo_ray.errors import UserError
@@ -48,6 +48,7 @@ from sppo_ray.rewards.pool.worker import address_space_meter, die_with_parent, l
 HEADER = struct.Struct("<q")
 """Header of a frame: its length."""
 _THREADS = 48  # a confined process may have 64
+_COROUTINES = 1 << 16
 _REASON_CHARS = 200
 
 
@@ -80,7 +81,9 @@ def main() -> None:
     loop = ConfinedLoop()  # its socket pair could not be made later
     confine_child(walls, os.getppid())
     limit_memory(address_space(), settings.memory_mib)
-    _write(replies, {"ready": os.getpid(), "missing": missing, "tools": tools, "resets": has_reset(make)})
+    slots = _THREADS if uses_threads(make, settings) else _COROUTINES
+    ready = {"ready": os.getpid(), "missing": missing, "tools": tools, "resets": has_reset(make)}
+    _write(replies, ready | {"slots": slots})
     desk = _Desk(make, settings.deadline_s, replies)
     loop.set_default_executor(ThreadPoolExecutor(_THREADS))
     threading.Thread(target=_read, args=(requests, loop, desk), daemon=True).start()

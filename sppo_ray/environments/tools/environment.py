@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -40,10 +41,11 @@ class Tools:
         calls = self._read(said, tuple(self._tools))
         if not calls:
             return Observation(done=True, reason="answered")
-        results = [await self._result(call) for call in calls]
+        spent = dict.fromkeys(self._tools, 0.0)  # seconds of this action
+        results = [await self._result(call, spent) for call in calls]
         return Observation("\n".join(results), reason="called", role=self._role)
 
-    async def _result(self, call: Call) -> str:
+    async def _result(self, call: Call, spent: dict[str, float]) -> str:
         try:
             if call.problem:
                 raise ToolFailed(call.problem)
@@ -51,22 +53,37 @@ class Tools:
             if tool is None:
                 known = ", ".join(self._tools)
                 raise ToolFailed(f"there is no tool {call.name[:40]!r}; there is: {known}")
-            text = _shown(await _called(tool, tool.arguments(call.arguments)))
+            text = _shown(await _called(tool, tool.arguments(call.arguments), spent))
         except ToolFailed as failure:
             text = f"error: {failure}"
         return text if len(text) <= self._most else f"{text[: self._most]}... ({len(text)} characters)"
 
 
-async def _called(tool: ToolFunction, arguments: dict[str, Any]) -> Any:
+async def _called(tool: ToolFunction, arguments: dict[str, Any], spent: dict[str, float]) -> Any:
     if inspect.iscoroutinefunction(tool.call):
         return await tool.call(**arguments)
-    running = asyncio.ensure_future(asyncio.to_thread(partial(tool.call, **arguments)))
+    call = partial(tool.call, **arguments)
+    if tool.timeout_s is not None:
+        call = partial(_timed, tool, arguments, spent)
+    running = asyncio.ensure_future(asyncio.to_thread(call))
     # A thread cannot be ended. So the step does not end before it, and when it is late the pool
     # replaces the process, else threads that hang would be used up one by one.
     while not running.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(running)
     return running.result()
+
+
+def _timed(tool: ToolFunction, arguments: dict[str, Any], spent: dict[str, float]) -> Any:
+    """Call a tool in what its earlier calls in this action left of its time."""
+    left = tool.timeout_s - spent[tool.name]
+    if left <= 0.0:
+        raise ToolFailed(f"the calls before took the {tool.timeout_s:g} s of this action")
+    begun = time.monotonic()
+    try:
+        return tool.call(**arguments, seconds=left)
+    finally:
+        spent[tool.name] += time.monotonic() - begun
 
 
 def _shown(result: Any) -> str:

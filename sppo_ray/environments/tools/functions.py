@@ -42,8 +42,11 @@ class ToolFunction:
     name: str
     description: str
     parameters: Mapping[str, type]
-    call: Callable[..., Any]  # keyword arguments -> a result, or a coroutine of one
+    # keyword arguments -> a result, or a coroutine of one; with `timeout_s` also `seconds`, what is
+    # left of it
+    call: Callable[..., Any]
     optional: frozenset[str] = field(default_factory=frozenset)
+    timeout_s: float | None = None  # of all its calls in one action; None = the environment's deadline
 
     def schema(self) -> dict[str, Any]:
         """Return the schema that chat templates take in their list of tools."""
@@ -168,14 +171,15 @@ def _python(settings: PythonTool) -> ToolFunction:
     sandbox = ConfinedProcesses()
     sandbox.check()
     says = "Run a Python program and return what it prints."
-    return ToolFunction(settings.name, says, {"code": str}, partial(_run, sandbox, settings))
+    call = partial(_run, sandbox, settings)
+    return ToolFunction(settings.name, says, {"code": str}, call, timeout_s=settings.timeout_s)
 
 
-def _run(sandbox: Any, settings: PythonTool, code: str) -> str:
+def _run(sandbox: Any, settings: PythonTool, code: str, seconds: float) -> str:
     from sppo_ray.rewards.code.base import Limits
 
-    ran = sandbox.run_script(code, "", Limits(settings.timeout_s, settings.memory_mib))
+    ran = sandbox.run_script(code, "", Limits(seconds, settings.memory_mib))
     if ran.status == "ok":
         return ran.stdout
-    what = f"no result within {settings.timeout_s:g} s" if ran.status == "timeout" else "the program failed"
+    what = f"no result within {seconds:.3g} s" if ran.status == "timeout" else "the program failed"
     raise ToolFailed(f"{what}\n{ran.stdout}" if ran.stdout else what)

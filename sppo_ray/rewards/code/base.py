@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+FAIR_SHARE = 0.25
+"""Of the time limit: who had it, on a processor or asleep, is late when the sample is given up. Who
+had less has no verdict.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -17,7 +22,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """The result of a script, with its output. `seconds` excludes the start of the process."""
+    """The result of a script, with its output. `seconds` excludes the start of the process, and
+    with `end` the time in which it waited for a processor that others had.
+    """
 
     status: Literal["ok", "timeout", "runtime_error"]
     stdout: str
@@ -48,8 +55,16 @@ class Sandbox(Protocol):
         """Raise UserError with the remedy when this machine cannot run the sandbox."""
         ...
 
-    def run_script(self, code: str, stdin: str, limits: Limits, *, other_hashes: bool = False) -> Ran:
-        """Run a program with `stdin`. `other_hashes`: sets of texts have another order."""
+    def end_of_sample(self) -> float:
+        """Return the time, by `time.monotonic`, when a sample that begins now is given up."""
+        ...
+
+    def run_script(
+        self, code: str, stdin: str, limits: Limits, *, run: int = 0, end: float | None = None
+    ) -> Ran:
+        """Run a program with `stdin`. Sets of texts have another order in each `run`. Up to `end`
+        it may wait for a processor; None = that is a part of its time.
+        """
         ...
 
     def run_tests(

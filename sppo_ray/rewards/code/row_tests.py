@@ -5,10 +5,11 @@
 {"inputs", "outputs", "fn_name": "f"}             arguments and value of a function, or of a method
                                                   of class Solution
 [{"input", "output", "type": "stdin_stdout"}]     the same, a test each (DeepCoder, LiveCodeBench);
-[{"input", "output", "fn_name" or "metadata": {"func_name"}}]
+[{"input", "output", "fn_name" or "metadata": {"func_name"}}]      metadata also as JSON text
 {"functional": "assert f(1) == 2 ..."}            Python; also under "test", "tests", "test_code",
                                                   "assert_case"
-["assert f(1) == 2", ...]                         MBPP's test_list
+["assert f(1) == 2", ...]                         MBPP's test_list; as {"test_list", "test_imports",
+                                                  "test_setup_code"} with what these add
 assert f(1) == 2 ...                              Python as it is: statements, test_* functions,
                                                   unittest, HumanEval's check
 """
@@ -19,7 +20,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -56,8 +57,7 @@ def read_tests(ground_truth: str, extra: Mapping[str, Any]) -> ScriptTests | Mod
         data = _json(ground_truth)
     except ValueError:
         data = ground_truth
-    outer = next((str(extra[key]) for key in _NAME_KEYS if extra.get(key)), None)
-    tests = _read(data, outer)
+    tests = _read(data, _name_in(extra))
     if not (tests.cases if isinstance(tests, ScriptTests) else tests.cases or (tests.source or "").strip()):
         raise ValueError("the ground truth holds no tests")
     return tests
@@ -71,8 +71,12 @@ def _read(data: Any, name: str | None) -> ScriptTests | ModuleTests:
     if isinstance(data, list) and all(
         isinstance(one, dict) and {"input", "output"} <= one.keys() for one in data
     ):
-        script = not data or data[0].get("type") == "stdin_stdout"
+        script = not data or "stdin" in _kind_of(data[0])
         name = None if script else _name_in(data[0]) or name
+        if name is None and "function" in _kind_of(data[0]):
+            raise ValueError(
+                "the tests of the ground truth are functional and name no function: add fn_name to the first"
+            )
         return _pairs([one["input"] for one in data], [one["output"] for one in data], name)
     if isinstance(data, dict):
         name = _name_in(data) or name
@@ -85,16 +89,32 @@ def _read(data: Any, name: str | None) -> ScriptTests | ModuleTests:
             return _pairs(inputs, outputs, name, may_wrap=True)
         for key in _CODE_KEYS:
             if data.get(key):
-                return _read(data[key], name)
+                return _with_setup(_read(data[key], name), data)
     raise ValueError(
         "the ground truth is no set of tests: give inputs and outputs, input and output of each, or Python "
         "with assert statements"
     )
 
 
+def _with_setup(tests: ScriptTests | ModuleTests, row: Mapping[str, Any]) -> ScriptTests | ModuleTests:
+    """Put MBPP's imports and definitions before its test_list."""
+    setup = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
+    if isinstance(tests, ScriptTests) or tests.source is None or not any(setup):
+        return tests
+    return replace(tests, source="\n".join([*filter(None, setup), tests.source]))
+
+
+def _kind_of(test: Mapping[str, Any]) -> str:
+    return str(test.get("type") or test.get("testtype") or "")
+
+
 def _name_in(row: Mapping[str, Any]) -> str | None:
-    inner = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
-    return next((str(place[key]) for place in (row, inner) for key in _NAME_KEYS if place.get(key)), None)
+    """Return the function's name in a row, a test or their metadata, which may be JSON text."""
+    inner = row.get("metadata")
+    if isinstance(inner, str):
+        inner = _value(inner)
+    places = (row, inner) if isinstance(inner, Mapping) else (row,)
+    return next((str(place[key]) for place in places for key in _NAME_KEYS if place.get(key)), None)
 
 
 def _pairs(

@@ -66,6 +66,8 @@ class Plain:
     def step(self, action: str) -> Observation:
         if action == "block":
             time.sleep(3600)
+        if action == "nap":
+            time.sleep(0.5)
         self._count += 1
         return Observation(str(self._count))
 

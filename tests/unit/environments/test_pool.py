@@ -142,6 +142,17 @@ def test_plain_functions_run_side_by_side_in_threads(monkeypatch: pytest.MonkeyP
     with_pool(custom("Plain", deadline_s=0.3), use)
 
 
+def test_a_step_that_waits_for_a_thread_is_not_late() -> None:
+    """240 steps of half a second and 48 threads: the last ones begin after the deadline."""
+
+    async def use(pool: EnvironmentPool) -> None:
+        steps = (pool.step(StepRequest(f"e{number}", ROW, 7, ("nap",))) for number in range(240))
+        assert {step.error for step in await asyncio.gather(*steps)} == {""}
+        assert pool.counters.restarts == 0
+
+    with_pool(custom("Plain", deadline_s=1.0), use)
+
+
 def test_a_tool_that_hangs_costs_its_process_and_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sppo_ray.environments.pool.pool._SLACK_S", 0.2)
     functions = [{"type": "function", "function": f"{MODULE}:{name}"} for name in ("hang", "shout")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import Any
 
 import pytest
@@ -163,6 +164,20 @@ def test_the_python_tool_runs_in_the_sandbox() -> None:
     assert run("print(sum(range(5)))") == "10\n"
     assert run("open('/etc/passwd')").startswith("error: the program failed")
     assert run("while True: pass").startswith("error: no result within 3 s")
+
+
+def test_the_calls_of_an_action_share_the_time_of_the_python_tool() -> None:
+    tools = [{"type": "python", "timeout_s": 3.0}]
+    make = make_tools_environment(ToolsEnvironment(tools=tools, max_turn_tokens=8, format="hermes"))
+    codes = ["print(1)", "import time; time.sleep(60)", "print(2)", "print(3)"]
+    said = [json.dumps({"name": "python", "arguments": {"code": code}}) for code in codes]
+    environment = make(Row("", "", ""), 0)
+    results = asyncio.run(environment.step("".join(f"<tool_call>{one}</tool_call>" for one in said))).text
+    first, late, *refused = filter(None, results.split("\n"))
+    assert first == "1" and late.startswith("error: no result within ")
+    assert refused == ["error: the calls before took the 3 s of this action"] * 2
+    again = asyncio.run(environment.step(f"<tool_call>{said[0]}</tool_call>")).text
+    assert again == "1\n"  # the next action has its own time
 
 
 @pytest.mark.parametrize(

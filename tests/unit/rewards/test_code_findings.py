@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +295,37 @@ def test_tests_are_given_up_before_the_deadline(monkeypatch: pytest.MonkeyPatch)
         sandbox.run_tests(sleeps, SUM, Limits(1.0, 512), stop_at_failure=True)
     monkeypatch.setattr(run, "_cpu_s", lambda pid: 0.2)
     assert sandbox.run_tests(sleeps, SUM, Limits(1.0, 512), stop_at_failure=True).timeout
+
+
+@pytest.mark.parametrize("burns", ["hashlib.sha256(data).digest()", "pass"])
+def test_a_program_that_others_starve_is_not_late(burns: str) -> None:
+    """Threads of other samples take its processor: it is right all the same, or has no verdict."""
+    cores = os.sched_getaffinity(0)
+    thread = "threading.Thread(target=burn, daemon=True).start()"
+    burner = (
+        "import hashlib, threading, time\ndata = bytes(1 << 20)\n"
+        f"def burn():\n    while True: {burns}\nfor _ in range(30): {thread}\n"
+        "print(1, flush=True)\ntime.sleep(60)"
+    )
+    counts = "for i in range(10**7): pass\ndef f(x): return x + 1\n"
+    tests = {"name": None, "cases": None, "tests": "assert f(1) == 2"}
+    sandbox, limits = ConfinedProcesses(deadline_s=7.0), Limits(1.5, 512)
+    os.sched_setaffinity(0, {min(cores)})
+    command = [sys.executable, "-c", burner]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    try:
+        for one in others:
+            one.stdout.readline()
+        with suppress(SandboxFailed):  # "overloaded"
+            ran = sandbox.run_script(counts, "", limits, end=sandbox.end_of_sample())
+            assert ran.status == "ok"
+        with suppress(SandboxFailed):
+            assert not sandbox.run_tests(counts, tests, limits, stop_at_failure=True).failed
+    finally:
+        os.sched_setaffinity(0, cores)
+        for one in others:
+            one.kill()
+            one.wait()
 
 
 KINDS = """

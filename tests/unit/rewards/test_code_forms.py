@@ -3,8 +3,6 @@
 # ruff: noqa: E501 (a form stands on one line)
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from tests.unit.rewards.code_forms import (
@@ -339,11 +337,6 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "from datetime import datetime, timezone\ndef Row(x): return datetime(2026, 1, 1, tzinfo=timezone.utc)",
     ),
     # numbers
-    "a large integer is no decimal": (
-        json.dumps({"inputs": [[10**18 + 6]], "outputs": [5 * 10**17 + 3], "fn_name": "f"}),
-        "def f(n): return n // 2",
-        "def f(n): return n / 2",
-    ),
     "NaN in an array of texts": (
         "import numpy as np\nassert not np.any(np.abs(f(2) - np.array([4])) > 1e-6)",
         "import numpy as np\ndef f(x): return np.array([2 * x])",
@@ -516,66 +509,10 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         RIGHT,
         WRONG,
     ),
-    # JSON cases
-    "lists of one are lists or their members, not both": (
-        json.dumps({"inputs": [[1], [2]], "outputs": [[1], [2]], "fn_name": "f"}),
-        "def f(x): return [x]",
-        "def f(x): return x if x == 1 else [x]",
-    ),
-    "numbers as text are texts or numbers, not both": (
-        json.dumps({"inputs": [[1], [2]], "outputs": ["1", "2"], "fn_name": "f"}),
-        "def f(x): return str(x)",
-        "def f(x): return x if x == 1 else str(x)",
-    ),
-    "pairs wrap no value": (
-        json.dumps([{"input": [x], "output": [x], "fn_name": "f"} for x in (1, 2)]),
-        "def f(x): return [x]",
-        "def f(x): return x",
-    ),
-    "null is no text": (
-        json.dumps({"inputs": [[1]], "outputs": ["null"], "fn_name": "f"}),
-        "def f(x): pass",
-        "def f(x): return 'null'",
-    ),
-    "the key is a text": (
-        json.dumps({"inputs": [[1]], "outputs": [{"True": 1}], "fn_name": "f"}),
-        "def f(x): return {'True': 1}",
-        "def f(x): return {True: 1}",
-    ),
-    "a small number": (
-        json.dumps({"inputs": [[1]], "outputs": [0.0000005], "fn_name": "f"}),
-        "def f(x): return 5e-7",
-        WRONG,
-    ),
     "another spelling of UTF-8": (
         "from solution import f\nassert f(1) == 2",
         "# -*- coding: utf8 -*-\ndef f(x): return x + 1",
         "# -*- coding: latin-1 -*-\ndef f(x): return x + 1",
-    ),
-    "an integer beyond all floats": (
-        json.dumps({"inputs": [[1]], "outputs": [9007199254740992.0], "fn_name": "f"}),
-        "def f(x): return 2**53",
-        "def f(x): return 2**53 + 1",
-    ),
-    "a float that is written with few digits": (
-        json.dumps({"inputs": [[1]], "outputs": [1e16], "fn_name": "f"}),
-        "def f(x): return 10**16",
-        "def f(x): return 10000005000000000",
-    ),
-    "a small value that was computed": (
-        json.dumps({"inputs": [[1]], "outputs": [1.7797333333333335e-10], "fn_name": "f"}),
-        "def f(x): return 1.7797333333333334e-10",
-        "def f(x): return 0",
-    ),
-    "a well-known name that the program defines": (
-        json.dumps(["assert gcd(12, 18) == 6", "assert coprime(3, 4) == True"]),
-        "def gcd(a, b): return gcd(b, a % b) if b else a\ndef coprime(a, b): return gcd(a, b) == 1",
-        "def gcd(a, b): return 1\ndef coprime(a, b): return gcd(a, b) == 1",
-    ),
-    "a well-known class that the program defines": (
-        json.dumps(["c = Counter('aab')", "assert c['a'] == 2", "assert top('aab') == 'a'"]),
-        "from collections import Counter\ndef top(s): return Counter(s).most_common(1)[0][0]",
-        "class Counter:\n    def __init__(self, s): pass\ndef top(s): return 'a'",
     ),
     "a well-known name in tests for pytest": (
         "def test_a():\n    assert stdev([1, 2, 3]) == 1.0\n    assert zscore([1, 2, 3])[1] == 0",
@@ -592,11 +529,6 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(x): return x + 1",
         "def f(x):\n    try: y = int(input())\n    except EOFError: y = 1\n    return x + y",
     ),
-    "a built-in name of the same file": (
-        json.dumps(["assert list(f(3)) == [0, 1, 2]"]),
-        "def f(n): return range(n)",
-        "list = [1]\ndef f(n): return range(n)",
-    ),
     "a built-in name of import *": (
         "from solution import *\nassert len(f(3)) == 3",
         "def f(n): return [0] * n",
@@ -612,30 +544,20 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "len = 7\ndef f(n): return [0] * n",
         "len = 7\ndef f(n): return [0]",
     ),
-    "sorted sets": (
-        json.dumps({"inputs": ["b a\n"], "outputs": ["a b"]}),
-        "print(*sorted(set(input().split())))",
-        "print(*sorted(set(input().split()))[::-1])",
+    "a task that the program lacks, beside another, after import *": (
+        "from solution import *\ndef test_a():\n    assert gcd(12, 18) == 6\ndef test_b():\n    assert simplify(6, 8) == (3, 4)",
+        "from math import gcd\ndef simplify(a, b): return a // gcd(a, b), b // gcd(a, b)",
+        "import math\ndef simplify(a, b): return a // math.gcd(a, b), b // math.gcd(a, b)",
     ),
-    "a small number of one digit": (
-        json.dumps({"inputs": [[1]], "outputs": [1e-30], "fn_name": "f"}),
-        "def f(x): return 1e-30",
-        "def f(x): return 1.4e-30",
+    "a task that the program lacks, beside another": (
+        "assert factorial(5) == 120\nassert ncr(5, 2) == 10",
+        "from math import comb as ncr\ndef factorial(n): return n * factorial(n - 1) if n else 1",
+        "from math import comb as ncr",
     ),
-    "zero as a decimal": (
-        json.dumps({"inputs": [[1]], "outputs": [0.0], "fn_name": "f"}),
-        "def f(x): return 1e-10",
-        "def f(x): return 9e-7",
-    ),
-    "an integer as a decimal": (
-        json.dumps({"inputs": [[1]], "outputs": [3], "fn_name": "f"}),
-        "def f(x): return 2.9999999999996",
-        "def f(x): return 3.0000009",
-    ),
-    "a large whole decimal": (
-        json.dumps({"inputs": [[1]], "outputs": [3000001.0], "fn_name": "f"}),
-        "def f(x): return 3000001",
-        "def f(x): return 3000000",
+    "a well-known name on the side of what is expected": (
+        "assert root(16) == sqrt(16)",
+        "def root(x): return x ** 0.5",
+        "def root(x): return x",
     ),
     "a function that the tests only look for": (
         "def test_a():\n    assert f(1) == 2\ndef test_b():\n    assert callable(g)",
@@ -651,31 +573,6 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "from solution import f, upper\ndef test_a():\n    assert f(1) == 2",
         "def f(x): return 2 * x\ndef upper(x): pass",
         "def f(x): return 2 * x\nSolution = str",
-    ),
-    "a keyword argument that is changed in place": (
-        json.dumps({"inputs": [{"nums": [2, 1]}], "outputs": [[1, 2]], "fn_name": "f"}),
-        "def f(nums): nums.sort()",
-        "def f(nums): nums.sort(reverse=True)",
-    ),
-    "keyword arguments": (
-        json.dumps({"inputs": [{"a": 3, "b": 1}], "outputs": [2], "fn_name": "f"}),
-        "def f(b, a): return a - b",
-        "def f(b, a): return b - a",
-    ),
-    "a small number in stdout": (
-        json.dumps({"inputs": [""], "outputs": ["0.0000005"]}),
-        "print('5e-07')",
-        "print(0)",
-    ),
-    "an underscore in stdout": (
-        json.dumps({"inputs": [""], "outputs": ["10.5"]}),
-        "print(10.50)",
-        "print('1_0.5')",
-    ),
-    "a form feed in stdout": (
-        json.dumps({"inputs": [""], "outputs": ["1\n2"]}),
-        "print(1)\nprint(2)",
-        "print('1\\x0c2')",
     ),
     "an annotation that means nothing yet": (
         "from __future__ import annotations\nclass Case:\n    def of(self, x: int) -> Case:\n        self.x = x\n        return self\n"
@@ -693,21 +590,6 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "from solution import LinkedList, Node, LIMIT\ndef test_a():\n    a = LinkedList()\n    a.add(1)\n    assert a.to_list() == [1]",
         "LIMIT = 3\nclass Node: pass\nclass LinkedList:\n    def __init__(self): self.v = []\n    def add(self, v): self.v.append(v)\n    def to_list(self): return self.v[:]",
         "class LinkedList:\n    def __init__(self): self.v = []\n    def add(self, v): self.v.append(v)\n    def to_list(self): return self.v[:]",
-    ),
-    "a line separator inside a text": (
-        json.dumps({"inputs": ['"a\u2028b"'], "outputs": ["a\u2028b"], "fn_name": "f"}),
-        "def f(s): return s",
-        "def f(s): return s[:1]",
-    ),
-    "an integer of more digits than int reads": (
-        '{"inputs": [[5000]], "outputs": [1' + "0" * 5000 + '], "fn_name": "f"}',
-        "def f(n): return 10**n",
-        "def f(n): return 10**n + 1",
-    ),
-    "a wide space in stdout": (
-        json.dumps({"inputs": [""], "outputs": ["1 2"]}),
-        "print('1  2 ')",
-        "print('1\\xa02')",
     ),
 }
 

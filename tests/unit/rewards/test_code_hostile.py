@@ -6,6 +6,7 @@ error.
 from __future__ import annotations
 
 import json
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -514,7 +515,10 @@ class SlowStarts:
 
     def check(self) -> None: ...
 
-    def run_script(self, code: str, stdin: str, limits: Limits, *, other_hashes: bool = False) -> Ran:
+    def end_of_sample(self) -> float:
+        return math.inf
+
+    def run_script(self, code: str, stdin: str, limits: Limits, **_: Any) -> Ran:
         time.sleep(0.05)
         return Ran("ok", "1", 0.001)
 
@@ -532,7 +536,7 @@ def test_more_cases_than_can_be_started_are_an_error_and_not_the_program_s_fault
 class SlowProgram(SlowStarts):
     """A sandbox that starts at once; only the empty program is fast."""
 
-    def run_script(self, code: str, stdin: str, limits: Limits, *, other_hashes: bool = False) -> Ran:
+    def run_script(self, code: str, stdin: str, limits: Limits, **_: Any) -> Ran:
         seconds = 0.02 if code else 0.0
         time.sleep(seconds)
         return Ran("ok", "1", seconds)
@@ -540,7 +544,7 @@ class SlowProgram(SlowStarts):
 
 def test_a_program_that_is_slow_in_many_cases_is_late_and_no_error() -> None:
     verify = make_code_verifier(CodeReward(timeout_s=0.5, full_only=False), SlowProgram())
-    tests = json.dumps({"inputs": [""] * 200, "outputs": ["0"] * 200})
+    tests = json.dumps({"inputs": [""] * 30, "outputs": ["0"] * 30})
     assert verify("```python\nprint(1)\n```", tests, {}) == (0.0, "timeout")
 
 

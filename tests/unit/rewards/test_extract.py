@@ -51,6 +51,23 @@ def test_the_last_formula_and_tag_are_those_of_a_regular_expression() -> None:
 @pytest.mark.parametrize(
     ("block", "program"),
     [
+        (
+            '```python\ndef f():\n    """\n    ```\n    f()\n    ```\n    """\n```',
+            'def f():\n    """\n    ```\n    f()\n    ```\n    """',
+        ),
+        ("```python\nx = 1\n   ```", "x = 1"),
+        ("````python\ns = ```\n```\n````", "s = ```\n```"),
+        ("~~~python\nx = 1\n```\n~~~", "x = 1\n```"),
+        ("~~~python\nx = 1\n```", None),
+    ],
+)
+def test_a_block_is_closed_by_a_fence_of_its_own_kind(block: str, program: str | None) -> None:
+    assert last_program(block) == program
+
+
+@pytest.mark.parametrize(
+    ("block", "program"),
+    [
         ("   ```python\n   n = 1\n\n   if n:\n     print(n)\n   ```", "n = 1\n\nif n:\n  print(n)"),
         ("  ```python\nif n:\n    print(n)\n  ```", "if n:\n    print(n)"),
     ],

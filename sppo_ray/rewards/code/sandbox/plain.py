@@ -129,7 +129,7 @@ def _program(code: str) -> dict[str, Any]:
     """Run the program, as every module from which tests import it; returns its names. A method of
     its class Solution can be imported like a function.
     """
-    names = served.definitions(code)
+    names = served.definitions(code, beside_tests=True)
 
     def missing(name: str) -> Any:
         if not served.has(names, name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import marshal
 import math
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sppo_ray.errors import UserError
-from sppo_ray.rewards.code.base import Limits, Ran, SandboxFailed, Tested
-from sppo_ray.rewards.code.hash_order import has_sets
+from sppo_ray.rewards.code.base import FAIR_SHARE, Limits, Ran, SandboxFailed, Tested
+from sppo_ray.rewards.code.hash_order import may_vary
 from sppo_ray.rewards.code.sandbox.confine import (
     LANDLOCK_REMEDY,
     CannotConfine,
@@ -47,15 +48,24 @@ _OUT_OF_CPU = -24  # SIGXCPU: the CPU seconds are used up
 _KILLED = -9  # SIGKILL: so does a later tick of the processor's clock
 _LEAST_S = 1.0  # of the second run
 _MARGIN_S = 0.5  # before the pool's deadline
-_FAIR_SHARE = 0.25  # of the time limit
 _OUTPUT_MIB = 4
 _TESTER_MEMORY_MIB = 1024
 _NICENESS = 10
 """Of programs: 64 threads of one take no processor from its tests and from the verifier."""
 _ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """The whole environment of a program: no keys or tokens of the run."""
-_OTHER_HASHES = _ENVIRONMENT | {"PYTHONHASHSEED": "1"}
-"""The order of a set of texts, which no test should rest on, is another in the last run."""
+
+
+def hash_seed(run: int, *texts: str) -> int:
+    """Return the seed of the hashes of text in a run of a program. It follows from the texts, so a
+    verdict is repeated, and no program can know it: it would tell the cases apart.
+    """
+    digest = hashlib.sha256("\0".join((str(run), *texts)).encode(errors="replace")).digest()
+    return int.from_bytes(digest[:4])
+
+
+def _environment(run: int, *texts: str) -> Mapping[str, str]:
+    return _ENVIRONMENT | {"PYTHONHASHSEED": str(hash_seed(run, *texts))}
 
 
 class ConfinedProcesses:
@@ -83,9 +93,15 @@ class ConfinedProcesses:
                 "readable?"
             )
 
-    def run_script(self, code: str, stdin: str, limits: Limits, *, other_hashes: bool = False) -> Ran:
+    def end_of_sample(self) -> float:
+        return time.monotonic() + self._deadline_s - _MARGIN_S
+
+    def run_script(
+        self, code: str, stdin: str, limits: Limits, *, run: int = 0, end: float | None = None
+    ) -> Ran:
         """Run a program with `stdin`. Raises SandboxFailed."""
-        environment = _OTHER_HASHES if other_hashes else _ENVIRONMENT
+        environment = _environment(run, code, stdin)
+        spent = _Spent(limits, math.inf if end is None else end, 0.0 if end is None else _DELAY_LIMIT)
         with ExitStack() as files:
             stdout, given = (
                 files.enter_context(_memory_file()),
@@ -93,14 +109,15 @@ class ConfinedProcesses:
             )
             setup = {"code": code, "limits": _rights(limits)}
             with _process("program", setup, stdin=given, stdout=stdout, environment=environment) as process:
-                process.await_start()
-                started = time.monotonic()
-                ended, _ = _wait(process.popen, limits.timeout_s)
+                process.await_start(spent.end)
+                ended = spent.wait(process.popen, limits)
+                if ended is None:
+                    _given_up([process.popen], spent)
                 process.kill()
-            text, seconds = _content(stdout).decode(errors="replace"), time.monotonic() - started
-        if not ended:
-            return Ran("timeout", text, seconds)
-        return Ran("ok" if process.popen.returncode == 0 else _cause(process.popen.returncode), text, seconds)
+            text = _content(stdout).decode(errors="replace")
+        code_of_end = process.popen.returncode
+        status = "timeout" if not ended else "ok" if code_of_end == 0 else _cause(code_of_end)
+        return Ran(status, text, spent.seconds)
 
     def run_tests(
         self, code: str, tests: Mapping[str, Any], limits: Limits, *, stop_at_failure: bool
@@ -112,7 +129,7 @@ class ConfinedProcesses:
         left of the time: see `plain`. A program that changed containers of the tests, where
         these expect no change, has to pass also with these changes. Of all counts the smallest
         one holds. `cases` compare plain values only: they run again, with other hashes, where
-        the program has sets, whose order may be right by chance.
+        the program may vary: the order of its sets may be right by chance.
         """
         margin = min(_MARGIN_S, max(self._deadline_s - limits.timeout_s, 0.0) / 2)
         spent = _Spent(limits, time.monotonic() + self._deadline_s - margin)
@@ -132,10 +149,10 @@ class ConfinedProcesses:
                 if not tested.passed or (tested.failed and stop_at_failure):
                     return tested
             if first.plain is None:
-                if not has_sets(code):
+                if not may_vary(code):
                     return tested
                 again = self._test_from_outside(
-                    code, tests, spent, stop_at_failure=stop_at_failure, environment=_OTHER_HASHES
+                    code, tests, spent, stop_at_failure=stop_at_failure, run=1
                 )
                 return _lower(tested, again.tested)
             plain = {**first.plain, "tests": tests["tests"], "stop_at_failure": stop_at_failure}
@@ -160,7 +177,7 @@ class ConfinedProcesses:
                 "result": result,
                 "token": (token := secrets.token_hex(16).encode()),
             }
-            with _process("plain", setup, share=[result], environment=_OTHER_HASHES) as process:
+            with _process("plain", setup, share=[result], environment=_environment(1, code)) as process:
                 process.await_start(spent.end)
                 ended = spent.wait(process.popen, limits)
                 if ended is None:
@@ -180,7 +197,7 @@ class ConfinedProcesses:
         *,
         stop_at_failure: bool,
         as_python: bool = False,
-        environment: Mapping[str, str] = _ENVIRONMENT,
+        run: int = 0,
     ) -> _Outside:
         """Run the tests in a process of their own, out of the program's reach. `as_python`: the
         program may change every container that it gets.
@@ -203,7 +220,7 @@ class ConfinedProcesses:
                 "as_python": as_python,
             }
             program = files.enter_context(
-                _process("served", ours, share=ours["wire"], environment=environment)
+                _process("served", ours, share=ours["wire"], environment=_environment(run, code))
             )
             tester = files.enter_context(_process("tester", theirs, share=[*theirs["wire"], result]))
             for pipe in (*to_program, *to_tester):
@@ -215,7 +232,7 @@ class ConfinedProcesses:
                 return _Outside(_given_up([program.popen, tester.popen], spent))
             if not ended and _is_alone(_content(result)):
                 took = _start_s(_content(result)) - _scheduled(program.popen.pid)[1]
-                slow = took > _FAIR_SHARE * limits.timeout_s
+                slow = took > FAIR_SHARE * limits.timeout_s
                 if slow or _starved(tester.popen, program.popen, limits):
                     return _Outside(Tested(0, 1, timeout=True))
             ended = ended and tester.popen.wait() not in (_OUT_OF_CPU, _KILLED)
@@ -228,26 +245,26 @@ class _Spent:
     count, nor does time in which other processes had the processors. At `end` they are given up.
     """
 
-    def __init__(self, limits: Limits, end: float) -> None:
-        self._limits, self.end, self._seconds = limits, end, 0.0
+    def __init__(self, limits: Limits, end: float, excuse: float = _DELAY_LIMIT) -> None:
+        self._limits, self.end, self._excuse, self.seconds = limits, end, excuse, 0.0
 
     def left(self) -> Limits:
-        return Limits(max(self._limits.timeout_s - self._seconds, _LEAST_S), self._limits.memory_mib)
+        return Limits(max(self._limits.timeout_s - self.seconds, _LEAST_S), self._limits.memory_mib)
 
     def wait(self, popen: subprocess.Popen[bytes], limits: Limits, rival: int | None = None) -> bool | None:
         """As `_wait`."""
-        ended, seconds = _wait(popen, limits.timeout_s, excuse=_DELAY_LIMIT, rival=rival, end=self.end)
-        self._seconds += seconds
+        ended, seconds = _wait(popen, limits.timeout_s, excuse=self._excuse, rival=rival, end=self.end)
+        self.seconds += seconds
         return ended
 
     @property
     def is_fair_share(self) -> bool:
         """Whether the runs had enough of the limit for a verdict."""
-        return self._seconds > _FAIR_SHARE * self._limits.timeout_s
+        return self.seconds > FAIR_SHARE * self._limits.timeout_s
 
     def has_burnt(self, processes: Sequence[subprocess.Popen[bytes]]) -> bool:
         """The same, by the processors' time of all their threads."""
-        return sum(_cpu_s(one.pid) for one in processes) > _FAIR_SHARE * self._limits.timeout_s
+        return sum(_cpu_s(one.pid) for one in processes) > FAIR_SHARE * self._limits.timeout_s
 
 
 class _NotStarted(SandboxFailed):
@@ -384,14 +401,15 @@ def _wait(
     end: float = math.inf,
 ) -> tuple[bool | None, float]:
     """Whether the process ended by itself in time, and its seconds; None when it was given up at
-    `end`. The time in which it waited for a processor, which others burn, does not count, up to
-    `excuse` times the limit. Its own threads and the process `rival` are no others.
+    `end`. The time in which it or the process `rival`, for which it waits, was ready to run and
+    others had the processors does not count, up to `excuse` times the limit. Threads of both are no
+    others.
     """
 
     def excused() -> float:
-        ran, delay = _scheduled(popen.pid)
-        burnt = _cpu_s(popen.pid) - ran + (_cpu_s(rival) if rival is not None else 0.0)
-        return min(max(delay - max(burnt, 0.0), 0.0), excuse * timeout_s)
+        rival_s = 0.0 if rival is None else _cpu_s(rival)
+        waited = _kept_waiting(popen.pid, rival_s) + (0.0 if rival is None else _kept_waiting(rival))
+        return min(waited, excuse * timeout_s)
 
     handle = os.pidfd_open(popen.pid)
     begun = time.monotonic()
@@ -435,7 +453,7 @@ def _start_s(content: bytes) -> float:
 
 def _starved(tester: subprocess.Popen[bytes], program: subprocess.Popen[bytes], limits: Limits) -> bool:
     """Whether the tests waited for a processor that the program took."""
-    return min(_scheduled(tester.pid)[1], _cpu_s(program.pid)) > _FAIR_SHARE * limits.timeout_s
+    return min(_scheduled(tester.pid)[1], _cpu_s(program.pid)) > FAIR_SHARE * limits.timeout_s
 
 
 def _scheduled(pid: int) -> tuple[float, float]:
@@ -447,6 +465,14 @@ def _scheduled(pid: int) -> tuple[float, float]:
         return int(ran) / 1e9, int(delayed) / 1e9
     except (OSError, ValueError):
         return 0.0, 0.0
+
+
+def _kept_waiting(pid: int, burnt_s: float = 0.0) -> float:
+    """Seconds that the main thread of a process waited for a processor, less those that the
+    process's other threads had, and `burnt_s`.
+    """
+    ran, delay = _scheduled(pid)
+    return max(delay - max(_cpu_s(pid) - ran + burnt_s, 0.0), 0.0)
 
 
 def _cpu_s(pid: int) -> float:
@@ -465,7 +491,7 @@ def _poll(descriptor: int, timeout_s: float) -> bool:
 
 
 def _cause(exit_code: int) -> Literal["timeout", "runtime_error"]:
-    return "timeout" if exit_code == _OUT_OF_CPU else "runtime_error"
+    return "timeout" if exit_code in (_OUT_OF_CPU, _KILLED) else "runtime_error"
 
 
 @contextmanager

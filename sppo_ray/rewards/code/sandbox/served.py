@@ -57,13 +57,21 @@ def main(setup_fd: int) -> None:
     _Server(connection, definitions(setup["code"])).serve()
 
 
-def definitions(code: str) -> dict[str, Any]:
-    """Run a program as the module `MODULE` and return its names. Raises what it raises."""
+def definitions(code: str, *, beside_tests: bool = False) -> dict[str, Any]:
+    """Run a program as the module `MODULE` and return its names. Raises what it raises.
+
+    Its usual imports are built-in names: what it only uses is not its own, and no test can import
+    it. `beside_tests`: tests of this process do not see them, nor the program its changes of
+    `builtins`.
+    """
     module = sys.modules[MODULE] = types.ModuleType(MODULE)  # dataclasses and pickle look it up
+    module.__file__ = "program.py"
     namespace: dict[str, Any] = module.__dict__
     program.give_exit()
-    # as built-in names: what the program only uses is not its own, and no test can import it
-    namespace["__builtins__"] = vars(builtins) | _usual(code)
+    if beside_tests:
+        namespace["__builtins__"] = vars(builtins) | _usual(code)
+    else:
+        vars(builtins).update(_usual(code))
     exec(program.compiled(code, "program.py"), namespace)
     return namespace
 

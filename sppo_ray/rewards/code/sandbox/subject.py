@@ -68,6 +68,8 @@ class Subject:
             )
         elif not wanted:
             wanted = _not_fed(tree, loose & called)
+        else:
+            wanted |= _asked_alone(tree, loose & called, wanted)
         _refuse(sorted(unknown - called))
         _refuse(sorted(set(imported) - called - caught - {entry}))
         self.taken = {name: aliases[name] for name in wanted}
@@ -222,6 +224,24 @@ def _not_fed(tree: ast.Module, names: set[str]) -> set[str]:
     """Return the fixed names that receive no value of another: sqrt in `isclose(sqrt(2), 1.4)`."""
     asked = {name for name in names if known.is_task(name)}
     return asked - Flow(tree, asked, None).fed()
+
+
+def _asked_alone(tree: ast.Module, names: set[str], wanted: set[str]) -> set[str]:
+    """Return the names of tasks that an assertion calls, and no function of the program: gcd in
+    `assert gcd(12, 18) == 6`, not sqrt in `assert f(4) == sqrt(16)`.
+    """
+    asked: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and _is_assertion(node.func)):
+            functions = (one.func for one in ast.walk(node) if isinstance(one, ast.Call))
+            called = {one.id for one in functions if isinstance(one, ast.Name)}
+            if not called & wanted:
+                asked |= called & names
+    return {name for name in asked if known.is_task(name)} - Flow(tree, asked | wanted, None).fed()
+
+
+def _is_assertion(function: ast.expr) -> bool:
+    return isinstance(function, ast.Attribute) and function.attr.startswith("assert")
 
 
 def _refuse(names: list[str]) -> None:

@@ -60,11 +60,13 @@ class CallTests:
     """One test per {"args", "named", "expected"} of the program's function `name`, or of that
     method of its class Solution. `expected` has the value in each reading of the row: some data
     sets write it as text, or as a list of one. All right values of a program have one reading in
-    common. A function that returns None may have changed its first argument instead.
+    common. A function that returns None may have changed its first argument instead; one that
+    never does has done nothing, and earns nothing where the argument was right before.
     """
 
     def __init__(self, name: str, cases: list[dict[str, Any]]) -> None:
         self._name, self._cases, self.reached, self.empty = name, cases, 0, 0
+        self._changed = self._unchanged = 0  # cases that pass with None and the first argument
         self._readings = {at for case in cases for at in range(len(case["expected"]))}
         self.entered: set[int] = set()
         self.marked: set[int] = set()
@@ -77,13 +79,26 @@ class CallTests:
     def _run(
         self, function: Remote, args: list[Any], expected: list[Any], named: dict[str, Any] | None = None
     ) -> None:
-        value = function._sppo_in_place(*args, **(named or {}))
         first = next(iter((*args, *(named or {}).values())), None)
-        if value is None and None not in expected and isinstance(first, (list, dict, set)):
-            value = first
-        readings = {at for at in self._readings if same(value, expected[at])}
+        before = _as_text(first)
+        value = function._sppo_in_place(*args, **(named or {}))
+        in_place = value is None and None not in expected and isinstance(first, (list, dict, set))
+        readings = {at for at in self._readings if same(first if in_place else value, expected[at])}
         assert readings
         self._readings = readings
+        if in_place:
+            is_changed = _as_text(first) != before
+            self._changed += is_changed
+            self._unchanged += not is_changed
+
+    @property
+    def unearned(self) -> int:
+        """Passed tests of a function that does nothing."""
+        return 0 if self._changed else self._unchanged
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, default=repr, skipkeys=True)
 
 
 class CodeTests:
@@ -91,6 +106,8 @@ class CodeTests:
     as pytest and unittest collect them, and `check(candidate)` if the file does not call it. Raises
     TestsUnfit and SyntaxError, independent of the program.
     """
+
+    unearned = 0
 
     def __init__(self, code: str, entry: str | None) -> None:
         self._entry, self.reached, self.empty, self.swallowed = entry, 0, 0, False
@@ -425,6 +442,7 @@ def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool
         raise TestsUnfit(unfit)
     if not failed and not link.calls and not link.involved:
         raise TestsUnfit("they never call the program: they prove nothing")
+    passed, failed = passed - tests.unearned, failed + tests.unearned
     # a value of the program took the tests away, or its class gives one verdict to all
     missed = tests.entered - tests.marked or not link.calls or 0 < tests.reached <= tests.empty
     if not failed and (not passed or missed or link.one_sided(tests.reached)):
