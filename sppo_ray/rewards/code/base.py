@@ -18,6 +18,8 @@ class Limits:
 
     timeout_s: float
     memory_mib: int
+    cpu_s: float | None = None
+    """Of a processor; None = timeout_s. A program can read it, so it is the same in all runs."""
 
 
 @dataclass(frozen=True, slots=True)

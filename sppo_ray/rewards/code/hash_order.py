@@ -1,7 +1,8 @@
-"""Whether the result of a program may rest on the order of its sets, which no run repeats."""
+"""Whether the result of a program may rest on the order of its sets, and the seed of that order."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 
@@ -12,6 +13,14 @@ _MAY_VARY = re.compile(
     re.IGNORECASE,
 )
 _IMPORTED = re.compile(r"^[ \t]*(?:from[ \t]+(\w+)|import[ \t]+([^\n#;]+))", re.MULTILINE)
+
+
+def hash_seed(run: int, *texts: str) -> int:
+    """Return the seed of the hashes of text in a run of a program. It follows from the texts, so a
+    verdict is repeated, and no program can know it: it would tell the cases apart.
+    """
+    digest = hashlib.sha256("\0".join((str(run), *texts)).encode(errors="replace")).digest()
+    return int.from_bytes(digest[:4])
 
 
 def may_vary(program: str) -> bool:

@@ -12,12 +12,13 @@ import io
 import time
 import tokenize
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sppo_ray.config import CodeReward
 from sppo_ray.rewards.base import VerifierFunction
 from sppo_ray.rewards.code.base import FAIR_SHARE, Limits, Sandbox, SandboxFailed, Tested
-from sppo_ray.rewards.code.hash_order import may_vary
+from sppo_ray.rewards.code.hash_order import hash_seed, may_vary
 from sppo_ray.rewards.code.row_tests import ModuleTests, ScriptTests, read_tests, same_output
 from sppo_ray.rewards.extract import last_program
 
@@ -36,7 +37,7 @@ def make_code_verifier(settings: CodeReward, sandbox: Sandbox) -> VerifierFuncti
     The verifier raises ValueError for a ground truth without tests and SandboxFailed when these
     cannot be run.
     """
-    limits = Limits(settings.timeout_s, settings.memory_mib)
+    limits = Limits(settings.timeout_s, settings.memory_mib, settings.timeout_s)
 
     def verify(response: str, ground_truth: str, extra: Mapping[str, Any]) -> tuple[float, str]:
         tests = read_tests(ground_truth, extra)
@@ -82,14 +83,15 @@ def _test_script(
     passed, why = 0, "wrong"
     spent, end = 0.0, sandbox.end_of_sample()
     runs = 2 if len(tests.cases) == 1 and may_vary(program) else 1
-    cases = tests.cases * runs
+    cases = [*tests.cases] * runs
+    cases.sort(key=lambda case: hash_seed(0, program, *case))  # it could learn their order
     for place, (given, due) in enumerate(cases):
         left = limits.timeout_s - spent
         if left <= 0.0:
             why = "timeout"
             break
         try:
-            ran = sandbox.run_script(program, given, Limits(left, limits.memory_mib), run=place, end=end)
+            ran = sandbox.run_script(program, given, replace(limits, timeout_s=left), run=place, end=end)
         except SandboxFailed:
             if spent < FAIR_SHARE * limits.timeout_s:
                 raise

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sppo_ray.config import CodeReward
-from sppo_ray.rewards.code.hash_order import may_vary
-from sppo_ray.rewards.code.sandbox.run import ConfinedProcesses, hash_seed
+from sppo_ray.rewards.code.hash_order import hash_seed, may_vary
+from sppo_ray.rewards.code.sandbox.run import ConfinedProcesses
 from sppo_ray.rewards.code.verifier import make_code_verifier
 from tests.unit.rewards.code_forms import WRONG, verdict
 
@@ -252,15 +252,23 @@ def in_python(script: str, seed: int) -> str:
     return output
 
 
-def test_a_script_cannot_tell_its_cases_by_their_hashes() -> None:
-    """The seeds of the cases differ from program to program."""
-    tests = json.dumps({"inputs": ["4", "5"] * 4, "outputs": ["YES", "NO"] * 4})
+TELLS = [
+    "int(os.environ['PYTHONHASHSEED']) % 2",
+    "hash('f') % 2",
+    "os.getpid() % 2",
+    "resource.getrlimit(resource.RLIMIT_CPU)[0] < 4",
+]
+
+
+def test_a_script_cannot_tell_its_cases_apart() -> None:
+    """By what the sandbox gives it: it never reads its input."""
+    tests = json.dumps({"inputs": [*"45454545"], "outputs": ["YES", "NO"] * 4})
     paid = [
-        verdict(f"# {number}\nimport os\nprint('NO' if {odd} else 'YES')", tests)
-        for number in range(4)
-        for odd in ("int(os.environ['PYTHONHASHSEED']) % 2", "hash('f') % 2")
+        verdict(f"# {number}\nimport os, resource\nprint('NO' if {odd} else 'YES')", tests)
+        for number in range(3)
+        for odd in TELLS
     ]
-    assert paid == [0.0] * 8
+    assert paid == [0.0] * 12
 
 
 def test_programs_that_vary_are_told_by_their_text() -> None:

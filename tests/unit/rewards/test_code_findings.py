@@ -288,7 +288,7 @@ def test_a_large_output_is_compared_to_its_first_difference() -> None:
 
 def test_tests_are_given_up_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """An overloaded machine: the tester waits for a processor that others use."""
-    monkeypatch.setattr(run, "_scheduled", lambda pid: (0.0, 100.0))
+    monkeypatch.setattr(run, "_scheduled", lambda pid: (0.0, 2 * time.monotonic()))
     sandbox = ConfinedProcesses(deadline_s=3.0)
     sleeps = "import time\ndef f(x): time.sleep(60)"
     with pytest.raises(SandboxFailed, match="overloaded"):
@@ -297,19 +297,18 @@ def test_tests_are_given_up_before_the_deadline(monkeypatch: pytest.MonkeyPatch)
     assert sandbox.run_tests(sleeps, SUM, Limits(1.0, 512), stop_at_failure=True).timeout
 
 
-@pytest.mark.parametrize("burns", ["hashlib.sha256(data).digest()", "pass"])
-def test_a_program_that_others_starve_is_not_late(burns: str) -> None:
+def test_a_program_that_others_starve_is_not_late() -> None:
     """Threads of other samples take its processor: it is right all the same, or has no verdict."""
     cores = os.sched_getaffinity(0)
     thread = "threading.Thread(target=burn, daemon=True).start()"
     burner = (
         "import hashlib, threading, time\ndata = bytes(1 << 20)\n"
-        f"def burn():\n    while True: {burns}\nfor _ in range(30): {thread}\n"
+        f"def burn():\n    while True: hashlib.sha256(data).digest()\nfor _ in range(30): {thread}\n"
         "print(1, flush=True)\ntime.sleep(60)"
     )
-    counts = "for i in range(10**7): pass\ndef f(x): return x + 1\n"
+    counts = "for i in range(10**6): pass\ndef f(x): return x + 1\n"
     tests = {"name": None, "cases": None, "tests": "assert f(1) == 2"}
-    sandbox, limits = ConfinedProcesses(deadline_s=7.0), Limits(1.5, 512)
+    sandbox, limits = ConfinedProcesses(deadline_s=4.0), Limits(2.0, 512)
     os.sched_setaffinity(0, {min(cores)})
     command = [sys.executable, "-c", burner]
     others = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import marshal
 import math
@@ -16,14 +15,14 @@ import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
 from sppo_ray.errors import UserError
 from sppo_ray.rewards.code.base import FAIR_SHARE, Limits, Ran, SandboxFailed, Tested
-from sppo_ray.rewards.code.hash_order import may_vary
+from sppo_ray.rewards.code.hash_order import hash_seed, may_vary
 from sppo_ray.rewards.code.sandbox.confine import (
     LANDLOCK_REMEDY,
     CannotConfine,
@@ -54,14 +53,6 @@ _NICENESS = 10
 """Of programs: 64 threads of one take no processor from its tests and from the verifier."""
 _ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """The whole environment of a program: no keys or tokens of the run."""
-
-
-def hash_seed(run: int, *texts: str) -> int:
-    """Return the seed of the hashes of text in a run of a program. It follows from the texts, so a
-    verdict is repeated, and no program can know it: it would tell the cases apart.
-    """
-    digest = hashlib.sha256("\0".join((str(run), *texts)).encode(errors="replace")).digest()
-    return int.from_bytes(digest[:4])
 
 
 def _environment(run: int, *texts: str) -> Mapping[str, str]:
@@ -173,7 +164,7 @@ class ConfinedProcesses:
             setup = {
                 **tests,
                 "code": code,
-                "limits": _rights(Limits(limits.timeout_s, memory_mib)),
+                "limits": _rights(replace(limits, memory_mib=memory_mib)),
                 "result": result,
                 "token": (token := secrets.token_hex(16).encode()),
             }
@@ -214,7 +205,7 @@ class ConfinedProcesses:
             theirs = {
                 **tests,
                 "wire": [to_tester[0].fileno(), to_program[1].fileno()],
-                "limits": _rights(Limits(limits.timeout_s, _TESTER_MEMORY_MIB), niceness=0),
+                "limits": _rights(replace(limits, memory_mib=_TESTER_MEMORY_MIB), niceness=0),
                 "result": result,
                 "stop_at_failure": stop_at_failure,
                 "as_python": as_python,
@@ -249,7 +240,7 @@ class _Spent:
         self._limits, self.end, self._excuse, self.seconds = limits, end, excuse, 0.0
 
     def left(self) -> Limits:
-        return Limits(max(self._limits.timeout_s - self.seconds, _LEAST_S), self._limits.memory_mib)
+        return replace(self._limits, timeout_s=max(self._limits.timeout_s - self.seconds, _LEAST_S))
 
     def wait(self, popen: subprocess.Popen[bytes], limits: Limits, rival: int | None = None) -> bool | None:
         """As `_wait`."""
@@ -385,7 +376,7 @@ def _rights(limits: Limits, *, niceness: int = _NICENESS) -> dict[str, Any]:
     return {
         "parent": os.getpid(),
         "memory_mib": limits.memory_mib,
-        "cpu_s": int(limits.timeout_s) + 1,
+        "cpu_s": int(limits.timeout_s if limits.cpu_s is None else limits.cpu_s) + 1,
         "output_mib": _OUTPUT_MIB,
         "niceness": niceness,
         "readable": sorted({paths["purelib"], paths["platlib"]}),
@@ -406,13 +397,16 @@ def _wait(
     others.
     """
 
+    def waited() -> float:
+        if rival is None:
+            return _kept_waiting(popen.pid)
+        return _kept_waiting(popen.pid, _cpu_s(rival)) + _kept_waiting(rival)
+
     def excused() -> float:
-        rival_s = 0.0 if rival is None else _cpu_s(rival)
-        waited = _kept_waiting(popen.pid, rival_s) + (0.0 if rival is None else _kept_waiting(rival))
-        return min(waited, excuse * timeout_s)
+        return min(max(waited() - before, 0.0), excuse * timeout_s)
 
     handle = os.pidfd_open(popen.pid)
-    begun = time.monotonic()
+    begun, before = time.monotonic(), waited()
     left = min(timeout_s, end - begun)
     ended: bool | None = False
     try:
