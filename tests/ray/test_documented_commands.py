@@ -15,7 +15,7 @@ import pytest
 from tests.api.conftest import free_port
 from tests.documentation import PAGES, REPOSITORY, blocks, require_documented_metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # several trainings a page
 FEW = "--loop.steps=2 --eval.prompts=8"
 FEWER = {"train": FEW, "eval": "--limit 8", "compare": f"--seeds 1 --budget 4 {FEW}"}
 

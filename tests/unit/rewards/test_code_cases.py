@@ -208,7 +208,7 @@ def test_cases_pay_the_right_program_only(name: str) -> None:
 def test_a_function_that_does_nothing_earns_no_share() -> None:
     shares = make_code_verifier(CodeReward(timeout_s=3.0, full_only=False), ConfinedProcesses())
     tests = cases(([[1, 2, 3]], [1, 2, 3]), ([[3, 1]], [1, 3]))
-    for body, reward in {"pass": 0.0, "x.sort()": 1.0, "x.sort() if len(x) < 3 else x.clear()": 0.5}.items():
+    for body, reward in {"pass": 0.0, "x.sort()": 1.0, "x.sort() if len(x) < 3 else x.clear()": 0.5, "x[:] = map(float, x)": 0.0}.items():
         assert shares(f"```python\ndef f(x): {body}\n```", tests, {})[0] == reward, body
 
 

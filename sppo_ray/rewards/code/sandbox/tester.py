@@ -80,14 +80,14 @@ class CallTests:
         self, function: Remote, args: list[Any], expected: list[Any], named: dict[str, Any] | None = None
     ) -> None:
         first = next(iter((*args, *(named or {}).values())), None)
-        before = _as_text(first)
+        before = json.loads(json.dumps(first))
         value = function._sppo_in_place(*args, **(named or {}))
         in_place = value is None and None not in expected and isinstance(first, (list, dict, set))
         readings = {at for at in self._readings if same(first if in_place else value, expected[at])}
         assert readings
         self._readings = readings
         if in_place:
-            is_changed = _as_text(first) != before
+            is_changed = not same(first, before)
             self._changed += is_changed
             self._unchanged += not is_changed
 
@@ -95,10 +95,6 @@ class CallTests:
     def unearned(self) -> int:
         """Passed tests of a function that does nothing."""
         return 0 if self._changed else self._unchanged
-
-
-def _as_text(value: Any) -> str:
-    return json.dumps(value, default=repr, skipkeys=True)
 
 
 class CodeTests:
