@@ -17,7 +17,7 @@ _IMPORTED = re.compile(r"^[ \t]*(?:from[ \t]+(\w+)|import[ \t]+([^\n#;]+))", re.
 
 def hash_seed(run: int, *texts: str) -> int:
     """Return the seed of the hashes of text in a run of a program. It follows from the texts, so a
-    verdict is repeated, and no program can know it: it would tell the cases apart.
+    verdict is repeated, and no policy can learn it: it would tell the cases apart.
     """
     digest = hashlib.sha256("\0".join((str(run), *texts)).encode(errors="replace")).digest()
     return int.from_bytes(digest[:4])

@@ -167,6 +167,11 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "def f(x): return sorted(x)",
         "def f(x): pass",
     ),
+    "an object of Solution that keeps its results": (
+        json.dumps({"inputs": [[[1]], [[2]]], "outputs": [[1], [2]], "fn_name": "f"}),
+        "class Solution:\n    def f(self, x):\n        self.r = [*x]\n        return self.r",
+        "class Solution:\n    def __init__(self): self.r = []\n    def f(self, x):\n        self.r += x\n        return self.r[:]",
+    ),
     "builtins that the program changes": (
         cases(([[1, 2]], 2), ([[]], 0)),
         "def f(x):\n    return sum(1 for _ in x)",

@@ -554,6 +554,29 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "from math import comb as ncr\ndef factorial(n): return n * factorial(n - 1) if n else 1",
         "from math import comb as ncr",
     ),
+    **{
+        f"a task that the program lacks, after import *: {form}": (
+            f"from solution import *\n{form}\nassert simplify(6, 8) == (3, 4)",
+            "from math import gcd\ndef simplify(a, b): return a // gcd(a, b), b // gcd(a, b)",
+            "import math\ndef simplify(a, b): return a // math.gcd(a, b), b // math.gcd(a, b)",
+        )
+        for form in (
+            "r = gcd(12, 18)\nassert r == 6",
+            "def same(a, b): assert a == b\nsame(gcd(12, 18), 6)",
+            "assert gcd(12, 18) == 6 and simplify(6, 8) == (3, 4)",
+            "assert [gcd(a, 18) for a in (12, 5)] == [6, 1]",
+        )
+    },
+    "a task that the program lacks, assigned first": (
+        "r = gcd(12, 18)\nassert r == 6\nassert simplify(6, 8) == (3, 4)",
+        "from math import gcd\ndef simplify(a, b): return a // gcd(a, b), b // gcd(a, b)",
+        "import math\ndef simplify(a, b): return a // math.gcd(a, b), b // math.gcd(a, b)",
+    ),
+    "a well-known judge": (
+        "r = root(16)\nassert isclose(r, 4)",
+        "def root(x): return x ** 0.5",
+        "def root(x): return x",
+    ),
     "a well-known name on the side of what is expected": (
         "assert root(16) == sqrt(16)",
         "def root(x): return x ** 0.5",

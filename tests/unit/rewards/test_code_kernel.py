@@ -1,4 +1,4 @@
-"""The commands of fcntl and ioctl that the sandbox lets through, tried with real system calls."""
+"""Commands of fcntl, ioctl and futex that the sandbox lets through, tried with real system calls."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def raw(call, *args):
     back = getattr(libc, call)(*map(ctypes.c_long, args))
     return "done" if back >= 0 else errno.errorcode[ctypes.get_errno()]
 """
+FUTEX = {"x86_64": 202, "aarch64": 98}.get(os.uname().machine, 202)
 FCNTL = {"x86_64": 72, "aarch64": 25}.get(os.uname().machine, 72)
 
 
@@ -40,6 +41,8 @@ def printed(code: str) -> str:
             "F_SETOWN, upper half of the command set",
             f"raw('syscall', {FCNTL}, reading, (7 << 32) | 8, os.getppid())",
         ),
+        ("FUTEX_WAKE", f"raw('syscall', {FUTEX}, ctypes.addressof(ctypes.c_int()), 1, 1)"),
+        ("FUTEX_REQUEUE", f"raw('syscall', {FUTEX}, ctypes.addressof(ctypes.c_int()), 3, 1, 1)"),
         ("FIOASYNC", "raw('ioctl', reading, 0x5452, 0)"),
         ("FIOSETOWN", "raw('ioctl', reading, 0x8901, 0)"),
         ("SIOCSPGRP", "raw('ioctl', reading, 0x8902, 0)"),
@@ -56,6 +59,7 @@ def test_a_command_that_reaches_other_processes_is_refused(name: str, call: str)
     ("code", "due"),
     [
         ("print(raw('fcntl', reading, 4, os.O_NONBLOCK))", "done"),
+        (f"print(raw('syscall', {FUTEX}, ctypes.addressof(ctypes.c_int()), 129, 1))", "done"),
         ("os.set_blocking(reading, False); print(os.get_blocking(reading))", "False"),
         ("os.set_inheritable(reading, True); print(os.get_inheritable(reading))", "True"),
         (

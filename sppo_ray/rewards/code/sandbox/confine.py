@@ -247,9 +247,9 @@ _FREE_CALLS = {
         # rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack statfs fstatfs getpriority
         # sched_getparam sched_getscheduler
         127, 128, 130, 131, 137, 138, 140, 143, 145,
-        # sched_get_priority_max, _min arch_prctl gettid time futex sched_getaffinity epoll_create
+        # sched_get_priority_max, _min arch_prctl gettid time sched_getaffinity epoll_create
         # getdents64 set_tid_address
-        146, 147, 158, 186, 201, 202, 204, 213, 217, 218,
+        146, 147, 158, 186, 201, 204, 213, 217, 218,
         # restart_syscall fadvise64 clock_gettime, _getres, _nanosleep exit_group epoll_wait, _ctl
         # openat newfstatat readlinkat
         219, 221, 228, 229, 230, 231, 232, 233, 257, 262, 267,
@@ -266,9 +266,9 @@ _FREE_CALLS = {
         # getdents64 lseek read write readv writev pread64 pwrite64 preadv pwritev pselect6 ppoll
         # readlinkat newfstatat fstat
         61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 72, 73, 78, 79, 80,
-        # exit exit_group set_tid_address futex set_robust_list get_robust_list nanosleep getitimer
+        # exit exit_group set_tid_address set_robust_list get_robust_list nanosleep getitimer
         # setitimer
-        93, 94, 96, 98, 99, 100, 101, 102, 103,
+        93, 94, 96, 99, 100, 101, 102, 103,
         # clock_gettime, _getres, _nanosleep sched_getscheduler, _getparam, _getaffinity, _yield,
         # _get_priority_max, _min
         113, 114, 115, 120, 121, 123, 124, 125, 126,
@@ -299,6 +299,12 @@ _F_SETFL, _O_ASYNC = 4, 0x2000
 # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX
 _FREE_IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 
+_FUTEX = {"x86_64": 202, "aarch64": 98}
+_FUTEX_PRIVATE = 128
+# Others wake a program that waits on the same page of a file: a way to pass on expected values.
+# FUTEX_WAIT FUTEX_WAIT_BITSET, also with FUTEX_CLOCK_REALTIME: for the end of a thread
+_FREE_SHARED_FUTEX = (0, 9, 256, 265)
+
 _Instruction = tuple[int, int, int, int]
 _LET, _DENY = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE | _EPERM)
 
@@ -308,7 +314,7 @@ def seccomp_program(machine: str, process: int) -> bytes:
     CannotConfine.
 
     It allows the free calls, clone only for threads (fork fails with EPERM), signals to `process`
-    itself, its own limits, and the fcntl and ioctl commands of ordinary programs.
+    itself, its own limits, and the futex, fcntl and ioctl commands of ordinary programs.
     """
     if machine not in _AUDIT:
         raise CannotConfine(SECCOMP_REMEDY)
@@ -323,6 +329,7 @@ def seccomp_program(machine: str, process: int) -> bytes:
         (_TGKILL[machine], _if_first_argument(_JUMP_EQUAL, process)),
         (_PRLIMIT[machine], _if_first_argument(_JUMP_EQUAL, 0)),
         (_FCNTL[machine], _fcntl_commands()),
+        (_FUTEX[machine], _futex_commands()),
         (_IOCTL[machine], [(_LOAD, 0, 0, _SECOND_ARGUMENT), *_one_of(_FREE_IOCTL), _DENY, _LET]),
     ):
         code += [(_JUMP_EQUAL, 0, len(body), number), *body]
@@ -338,6 +345,12 @@ def _if_first_argument(jump: int, value: int) -> list[_Instruction]:
 def _one_of(values: tuple[int, ...]) -> list[_Instruction]:
     """Jumps over the next instruction when what is loaded is among `values`."""
     return [(_JUMP_EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)]
+
+
+def _futex_commands() -> list[_Instruction]:
+    """All within the process; between processes only the wait."""
+    private = [(_LOAD, 0, 0, _SECOND_ARGUMENT), (_JUMP_SET, 0, 1, _FUTEX_PRIVATE), _LET]
+    return [*private, *_one_of(_FREE_SHARED_FUTEX), _DENY, _LET]
 
 
 def _fcntl_commands() -> list[_Instruction]:

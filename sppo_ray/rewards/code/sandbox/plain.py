@@ -150,7 +150,8 @@ def _module(name: str, setup: dict[str, Any], names: dict[str, Any]) -> types.Mo
     module = sys.modules[name] = types.ModuleType(name)
     space = vars(module)
     space |= {"__file__": "/tests.py", "__package__": _PACKAGE}
-    space |= {one: known.known(one, called=called) for one, called in setup["fixed"].items()}
+    fixed = {one: called for one, called in setup["fixed"].items() if one not in setup["own"]}
+    space |= {one: known.known(one, called=called) for one, called in fixed.items()}
     for one, real in setup["taken"].items():
         is_missing = "()." not in real and not served.has(names, real)  # a NameError where it is used
         if not is_missing and not (setup["has_star"] and real in names):  # a star gives what `__all__` has

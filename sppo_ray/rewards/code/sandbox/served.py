@@ -191,18 +191,23 @@ class _Server:
 
 def find(namespace: dict[str, Any], name: str) -> Any:
     """Find a function or class by name, or a method "Solution().f"; without f, the method of class
-    Solution.
+    Solution. All calls of a method share one object, as in the tests of data sets, so a state that
+    the program forgets to clear is seen.
     """
     owner, _, method = name.rpartition("().")
     if not owner and name in namespace:
         return namespace[name]
 
-    def of_a_new_object(*args: Any, **kwargs: Any) -> Any:
+    made: list[Any] = []
+
+    def of_one_object(*args: Any, **kwargs: Any) -> Any:
         if (owner or "Solution") not in namespace:
             raise NameError(f"name '{name}' is not defined")
-        return getattr(namespace[owner or "Solution"](), method)(*args, **kwargs)
+        if not made:
+            made.append(namespace[owner or "Solution"]())
+        return getattr(made[0], method)(*args, **kwargs)
 
-    return of_a_new_object
+    return of_one_object
 
 
 def has(namespace: dict[str, Any], name: str) -> bool:

@@ -37,8 +37,8 @@ class Subject:
     """`taken`: name in the program of each name that the tests call. `kinds`: of exceptions.
     `required`: names that the tests import at their start.
 
-    `fixed`: names of `known`, with whether they are called. `flow`: which values come from the
-    program.
+    `fixed`: names of `known`, with whether they are called. `own`: those of them that Python finds
+    in the program only. `flow`: which values come from the program.
     """
 
     def __init__(self, code: str, tree: ast.Module, entry: str | None) -> None:
@@ -83,6 +83,7 @@ class Subject:
             if one.name != "*"
         ]
         self.fixed = {name: name in called for name in loose - wanted - set(self.kinds)}
+        self.own = _tasks(tree, set(self.fixed), wanted) if entry is None else set()
         self.flow = Flow(tree, set(self.taken), entry)
         self.flow.refuse_judges(TestsUnfit)
         self.flow.refuse_own_methods(TestsUnfit)
@@ -238,6 +239,33 @@ def _asked_alone(tree: ast.Module, names: set[str], wanted: set[str]) -> set[str
             if not called & wanted:
                 asked |= called & names
     return {name for name in asked if known.is_task(name)} - Flow(tree, asked | wanted, None).fed()
+
+
+def _tasks(tree: ast.Module, names: set[str], taken: set[str]) -> set[str]:
+    """Return the names of tasks whose meaning must be the program's: all of them after `import *`;
+    where nothing is imported from it, those of a statement without a function of the program, as in
+    `r = gcd(12, 18)`, that receive no value of the program, as `isclose` does.
+    """
+    names = set(filter(known.is_task, names))
+    if has_star(tree):
+        return names
+    if not names or any(_program_imports(tree)):
+        return set()
+    alone: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt):
+            parts = [one for one in ast.iter_child_nodes(node) if not isinstance(one, ast.stmt)]
+            read = {one.id for part in parts for one in ast.walk(part) if isinstance(one, ast.Name)}
+            if not read & taken:
+                alone |= read & names
+    return alone - Flow(tree, alone | taken, None).fed()
+
+
+def has_star(tree: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.ImportFrom) and node.module in PROGRAM_MODULES and node.names[0].name == "*"
+        for node in ast.walk(tree)
+    )
 
 
 def _is_assertion(function: ast.expr) -> bool:

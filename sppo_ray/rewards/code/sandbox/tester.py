@@ -39,7 +39,7 @@ from sppo_ray.rewards.code.sandbox.known import PROGRAM_MODULES
 from sppo_ray.rewards.code.sandbox.proxies import Remote, RemoteIterator, type_name
 from sppo_ray.rewards.code.sandbox.remote import Link, ProgramGone
 from sppo_ray.rewards.code.sandbox.same import same
-from sppo_ray.rewards.code.sandbox.subject import Subject
+from sppo_ray.rewards.code.sandbox.subject import Subject, has_star
 
 TYPE_CHECKING = False  # the module typing costs as much time as the rest
 if TYPE_CHECKING:
@@ -123,10 +123,7 @@ class CodeTests:
         endings.arrange(self._tree, code)
         self._repeated = again.run_once(self._tree, self._subject.flow)
         self._helpers = collectable.generators(self._tree)
-        self._has_star = any(
-            isinstance(node, ast.ImportFrom) and node.module in PROGRAM_MODULES and node.names[0].name == "*"
-            for node in ast.walk(self._tree)
-        )
+        self._has_star = has_star(self._tree)
         _WithoutProgram().visit(self._tree)
         self._asserting = rewrite.asserting(self._tree)
         self._calls_check = self._is_check_called()
@@ -220,6 +217,7 @@ class CodeTests:
             "taken": self._subject.taken,
             "kinds": self._subject.kinds,
             "fixed": self._subject.fixed,
+            "own": sorted(self._subject.own),
             "repeated": sorted(self._repeated),
             "helpers": sorted(self._helpers),
             "entry": self._entry if self._has_check() else None,
