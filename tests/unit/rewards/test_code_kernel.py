@@ -1,4 +1,4 @@
-"""Commands of fcntl, ioctl and futex that the sandbox lets through, tried with real system calls."""
+"""The commands of fcntl, ioctl and futex that the sandbox lets through, by real system calls."""
 
 from __future__ import annotations
 
