@@ -277,11 +277,13 @@ def test_a_script_cannot_tell_its_cases_apart() -> None:
 
 
 def test_programs_that_vary_are_told_by_their_text() -> None:
-    steady = "import sys, math\nfrom typing import List\nd = {}\nclass Solution:\n    def __init__(self): self.n = [1]\n"
+    steady = "import sys, math; import re\nfrom typing import List, Tuple\nfrom os.path import join\nd = {}\nclass Solution:\n    def __init__(self): self.n = [1]\n"
     assert not may_vary(steady)
     for text in (
         "d = {1: 2}",
         "import networkx",
+        "import sys; import networkx as nx",
+        "try: import numpy\nexcept ImportError: pass",
         "import os, sympy as s",
         "from numpy import *",
         "x = ſet()",
