@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from math import isfinite
 from typing import Any
 
@@ -173,6 +173,7 @@ def _value(text: Any) -> Any:
 
 _WORD = re.compile(r"[^ \t\r]+")
 _HAS_DECIMALS = re.compile(r"\.[0-9]")  # `2000000.` may be the end of a sentence
+_DIGITS = 800  # of a word of 400 characters, with what its exponent adds
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -198,5 +199,9 @@ def _same_word(word: str, due: str) -> bool:
     are_numbers = all(len(one) <= 400 and _NUMBER.fullmatch(one) for one in (word, due))
     if not are_numbers or not _HAS_DECIMALS.search(due):
         return False
-    number, expected = float(word), float(due)
-    return isfinite(expected) and is_near(abs(number - expected), expected, due, is_printed=True)
+    expected = float(due)
+    if not isfinite(expected) or not isfinite(float(word)):
+        return False
+    with localcontext(prec=_DIGITS):  # a float has 15
+        error = float(abs(Decimal(word) - Decimal(due)))
+    return is_near(error, expected, due, is_printed=True)

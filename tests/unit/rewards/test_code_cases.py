@@ -157,6 +157,11 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "print('1  2 ')",
         "print('1\\xa02')",
     ),
+    "a whole number of stdout beyond all floats": (
+        json.dumps({"inputs": [""], "outputs": ["9007199254740992.0"]}),
+        "print(9007199254740992)",
+        "print(9007199254740993)",
+    ),
     "a function that does nothing": (
         cases(([[1, 2, 3]], [1, 2, 3]), ([[3, 1]], [1, 3])),
         "def f(x): x.sort()",

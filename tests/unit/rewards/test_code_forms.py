@@ -572,6 +572,11 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "from math import gcd\ndef simplify(a, b): return a // gcd(a, b), b // gcd(a, b)",
         "import math\ndef simplify(a, b): return a // math.gcd(a, b), b // math.gcd(a, b)",
     ),
+    "a task of the library in what is expected": (
+        "r = f(5)\nfor n in range(5):\n    assert r[n] == factorial(n)",
+        "from math import factorial\ndef f(n): return [factorial(i) for i in range(n)]",
+        "def f(n): return list(range(n))",
+    ),
     "a well-known judge": (
         "r = root(16)\nassert isclose(r, 4)",
         "def root(x): return x ** 0.5",

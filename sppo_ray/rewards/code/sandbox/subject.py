@@ -228,15 +228,16 @@ def _not_fed(tree: ast.Module, names: set[str]) -> set[str]:
 
 
 def _asked_alone(tree: ast.Module, names: set[str], wanted: set[str]) -> set[str]:
-    """Return the names of tasks that an assertion calls, and no function of the program: gcd in
-    `assert gcd(12, 18) == 6`, not sqrt in `assert f(4) == sqrt(16)`.
+    """Return the names of tasks that an assertion calls, and that meets no value of the program:
+    gcd in `assert gcd(12, 18) == 6`, not sqrt in `assert f(4) == sqrt(16)`.
     """
     asked: set[str] = set()
+    flow = Flow(tree, wanted, None)
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and _is_assertion(node.func)):
             functions = (one.func for one in ast.walk(node) if isinstance(one, ast.Call))
             called = {one.id for one in functions if isinstance(one, ast.Name)}
-            if not called & wanted:
+            if not called & wanted and not flow.of(node):
                 asked |= called & names
     return {name for name in asked if known.is_task(name)} - Flow(tree, asked | wanted, None).fed()
 
