@@ -162,6 +162,11 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "print(9007199254740992)",
         "print(9007199254740993)",
     ),
+    "a function that returns None where another case expects it": (
+        cases(([[]], None), ([[2, 1]], [1, 2])),
+        "def f(x): return sorted(x) or None",
+        "def f(x):\n    if not x: return None\n    x.sort()",
+    ),
     "a function that does nothing": (
         cases(([[1, 2, 3]], [1, 2, 3]), ([[3, 1]], [1, 3])),
         "def f(x): x.sort()",

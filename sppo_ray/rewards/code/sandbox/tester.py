@@ -66,6 +66,7 @@ class CallTests:
 
     def __init__(self, name: str, cases: list[dict[str, Any]]) -> None:
         self._name, self._cases, self.reached, self.empty = name, cases, 0, 0
+        self._expects_none = any(None in case["expected"] for case in cases)
         self._changed = self._unchanged = 0  # cases that pass with None and the first argument
         self._readings = {at for case in cases for at in range(len(case["expected"]))}
         self.entered: set[int] = set()
@@ -82,7 +83,7 @@ class CallTests:
         first = next(iter((*args, *(named or {}).values())), None)
         before = json.loads(json.dumps(first))
         value = function._sppo_in_place(*args, **(named or {}))
-        in_place = value is None and None not in expected and isinstance(first, (list, dict, set))
+        in_place = value is None and not self._expects_none and isinstance(first, (list, dict, set))
         readings = {at for at in self._readings if same(first if in_place else value, expected[at])}
         assert readings
         self._readings = readings
