@@ -169,10 +169,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "candidate(nums = [2,7],target = 9) == [0,1]",
         {"entry_point": "Solution().twoSum"},
     ),
-    "leetcode, a new object for each case": (
+    "leetcode, one object for all cases": (
         "class Solution:\n    def __init__(self): self.seen = []\n    def f(self, x):\n        "
         "self.seen.append(x)\n        return len(self.seen)",
-        json.dumps([{"input": "1", "output": "1", "fn_name": "f"}, {"input": "2", "output": "1"}]),
+        json.dumps([{"input": "1", "output": "1", "fn_name": "f"}, {"input": "2", "output": "2"}]),
         {},
     ),
     "leetcode, Solution in Python": (

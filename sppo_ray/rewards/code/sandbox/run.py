@@ -227,8 +227,12 @@ class ConfinedProcesses:
                 if slow or _starved(tester.popen, program.popen, limits):
                     return _Outside(Tested(0, 1, timeout=True))
             ended = ended and tester.popen.wait() not in (_OUT_OF_CPU, _KILLED)
+            is_late = program.popen.poll() in (_OUT_OF_CPU, _KILLED)
             content = _content(result)  # before the program's end changes it
-        return _tested(content, ended=bool(ended))
+        outside = _tested(content, ended=bool(ended))
+        if is_late and outside.tested.failed:
+            return replace(outside, tested=replace(outside.tested, timeout=True))
+        return outside
 
 
 class _Spent:
@@ -376,7 +380,8 @@ def _rights(limits: Limits, *, niceness: int = _NICENESS) -> dict[str, Any]:
     return {
         "parent": os.getpid(),
         "memory_mib": limits.memory_mib,
-        "cpu_s": int(limits.timeout_s if limits.cpu_s is None else limits.cpu_s) + 1,
+        # the wall clock, which excuses waits, is to decide first
+        "cpu_s": 2 * int(limits.timeout_s if limits.cpu_s is None else limits.cpu_s) + 1,
         "output_mib": _OUTPUT_MIB,
         "niceness": niceness,
         "readable": sorted({paths["purelib"], paths["platlib"]}),
