@@ -365,9 +365,7 @@ def test_a_program_finds_no_secret_in_its_environment(monkeypatch: pytest.Monkey
     ],
 )
 def test_a_program_that_does_not_end_is_late(code: str, verdict: tuple[float, str]) -> None:
-    reward, reason = score(code, DOUBLE if "double" in code else SUM, HASTY)
-    # beside a busy neighbour the tester may see it end first
-    assert (reward, reason) in (verdict, WRONG)
+    assert score(code, DOUBLE if "double" in code else SUM, HASTY) == verdict
 
 
 @pytest.mark.parametrize("code", [ADD_SCRIPT, "while True: pass", "def double(x): return 2 * x"])
