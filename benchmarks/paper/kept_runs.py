@@ -10,6 +10,7 @@ interrupted starts over, because a resumed run's time would include a second war
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -46,6 +47,8 @@ from sppo_ray.rundir.status import read_status
 REPORTS = RESULTS / "paper"
 RUNS = Path("runs/paper")
 LAST_STEPS = 5  # over which the training reward at the end is averaged
+WARM_UP_STEPS = 1  # that do not count for the seconds of a token
+SECONDS_PER_TOKEN = "seconds per token"
 
 Say = Callable[[str], None]
 
@@ -58,13 +61,16 @@ class Study:
     recipe: str
     # name: built-in arm or definition, as of `sppo-ray compare --arm`
     arms: Mapping[str, str]
-    budget_s: float  # of training a run; of runs that end by steps, the expected time
+    budget_s: float  # of training a run; of runs that end by steps, about their time
     axes: tuple[str, ...]  # of AXES in `single_sample_report`
     targets: tuple[float, ...]  # held-out accuracies, fixed beforehand
     overrides: tuple[str, ...] = ()
     # the study in which the learning rates are swept; None = in this one
     rates_of: str | None = None
+    # the study whose runs these are, when only the seconds differ; None = own runs
+    runs_of: str | None = None
     baseline: str = "sppo"
+    most_seeds: int = 5  # of an arm
     num_cores: int = 1  # of a run, so that two studies can be made at a time
     # core of each role, "" = all others; nothing = a role may use all cores of the run
     cores: Mapping[str, int] = field(default_factory=dict)
@@ -196,12 +202,36 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     found |= {
         "least effective_sample_size": min(sizes) if sizes else None,
         "training reward at the end": _mean(rewards[-LAST_STEPS:]),
+        SECONDS_PER_TOKEN: _slope(rows),
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _slope(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return seconds of training by generated tokens, without the first steps."""
+    steps = [row for row in rows if row.get("tokens/total")][WARM_UP_STEPS - 1 :]
+    if len(steps) < 2:
+        return None
+    first, last = steps[0], steps[-1]
+    return (last["seconds/total"] - first["seconds/total"]) / (last["tokens/total"] - first["tokens/total"])
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+@contextmanager
+def claimed(name: str, run: Run) -> Iterator[bool]:
+    """Within the block, no other process makes this run. False when another makes it already."""
+    path = RUNS / name / "claims" / run.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:  # closing releases it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 @contextmanager

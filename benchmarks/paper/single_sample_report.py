@@ -1,7 +1,8 @@
 """The page of a study of kept runs: the arms at equal seconds, equal tokens and equal prompts.
 
 On the axes seconds and tokens all runs are cut at what the shortest one spent, so every arm is
-judged at the same cost. Prompts are counted to each run's own end: a group method draws so few of
+judged at the same cost. Seconds are those of the tokens (`single_sample`); without timing runs the
+page has none. Prompts are counted to each run's own end: a group method draws so few of
 them that at its number nobody else has learned anything. Seeds are resampled for intervals, as in
 `sppo-ray compare`.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.kept_runs import REPORTS, Kept, Study
+from benchmarks.paper.kept_runs import REPORTS, SECONDS_PER_TOKEN, Kept, Study
 from benchmarks.report import write_result
 from sppo_ray.compare.curves import Point, area, crossing, until
 from sppo_ray.compare.statistics import NO_RATIO, Estimate, Ratio, estimate, ratio
@@ -31,6 +33,7 @@ AXES: Mapping[str, tuple[str, Callable[[Kept, Point], float]]] = {
 IDEAS = ("sppo-privileged", "sppo-tracker")
 SAVING = 0.1  # share of plain sppo's tokens that an idea has to save; fixed before the runs
 GRID_POINTS = 200
+NO_TIMES = "Not measured yet (`--times`)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +67,16 @@ def on_axis(kept: Kept, axis: str) -> list[Point]:
     return [replace(point, seconds=position(kept, point)) for point in kept.curve]
 
 
-def budget_of(study: Study, runs: Sequence[Kept], axis: str) -> float | None:
+def budget_of(runs: Sequence[Kept], axis: str) -> float | None:
     """Return what the shortest run spent on an axis; None = every run counts to its own end."""
     if axis == "prompts":
         return None
-    ends = [on_axis(kept, axis)[-1].seconds for kept in runs if kept.failed is None]
-    return min([*ends, study.budget_s] if axis == "seconds" else ends, default=math.nan)
+    return min((on_axis(kept, axis)[-1].seconds for kept in runs if kept.failed is None), default=math.nan)
 
 
 def rows_of(study: Study, runs: Mapping[str, Sequence[Kept]], axis: str) -> list[Row]:
     """Return a row for each arm that has runs."""
-    budget = budget_of(study, [kept for of_arm in runs.values() for kept in of_arm], axis)
+    budget = budget_of([kept for of_arm in runs.values() for kept in of_arm], axis)
     curves = {
         arm: [on_axis(kept, axis) for kept in of_arm if kept.failed is None] for arm, of_arm in runs.items()
     }
@@ -148,12 +150,18 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def write(
-    name: str, study: Study, runs: Mapping[str, Sequence[Kept]], sweep: Mapping[str, Mapping[float, float]]
+    name: str,
+    study: Study,
+    runs: Mapping[str, Sequence[Kept]],
+    sweep: Mapping[str, Mapping[float, float]],
+    times: Mapping[str, Sequence[Kept]],
 ) -> Path:
     """Write report.md, report.json and a plot an axis to results/paper/NAME. `sweep`: mean accuracy
-    by arm and learning rate. Returns the page.
+    by arm and learning rate; `times`: timing runs by arm. Returns the page.
     """
-    tables = {axis: rows_of(study, runs, axis) for axis in study.axes}
+    has_times = all(arm in times for arm in study.arms)
+    axes = [axis for axis in study.axes if axis != "seconds" or has_times]
+    tables = {axis: rows_of(study, runs, axis) for axis in axes}
     told = verdicts(tables.get("tokens", []))
     rows = [
         {"axis": axis, **finite_json(asdict(row))} for axis, of_axis in tables.items() for row in of_axis
@@ -165,17 +173,22 @@ def write(
         "overrides": list(study.overrides),
         "commits": sorted({kept.commit for kept in everything}),
         "sweep": {arm: {f"{rate:g}": area for rate, area in of.items()} for arm, of in sweep.items()},
+        "seconds_per_token": {
+            arm: [one.figures[SECONDS_PER_TOKEN] for one in of] for arm, of in times.items()
+        },
         "verdicts": told,
     }
     write_result(f"paper/{name}/report", rows, [], extra)
     blocks = [f"# {name}: {study.about}", _setting(study, everything)]
     for axis, of_axis in tables.items():
-        budget = budget_of(study, everything, axis)
+        budget = budget_of(everything, axis)
         blocks += [f"## At equal {axis}", _table(study, of_axis, axis, budget)]
         if any(row.runs for row in of_axis):
             plot = f"accuracy-{axis}.png"
             _draw(runs, axis, budget, REPORTS / name / plot)
             blocks.append(f"![Held-out accuracy against {AXES[axis][0]}]({plot})")
+    if "seconds" in study.axes:
+        blocks += ["## Seconds of a token", _times(study, times) if has_times else NO_TIMES]
     blocks += ["## Ideas", "\n".join(f"- {line}" for line in told)] if told else []
     blocks += ["## Signals", _signals(runs)]
     if sweep:
@@ -192,7 +205,7 @@ def _setting(study: Study, runs: Sequence[Kept]) -> str:
     commits = ", ".join(sorted({kept.commit for kept in runs})) or "-"
     return (
         f"Recipe `{study.recipe}`, {' '.join(f'`{override}`' for override in study.overrides)}; "
-        f"{study.budget_s:g} s of training a run on {study.num_cores} core{'s' * (study.num_cores > 1)}; "
+        f"runs on {study.num_cores} core{'s' * (study.num_cores > 1)}; "
         f"baseline {study.baseline}; commits {commits}. Intervals are "
         "95 % bootstraps over seeds; with three seeds they are too narrow. A target is reached at the first "
         "of two evaluations in a row at or above it; a run that never reached it counts with the whole "
@@ -219,7 +232,8 @@ def _table(study: Study, rows: Sequence[Row], axis: str, budget: float | None) -
 def _signals(runs: Mapping[str, Sequence[Kept]]) -> str:
     """Mean over runs of each signal; the worst run's for those that begin with "least"."""
     finished = {arm: [kept for kept in of_arm if kept.failed is None] for arm, of_arm in runs.items()}
-    names = list(dict.fromkeys(n for of_arm in finished.values() for kept in of_arm for n in kept.figures))
+    all_names = dict.fromkeys(n for of_arm in finished.values() for kept in of_arm for n in kept.figures)
+    names = [name for name in all_names if name != SECONDS_PER_TOKEN]
     lines = [["arm", *names, "held-out accuracy at the end"]]
     lines.append(["---"] * len(lines[0]))
     for arm, of_arm in finished.items():
@@ -234,6 +248,33 @@ def _signals(runs: Mapping[str, Sequence[Kept]]) -> str:
     return _markdown(lines)
 
 
+def _times(study: Study, times: Mapping[str, Sequence[Kept]]) -> str:
+    """Seconds of a thousand tokens by arm, and the shares of the stages in them."""
+    costs = {arm: [1000 * one.figures[SECONDS_PER_TOKEN] for one in of] for arm, of in times.items()}
+    stages = sorted({stage for of in times.values() for one in of for stage in one.stages})
+    head = ["arm", "seconds of a thousand tokens", f"by {study.baseline}'s", *stages]
+    lines = [head, ["---"] * len(head)]
+    for arm, of in times.items():
+        median = statistics.median(costs[arm])
+        whole = math.fsum(math.fsum(one.stages.values()) for one in of)
+        shares = [math.fsum(one.stages.get(stage, 0.0) for one in of) / whole for stage in stages]
+        lines.append(
+            [
+                f"**{arm}**",
+                f"{median:.3f} [{min(costs[arm]):.3f}, {max(costs[arm]):.3f}]",
+                f"{median / statistics.median(costs[study.baseline]):.2f}",
+                *(f"{share:.2f}" for share in shares),
+            ]
+        )
+    commits = ", ".join(sorted({one.commit for of in times.values() for one in of}))
+    told = (
+        f"Median, least and most of {max(map(len, times.values()))} short runs of each arm, made in turn "
+        f"with nothing else on the machine (commits {commits}), and the shares of its stages. The seconds "
+        "of this page are the tokens of a run times the median of its arm."
+    )
+    return f"{told}\n\n{_markdown(lines)}"
+
+
 def _sweep(sweep: Mapping[str, Mapping[float, float]]) -> str:
     rates = sorted({rate for of in sweep.values() for rate in of})
     lines = [["arm", *(f"{rate:g}" for rate in rates)], ["---"] * (len(rates) + 1)]
@@ -242,7 +283,7 @@ def _sweep(sweep: Mapping[str, Mapping[float, float]]) -> str:
         cells = [f"{of[rate]:.3f}{' *' * (rate == best)}" if rate in of else "-" for rate in rates]
         lines.append([f"**{arm}**", *cells])
     told = (
-        "Mean held-out accuracy over the budget of one run each, on a seed that is not in the tables; "
+        "Mean held-out accuracy over equal tokens of one run each, on a seed that is not in the tables; "
         "* is taken."
     )
     return f"{told}\n\n{_markdown(lines)}"

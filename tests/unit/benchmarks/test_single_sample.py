@@ -56,6 +56,10 @@ def keep(one: Kept, study: Study = TINY, name: str = "single-sample/tiny") -> Pa
     return path
 
 
+def next_run(name: str, *, retry: bool = False, tried: set[Run] | None = None) -> Run | None:
+    return next(single_sample.missing_runs(name, retry=retry, tried=tried or set()), None)
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_arm_has_settings_and_differs_from_the_others(name: str) -> None:
     study = STUDIES[name]
@@ -75,15 +79,16 @@ def test_a_study_by_steps_has_no_time_limit() -> None:
 def test_the_sweep_comes_first_and_chooses_the_rates(results: Path) -> None:
     sweep = [Run(arm, rate, SWEEP_SEED) for rate in RATES for arm in TINY.arms]
     for number, run in enumerate(sweep):
-        assert single_sample.next_run("tiny", retry=False, tried=set()) == run
+        assert next_run("tiny") == run
         # sppo is best with the last rate, the tracker with the first
         is_best = (run.arm, run.rate) in {("sppo", RATES[-1]), ("sppo-tracker", RATES[0])}
         one = kept(run.arm, (0, 0, 0.4), (60, 600, 0.9 if is_best else 0.5), seed=SWEEP_SEED, rate=run.rate)
         keep(one)
         assert single_sample.missing("tiny") == 6 + 8 - number - 1  # 5 seeds of sppo, 3 of the tracker
-    assert single_sample.next_run("tiny", retry=False, tried=set()) == Run("sppo", RATES[-1], 1)
+    assert next_run("tiny") == Run("sppo", RATES[-1], 1)
+    assert single_sample.sweep("tiny")["sppo"][RATES[-1]] == pytest.approx(0.65)  # over all tokens
     keep(kept("sppo", (0, 0, 0.4), (60, 600, 0.9), rate=RATES[-1]))
-    assert single_sample.next_run("tiny", retry=False, tried=set()) == Run("sppo-tracker", RATES[0], 1)
+    assert next_run("tiny") == Run("sppo-tracker", RATES[0], 1)
 
 
 def test_a_run_is_kept_until_its_settings_change(results: Path) -> None:
@@ -151,10 +156,72 @@ def test_a_run_that_fails_is_kept_as_failed(results: Path, monkeypatch: pytest.M
 def test_a_failed_run_is_made_again_only_when_asked_for(results: Path) -> None:
     first = Run("sppo", RATES[0], SWEEP_SEED)
     keep(replace(kept("sppo"), run=first, failed="exit 1", curve=()))
-    assert single_sample.next_run("tiny", retry=False, tried=set()) != first
-    assert single_sample.next_run("tiny", retry=True, tried=set()) == first
-    assert single_sample.next_run("tiny", retry=True, tried={first}) != first
+    assert next_run("tiny") != first
+    assert next_run("tiny", retry=True) == first
+    assert next_run("tiny", retry=True, tried={first}) != first
     assert single_sample.sweep("tiny")["sppo"] == {RATES[0]: 0.0}
+
+
+def test_a_rate_is_judged_by_tokens_not_by_seconds(results: Path) -> None:
+    """The second run is slow, because the machine is busy, and ends with half the tokens."""
+    points = (0, 0, 0.4), (30, 600, 0.8), (60, 1200, 0.8)
+    busy = (0, 0, 0.4), (60, 600, 0.8)
+    keep(kept("sppo", *points, seed=SWEEP_SEED, rate=RATES[0]))
+    keep(kept("sppo", *busy, seed=SWEEP_SEED, rate=RATES[1]))
+    assert single_sample.sweep("tiny")["sppo"] == pytest.approx({RATES[0]: 0.6, RATES[1]: 0.6})
+
+
+def test_two_processes_do_not_make_the_same_run(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_runs, "RUNS", results / "runs")
+    run = Run("sppo", 5e-4, 1)
+    other = (
+        "import sys, pathlib\n"
+        "from benchmarks.paper import kept_runs\n"
+        "from benchmarks.paper.kept_runs import Run, claimed\n"
+        "kept_runs.RUNS = pathlib.Path(sys.argv[1])\n"
+        "with claimed('tiny', Run('sppo', 5e-4, 1)) as is_mine: print(is_mine, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", other, str(results / "runs")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "True\n"
+        with kept_runs.claimed("tiny", run) as is_mine:
+            assert not is_mine
+        with kept_runs.claimed("tiny", replace(run, seed=2)) as is_mine:
+            assert is_mine
+        process.kill()  # a claim ends with its process
+    with kept_runs.claimed("tiny", run) as is_mine:
+        assert is_mine
+
+
+def test_seconds_are_the_tokens_at_the_measured_cost_by_hand(results: Path) -> None:
+    """The median of three rounds: 0.02 s a token for sppo, 0.05 s for the tracker."""
+    for rate in RATES:
+        for arm in TINY.arms:
+            keep(kept(arm, (0, 0, 0.4), (99, 800, 0.6), seed=SWEEP_SEED, rate=rate))
+    for arm in TINY.arms:
+        keep(kept(arm, (0, 0, 0.4), (99, 400, 0.6), (999, 800, 0.6), rate=RATES[0]))
+    assert "Not measured yet" in Path(single_sample.report("tiny")).read_text()
+    for arm, costs in {"sppo": (0.02, 0.01, 0.9), "sppo-tracker": (0.05, 0.05, 0.05)}.items():
+        for number, cost in enumerate(costs, start=1):
+            one = kept(arm, (0, 0, 0.4), (30, 400, 0.6), seed=number, rate=single_sample.TIMED_RATE)
+            figures = {kept_runs.SECONDS_PER_TOKEN: cost}
+            one = replace(one, figures=figures, stages={"sync": 1.0, "update": 3.0})
+            keep(one, single_sample.timing(TINY), "single-sample/tiny/times")
+    page = Path(single_sample.report("tiny")).read_text()
+    assert "| **sppo** | 20.000 [10.000, 900.000] | 1.00 | 0.25 | 0.75 |" in page
+    # .5 is met halfway to 400 tokens, and all are cut at what sppo's 800 tokens take, 16 s
+    assert "accuracy after 16.0 seconds" in page
+    rows = json.loads((results / "paper/single-sample/tiny/report.json").read_text())["rows"]
+    ways = {row["arm"]: row["ways"][0]["cost"]["mean"] for row in rows if row["axis"] == "seconds"}
+    assert ways == pytest.approx({"sppo": 4.0, "sppo-tracker": 10.0})
+
+
+def test_the_seconds_of_a_token_by_hand() -> None:
+    """Without the first step, and with nothing for a step that generated no tokens yet."""
+    totals = [(5.0, 0), (9.0, 100), (11.0, 200), (14.0, 350)]
+    rows = [{"seconds/total": seconds, "tokens/total": tokens} for seconds, tokens in totals]
+    assert kept_runs._slope(rows) == pytest.approx((14.0 - 9.0) / 250)
+    assert kept_runs._slope(rows[:2]) is None
 
 
 def test_the_arms_at_equal_cost_by_hand() -> None:
@@ -197,12 +264,12 @@ def test_the_page_has_every_axis(results: Path) -> None:
             keep(kept(arm, (0, 0, 0.4), (30, 400, 0.6), (60, 800, 0.8), seed=SWEEP_SEED, rate=rate))
     keep(kept("sppo", (0, 0, 0.4), (30, 400, 0.6), (60, 800, 0.8), rate=RATES[0]))
     page = Path(single_sample.report("tiny")).read_text()
-    for part in ("## At equal seconds", "## At equal tokens", "## At equal prompts", "## Learning rates"):
+    for part in ("## At equal tokens", "## At equal prompts", "## Seconds of a token", "## Learning rates"):
         assert part in page
     assert "| **sppo** | 1 | 0.00025 | 0.800 | 0.600 | 1 of 1 |" in page
     assert (results / "paper" / "single-sample" / "tiny" / "accuracy-tokens.png").stat().st_size > 10_000
     rows = json.loads((results / "paper/single-sample/tiny/report.json").read_text())["rows"]
-    assert [row["axis"] for row in rows] == ["seconds", "tokens", "prompts"]
+    assert [row["axis"] for row in rows] == ["tokens", "prompts"]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two cores")
