@@ -51,7 +51,8 @@ def rewards(
         tests, program, extra = pair
         try:
             return verify(f"```python\n{program}\n```", tests, extra)[0]
-        except SandboxFailed:
+        except SandboxFailed as error:
+            print(f"no verdict: {error}")  # shown when a test fails
             return None
 
     with ThreadPoolExecutor(2) as threads:
