@@ -88,7 +88,7 @@ STUDIES: Mapping[str, Study] = {
     ),
     "long": Study(
         "long responses (317 to 599 tokens), most prompts hopeless at the start",
-        "register-machine", ARMS, 360, ALL_AXES, (0.3, 0.5), (*by_steps(24, 3), KNOWN_PROMPTS),
+        "register-machine", ARMS, 220, ALL_AXES, (0.3, 0.5), (*by_steps(18, 3), KNOWN_PROMPTS),
     ),
     "equal-prompts": Study(
         "the paper's own comparison: 256 prompts a step, answered once or eight times",
@@ -110,7 +110,7 @@ STUDIES: Mapping[str, Study] = {
             "data.curriculum.floor=0.1"
         }
         | {name: ARMS[name] for name in ("ppo", "grpo")},
-        360, ("tokens",), (0.3, 0.5), (*by_steps(24, 3), "data.train.0.size=256"),
+        300, ("tokens",), (0.3, 0.5), (*by_steps(24, 3), "data.train.0.size=256"),
         rates_of="long", most_seeds=3,
     ),
     # Where the critic runs changes the seconds of a token, and nothing that is learned.
