@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, localcontext
+from decimal import Decimal, InvalidOperation, localcontext
 from math import isfinite
 from typing import Any
 
@@ -202,6 +202,9 @@ def _same_word(word: str, due: str) -> bool:
     expected = float(due)
     if not isfinite(expected) or not isfinite(float(word)):
         return False
-    with localcontext(prec=_DIGITS):  # a float has 15
-        error = float(abs(Decimal(word) - Decimal(due)))
+    try:
+        with localcontext(prec=_DIGITS):  # a float has 15
+            error = float(abs(Decimal(word) - Decimal(due)))
+    except InvalidOperation:  # an exponent of twenty digits, of a number that a float takes for 0
+        return False
     return is_near(error, expected, due, is_printed=True)

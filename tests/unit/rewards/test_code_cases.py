@@ -286,6 +286,20 @@ def test_a_script_cannot_tell_its_cases_apart() -> None:
     assert paid == [0.0] * 12
 
 
+@pytest.mark.parametrize("word", ["0e99999999999999999999", "1e-99999999999999999999", "-0.0e+9999999999999999999"])
+def test_an_exponent_that_no_decimal_holds_is_a_wrong_number(word: str) -> None:
+    tests = json.dumps({"inputs": ["1\n"], "outputs": ["1.5\n"]})
+    assert verdict(f"print('{word}')", tests) == 0.0
+    assert verdict("print('0.15e1')", tests) == 1.0
+
+
+def test_a_long_word_is_read_in_linear_time() -> None:
+    """Before, a million letters would have taken hours."""
+    word = "a" * 1_000_000
+    assert not may_vary(f"print(0)  # from {word}\n# from {word}.{word}\n# from{' ' * 1_000_000}a")
+    assert may_vary(f"from {word} import b")
+
+
 def test_programs_that_vary_are_told_by_their_text() -> None:
     steady = "import sys, math; import re\nfrom typing import List, Tuple\nfrom os.path import join\nd = {}\nclass Solution:\n    def __init__(self): self.n = [1]\n"
     assert not may_vary(steady)

@@ -43,6 +43,7 @@ def printed(code: str) -> str:
         ),
         ("FUTEX_WAKE", f"raw('syscall', {FUTEX}, ctypes.addressof(ctypes.c_int()), 1, 1)"),
         ("FUTEX_REQUEUE", f"raw('syscall', {FUTEX}, ctypes.addressof(ctypes.c_int()), 3, 1, 1)"),
+        ("FUTEX_LOCK_PI", f"raw('syscall', {FUTEX}, ctypes.addressof(ctypes.c_int()), 6, 0, 0, 0)"),
         ("FIOASYNC", "raw('ioctl', reading, 0x5452, 0)"),
         ("FIOSETOWN", "raw('ioctl', reading, 0x8901, 0)"),
         ("SIOCSPGRP", "raw('ioctl', reading, 0x8902, 0)"),
@@ -53,6 +54,34 @@ def printed(code: str) -> str:
 )
 def test_a_command_that_reaches_other_processes_is_refused(name: str, call: str) -> None:
     assert printed(f"print({call})") == "EPERM", name
+
+
+@pytest.mark.parametrize("command", [0, 9, 256, 265])
+def test_a_wait_for_another_process_returns_at_once(command: int) -> None:
+    """Two samples could map the page of a file: one waits, and the end of a thread of the other,
+    whose `clear_child_tid` lies there, wakes it in the kernel, which no filter sees.
+    """
+    code = f"""
+import time
+libc.mmap.restype = ctypes.c_void_p
+base = libc.mmap(None, 4096, 1, 2, os.open(os.__file__, os.O_RDONLY), 0)  # PROT_READ, MAP_PRIVATE
+value, now = ctypes.c_uint32.from_address(base).value, time.time()
+pause = (ctypes.c_long * 2)(5, 0)
+print(raw('syscall', {FUTEX}, base, {command}, value, ctypes.addressof(pause), 0, -1), time.time() - now < 4)
+"""
+    assert printed(code) == "EAGAIN True"
+
+
+def test_threads_of_a_library_are_joined() -> None:
+    """pthread_join waits for the end of a thread by a shared futex."""
+    code = """
+body = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(lambda given: __import__("time").sleep(0.3))
+threads = [ctypes.c_ulong() for _ in range(3)]
+for one in threads:
+    assert libc.pthread_create(ctypes.byref(one), None, body, None) == 0
+print([libc.pthread_join(one, None) for one in threads])
+"""
+    assert printed(code) == "[0, 0, 0]"
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def _installation() -> list[str]:
 
 _LOAD, _JUMP_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000  # | errno
-_EPERM, _ENOSYS = 1, 38
+_EPERM, _EAGAIN, _ENOSYS = 1, 11, 38
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 24, 32
 """Offsets in struct seccomp_data; of an argument the low half, which is all that the kernel reads
 of a command.
@@ -301,9 +301,11 @@ _FREE_IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 _FUTEX_PRIVATE = 128
-# Others wake a program that waits on the same page of a file: a way to pass on expected values.
-# FUTEX_WAIT FUTEX_WAIT_BITSET, also with FUTEX_CLOCK_REALTIME: for the end of a thread
-_FREE_SHARED_FUTEX = (0, 9, 256, 265)
+# Programs that share the page of a file could pass on expected values: one waits, and the other
+# wakes it, or ends a thread and has the kernel wake it. FUTEX_WAIT FUTEX_WAIT_BITSET, also with
+# FUTEX_CLOCK_REALTIME, return at once, as if the value had changed: who waits for the end of a
+# thread looks again.
+_SHARED_WAITS = (0, 9, 256, 265)
 
 _Instruction = tuple[int, int, int, int]
 _LET, _DENY = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE | _EPERM)
@@ -348,9 +350,9 @@ def _one_of(values: tuple[int, ...]) -> list[_Instruction]:
 
 
 def _futex_commands() -> list[_Instruction]:
-    """All within the process; between processes only the wait."""
+    """All within the process, none between processes."""
     private = [(_LOAD, 0, 0, _SECOND_ARGUMENT), (_JUMP_SET, 0, 1, _FUTEX_PRIVATE), _LET]
-    return [*private, *_one_of(_FREE_SHARED_FUTEX), _DENY, _LET]
+    return [*private, *_one_of(_SHARED_WAITS), _DENY, (_RETURN, 0, 0, _REFUSE | _EAGAIN)]
 
 
 def _fcntl_commands() -> list[_Instruction]:
