@@ -19,6 +19,22 @@ from tests.unit.rewards.code_forms import (
 )
 
 # tests that the right program passes and the wrong one does not: a reward each
+# classes without an `==` of their own
+CARDS = "class Card:\n    pass\nclass Deck:\n    def __init__(self): self.cards = [Card() for _ in range(52)]\n"
+FRIENDS = (
+    "class User:\n    def __init__(self): self.friends = []\n"
+    "    def befriend(self, o):\n        self.friends.append(o)\n        o.friends.append(self)\n"
+)
+VECTOR = "class V:\n    def __init__(self, x, y): self.x, self.y = x, y\n"
+LIGHT = (
+    "from solution import Color, Light\nt = Light()\nassert t.color == Color.RED\nt.change()\n"
+    "assert t.color == Color.GREEN\nt.change()\nassert t.color == Color.YELLOW"
+)
+TREE = (
+    "class Node:\n    def __init__(self, v): self.v, self.children = v, []\n"
+    "    def add(self, v):\n        n = Node(v)\n"
+)
+
 JUDGED: dict[str, tuple[str, str, str]] = {
     # no assertion is reached
     "loop over the result": (
@@ -391,6 +407,68 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         "assert repr(Point(1, 2)) == 'Point(x=1, y=2)'",
         "from dataclasses import dataclass\n@dataclass\nclass Point:\n    x: int\n    y: int",
         "class Point:\n    def __init__(self, x, y): self.x, self.y = x, y",
+    ),
+    "an object that a list of the program lacks": (
+        "from solution import Card, Deck\nd = Deck()\nc = d.deal()\nassert c not in d.cards\nassert len(d.cards) == 51",
+        CARDS + "    def deal(self): return self.cards.pop()",
+        CARDS + "    def deal(self):\n        self.cards.pop(0)\n        return self.cards[0]",
+    ),
+    "an object in a list, and taken from it": (
+        "from solution import User\na, b, c = User(), User(), User()\na.befriend(b)\na.befriend(c)\n"
+        "assert b in a.friends and a in b.friends\na.unfriend(b)\nassert b not in a.friends\nassert c in a.friends",
+        FRIENDS + "    def unfriend(self, o): self.friends.remove(o)",
+        FRIENDS + "    def unfriend(self, o): self.friends.pop()",
+    ),
+    "lists of objects differ": (
+        "from solution import Card, Deck\nd = Deck()\nbefore = d.cards[:]\nd.turn()\n"
+        "assert d.cards != before\nassert len(d.cards) == 52 and d.cards[-1] is before[0]",
+        CARDS + "    def turn(self): self.cards.append(self.cards.pop(0))",
+        CARDS + "    def turn(self): self.cards.sort(key=str)",
+    ),
+    "lists of objects are equal": (
+        "from solution import Node\nr = Node(1)\na, b = r.add(2), r.add(3)\nassert r.children == [a, b] and a != b",
+        TREE + "        self.children.append(n)\n        return n",
+        TREE + "        self.children.append(n)\n        return Node(v)",
+    ),
+    "members of an enum differ": (
+        "from solution import Color, mix\nassert mix(Color.RED, Color.BLUE) == 'REDBLUE'\nassert Color.RED != Color.BLUE",
+        "from enum import Enum\nclass Color(Enum):\n    RED = 1\n    BLUE = 2\ndef mix(a, b): return a.name + b.name",
+        "from enum import Enum\nclass Color(Enum):\n    RED = 1\n    BLUE = 1\ndef mix(a, b): return 'REDBLUE'",
+    ),
+    "an object of a class that is equal to nothing": (
+        "from solution import Card, Deck\nd = Deck()\nc = d.deal()\nassert c not in d.cards\nassert len(d.cards) == 51",
+        CARDS + "    def deal(self): return self.cards.pop()",
+        CARDS + "    def deal(self):\n        self.cards.pop(0)\n        return self.cards[0]\nCard.__eq__ = lambda a, b: False",
+    ),
+    "a sum that is equal to everything": (
+        "from solution import V\nassert V(1, 2) + V(3, 4) == V(4, 6)\nassert V(1, 2) != V(2, 1)",
+        VECTOR + "    def __eq__(self, o): return (self.x, self.y) == (o.x, o.y)\n"
+        "    def __add__(self, o): return V(self.x + o.x, self.y + o.y)",
+        VECTOR + "    def __eq__(self, o): return self.x == o.x or None in (self.x, o.x)\n"
+        "    def __add__(self, o): return V(None, None)",
+    ),
+    "objects of several classes": (
+        "from solution import V, W\nw = W()\nassert V(1, 2) + V(3, 4) == V(4, 6)\nassert V(1, 2) != V(2, 1)\nassert w.n == 1",
+        VECTOR + "    def __eq__(self, o): return (self.x, self.y) == (o.x, o.y)\n"
+        "    def __add__(self, o): return V(self.x + o.x, self.y + o.y)\nclass W: n = 1",
+        VECTOR + "    def __eq__(self, o): return (self.x, self.y) == (o.x, o.y)\n"
+        "    def __add__(self, o): return V(self.x + o.x, self.y)\nclass W: n = 1",
+    ),
+    "constants": (
+        LIGHT,
+        "class Color: RED, GREEN, YELLOW = 1, 2, 3\nclass Light:\n    color = 1\n    def change(self): self.color = self.color % 3 + 1",
+        "class Color: RED = GREEN = YELLOW = 1\nclass Light:\n    color = 1\n    def change(self): pass",
+    ),
+    "members of an enum": (
+        LIGHT,
+        "from enum import Enum\nclass Color(Enum): RED, GREEN, YELLOW = 1, 2, 3\nclass Light:\n    color = Color.RED\n"
+        "    def change(self): self.color = Color(self.color.value % 3 + 1)",
+        "from enum import Enum\nclass Color(Enum): RED = GREEN = YELLOW = 1\nclass Light:\n    color = Color.RED\n    def change(self): pass",
+    ),
+    "two constants may be the same": (
+        "from solution import Board\nassert Board.WIDTH == 8 and Board.HEIGHT == 8 and Board().size == 64",
+        "class Board:\n    WIDTH = HEIGHT = 8\n    size = 64",
+        "class Board:\n    WIDTH = HEIGHT = 8\n    size = 8",
     ),
     "what a method returns": (
         "c = Row([1]).plus(Row([2]))\nassert isinstance(c, Row) and str(c) == '1 2' and len(c) == 2\n"

@@ -246,6 +246,11 @@ def _has_own_truth(kind: type) -> bool:
     return hasattr(kind, "__bool__") or hasattr(kind, "__len__")
 
 
+def _is_equal_to_itself_only(value: Any) -> bool:
+    kind = type(value)
+    return kind.__eq__ is object.__eq__ and kind.__ne__ is object.__ne__
+
+
 def _raised(error: BaseException) -> dict[str, Any]:
     """Return the names of its class and bases, and its message."""
     args = error.args
@@ -298,6 +303,7 @@ _OPERATIONS = {
     "truth": lambda obj: bool(obj) if _has_own_truth(type(obj)) else None,
     "has": lambda obj, one: one in obj,
     "equal": operator.eq,
+    "equal by identity": _is_equal_to_itself_only,
     "differ": operator.ne,
     "reversed": lambda obj: list(reversed(obj)),
     "copy": copy.copy,
