@@ -293,6 +293,17 @@ def test_an_exponent_that_no_decimal_holds_is_a_wrong_number(word: str) -> None:
     assert verdict("print('0.15e1')", tests) == 1.0
 
 
+def test_a_script_has_the_usual_imports_too() -> None:
+    tests = json.dumps({"inputs": ["3 1 2\n"], "outputs": ["1 6 3.0\n"]})
+    script = (
+        "def total(a: List[int]) -> int: return reduce(operator.add, a)\n"
+        "h = [*map(int, input().split())]\nheapify(h)\nprint(heappop(h), total(h) + 1, math.sqrt(9))"
+    )
+    assert verdict(script, tests) == 1.0
+    assert verdict(script.replace("+ 1", ""), tests) == 0.0
+    assert verdict("def gcd(a, b): return 7\nprint(1, gcd(4, 2) - 1, 3.0)", tests) == 1.0  # its own
+
+
 def test_a_long_word_is_read_in_linear_time() -> None:
     """Before, a million letters would have taken hours."""
     word = "a" * 1_000_000

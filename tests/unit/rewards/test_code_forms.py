@@ -25,11 +25,7 @@ FRIENDS = (
     "class User:\n    def __init__(self): self.friends = []\n"
     "    def befriend(self, o):\n        self.friends.append(o)\n        o.friends.append(self)\n"
 )
-VECTOR = "class V:\n    def __init__(self, x, y): self.x, self.y = x, y\n"
-LIGHT = (
-    "from solution import Color, Light\nt = Light()\nassert t.color == Color.RED\nt.change()\n"
-    "assert t.color == Color.GREEN\nt.change()\nassert t.color == Color.YELLOW"
-)
+PAIR = "class Thing: pass\nclass Pair:\n    def __init__(self): self.a, self.b = Thing(), Thing()\n"
 TREE = (
     "class Node:\n    def __init__(self, v): self.v, self.children = v, []\n"
     "    def add(self, v):\n        n = Node(v)\n"
@@ -440,35 +436,10 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         CARDS + "    def deal(self): return self.cards.pop()",
         CARDS + "    def deal(self):\n        self.cards.pop(0)\n        return self.cards[0]\nCard.__eq__ = lambda a, b: False",
     ),
-    "a sum that is equal to everything": (
-        "from solution import V\nassert V(1, 2) + V(3, 4) == V(4, 6)\nassert V(1, 2) != V(2, 1)",
-        VECTOR + "    def __eq__(self, o): return (self.x, self.y) == (o.x, o.y)\n"
-        "    def __add__(self, o): return V(self.x + o.x, self.y + o.y)",
-        VECTOR + "    def __eq__(self, o): return self.x == o.x or None in (self.x, o.x)\n"
-        "    def __add__(self, o): return V(None, None)",
-    ),
-    "objects of several classes": (
-        "from solution import V, W\nw = W()\nassert V(1, 2) + V(3, 4) == V(4, 6)\nassert V(1, 2) != V(2, 1)\nassert w.n == 1",
-        VECTOR + "    def __eq__(self, o): return (self.x, self.y) == (o.x, o.y)\n"
-        "    def __add__(self, o): return V(self.x + o.x, self.y + o.y)\nclass W: n = 1",
-        VECTOR + "    def __eq__(self, o): return (self.x, self.y) == (o.x, o.y)\n"
-        "    def __add__(self, o): return V(self.x + o.x, self.y)\nclass W: n = 1",
-    ),
-    "constants": (
-        LIGHT,
-        "class Color: RED, GREEN, YELLOW = 1, 2, 3\nclass Light:\n    color = 1\n    def change(self): self.color = self.color % 3 + 1",
-        "class Color: RED = GREEN = YELLOW = 1\nclass Light:\n    color = 1\n    def change(self): pass",
-    ),
-    "members of an enum": (
-        LIGHT,
-        "from enum import Enum\nclass Color(Enum): RED, GREEN, YELLOW = 1, 2, 3\nclass Light:\n    color = Color.RED\n"
-        "    def change(self): self.color = Color(self.color.value % 3 + 1)",
-        "from enum import Enum\nclass Color(Enum): RED = GREEN = YELLOW = 1\nclass Light:\n    color = Color.RED\n    def change(self): pass",
-    ),
-    "two constants may be the same": (
-        "from solution import Board\nassert Board.WIDTH == 8 and Board.HEIGHT == 8 and Board().size == 64",
-        "class Board:\n    WIDTH = HEIGHT = 8\n    size = 64",
-        "class Board:\n    WIDTH = HEIGHT = 8\n    size = 8",
+    "objects in any order": (
+        "from solution import Pair\n" + unittest_of("d = Pair()\n        self.assertCountEqual(d.both(), [d.b, d.a])"),
+        PAIR + "    def both(self): return [self.a, self.b]",
+        PAIR + "    def both(self): return [self.a, self.a]",
     ),
     "what a method returns": (
         "c = Row([1]).plus(Row([2]))\nassert isinstance(c, Row) and str(c) == '1 2' and len(c) == 2\n"

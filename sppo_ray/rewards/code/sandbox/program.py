@@ -13,7 +13,7 @@ import os
 import sys
 import types
 
-from sppo_ray.rewards.code.sandbox import confine
+from sppo_ray.rewards.code.sandbox import confine, usual
 
 TYPE_CHECKING = False  # the module typing costs as much time as the rest
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def main(setup_fd: int) -> None:
     module.__file__ = "program.py"
     sys.modules["__main__"] = module  # pickle looks up classes there
     give_exit()
-    exec(compiled(code, "program.py"), vars(module))
+    script = compiled(code, "program.py")
+    vars(builtins).update(usual.names(script))
+    exec(script, vars(module))
     del started  # it had to live
 
 

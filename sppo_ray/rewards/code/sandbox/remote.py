@@ -57,8 +57,6 @@ class Link:
         self.is_gone = False
         self.answers: dict[str, set[bool]] = {}  # of the program's classes to `in`, ==, < and truth
         self.judged = 0
-        self.made: deque[Instance] = deque(maxlen=4)  # the last objects that the tests created
-        self.constants: dict[int, dict[str, Any]] = {}  # that they read from a class
         self.reads_objects = False  # whether classes are under test
         self._subjects: list[str] = []
         # of each name that the tests use as an exception, the names of its class and bases
@@ -183,19 +181,6 @@ class Link:
             len(found) == 1 and (alone or what not in ("has", "truth"))
             for what, found in self.answers.items()
         )
-
-    def same_constants(self) -> bool:
-        """Whether all constants that the tests read from a class are the same: with `RED = GREEN =
-        BLUE = 1` everything has the colour that is due. Two plain ones may be.
-        """
-        for constants in self.constants.values():
-            first, *others = constants.values()
-            is_object = type(first) in _PROXIES
-            if len(others) < (1 if is_object else 2):
-                continue
-            if all(one is first or (not is_object and _is_same(one, first)) for one in others):
-                return True
-        return False
 
     def _reply(self, what: str, on: int, given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         message = {"do": what, "on": on} | self._news()
@@ -352,10 +337,6 @@ class Link:
                 error.args = tuple(value)
             elif type(name) is str and name.isidentifier() and not name.startswith("_"):
                 error.__dict__.setdefault(name, value)
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and one == other
 
 
 def _texts(names: Any) -> list[str]:

@@ -6,46 +6,18 @@ Standard library only: see `confine`.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import copy
-import importlib
 import operator
 import sys
 import types
 from collections import deque
 from typing import Any
 
-from sppo_ray.rewards.code.sandbox import arrays, program, wire
+from sppo_ray.rewards.code.sandbox import arrays, program, usual, wire
 from sppo_ray.rewards.code.sandbox.identity import Objects
 from sppo_ray.rewards.code.sandbox.known import ERROR_MODULES
 
-# imports that programming sites add before a program; only names that it uses and never binds
-_USUAL_IMPORTS = {
-    "typing": "Any Callable Deque Dict Iterable Iterator List Optional Sequence Set Tuple Union",
-    "collections": "Counter OrderedDict defaultdict deque",
-    "itertools": "accumulate chain combinations count groupby permutations product",
-    "functools": "cache cmp_to_key lru_cache reduce",
-    "heapq": "heapify heappop heappush nlargest nsmallest",
-    "bisect": "bisect_left bisect_right insort",
-    "math": "ceil comb floor gcd inf isqrt sqrt",
-}
-_USUAL_MODULES = frozenset(
-    [
-        "bisect",
-        "collections",
-        "functools",
-        "heapq",
-        "itertools",
-        "json",
-        "math",
-        "operator",
-        "random",
-        "re",
-        "string",
-        "sys",
-    ]
-)
 MODULE = "<program>"
 """No name that a program can import: as a file of its own it cannot import itself by any other."""
 
@@ -68,26 +40,13 @@ def definitions(code: str, *, beside_tests: bool = False) -> dict[str, Any]:
     module.__file__ = "program.py"
     namespace: dict[str, Any] = module.__dict__
     program.give_exit()
+    compiled = program.compiled(code, "program.py")
     if beside_tests:
-        namespace["__builtins__"] = vars(builtins) | _usual(code)
+        namespace["__builtins__"] = vars(builtins) | usual.names(compiled)
     else:
-        vars(builtins).update(_usual(code))
-    exec(program.compiled(code, "program.py"), namespace)
+        vars(builtins).update(usual.names(compiled))
+    exec(compiled, namespace)
     return namespace
-
-
-def _usual(code: str) -> dict[str, Any]:
-    """Return what programming sites import before a program, as far as it uses that."""
-    used = {
-        node.id
-        for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
-    found: dict[str, Any] = {module: importlib.import_module(module) for module in used & _USUAL_MODULES}
-    for module, names in _USUAL_IMPORTS.items():
-        for name in used.intersection(names.split()):
-            found[name] = getattr(importlib.import_module(module), name)
-    return found
 
 
 class _Server:

@@ -440,7 +440,7 @@ def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool
     passed, failed = passed - tests.unearned, failed + tests.unearned
     # a value of the program took the tests away, or its class gives one verdict to all
     missed = tests.entered - tests.marked or not link.calls or 0 < tests.reached <= tests.empty
-    if not failed and (not passed or missed or link.one_sided(tests.reached) or link.same_constants()):
+    if not failed and (not passed or missed or link.one_sided(tests.reached)):
         failed = 1
     return {"passed": passed, "failed": failed}
 
