@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from textwrap import dedent
 
 _BOX = r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s{0,3}"
 _BOX_OPENS = re.compile(_BOX)
@@ -10,8 +11,13 @@ _UNBRACED = re.compile(r"[-+]?(?:\\[a-zA-Z]+(?:\{[^{}]{0,200}\}){0,3}|[0-9][0-9.
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text, not structure
 # possessive: a line of spaces that ends in ` takes linear time
 _FENCE = re.compile(r"^([ \t]*+)(```++|~~~++)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
+# behind other text, `<answer>```python`, it opens a block if it names Python
+_FENCE_BEHIND_TEXT = re.compile(
+    r"^([ \t]*+)(?=[^\s`])(?:[^\n`]|`(?!``))*+(```++)[ \t]*+(py(?:thon)?[0-9.]*+)[ \t]*+$",
+    re.MULTILINE | re.IGNORECASE,
+)
 _FENCE_INDENT = 3  # that a closing fence may have more than its opening one, as in CommonMark
-_PYTHON = frozenset(["python", "python3", "py", "py3"])
+_PYTHON = re.compile(r"py(?:thon)?[0-9.]*", re.IGNORECASE)
 _MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```|~~~", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _THINKING = (
@@ -136,16 +142,18 @@ def last_program(text: str) -> str | None:
     blocks: list[tuple[str, str | None]] = []
     opened: re.Match[str] | None = None
     text = without_thinking(text)
-    for fence in _FENCE.finditer(text):
-        if opened is None:
-            opened = fence
-        elif _closes(fence, opened):
+    fences = [*_FENCE.finditer(text), *_FENCE_BEHIND_TEXT.finditer(text)]
+    for fence in sorted(fences, key=lambda one: one.start()):
+        if opened is None or (opened.re is _FENCE_BEHIND_TEXT and _PYTHON.fullmatch(fence[3])):
+            opened = fence  # the text before may only have spoken of a fence
+        elif fence.re is _FENCE and _closes(fence, opened):
             code = text[opened.end() : fence.start()].strip("\n")
-            blocks.append((opened[3].casefold(), _without_indent(code, opened[1])))
+            is_dedented = opened.re is _FENCE_BEHIND_TEXT
+            blocks.append((opened[3], dedent(code) if is_dedented else _without_indent(code, opened[1])))
             opened = None
     if opened is not None:  # truncated inside its last block
-        blocks.append((opened[3].casefold(), None))
-    python = [code for language, code in blocks if language in _PYTHON] or [
+        blocks.append((opened[3], None))
+    python = [code for language, code in blocks if _PYTHON.fullmatch(language)] or [
         code for language, code in blocks if not language
     ]
     return python[-1] if python and python[-1] and python[-1].strip() else None

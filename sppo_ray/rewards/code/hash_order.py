@@ -8,8 +8,8 @@ import sys
 
 # Broad on purpose: a program that could be meant runs twice, which costs time and no verdict.
 _MAY_VARY = re.compile(
-    r"set|hash|keys|items|random|uuid|secrets|\bid\b|exec|eval|attr|vars|globals|locals|modules|pickle"
-    r"|marshal|types|__(?!init__|name__|main__)\w|\{\s*[^\s}]|[^\x00-\x7f]",
+    r"set|hash|keys|items|union|intersection|difference|random|uuid|secrets|time|pid|\bid\b|exec|eval|attr"
+    r"|vars|globals|locals|module|pickle|marshal|types|__(?!init__|name__|main__)\w|\{\s*[^\s}]|[^\x00-\x7f]",
     re.IGNORECASE,
 )
 # `++` and `*+` give nothing back: otherwise a long word takes quadratic time

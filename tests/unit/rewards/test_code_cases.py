@@ -322,5 +322,8 @@ def test_programs_that_vary_are_told_by_their_text() -> None:
         "import os, sympy as s",
         "from numpy import *",
         "x = ſet()",
+        "n = sys.stdlib_module_names",
+        "n = names.union(w)",
+        "import time",
     ):
         assert may_vary(steady + text), text

@@ -441,6 +441,16 @@ JUDGED: dict[str, tuple[str, str, str]] = {
         PAIR + "    def both(self): return [self.a, self.b]",
         PAIR + "    def both(self): return [self.a, self.a]",
     ),
+    "a task with the name of a built-in function": (
+        "assert sum(10, 15) == 6\nassert sum(100, 150) == 93",
+        "def sum(a, b):\n    s = 0\n    for i in range(1, min(a, b) + 1):\n        if a % i == b % i == 0: s += i\n    return s",
+        "def sum(a, b): return a + b",
+    ),
+    "a task with a well-known name": (
+        "assert shuffle([2, 5, 1, 3], 2) == [2, 1, 5, 3]\nassert shuffle([1, 2], 1) == [1, 2]",
+        "def shuffle(a, n): return [x for p in zip(a[:n], a[n:]) for x in p]",
+        "def shuffle(a, n): return a",
+    ),
     "what a method returns": (
         "c = Row([1]).plus(Row([2]))\nassert isinstance(c, Row) and str(c) == '1 2' and len(c) == 2\n"
         "assert list(c) == [1, 2] and c[1] == 2",

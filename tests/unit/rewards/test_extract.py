@@ -74,3 +74,31 @@ def test_a_block_is_closed_by_a_fence_of_its_own_kind(block: str, program: str |
 )
 def test_a_block_in_an_item_of_a_list_loses_its_indent(block: str, program: str) -> None:
     assert last_program(f"1. This is it:\n{block}\n") == program
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("<answer>```python\nx = 1\n```</answer>", "x = 1"),
+        ("```python\nx = 0\n```\nFinal: ```Python3\nx = 1\n```", "x = 1"),
+        ("1. ```py\n   if n:\n     x = 1\n   ```", "if n:\n  x = 1"),
+        ("Use `x` here: ```python3.11  \nx = 1\n```", "x = 1"),
+        ("```python3.11\nx = 1\n```", "x = 1"),
+        # spoken of, and no block
+        ("It begins with ```python\n\n```python\nx = 1\n```", "x = 1"),
+        ("```python\nx = 1  # no ```python\n```", "x = 1  # no ```python"),
+        ("```python\nx = 1\n```\nThis was ```python", None),  # what begins last never ends
+        ("```python\nx = 1\n```\nThis was ```python x``` and ```bash", "x = 1"),
+        ("This is ```cpp\nint x;\n```", None),
+    ],
+)
+def test_a_fence_of_python_counts_behind_text(text: str, program: str | None) -> None:
+    assert last_program(text) == program
+
+
+def test_fences_behind_text_are_found_in_linear_time() -> None:
+    begun = time.process_time()
+    for piece in ("a ```", "a``", "a ```py", "a\n```", "` a", " ~"):
+        last_program(piece * 40_000)
+        last_program(piece * 40_000 + " ```python")
+    assert time.process_time() - begun < 2.0

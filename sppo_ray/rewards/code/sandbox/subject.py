@@ -42,6 +42,7 @@ class Subject:
     """
 
     def __init__(self, code: str, tree: ast.Module, entry: str | None) -> None:
+        entry = entry or _only_called(tree)
         loose = _undefined(code, entry) - (_starred(tree) - {entry})
         modules, imported = _program_imports(tree)
         read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -219,6 +220,19 @@ def _used_as_exceptions(tree: ast.Module) -> set[str]:
                 places.append(node.args[0])
     flat = [one for place in places for one in (place.elts if isinstance(place, ast.Tuple) else [place])]
     return {one.id for one in flat if isinstance(one, ast.Name)}
+
+
+def _only_called(tree: ast.Module) -> str | None:
+    """The one function that plain assertions call, where its name has a fixed meaning that is no
+    task: `assert sum(10, 15) == 6`. Without the program they would prove nothing.
+    """
+    if not all(isinstance(node, ast.Assert) for node in tree.body):
+        return None
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {one.id if isinstance(one, ast.Name) else "" for one in calls}
+    name = called.pop() if len(called) == 1 else ""
+    is_fixed = hasattr(builtins, name) or (known.is_known(name) and not known.is_task(name))
+    return name if is_fixed and not is_class(name) else None
 
 
 def _not_fed(tree: ast.Module, names: set[str]) -> set[str]:
