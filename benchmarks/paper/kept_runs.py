@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -158,7 +159,7 @@ def read_kept(name: str, study: Study, run: Run) -> Kept | None:
 
 def make(name: str, study: Study, run: Run, say: Say) -> Kept:
     """Do a run and keep its result, also when it fails. Raises KeyboardInterrupt on Ctrl-C and
-    SIGTERM, with the run ended and nothing kept.
+    SIGTERM, with the run ended and nothing kept, also when only the run gets the signal.
     """
     out = RUNS / name
     plan = plan_of(study, run)
@@ -176,6 +177,8 @@ def make(name: str, study: Study, run: Run, say: Say) -> Kept:
     found = read_run(out, job, study.budget_s if summary is None else max(1.0, summary.seconds))
     samples = config.data.samples_per_prompt
     if isinstance(found, Missing):
+        if ended.get("exit") == -signal.SIGTERM:  # someone has stopped it
+            raise KeyboardInterrupt
         kept = Kept(run, commit(), wall_s, found.reason or "not run", (), samples, {}, {}, {})
     else:
         figures = _figures(list(read_metrics(run_path(out, job))))

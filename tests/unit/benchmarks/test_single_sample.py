@@ -153,6 +153,19 @@ def test_a_run_that_fails_is_kept_as_failed(results: Path, monkeypatch: pytest.M
     assert made.failed == "exit 2: no such model" and not made.curve
 
 
+def test_a_run_that_someone_stops_is_not_kept(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runner(plan: object, out: Path, say: object) -> Runner:
+        stopped = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+        return Runner(plan, out, say, lambda job: [sys.executable, "-c", stopped])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kept_runs, "Runner", runner)
+    monkeypatch.setattr(kept_runs, "RUNS", results / "runs")
+    run = Run("sppo", 5e-4, 1)
+    with pytest.raises(KeyboardInterrupt):
+        kept_runs.make("single-sample/tiny", TINY, run, lambda line: None)
+    assert read_kept("single-sample/tiny", TINY, run) is None
+
+
 def test_a_failed_run_is_made_again_only_when_asked_for(results: Path) -> None:
     first = Run("sppo", RATES[0], SWEEP_SEED)
     keep(replace(kept("sppo"), run=first, failed="exit 1", curve=()))
