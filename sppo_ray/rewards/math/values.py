@@ -268,7 +268,10 @@ def _points(truth: Node, answer: Node, *, whole: bool = False) -> list[dict[str,
     of them, of all parities, where `whole` numbers are meant).
     """
     draw, names = _draws(truth, answer), _names(truth, answer)
-    ranges = ((40, 150, 1), (110, 420, 1), (30, 260, -1), (55, 310, 0), (5, 95, 1), (7, 60, 1), (20, 90, -1))
+    ranges = (
+        (40, 150, 1), (110, 420, 1), (30, 260, -1), (55, 310, 0), (5, 95, 1), (7, 60, 1), (20, 90, -1),
+        (35, 280, 0), (60, 240, 0),
+    )  # fmt: skip
     points = []
     for number, (low, high, sign) in enumerate(ranges):
         values = {}
@@ -282,6 +285,11 @@ def _points(truth: Node, answer: Node, *, whole: bool = False) -> list[dict[str,
     if whole:
         points += [{name: Fraction(start - index) for index, name in enumerate(names)} for start in (9, 14)]
         points += [{name: Fraction(start) for name in names} for start in (5, 10)]
+        # with a divisor that all but one have in common
+        points += [
+            {name: Fraction(5 if index % 3 == odd else 12 + 6 * index) for index, name in enumerate(names)}
+            for odd in range(3)
+        ]
         points += [{name: Fraction(draw.randint(*ends)) for name in names} for ends in _LARGE]
         points += [
             {name: Fraction(37 * step + 11 * index, 101) for index, name in enumerate(names)}

@@ -132,3 +132,23 @@ def test_no_answer_takes_long(answer: str) -> None:
         started = time.process_time()
         assert reward(answer, truth) == 0.0
         assert time.process_time() - started < 1.0
+
+
+@settings(max_examples=25)
+@given(st.permutations("abxyuv"))
+def test_bars_count_beside_a_variable_that_must_be_positive(letters: list[str]) -> None:
+    """In either order of the letters: the first one is negative at some points, and the second
+    positive.
+    """
+    a, b, *_ = letters
+    different(rf"|{a}|\sqrt{{{b}}}", rf"{a}\sqrt{{{b}}}")
+    different(rf"\ln {b}+|{a}|", rf"\ln {b}+{a}")
+    different(f"{b}^{{|{a}|}}", f"{b}^{{{a}}}")
+    same(rf"|{a}|\sqrt{{{b}}}", rf"\sqrt{{{a}^2{b}}}")
+
+
+@settings(max_examples=25)
+@given(st.permutations("abckmn"))
+def test_every_argument_of_a_common_divisor_counts(letters: list[str]) -> None:
+    a, b, c, *_ = letters
+    different(rf"\gcd({a},{b},{c})", rf"\gcd({a},{b})", rf"\gcd({b},{c})", rf"\gcd({a},{c})")
