@@ -245,6 +245,8 @@ class Comparison:
         # 1, 2, ..., n; yes, no, yes
         if any(isinstance(item, Opaque) or _is_verdict(item) for item in (*truth.items, *answer.items)):
             return self._in_order(truth.items, answer.items)
+        if are_unlike(truth) != are_unlike(answer):  # 30 km/h, 2 h: without units, the order tells
+            return self._in_order(truth.items, answer.items)
         return self._same_members(truth.items, answer.items)
 
     def _same_members(self, truths: Sequence[Form], answers: Sequence[Form]) -> bool:

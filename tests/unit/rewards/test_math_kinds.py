@@ -241,6 +241,18 @@ def test_percent(value: int) -> None:
     assert reward(rf"{value}\%", rf"\frac{{{value}}}{{100}}", prompt=asked) == 1.0
 
 
+@given(st.integers(2, 49), st.integers(50, 99))
+def test_amounts_of_unlike_things_keep_their_order_without_units(one: int, other: int) -> None:
+    for truth in (
+        rf"{one}\text{{ km/h}}, {other}\text{{ h}}",
+        rf"{one}\text{{ red}}, {other}\text{{ blue}}",
+    ):
+        different(truth, f"{other}, {one}", rf"{other}\text{{ and }}{one}")
+        same(truth, f"{one}, {other}")
+    same(rf"{one}\text{{ m}}, {other}\text{{ s}}", rf"{other}\text{{ s}}, {one}\text{{ m}}")
+    same(f"{one}, {other}", f"{other}, {one}")
+
+
 @given(st.integers(2, 99))
 def test_sec_is_a_second_behind_a_number_and_else_a_function(value: int) -> None:
     same(rf"{value}\text{{ seconds}}", rf"{value}\text{{ sec}}", rf"{value}\ \text{{sec}}", f"{value} sec")
