@@ -30,12 +30,13 @@ _LEADS_TO_A_CLAIM = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 _DENIES = re.compile(
-    r"\b(?:not|cannot|never|impossible|unlikely|wrong|if|unless|whether|suppose|assume|assuming)\b|n't\b",
+    r"\b(?:not|cannot|never|impossible|unlikely|wrong|false|doubt|might|if|unless|whether|suppose|assume|assuming)\b|n't\b",
     re.IGNORECASE,
 )
 _TAKES_BACK = re.compile(
     r"""\b(?: wait | actually | alternatively | instead | should\s+be | might\s+be | may\s+be | rather
-            | wrong | incorrect | false | mistaken? | correction | minus | negative )\b
+            | wrong | incorrect | false | mistaken? | oops | sorry | error | hmm | recheck
+            | second\s+thought | correction | minus | negative )\b
       | ^\W*(?:or|no)\b""",
     re.IGNORECASE | re.VERBOSE,
 )

@@ -148,6 +148,22 @@ def test_bars_count_beside_a_variable_that_must_be_positive(letters: list[str]) 
 
 
 @settings(max_examples=25)
+@given(st.permutations("abctvx"))
+def test_functions_of_a_difference_are_compared_at_more_than_one(letters: list[str]) -> None:
+    a, b, *_ = letters
+    different(rf"\sqrt{{{b}-{a}}}", f"{b}-{a}", "1", rf"({b}-{a})^{{3/2}}")
+    different(rf"\ln({b}-{a})", "0")
+    different(rf"\sqrt{{{a}}}+\sqrt{{{b}-{a}}}", rf"\sqrt{{{a}}}+{b}-{a}")
+    different(f"{b}({a}+{b})", f"|{b}({a}+{b})|")
+    same(rf"\ln({b}-{a})", rf"2\ln\sqrt{{{b}-{a}}}")
+
+
+def test_a_quotient_is_no_choice() -> None:
+    different("BC", "B/C", "C/B")
+    same("A, C", "A and C", "C, A")
+
+
+@settings(max_examples=25)
 @given(st.permutations("abckmn"))
 def test_every_argument_of_a_common_divisor_counts(letters: list[str]) -> None:
     a, b, c, *_ = letters

@@ -208,6 +208,15 @@ def test_answers_in_other_forms_reach_the_scorer(task: str, answer: str) -> None
     assert ANSWERS[task](answer, entry) == answer
 
 
+@pytest.mark.parametrize(
+    "box", ["daughter", r"\text{daughter}", r" \mathrm{daughter} ", r"\textbf{ daughter }"]
+)
+def test_a_word_in_a_box_may_be_marked_as_text(box: str) -> None:
+    entry = {"answer": "daughter", "metadata": {}}
+    assert PARTIAL(rf"It is \boxed{{{box}}}.", "", extra_of("family_relationships", entry))[0] == 1.0
+    assert PARTIAL(r"\boxed{\text{son}}", "", extra_of("family_relationships", entry))[0] < 1.0
+
+
 @pytest.mark.parametrize("answer", ["3*Integral(x**3*cos(3*x), x) + C", "Integral(3*x**3*cos(3*x), x)"])
 def test_the_question_itself_is_no_antiderivative(answer: str) -> None:
     """SymPy found no closed form for a tenth of the entries, and left the integral."""

@@ -34,6 +34,13 @@ ANOTHER_THING = [
     "The answer is $5$ if $x>0$ and $6$ otherwise",
     "The answer is $5$ (or $6$)",
     "The answer is $5$ or maybe $6$",
+    "The answer is 5.\nOops, it is 6.",
+    "The answer is 5.\n\nOn second thought, it is 6.",
+    "The answer is 5. Hmm, let me recheck: 2+4=6.",
+    "The answer is 5.\nSorry, I made an error. It is 6.",
+    "I doubt that the answer is 5.",
+    "It is false that the answer is 5.",
+    "One might think that the answer is 5.",
     "The answer is $5$ \u2014 or $6$",
     "The answer is $5$\nor $6$",
     "The answer is $5$ is wrong",
@@ -90,9 +97,10 @@ def test_the_answer_is_stated(response: str) -> None:
 
 
 # without a claim: the last formula or number
-MORE_THAN_IT = """So x = − 5|It is – 5|minus 5|It is negative 5|So −$5$|-$5$|**−5**|The total is 5 million
-$5$ thousand|$5$ percent|$5$%|5 %|5 per cent|5½|5²|2^5|4 /5|4÷5|4 / $5$|√5|\\sqrt{5}|5π|5i|5x|It is 5.5x
-3*5|2**5|2 + 5|$2$ + $5$|$5$ plus $5$|3 times 5|10 over 5|5!|x5|5e3x|$5$ dozen|$2$^5|-$x=5$"""
+MORE_THAN_IT = r"""So x = − 5|It is – 5|minus 5|It is negative 5|So −$5$|-$5$|**−5**|The total is 5 million
+$5$ thousand|$5$ percent|$5$%|5 %|5 per cent|5½|5²|2^5|4 /5|4÷5|4 / $5$|√5|\sqrt{5}|5π
+5i|5x|It is 5.5x|3*5|2**5|2 + 5|$2$ + $5$|$5$ plus $5$|3 times 5|10 over 5|5!|x5|-**5**
+-\mathbf{5}|5\pi|5 π|$5$ dozen|$2$^5|-$x=5$"""
 
 
 @pytest.mark.parametrize("response", MORE_THAN_IT.replace("\n", "|").split("|"))
