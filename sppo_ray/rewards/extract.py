@@ -151,7 +151,8 @@ def last_program(text: str) -> str | None:
             is_dedented = opened.re is _FENCE_BEHIND_TEXT
             blocks.append((opened[3], dedent(code) if is_dedented else _without_indent(code, opened[1])))
             opened = None
-    if opened is not None:  # truncated inside its last block
+    # truncated inside its last block, unless the last words only speak of a fence
+    if opened is not None and (opened.re is _FENCE or text[opened.end() :].strip()):
         blocks.append((opened[3], None))
     python = [code for language, code in blocks if _PYTHON.fullmatch(language)] or [
         code for language, code in blocks if not language

@@ -87,7 +87,9 @@ def test_a_block_in_an_item_of_a_list_loses_its_indent(block: str, program: str)
         # spoken of, and no block
         ("It begins with ```python\n\n```python\nx = 1\n```", "x = 1"),
         ("```python\nx = 1  # no ```python\n```", "x = 1  # no ```python"),
-        ("```python\nx = 1\n```\nThis was ```python", None),  # what begins last never ends
+        ("```python\nx = 1\n```\nThis was ```python", "x = 1"),
+        ("```python\nx = 1\n```\nThis was ```python\nx =", None),  # what begins last never ends
+        ("```python\nx = 1\n```\n```python", None),
         ("```python\nx = 1\n```\nThis was ```python x``` and ```bash", "x = 1"),
         ("This is ```cpp\nint x;\n```", None),
     ],
