@@ -13,7 +13,7 @@ _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is tex
 _FENCE = re.compile(r"^([ \t]*+)(```++|~~~++)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
 # behind other text, `<answer>```python`, it opens a block if it names Python
 _FENCE_BEHIND_TEXT = re.compile(
-    r"^([ \t]*+)(?=[^\s`])(?:[^\n`]|`(?!``))*+(```++)[ \t]*+(py(?:thon)?[0-9.]*+)[ \t]*+$",
+    r"^([ \t]*+)(?!```|~~~)(?=\S)(?:[^\n`]|`(?!``))*+(```++)[ \t]*+(py(?:thon)?[0-9.]*+)[ \t]*+$",
     re.MULTILINE | re.IGNORECASE,
 )
 _FENCE_INDENT = 3  # that a closing fence may have more than its opening one, as in CommonMark
