@@ -13,7 +13,7 @@ _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is tex
 _FENCE = re.compile(r"^([ \t]*+)(```++|~~~++)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
 # behind other text, `<answer>```python`, it opens a block if it names Python
 _FENCE_BEHIND_TEXT = re.compile(
-    r"^([ \t]*+)(?=[^\s`])(?:[^\n`]|`(?!``))*+(```++)[ \t]*+(py(?:thon)?[0-9.]*+)[ \t]*+$",
+    r"^([ \t]*+)(?!```|~~~)(?=\S)(?:[^\n`]|`(?!``))*+(```++)[ \t]*+(py(?:thon)?[0-9.]*+)[ \t]*+$",
     re.MULTILINE | re.IGNORECASE,
 )
 _FENCE_INDENT = 3  # that a closing fence may have more than its opening one, as in CommonMark
@@ -151,7 +151,8 @@ def last_program(text: str) -> str | None:
             is_dedented = opened.re is _FENCE_BEHIND_TEXT
             blocks.append((opened[3], dedent(code) if is_dedented else _without_indent(code, opened[1])))
             opened = None
-    if opened is not None:  # truncated inside its last block
+    # truncated inside its last block, unless the last words only speak of a fence
+    if opened is not None and (opened.re is _FENCE or text[opened.end() :].strip()):
         blocks.append((opened[3], None))
     python = [code for language, code in blocks if _PYTHON.fullmatch(language)] or [
         code for language, code in blocks if not language

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 
+from sppo_ray.rewards import nearby
 from sppo_ray.rewards.extract import last_boxed, without_thinking
 
 # possessive quantifiers: a long line of spaces takes linear time
@@ -29,12 +30,13 @@ _LEADS_TO_A_CLAIM = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 _DENIES = re.compile(
-    r"\b(?:not|cannot|never|impossible|unlikely|wrong|if|unless|whether|suppose|assume|assuming)\b|n't\b",
+    r"\b(?:not|cannot|never|impossible|unlikely|wrong|false|doubt|might|if|unless|whether|suppose|assume|assuming)\b|n't\b",
     re.IGNORECASE,
 )
 _TAKES_BACK = re.compile(
     r"""\b(?: wait | actually | alternatively | instead | should\s+be | might\s+be | may\s+be | rather
-            | wrong | incorrect | false | mistaken? | correction | minus | negative )\b
+            | wrong | incorrect | false | mistaken? | oops | sorry | error | hmm | recheck
+            | second\s+thought | correction | minus | negative )\b
       | ^\W*(?:or|no)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -68,7 +70,10 @@ _ANOTHER_FORMULA = re.compile(
 )
 _MATHS_OPENS = re.compile(r"\$\$|\$|\\\(|\\\[")
 _MATHS_CLOSES = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
-_NUMBER = re.compile(r"(?<![\w.])-?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?")
+# without 5x, but 5cm
+_NUMBER = re.compile(r"(?<![\w.])[0-9][0-9,]*+(?:\.[0-9]++)?+(?:/[0-9]++)?+(?![A-Za-z](?![A-Za-z]))")
+_DIGIT = re.compile(r"[0-9]")
+_PERCENT = re.compile(r"\s{0,3}(?:\\?%|per\s?cent\b)", re.IGNORECASE)
 
 
 def last_stated(text: str) -> str | None:
@@ -82,11 +87,29 @@ def last_stated(text: str) -> str | None:
     claims = deque(_CLAIM.finditer(text), maxlen=1)
     if claims:
         return _claimed(claims[0], text)
+    return _last_value(text.translate(nearby.DASHES))
+
+
+def _last_value(text: str) -> str | None:
+    """Return the last formula, else the last number, with the sign before it; None for a part of a
+    greater value.
+    """
     formulas = _formulas(text)
     if formulas:
-        return formulas[-1][0].strip() or None
-    numbers = _NUMBER.findall(text)
-    return numbers[-1].rstrip(",") if numbers else None
+        content, start, end = formulas[-1]
+        is_number = _NUMBER.fullmatch(content.strip())
+    else:
+        start, end = [(0, 0), *(one.span() for one in _NUMBER.finditer(text))][-1]
+        content, is_number = text[start:end], True
+        if not content or _DIGIT.search(text, end):  # the last one is part of a word
+            return None
+    is_percent = _PERCENT.match(text, end)
+    if not is_percent and nearby.is_part_of_more(text, start, end):
+        return None
+    sign, content = nearby.sign(text, start), content.strip().rstrip(",")
+    if not content or sign is None or (sign < 0 and not is_number):
+        return None
+    return f"{'-' * (sign < 0)}{content}{chr(92) + '%' if is_percent else ''}"
 
 
 def _claimed(claim: re.Match[str], text: str) -> str | None:

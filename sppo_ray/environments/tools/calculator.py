@@ -16,8 +16,8 @@ _OPERATIONS: dict[type, Callable[[Decimal, Decimal], Decimal]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
-    ast.FloorDiv: lambda a, b: (a / b).to_integral_value("ROUND_FLOOR"),
-    ast.Mod: lambda a, b: a - b * (a / b).to_integral_value("ROUND_FLOOR"),
+    ast.FloorDiv: lambda a, b: _floor(a, b),
+    ast.Mod: lambda a, b: a - b * _floor(a, b),
 }
 
 
@@ -28,36 +28,48 @@ class CannotCalculate(ValueError):
 def calculate(expression: str) -> str:
     """Return the value of an expression in + - * / // % ** and brackets, e.g. "0.3" for "0.1+0.2".
 
-    Numbers have up to 60 digits, so 1/3 is rounded there. Raises CannotCalculate.
+    Numbers have up to 60 digits: 1/3 is rounded there, and a larger integer is an error. Raises
+    CannotCalculate.
     """
     if len(expression) > MAX_CHARS:
         raise CannotCalculate(f"the expression has more than {MAX_CHARS} characters")
+    text = _THOUSANDS.sub("", expression.strip()).replace("^", "**")
     try:
-        tree = ast.parse(_THOUSANDS.sub("", expression.strip()).replace("^", "**"), mode="eval")
+        tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise CannotCalculate("not an arithmetic expression") from None
-    with localcontext(prec=MAX_DIGITS, Emax=MAX_DIGITS, Emin=-MAX_DIGITS):
+    with localcontext(prec=MAX_DIGITS, Emax=MAX_DIGITS - 1, Emin=-MAX_DIGITS):
         try:
-            return _text(_value(tree.body))
+            return _text(_value(tree.body, text))
         except DivisionByZero:
             raise CannotCalculate("division by zero") from None
         except (InvalidOperation, Overflow, RecursionError):
             raise CannotCalculate("the number is too large or not defined") from None
 
 
-def _value(node: ast.expr) -> Decimal:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return _finite(Decimal(str(node.value)))  # 1e999 is infinite
+def _value(node: ast.expr, text: str) -> Decimal:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return +Decimal(node.value)  # + rounds, and raises Overflow
+    if isinstance(node, ast.Constant) and type(node.value) is float:
+        return +Decimal(ast.get_source_segment(text, node) or "")  # all its digits
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        return -_value(node.operand) if isinstance(node.op, ast.USub) else _value(node.operand)
+        value = _value(node.operand, text)
+        return -value if isinstance(node.op, ast.USub) else value
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-        return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
+        return _OPERATIONS[type(node.op)](_value(node.left, text), _value(node.right, text))
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        exponent = _value(node.right)
+        exponent = _value(node.right, text)
         if abs(exponent) > 1000:
             raise InvalidOperation
-        return _finite(_value(node.left) ** exponent)  # 0**-1 is infinite
+        return _finite(_value(node.left, text) ** exponent)  # 0**-1 is infinite
     raise CannotCalculate("only numbers, + - * / // % ** and brackets are known")
+
+
+def _floor(a: Decimal, b: Decimal) -> Decimal:
+    """The quotient, rounded down, worked out to enough digits."""
+    with localcontext(prec=4 * MAX_DIGITS):
+        quotient = (a / b).to_integral_value("ROUND_FLOOR")
+    return +quotient
 
 
 def _finite(value: Decimal) -> Decimal:

@@ -150,7 +150,9 @@ class Comparison:
             truth = _in_degrees(truth, answer.tail)
         if not self._same_meaning(truth, answer):
             return False
-        factors = self._tail_factors(truth.tail, answer.tail, plain=not has_variables(truth.node))
+        factors = self._tail_factors(truth, answer.tail)
+        if answer.tail.scale in self._question.scales:  # 5 dozen is 5, where dozens are asked for
+            factors += [factor / answer.tail.scale for factor in factors]
         matrices = self._question.is_about_matrices
         return any(
             _same_node(truth.node, _times(answer.node, factor), inside=inside, matrices=matrices)
@@ -170,11 +172,11 @@ class Comparison:
             return False
         return _same_words(truth.tail.words, answer.tail.words)
 
-    def _tail_factors(self, truth: Tail, answer: Tail, *, plain: bool) -> list[Fraction]:
+    def _tail_factors(self, due: Quantity, answer: Tail) -> list[Fraction]:
         """What the answer's number is multiplied by to stand beside the truth's; [] where their
-        units or percent signs differ. `plain`: the truth is a number, whose percent sign may be
-        left out.
+        units or percent signs differ. The percent sign of a number may be left out.
         """
+        truth = due.tail
         if answer.shorthand and not truth.has_unit:
             return []
         asked = self._question.unit
@@ -193,9 +195,14 @@ class Comparison:
             return [scale]
         if truth.words or answer.words or truth.has_unit or answer.has_unit:
             return []  # 40% of them is not 0.4, and 25% is not 25 cents
+        if not self._question.asks_percentage:
+            is_number = not has_variables(due.node)
+            return [scale * 100, *([scale] * is_number)] if truth.percent else [scale / 100]
         if truth.percent:
-            return [scale * 100, *([scale] if plain or self._question.asks_percentage else [])]
-        return [scale / 100, *([scale] if self._question.asks_percentage else [])]
+            return [scale * 100, scale]
+        # a truth of 25 is 25 percent here, and not 2500 percent
+        is_percentage = due.node.op == "num" and abs(due.node.args[0]) >= 1
+        return [scale] if is_percentage else [scale / 100, scale]
 
     def _same_logic(self, truth: Form, answer: Form) -> bool:
         """Whether two formulas are built alike, up to the order of parts that have none. Equations
@@ -237,6 +244,8 @@ class Comparison:
             return False  # 2 apples and 3 pears, 2 apples or 3 pears
         # 1, 2, ..., n; yes, no, yes
         if any(isinstance(item, Opaque) or _is_verdict(item) for item in (*truth.items, *answer.items)):
+            return self._in_order(truth.items, answer.items)
+        if are_unlike(truth) != are_unlike(answer):  # 30 km/h, 2 h: without units, the order tells
             return self._in_order(truth.items, answer.items)
         return self._same_members(truth.items, answer.items)
 

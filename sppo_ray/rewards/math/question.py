@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from sppo_ray.rewards.math.counted import counted_in, singular
-from sppo_ray.rewards.math.units import Dimensions, read_tail
+from sppo_ray.rewards.math.units import Dimensions, Tail, read_tail
 
 _PERCENT_ASKED = re.compile(
     r"\b(?:what|which|how many|how much|find|calculate|compute|determine|express|give|as an?|in"
@@ -69,9 +69,18 @@ class Question:
         """The unit that it asks for (how many minutes, in dollars): its factor and dimensions; None
         where it names none, or several.
         """
-        tails = (read_tail(" ".join(words.split())) for words in _UNIT_ASKED.findall(self._text))
-        found = {(tail.factor, tail.dimensions) for tail in tails if tail is not None and tail.has_unit}
+        found = {(tail.factor, tail.dimensions) for tail in self._asked_in if tail.has_unit}
         return next(iter(found)) if len(found) == 1 else None
+
+    @cached_property
+    def scales(self) -> frozenset[Fraction]:
+        """The words of magnitude that it asks in: how many dozen, in millions."""
+        return frozenset(tail.scale for tail in self._asked_in if tail.scale != 1)
+
+    @cached_property
+    def _asked_in(self) -> list[Tail]:
+        tails = (read_tail(" ".join(words.split())) for words in _UNIT_ASKED.findall(self._text))
+        return [tail for tail in tails if tail is not None]
 
     @cached_property
     def named(self) -> frozenset[str]:

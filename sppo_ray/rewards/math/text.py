@@ -61,6 +61,7 @@ _OPERATOR_NAMES = frozenset([
     "rot", "deg", "ord", "Res", "erf", "diag", "Li", "Si", "Ci", "proj", "vol", "area", "cosh", "sinh",
     "tanh", "coth", "arcsinh", "arccosh", "arctanh",
 ])  # fmt: skip
+_NUMBER_BEFORE = re.compile(r"[0-9}](?:\s|\\[ ,;:])*$")
 _WRAPPER = re.compile(
     r"\\(?:mathbf|boldsymbol|bm|pmb|mathcal|mathnormal|underline|underbrace|overbrace|boxed|fbox|framebox|ensuremath|mathstrut"
     r"|textcolor\s*\{[^{}]*\}|color\s*\{[^{}]*\}|colorbox\s*\{[^{}]*\})\s*(?=\{)"
@@ -218,9 +219,16 @@ def _one_style(text: str) -> str:
         content = text[match.end() + 1 : end - 1]
         named = "operatorname" in match[0] and content.strip() in _OPERATOR_NAMES
         inner = f"\\{content.strip()} " if named else _words_or_formula(content)
+        if content.strip() == "sec" and _is_unit(text[: match.start()], text[end:]):
+            inner = r"\text{sec}"
         pieces += [text[position : match.start()], inner]
         position = end
     return "".join([*pieces, text[position:]])
+
+
+def _is_unit(before: str, behind: str) -> bool:
+    """Whether "sec" is a second: a number before it, and no argument behind it."""
+    return _NUMBER_BEFORE.search(before) is not None and not behind.strip(" .$")
 
 
 def _unwrapped(text: str) -> str:

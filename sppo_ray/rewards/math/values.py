@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from sppo_ray.rewards.math.evaluator import (
@@ -277,16 +277,39 @@ def _points(truth: Node, answer: Node, *, whole: bool = False) -> list[dict[str,
             signed = sign or (1 if (index + number) % 2 else -1)
             values[name] = signed * (low + step + Fraction(draw.randrange(_PRIME), _PRIME)) / 97
         points.append(values)
+    if len(names) > 1:
+        points += _related_points(names, Fraction(draw.randrange(_PRIME), _PRIME))
     starts = (3, 8, 1, 2, 4, 6, 11, 12) if whole else (3, 8)
     points += [{name: Fraction(index + start) for index, name in enumerate(names)} for start in starts]
     if whole:
         points += [{name: Fraction(start - index) for index, name in enumerate(names)} for start in (9, 14)]
         points += [{name: Fraction(start) for name in names} for start in (5, 10)]
+        # with a divisor that all but one have in common
+        points += [
+            {name: Fraction(5 if index % 3 == odd else 12 + 6 * index) for index, name in enumerate(names)}
+            for odd in range(3)
+        ]
         points += [{name: Fraction(draw.randint(*ends)) for name in names} for ends in _LARGE]
         points += [
             {name: Fraction(37 * step + 11 * index, 101) for index, name in enumerate(names)}
             for step in range(-6, 18)
         ]
+    return points
+
+
+def _related_points(names: Sequence[str], part: Fraction) -> list[dict[str, Fraction]]:
+    """Points at which the variables rise and fall, whole ones and others, and have unlike signs,
+    the first or the last one being the largest. `part`: a fraction to add.
+    """
+    order = {name: index for index, name in enumerate(names)}
+    last = len(names) - 1
+    points = [{name: Fraction(2 + 9 * at) for name, at in order.items()}]
+    points += [{name: Fraction(5 + 7 * (last - at)) for name, at in order.items()}]
+    points += [{name: 3 + 5 * at + part for name, at in order.items()}]
+    points += [{name: 3 + 4 * (last - at) + part for name, at in order.items()}]
+    for sign in (1, -1):
+        points += [{name: sign * (-1) ** at * (2 + 3 * at + part) for name, at in order.items()}]
+        points += [{name: sign * (-1) ** at * (2 + 3 * (last - at) + part) for name, at in order.items()}]
     return points
 
 

@@ -114,7 +114,7 @@ def as_choice(text: str, quotes: Callable[[str], bool] = lambda text: False) -> 
     return match[1] or match[2] or match[3] or match[5]
 
 
-_LETTERS = re.compile(r"\(?([A-J])\)?(?:\s*(?:,|;|&|/|and|\s)\s*(?:and\s*)?\(?([A-J])\)?)+|[A-J]{2,6}")
+_LETTERS = re.compile(r"\(?([A-J])\)?(?:\s*(?:,|;|&|and|\s)\s*(?:and\s*)?\(?([A-J])\)?)+|[A-J]{2,6}")
 
 
 def as_choices(text: str) -> tuple[str, ...] | None:

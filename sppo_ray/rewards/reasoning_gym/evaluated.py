@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sppo_ray.config import ReasoningGymReward, RewardFunction, UserReward
@@ -48,8 +48,8 @@ def _arithmetic(answer: str, entry: Entry) -> str | None:
 
 
 def _antiderivative(answer: str, entry: Entry) -> str | None:
-    """An expression in the variable of the integral and a constant; an `Integral` only where the
-    solution has one left.
+    """An expression in the variable of the integral and a constant. No `Integral`, although some
+    solutions have one left, where SymPy failed: the question itself would be paid.
     """
     return answer if is_expression(answer, _names_of_integral(entry)) else None
 
@@ -142,12 +142,7 @@ ENTRIES: dict[str, Callable[[Entry], bool]] = {
 
 
 def _names_of_integral(entry: Entry) -> Names:
-    metadata = entry["metadata"]
-    functions: Collection[str] = FUNCTIONS
-    # SymPy found no closed form of a part and left the integral in the solution
-    if "Integral(" in str(entry["answer"]):
-        functions = FUNCTIONS | {"Integral"}
-    return Names(_CONSTANTS | {metadata["variable"]}, functions)
+    return Names(_CONSTANTS | {entry["metadata"]["variable"]}, FUNCTIONS)
 
 
 def _variables_of(entry: Entry) -> frozenset[str]:

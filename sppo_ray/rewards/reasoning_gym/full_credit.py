@@ -31,8 +31,11 @@ _NOTHING = re.compile(r"[\s\[\](){}<>\"'`.,:;_-]*")
 
 def is_own_answer(answer: str, entry: Entry) -> bool:
     """Whether the answer is the entry's own one; runs of spaces count as one. For an empty one the
-    response has an empty box or tag, and the answer is then the whole response.
+    response has an empty box or tag, and the answer is then the whole response. An integral that
+    SymPy has left in its solution is the question again, and not an answer.
     """
+    if "Integral(" in str(entry["answer"]):
+        return False
     if entry["answer"] == "":
         return _EMPTY.search(answer) is not None
     return entry["answer"] is not None and _lines(answer) == _lines(str(entry["answer"]))
@@ -203,6 +206,13 @@ def _form(pattern: str) -> Callable[[str, Entry], bool]:
     return lambda answer, entry: compiled.fullmatch(answer) is not None
 
 
+def _is_interval(answer: str, entry: Entry) -> bool:
+    """Days alone where days are asked for: the scorer would not read a time behind them."""
+    time = r"(?:[0-9]+ days, )?[0-9]+:[0-5][0-9](?::[0-5][0-9](?:\.[0-9]{3})?)?"
+    asked = r"[0-9]+(?: days?)?" if entry["metadata"]["task_type"] == "date" else time
+    return re.fullmatch(asked, answer, re.ASCII) is not None
+
+
 def _uses_each_number_once(numbers: str, target: int | str) -> Callable[[str, Entry], bool]:
     def check(answer: str, entry: Entry) -> bool:
         value, used = evaluate(answer)
@@ -327,9 +337,7 @@ _CHECKS: dict[str, Callable[[str, Entry], bool]] = {
     "shortest_path": _is_from_the_scorer,
     "simple_integration": _is_from_the_scorer,
     "sokoban": _form(r"[LRUD]+"),
-    "time_intervals": _form(
-        r"[0-9]+(?: days?)?|(?:[0-9]+ days, )?[0-9]+:[0-5][0-9](?::[0-5][0-9](?:\.[0-9]{3})?)?"
-    ),
+    "time_intervals": _is_interval,
     "tower_of_hanoi": _form(r"(?:\s*Move disk [0-9]+ from Peg [0-9]+ to Peg [0-9]+\s*(?:\n|$))+"),
     "word_ladder": _form(r"[A-Za-z]+(?:\s*,\s*[A-Za-z]+)*"),
 }  # fmt: skip

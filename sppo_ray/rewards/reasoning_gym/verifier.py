@@ -29,6 +29,9 @@ _REPEATED_TURN = re.compile("[0-9]{2}")
 """`U999999`: the scorer of rubiks_cube would turn as often, for half a minute."""
 
 
+_TEXT = re.compile(r"\A\s*\\(?:text|mathrm|textbf|mathbf|textit)\s?\{([^{}]*)\}\s*\Z")
+
+
 def make_reasoning_gym_verifier(*, full_only: bool) -> VerifierFunction:
     """A verifier that reads `extra["reasoning_gym_task"]` and `extra["reasoning_gym_entry"]` (the
     entry as JSON).
@@ -66,10 +69,13 @@ def try_entry(ground_truth: str, extra: Mapping[str, Any]) -> None:
 
 
 def answer(response: str) -> str | None:
-    """Return the last box, else the last answer tag, else the whole response without its thinking;
-    None when that is empty.
+    """Return the last box, without a command around all of its text, else the last answer tag, else
+    the whole response without its thinking; None when that is empty.
     """
-    return last_boxed(response) or last_tagged(response) or without_thinking(response).strip() or None
+    boxed = last_boxed(response)
+    if boxed:
+        return _TEXT.sub(r"\1", boxed).strip() or None
+    return last_tagged(response) or without_thinking(response).strip() or None
 
 
 def warm_up() -> None:

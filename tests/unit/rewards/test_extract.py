@@ -83,11 +83,14 @@ def test_a_block_in_an_item_of_a_list_loses_its_indent(block: str, program: str)
         ("```python\nx = 0\n```\nFinal: ```Python3\nx = 1\n```", "x = 1"),
         ("1. ```py\n   if n:\n     x = 1\n   ```", "if n:\n  x = 1"),
         ("Use `x` here: ```python3.11  \nx = 1\n```", "x = 1"),
+        ("```python\nx = 0\n```\n`x` corrected: ```python\nx = 1\n```", "x = 1"),
         ("```python3.11\nx = 1\n```", "x = 1"),
         # spoken of, and no block
         ("It begins with ```python\n\n```python\nx = 1\n```", "x = 1"),
         ("```python\nx = 1  # no ```python\n```", "x = 1  # no ```python"),
-        ("```python\nx = 1\n```\nThis was ```python", None),  # what begins last never ends
+        ("```python\nx = 1\n```\nThis was ```python", "x = 1"),
+        ("```python\nx = 1\n```\nThis was ```python\nx =", None),  # what begins last never ends
+        ("```python\nx = 1\n```\n```python", None),
         ("```python\nx = 1\n```\nThis was ```python x``` and ```bash", "x = 1"),
         ("This is ```cpp\nint x;\n```", None),
     ],

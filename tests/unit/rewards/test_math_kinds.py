@@ -235,7 +235,38 @@ def test_percent(value: int) -> None:
         f"{value / 100}",
     )
     different(str(value), rf"{value}\%", f"{value} percent", rf"{value}\% of them")
-    assert reward(rf"{value}\%", str(value), prompt="What percent of the students pass?") == 1.0
+    asked = "What percent of the students pass?"
+    assert reward(rf"{value}\%", str(value), prompt=asked) == 1.0
+    assert reward(rf"{100 * value}\%", str(value), prompt=asked) == 0.0
+    assert reward(rf"{value}\%", rf"\frac{{{value}}}{{100}}", prompt=asked) == 1.0
+
+
+@given(st.integers(2, 49), st.integers(50, 99))
+def test_amounts_of_unlike_things_keep_their_order_without_units(one: int, other: int) -> None:
+    for truth in (
+        rf"{one}\text{{ km/h}}, {other}\text{{ h}}",
+        rf"{one}\text{{ red}}, {other}\text{{ blue}}",
+    ):
+        different(truth, f"{other}, {one}", rf"{other}\text{{ and }}{one}")
+        same(truth, f"{one}, {other}")
+    same(rf"{one}\text{{ m}}, {other}\text{{ s}}", rf"{other}\text{{ s}}, {one}\text{{ m}}")
+    same(f"{one}, {other}", f"{other}, {one}")
+
+
+@given(st.integers(2, 99))
+def test_sec_is_a_second_behind_a_number_and_else_a_function(value: int) -> None:
+    same(rf"{value}\text{{ seconds}}", rf"{value}\text{{ sec}}", rf"{value}\ \text{{sec}}", f"{value} sec")
+    assert reward(rf"{value}\text{{ sec}}", str(value), prompt="How many seconds?") == 1.0
+    same(rf"\frac{{{value}}}{{\cos x}}", rf"{value}\text{{sec}}\,x", rf"{value}\sec x")
+    different(rf"{value}\text{{ minutes}}", rf"{value}\text{{ sec}}")
+
+
+@given(st.integers(2, 99), st.sampled_from(["dozen", "hundred", "thousand", "million"]))
+def test_a_word_of_magnitude_may_be_what_is_asked_in(value: int, word: str) -> None:
+    answer = rf"{value}\text{{ {word}}}"
+    assert reward(answer, str(value), prompt=f"How many {word} eggs are there?") == 1.0
+    assert reward(answer, str(value), prompt="How many eggs are there?") == 0.0
+    assert reward(answer, str(value + 1), prompt=f"How many {word} eggs are there?") == 0.0
 
 
 # ------------------------------------------------------------------------------- sets and sequences

@@ -132,3 +132,39 @@ def test_no_answer_takes_long(answer: str) -> None:
         started = time.process_time()
         assert reward(answer, truth) == 0.0
         assert time.process_time() - started < 1.0
+
+
+@settings(max_examples=25)
+@given(st.permutations("abxyuv"))
+def test_bars_count_beside_a_variable_that_must_be_positive(letters: list[str]) -> None:
+    """In either order of the letters: the first one is negative at some points, and the second
+    positive.
+    """
+    a, b, *_ = letters
+    different(rf"|{a}|\sqrt{{{b}}}", rf"{a}\sqrt{{{b}}}")
+    different(rf"\ln {b}+|{a}|", rf"\ln {b}+{a}")
+    different(f"{b}^{{|{a}|}}", f"{b}^{{{a}}}")
+    same(rf"|{a}|\sqrt{{{b}}}", rf"\sqrt{{{a}^2{b}}}")
+
+
+@settings(max_examples=25)
+@given(st.permutations("abctvx"))
+def test_functions_of_a_difference_are_compared_at_more_than_one(letters: list[str]) -> None:
+    a, b, *_ = letters
+    different(rf"\sqrt{{{b}-{a}}}", f"{b}-{a}", "1", rf"({b}-{a})^{{3/2}}")
+    different(rf"\ln({b}-{a})", "0")
+    different(rf"\sqrt{{{a}}}+\sqrt{{{b}-{a}}}", rf"\sqrt{{{a}}}+{b}-{a}")
+    different(f"{b}({a}+{b})", f"|{b}({a}+{b})|")
+    same(rf"\ln({b}-{a})", rf"2\ln\sqrt{{{b}-{a}}}")
+
+
+def test_a_quotient_is_no_choice() -> None:
+    different("BC", "B/C", "C/B")
+    same("A, C", "A and C", "C, A")
+
+
+@settings(max_examples=25)
+@given(st.permutations("abckmn"))
+def test_every_argument_of_a_common_divisor_counts(letters: list[str]) -> None:
+    a, b, c, *_ = letters
+    different(rf"\gcd({a},{b},{c})", rf"\gcd({a},{b})", rf"\gcd({b},{c})", rf"\gcd({a},{c})")

@@ -34,6 +34,13 @@ ANOTHER_THING = [
     "The answer is $5$ if $x>0$ and $6$ otherwise",
     "The answer is $5$ (or $6$)",
     "The answer is $5$ or maybe $6$",
+    "The answer is 5.\nOops, it is 6.",
+    "The answer is 5.\n\nOn second thought, it is 6.",
+    "The answer is 5. Hmm, let me recheck: 2+4=6.",
+    "The answer is 5.\nSorry, I made an error. It is 6.",
+    "I doubt that the answer is 5.",
+    "It is false that the answer is 5.",
+    "One might think that the answer is 5.",
     "The answer is $5$ \u2014 or $6$",
     "The answer is $5$\nor $6$",
     "The answer is $5$ is wrong",
@@ -87,3 +94,38 @@ def test_another_thing_than_the_answer_is_stated(response: str) -> None:
 @pytest.mark.parametrize("response", RIGHT)
 def test_the_answer_is_stated(response: str) -> None:
     assert make_math_verifier("last")(response, "5", {})[0] == 1.0
+
+
+# without a claim: the last formula or number
+MORE_THAN_IT = r"""So x = − 5|It is – 5|minus 5|It is negative 5|So −$5$|-$5$|**−5**|The total is 5 million
+$5$ thousand|$5$ percent|$5$%|5 %|5 per cent|5½|5²|2^5|4 /5|4÷5|4 / $5$|√5|\sqrt{5}|5π
+5i|5x|It is 5.5x|3*5|2**5|2 + 5|$2$ + $5$|$5$ plus $5$|3 times 5|10 over 5|5!|x5|-**5**
+-\mathbf{5}|5\pi|5 π|$5$ dozen|$2$^5|-$x=5$"""
+
+
+@pytest.mark.parametrize("response", MORE_THAN_IT.replace("\n", "|").split("|"))
+def test_a_part_of_a_value_is_not_the_answer(response: str) -> None:
+    assert make_math_verifier("last")(response, "5", {})[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("response", "truth"),
+    [
+        ("So x = −5", "-5"),
+        ("So x = − 5.", "-5"),
+        ("minus 5", "-5"),
+        ("-$5$", "-5"),
+        ("2 + 3 = 5", "5"),
+        ("5 - 9 = -4", "-4"),
+        ("It costs $1,234.", "1234"),
+        ("5 cm", "5"),
+        ("5kg", "5"),
+        ("about 5 %", "5\\%"),
+        ("$5$ per cent", "5\\%"),
+        ("I get 3/4", "3/4"),
+        ("* one\n* 5", "5"),
+        ("We have $a=2$ and so $b=5$.", "5"),
+    ],
+)
+def test_the_last_value_counts_with_its_sign(response: str, truth: str) -> None:
+    assert make_math_verifier("last")(response, truth, {})[0] == 1.0

@@ -42,9 +42,10 @@ class Subject:
     """
 
     def __init__(self, code: str, tree: ast.Module, entry: str | None) -> None:
-        entry = entry or _only_called(tree)
-        loose = _undefined(code, entry) - (_starred(tree) - {entry})
         modules, imported = _program_imports(tree)
+        if entry is None and not imported and all(map(known.is_known, _undefined(code, None))):
+            entry = _only_called(tree)
+        loose = _undefined(code, entry) - (_starred(tree) - {entry})
         read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         imported = {name: real for name, real in imported.items() if name in read or name == entry}
         members = _Members(modules)
