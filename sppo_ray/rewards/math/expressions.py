@@ -43,6 +43,7 @@ _CLOSED_BY = {
 UNKNOWN = "function "
 """Before the name of a function that is not known, in a call."""
 _FUNCTION_NAMES = frozenset("fgFG")
+_MEANS = frozenset(["E", "mathbb E", "mathbb P", "P", "V", "Var"])  # before square brackets
 _OFTEN_FUNCTIONS = frozenset(
     ["h", "H", "P", "p", "u", "v", "T", "S", "B", "J", "Gamma", "zeta", "Phi", "phi", "varphi", "psi",
      "sigma", "tau", "mu", "beta", "Beta", "Psi", "Theta", "theta", "Pr", "q", "Q", "R", "r", "y", "E"]
@@ -316,7 +317,7 @@ class _Reader:
         return (name == "d" and text in _DIFFERENTIATED) or (name in ("d", "D") and self._derives and letter)
 
     def _applied(self, name: str) -> Node | None:
-        r"""A function that is not known: f(2x), P(A), \Gamma(3), J_0(2), f^{-1}(4).
+        r"""A function that is not known: f(2x), P(A), \Gamma(3), J_0(2), f^{-1}(4), E[X].
 
         None of a product: h(a+b), x(x+1).
         """
@@ -324,12 +325,13 @@ class _Reader:
         if [self._peek(n)[1] for n in range(5)] in (["^", "{", "-", "1", "}"], ["^", "{", "-1", "}", "("]):
             self._at += 5 if self._peek(4)[1] == "}" else 4
             inverse = "^-1"
-        if self._peek()[1] != "(" or (inverse and name[0] not in _FUNCTION_NAMES):
+        is_mean = name in _MEANS and self._peek()[1] == "["
+        if (self._peek()[1] != "(" and not is_mean) or (inverse and name[0] not in _FUNCTION_NAMES):
             self._at = start
             return None
         inner = self._group(self._next()[1])
         derives = self._derives and name in ("d", "D")  # d(y)/d(x)
-        is_function = name[0] in _FUNCTION_NAMES or "'" in name or derives
+        is_function = is_mean or name[0] in _FUNCTION_NAMES or "'" in name or derives
         may_be_function = name in _OFTEN_FUNCTIONS or ("_" in name and name[0].isupper())
         alone = inner.op in ("num", "const") or (inner.op == "sym" and not is_dot(inner))
         if is_function or (may_be_function and alone):
@@ -369,7 +371,8 @@ class _Reader:
         if name in FUNCTIONS or name in CONSTANTS:
             return self._named(name)
         if text == r"\mathbb":
-            return Node("sym", (f"mathbb {self._raw()}",))
+            name = f"mathbb {self._raw()}"
+            return self._applied(name) or Node("sym", (name,))
         raise Unreadable(f"unknown command {text}")
 
     def _root(self) -> Node:

@@ -158,6 +158,15 @@ def test_functions_of_a_difference_are_compared_at_more_than_one(letters: list[s
     same(rf"\ln({b}-{a})", rf"2\ln\sqrt{{{b}-{a}}}")
 
 
+@pytest.mark.parametrize("name", ["E", r"\mathbb{E}", r"\mathbb E"])
+def test_a_mean_in_square_brackets_is_no_product(name: str) -> None:
+    variance = rf"{name}[X^2]-{name}[X]^2"
+    different(variance, "0", rf"{name}[X]^2-{name}[X^2]")
+    same(variance, rf"{name}\left[X^2\right]-({name}[X])^2", rf"-{name}[X]^2+{name}[X^2]")
+    different(rf"{name}[XY]", rf"{name}[X]Y", rf"{name}[X]{name}[Y]")
+    same("2[x+1]", "2x+2")
+
+
 def test_a_quotient_is_no_choice() -> None:
     different("BC", "B/C", "C/B")
     same("A, C", "A and C", "C, A")
