@@ -52,7 +52,7 @@ _BEFORE_THE_ANSWER = re.compile(
           | choice | option
         )\b [\s,:]*+
       | \*
-    )*+""",
+    )*""",
     re.IGNORECASE | re.VERBOSE,
 )
 _AFTER_THE_ANSWER = re.compile(
@@ -71,7 +71,9 @@ _ANOTHER_FORMULA = re.compile(
 _MATHS_OPENS = re.compile(r"\$\$|\$|\\\(|\\\[")
 _MATHS_CLOSES = {"$$": "$$", "$": "$", r"\(": r"\)", r"\[": r"\]"}
 # without 5x, but 5cm
-_NUMBER = re.compile(r"(?<![\w.])[0-9][0-9,]*+(?:\.[0-9]++)?+(?:/[0-9]++)?+(?![A-Za-z](?![A-Za-z]))")
+_NUMBER = re.compile(
+    r"(?<![\w.])[0-9][0-9,]*+(?:\.[0-9]++|(?!\.[0-9]))(?:/[0-9]++|(?!/[0-9]))(?![A-Za-z](?![A-Za-z]))"
+)
 _DIGIT = re.compile(r"[0-9]")
 _PERCENT = re.compile(r"\s{0,3}(?:\\?%|per\s?cent\b)", re.IGNORECASE)
 
