@@ -11,8 +11,8 @@ _UNBRACED = re.compile(r"[-+]?(?:\\[a-zA-Z]+(?:\{[^{}]{0,200}\}){0,3}|[0-9][0-9.
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text, not structure
 # possessive: a line of spaces that ends in ` takes linear time
 _FENCE = re.compile(r"^([ \t]*+)(```++|~~~++)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
-# Behind other text, `<answer>```python`, it opens a block if it names Python. No group is possessive:
-# Python 3.11.2 takes those wrong.
+# Behind other text, `<answer>```python`, it opens a block if it names Python. No group is
+# possessive: Python 3.11.2 takes those wrong.
 _FENCE_BEHIND_TEXT = re.compile(
     r"^([ \t]*+)(?!```|~~~)(?=\S)(?:[^\n`]|`(?!``))*(```++)[ \t]*+(py(?:thon)?[0-9.]*+)[ \t]*+$",
     re.MULTILINE | re.IGNORECASE,
