@@ -148,8 +148,8 @@ def test_a_cancelled_call_drops_only_its_own_requests(llama: Engine) -> None:
     first = ray.get(llama.actor.first_of.remote(left, sampling))
     assert all(name.startswith("left/") for name in first.request_ids)
     assert len(list(others)) == 2
-    vitals = ray.get(llama.actor.ping.remote())
-    assert vitals["in_flight"] == 0 and vitals["alive"]
+    wait_until(llama.actor, "in_flight", 0)  # the engine learns of the end of a call a little later
+    assert ray.get(llama.actor.ping.remote())["alive"]
 
 
 def test_tokens_are_counted_while_they_are_generated(llama: Engine) -> None:

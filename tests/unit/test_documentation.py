@@ -95,6 +95,8 @@ def test_blocks_that_start_no_ray(
     """A command that trains or compares is checked with --dry-run, make with -n, the rest runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # an earlier test may have opened a session, whose two CPUs would be taken for the cluster
+    monkeypatch.setattr("sppo_ray.launch.cluster.session_is_open", lambda: False)
     monkeypatch.syspath_prepend(str(tmp_path))
     for block in blocks(page):
         if block.title:
