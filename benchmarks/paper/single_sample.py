@@ -14,9 +14,9 @@ study at the same time, e.g. by `taskset -c 0` and `taskset -c 1`: they share ou
 makes it again.
 
 What a token costs in seconds depends on what else the machine does, and on the machine. So runs end
-after a number of steps, learning is compared by tokens, and seconds are measured on their own:
---times runs all arms in turn, three rounds, on a machine that does nothing else. The seconds of a
-page are the tokens of a run times the median seconds of a token of its arm.
+after a number of steps (equal-prompts: of seconds), learning is compared by tokens, and seconds are
+measured on their own: --times runs all arms in turn, three rounds, on a machine that does nothing
+else. The seconds of a page are the tokens of a run times the median seconds of a token of its arm.
 """  # noqa: E501, W505 (a drawing)
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ import re
 
 DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe58\ufe63\uff0d", "-"))
 _NEARBY = 40  # characters
-_SIGN = re.compile(r"(?P<minus>-|\b(?:minus|negative)\b)?(?:\\[A-Za-z]+|[\s$£€¥\\({*,])*\Z", re.IGNORECASE)
+_SIGN = re.compile(
+    r"(?P<minus>-|\b(?:minus|negative)\b)?(?:\\[A-Za-z]+|\\,|[\s$£€¥\\({*])*\Z", re.IGNORECASE
+)
 _VERB = re.compile(r"\b(?:is|are|be|equals?|gets?|gives?)\s*\Z", re.IGNORECASE)
 _PART_OF_MORE_BEFORE = re.compile(
     r"""(?: [0-9)}$][ \t]*(?:/|÷|\\div|\\over|[+×·]|\*{1,2})

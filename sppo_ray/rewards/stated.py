@@ -30,7 +30,8 @@ _LEADS_TO_A_CLAIM = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 _DENIES = re.compile(
-    r"\b(?:not|cannot|never|impossible|unlikely|wrong|false|doubt|might|if|unless|whether|suppose|assume|assuming)\b|n't\b",
+    r"\b(?:not|cannot|never|impossible|unlikely|wrong|false|doubt|might|if|unless|whether|suppose|assume"
+    r"|assuming)\b|n't\b",
     re.IGNORECASE,
 )
 _TAKES_BACK = re.compile(

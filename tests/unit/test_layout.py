@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -238,6 +239,13 @@ def test_files_and_functions_have_a_limited_length() -> None:
     assert statistics.median(count for count in lines.values() if count) <= 200
     assert not {name: count for name, count in lines.items() if count > 530}
     assert not {name: count for name, count in functions.items() if count > 80}
+
+
+def test_no_regular_expression_has_a_possessive_group() -> None:
+    """Debian 12 has Python 3.11.2: it matches `(?:a|b)*+` and `(?>a|b)` wrong, `a*+` right."""
+    possessive = re.compile(r"(?<!\\)\)(?:[*+?]|\{[0-9,]+\})\+|\(\?>")
+    patterns = {name_of(p): possessive.findall(p.read_text(encoding="utf-8")) for p in SOURCES}
+    assert not {name: found for name, found in patterns.items() if found}
 
 
 def test_no_path_of_a_machine() -> None:

@@ -142,28 +142,27 @@ def test_a_run_is_made_on_its_cores_and_kept(results: Path, monkeypatch: pytest.
     assert again.wall_s > 0 and again.curve == made.curve
 
 
-def test_a_run_that_fails_is_kept_as_failed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def make_run(code: str, results: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """Make a run by the real runner, with a process of this code in the place of the training."""
+
     def runner(plan: object, out: Path, say: object) -> Runner:
-        fails = "import sys; print('error: no such model'); sys.exit(2)"
-        return Runner(plan, out, say, lambda job: [sys.executable, "-c", fails])  # type: ignore[arg-type]
+        return Runner(plan, out, say, lambda job: [sys.executable, "-c", code])  # type: ignore[arg-type]
 
     monkeypatch.setattr(kept_runs, "Runner", runner)
     monkeypatch.setattr(kept_runs, "RUNS", results / "runs")
-    made = kept_runs.make("single-sample/tiny", TINY, Run("sppo", 5e-4, 1), lambda line: None)
+    return kept_runs.make("single-sample/tiny", TINY, Run("sppo", 5e-4, 1), lambda line: None)
+
+
+def test_a_run_that_fails_is_kept_as_failed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = "import sys; print('error: no such model'); sys.exit(2)"
+    made = make_run(fails, results, monkeypatch)
     assert made.failed == "exit 2: no such model" and not made.curve
 
 
 def test_a_run_that_someone_stops_is_not_kept(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def runner(plan: object, out: Path, say: object) -> Runner:
-        stopped = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
-        return Runner(plan, out, say, lambda job: [sys.executable, "-c", stopped])  # type: ignore[arg-type]
-
-    monkeypatch.setattr(kept_runs, "Runner", runner)
-    monkeypatch.setattr(kept_runs, "RUNS", results / "runs")
-    run = Run("sppo", 5e-4, 1)
     with pytest.raises(KeyboardInterrupt):
-        kept_runs.make("single-sample/tiny", TINY, run, lambda line: None)
-    assert read_kept("single-sample/tiny", TINY, run) is None
+        make_run("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", results, monkeypatch)
+    assert read_kept("single-sample/tiny", TINY, Run("sppo", 5e-4, 1)) is None
 
 
 def test_a_failed_run_is_made_again_only_when_asked_for(results: Path) -> None:
