@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -519,7 +521,7 @@ class SlowStarts:
         return math.inf
 
     def run_script(self, code: str, stdin: str, limits: Limits, **_: Any) -> Ran:
-        time.sleep(0.05)
+        subprocess.run([sys.executable, "-IS", "-c", "sum(range(1_000_000))"], check=True)
         return Ran("ok", "1", 0.001)
 
     def run_tests(self, code: str, tests: Any, limits: Limits, *, stop_at_failure: bool) -> Any:
@@ -531,6 +533,20 @@ def test_more_cases_than_can_be_started_are_an_error_and_not_the_program_s_fault
     tests = json.dumps({"inputs": [""] * 99, "outputs": ["1"] * 99})
     with pytest.raises(SandboxFailed, match="99 cases cannot be started within 0.4 s"):
         verify("```python\nprint(1)\n```", tests, {})
+
+
+class BusyMachine(SlowStarts):
+    """A sandbox whose processes wait 50 ms for a processor that others have."""
+
+    def run_script(self, code: str, stdin: str, limits: Limits, **_: Any) -> Ran:
+        time.sleep(0.05)
+        return Ran("ok", "1", 0.001)
+
+
+def test_a_busy_machine_does_not_make_many_cases_an_error() -> None:
+    verify = make_code_verifier(CodeReward(timeout_s=0.4), BusyMachine())
+    tests = json.dumps({"inputs": [""] * 30, "outputs": ["1"] * 30})
+    assert verify("```python\nprint(1)\n```", tests, {}) == (1.0, "correct")
 
 
 class SlowProgram(SlowStarts):
