@@ -14,7 +14,7 @@ from typing import Any
 
 from sppo_ray.api.tokens import add_token
 from sppo_ray.rundir.metrics import read_metrics
-from tests.api.page.tools import commands, expect, fits, painted, serving
+from tests.api.page.tools import await_fit, commands, expect, painted, serving
 from tests.api.page_runs import ATTACK, MOST_WORKERS, RecordedRun
 
 
@@ -188,7 +188,7 @@ def test_any_metric_can_be_drawn_and_the_choice_is_in_the_address(open_page: Cal
     expect(page.locator(".own canvas")).to_have_count(2)
     page.get_by_role("button", name="Remove seconds/step").click()
     expect(page.locator(".own h3")).to_have_text(["busy/rollout-0"])
-    assert fits(page)
+    await_fit(page)
 
 
 def test_export_and_report_are_saved_with_the_readers_token(

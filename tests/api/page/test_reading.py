@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.page.tools import DESKTOP, PHONE, expect, fits, painted, serving
+from tests.api.page.tools import DESKTOP, PHONE, await_fit, expect, painted, serving
 from tests.api.page_runs import ATTACK, SAMPLES
 
 IMAGES = Path(__file__).resolve().parents[3] / "docs" / "images"
@@ -86,7 +86,7 @@ def test_it_fits_a_phone(open_page: Callable[..., Any], address: str) -> None:
     for route in ("", "#/jobs/running", "#/jobs/finished/samples", "#/?compare=finished,stopped"):
         page.goto(f"{address}/{route}")
         expect(page.locator("table.jobs" if route == "" else ".chart canvas, .sample").first).to_be_visible()
-        assert fits(page), route
+        await_fit(page)
 
 
 def test_dark_and_light_follow_the_system_until_chosen(open_page: Callable[..., Any]) -> None:

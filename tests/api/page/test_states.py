@@ -15,7 +15,7 @@ from sppo_ray.api.tokens import add_token
 from sppo_ray.rollout.views import WorkerView
 from sppo_ray.rundir.layout import RunDir
 from sppo_ray.rundir.status import RunStatus, write_status
-from tests.api.page.tools import expect, fits, serving
+from tests.api.page.tools import await_fit, expect, serving
 from tests.api.page_runs import ATTACK, RecordedRun
 
 
@@ -72,7 +72,7 @@ def test_a_new_engine_has_no_version_and_a_paused_run_no_time_left(
         expect(row.locator(".behind")).to_have_count(0)
         for width in (1280, 390):  # the table is not cut
             page.set_viewport_size({"width": width, "height": 900})
-            assert fits(page)
+            await_fit(page)
             region = page.get_by_role("region", name="Fleet")
             assert region.evaluate("(part) => part.scrollWidth <= part.clientWidth"), width
         run.recorder.phase("paused", run.state, paused=True)

@@ -19,7 +19,7 @@ try:
 except ImportError:  # the fixture `browser` skips these tests
     expect = None
 
-__all__ = ["DESKTOP", "PHONE", "commands", "expect", "fits", "painted", "serving"]
+__all__ = ["DESKTOP", "PHONE", "await_fit", "commands", "expect", "painted", "serving"]
 DESKTOP, PHONE = {"width": 1440, "height": 1000}, {"width": 390, "height": 844}
 
 
@@ -65,9 +65,11 @@ def painted(page: Any, title: str, colour: str) -> int:
     )
 
 
-def fits(page: Any) -> bool:
-    """Whether nothing sticks out of the window to the right."""
-    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+def await_fit(page: Any) -> None:
+    """Wait until nothing sticks out of the window to the right: charts are drawn again a moment
+    after the window has changed.
+    """
+    page.wait_for_function("() => document.documentElement.scrollWidth <= innerWidth")
 
 
 def commands(run: RecordedRun) -> list[dict[str, Any]]:
