@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
@@ -47,7 +48,7 @@ class StandIn:
     def result(self) -> Any:
         if not self._pipe.poll(60):
             raise TimeoutError("a stand-in gave no answer")
-        answer = self._pipe.recv()
+        answer = pickle.loads(self._pipe.recv_bytes())
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -67,9 +68,10 @@ def _serve(pipe: Connection, make: Callable[[], dict[str, Callable[..., Any]]]) 
     while True:
         command, arguments = pipe.recv()
         try:
-            pipe.send(handlers[command](*arguments))
+            answer = handlers[command](*arguments)
         except Exception as error:  # the test gets it
-            pipe.send(error)
+            answer = error
+        pipe.send_bytes(pickle.dumps(answer))  # `send` would leave torch's sockets behind in /tmp
 
 
 def learner() -> dict[str, Callable[..., Any]]:
