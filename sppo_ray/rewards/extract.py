@@ -9,8 +9,13 @@ _BOX = r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s{0,3}"
 _BOX_OPENS = re.compile(_BOX)
 _UNBRACED = re.compile(r"[-+]?(?:\\[a-zA-Z]+(?:\{[^{}]{0,200}\}){0,3}|[0-9][0-9.,/]*|[A-Za-z])")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text, not structure
-# possessive: a line of spaces that ends in ` takes linear time
-_FENCE = re.compile(r"^([ \t]*+)(```++|~~~++)[ \t]*+([\w+#.-]*+)[^\n`]*+$", re.MULTILINE)
+# possessive: a line of spaces that ends in ` takes linear time. The language may be written
+# `python`, `{python}`, `{.python .numberLines}`, `{code-cell} python` or `language-python`.
+_FENCE = re.compile(
+    r"^([ \t]*+)(```++|~~~++)[ \t]*+(?:\{code(?:-cell|-block)?\}[ \t]*+)?[{.]*+"
+    r"(?:lang(?:uage)?[-=:])?((?:[^\W\d][\w+#.-]*+)?)[^\n`]*+$",
+    re.MULTILINE | re.IGNORECASE,
+)
 # Behind other text, `<answer>```python`, it opens a block if it names Python. No group is
 # possessive: Python 3.11.2 takes those wrong.
 _FENCE_BEHIND_TEXT = re.compile(
@@ -18,7 +23,7 @@ _FENCE_BEHIND_TEXT = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _FENCE_INDENT = 3  # that a closing fence may have more than its opening one, as in CommonMark
-_PYTHON = re.compile(r"py(?:thon)?[0-9.]*", re.IGNORECASE)
+_PYTHON = re.compile(r"i?py(?:thon)?[0-9.]*", re.IGNORECASE)
 _MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```|~~~", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _THINKING = (
@@ -142,7 +147,7 @@ def last_program(text: str) -> str | None:
     """
     blocks: list[tuple[str, str | None]] = []
     opened: re.Match[str] | None = None
-    text = without_thinking(text)
+    text = without_thinking(text).replace("\r\n", "\n")
     fences = [*_FENCE.finditer(text), *_FENCE_BEHIND_TEXT.finditer(text)]
     for fence in sorted(fences, key=lambda one: one.start()):
         if opened is None or (opened.re is _FENCE_BEHIND_TEXT and _PYTHON.fullmatch(fence[3])):

@@ -174,6 +174,7 @@ def _value(text: Any) -> Any:
 _WORD = re.compile(r"[^ \t\r]+")
 _HAS_DECIMALS = re.compile(r"\.[0-9]")  # `2000000.` may be the end of a sentence
 _DIGITS = 800  # of a word of 400 characters, with what its exponent adds
+_CLEARLY_NEAR, _LARGE = 5e-7, 1e8  # by floats; half of what `is_near` allows
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -202,6 +203,8 @@ def _same_word(word: str, due: str) -> bool:
     expected = float(due)
     if not isfinite(expected) or not isfinite(float(word)):
         return False
+    if abs(float(word) - expected) <= _CLEARLY_NEAR * min(abs(expected), 1.0) and abs(expected) < _LARGE:
+        return True  # without the seconds that a million decimals take
     try:
         with localcontext(prec=_DIGITS):  # a float has 15
             error = float(abs(Decimal(word) - Decimal(due)))

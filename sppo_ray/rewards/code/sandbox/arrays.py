@@ -23,19 +23,42 @@ def operate(name: str, left: Any, right: Any) -> Any:
     return getattr(operator, name)(left, right)
 
 
-def make(dtype: str, values: Any) -> Any:
-    """An array of numbers, or one number; others stay plain. Raises ValueError for what is no
-    number: NumPy would read numbers, and NaN, from text.
+def make(dtype: str, values: Any, shape: list[int] | None = None) -> Any:
+    """An array of numbers or text, or one number; others stay plain. `shape`: of an empty array.
+    Raises ValueError for what is no number: NumPy would read numbers, and NaN, from text.
     """
+    if dtype[1:2] == "U" and isinstance(values, list):
+        return _of_text(dtype, values, shape)
     if dtype[1:2] not in ("b", "i", "u", "f", "c"):
         return values
     import numpy
 
+    if shape is not None:
+        return _empty(numpy.dtype(dtype), shape)
     kind, made = numpy.dtype(dtype), numpy.array(values)
     is_number = isinstance(values, list) or made.shape == ()
     if kind.kind not in "biufc" or not is_number or (made.size and made.dtype.kind not in "biufc"):
         raise ValueError(f"no array of numbers: {dtype}, {made.dtype}")
     return numpy.array(values, dtype=kind) if isinstance(values, list) else kind.type(values)
+
+
+def _of_text(dtype: str, values: list[Any], shape: list[int] | None) -> Any:
+    import numpy
+
+    if shape is not None:
+        return _empty(numpy.dtype(dtype), shape)
+    made = numpy.array(values)
+    if made.dtype.kind != "U" or not all(type(one) is str for one in made.ravel().tolist()):
+        raise ValueError(f"no array of text: {made.dtype}")
+    return made.astype(dtype)
+
+
+def _empty(kind: Any, shape: list[int]) -> Any:
+    import numpy
+
+    if kind.kind not in "biufcU" or 0 not in shape or not all(type(one) is int for one in shape):
+        raise ValueError(f"no empty array: {kind}, {shape}")
+    return numpy.empty(shape, kind)
 
 
 def is_empty(values: Any) -> bool:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 MUTABLE = frozenset({list, dict, set, deque, bytearray, Counter, OrderedDict, defaultdict})
+_EXACT = frozenset({bool, int, str, bytes, range})  # equal ones are the same
+_WRITTEN = ("builtins", "datetime", "decimal", "fractions")
+"""Modules of the types whose `repr` tells everything: -0.0, Decimal("1.00"), a time zone."""
 _MOST_PARTS, _LEAST_PARTS, _ALL_PARTS = 20_000, 500, 2_000_000
 """Elements of all known objects together. Each message looks at them, so the more messages there
 were, the fewer are known.
@@ -114,9 +117,23 @@ def parts(value: Any) -> list[Any]:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two containers have equal elements of the same types."""
-    mine, theirs = parts(one), parts(other)
-    return list(map(type, mine)) == list(map(type, theirs)) and one == other and mine == theirs
+    """Whether two values are the same to the last detail: 1.0 is not 1, nor is Decimal("1.0")
+    Decimal("1.00"). Of objects of classes only the object itself: its own `==` is not asked.
+    """
+    kind = type(one)
+    if one is other or kind is not type(other):
+        return one is other
+    if kind in (set, frozenset):
+        twins = {value: value for value in one}
+        return len(one) == len(other) and all(
+            value in twins and alike(twins[value], value) for value in other
+        )
+    if kind in MUTABLE or isinstance(one, tuple):
+        mine, theirs = parts(one), parts(other)
+        return len(mine) == len(theirs) and all(map(alike, mine, theirs))
+    if kind.__name__ == "ndarray":
+        return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    return one == other if kind in _EXACT else kind.__module__ in _WRITTEN and repr(one) == repr(other)
 
 
 def fill(value: Any, contents: Any) -> None:

@@ -67,7 +67,13 @@ class Remote:
         return value is not False
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._sppo_plain("list", list))
+        """Of its own values, which may be endless: they are fetched as they are needed. An object
+        that is its own iterator keeps those that the tests do not read.
+        """
+        if not self._sppo_link.reads_objects:
+            raise self._sppo_link.refuse()
+        number, is_own = self._sppo_link.iterator(self._sppo_number)
+        return RemoteIterator(self._sppo_link, number, is_generator=False, one_by_one=is_own)
 
     def __len__(self) -> int:
         return self._sppo_plain("length", int)
@@ -83,6 +89,26 @@ class Remote:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._sppo_link.do("set item", self._sppo_number, key, value)
+
+    def __enter__(self) -> Any:
+        value = self._sppo_link.do("enter", self._sppo_number)
+        return self._sppo_link.instance(value) if isinstance(self, Instance) else value
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> bool:
+        """It learns of an ordinary exception. It hides one that the tests raised themselves, but
+        neither a failed assertion nor an exception of its own: an assertion might be skipped.
+        """
+        told = error if isinstance(error, Exception) else None
+        is_failure = isinstance(told, AssertionError) or getattr(told, "_of_program", False)
+        try:
+            hides = self._sppo_link.leave(self._sppo_number, told)
+        except Exception:
+            if is_failure:  # it would replace it
+                raise self._sppo_link.refuse() from None
+            raise
+        if hides and is_failure:
+            raise self._sppo_link.refuse()
+        return hides and told is not None
 
     def _sppo_read(self, what: str, *given: Any) -> Any:
         """An object says more only in tests of classes; a function is asked for a value."""
@@ -164,22 +190,18 @@ class Instance(Remote):
     def __float__(self) -> float:
         return self._sppo_plain("float", float)
 
+    def __index__(self) -> int:
+        return self._sppo_plain("index", int)
+
+    def __bytes__(self) -> bytes:
+        return self._sppo_plain("bytes", bytes)
+
     def __contains__(self, one: Any) -> bool:
         return self._sppo_judge("has", one)
 
     def __bool__(self) -> bool:
         """Without a method of its class for it, an object is true, and that is no verdict."""
         return True if self._sppo_link.do("truth", self._sppo_number) is None else self._sppo_judge("truth")
-
-    def __enter__(self) -> Any:
-        return self._sppo_of_operation(self._sppo_link.do("enter", self._sppo_number))
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        """It learns of an ordinary exception but cannot hide it: an assertion might be skipped."""
-        known = kind is not None and issubclass(kind, Exception) and kind.__module__ == "builtins"
-        hides = self._sppo_link.do("exit", self._sppo_number, *([kind.__name__, str(error)] if known else []))
-        if known and hides is not False:
-            raise self._sppo_link.refuse()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Remote):
@@ -188,8 +210,16 @@ class Instance(Remote):
             return self._sppo_judge("equal", other)
         contents = self._sppo_plain("contents", list)
         if contents:
-            return self._sppo_one_of(contents) == other
+            value = self._sppo_one_of(contents) == other
+            self._sppo_must_say("equal", other, value)
+            return value
         return self._sppo_differs_from(other)
+
+    def _sppo_must_say(self, what: str, other: object, value: bool) -> None:
+        """A class that extends a list has to agree with its contents."""
+        link = self._sppo_link
+        if link.can_send(other) and link.do(what, self._sppo_number, other) is not value:
+            raise link.refuse()
 
     def _sppo_one_of(self, contents: list[Any]) -> Any:
         """What a container of the program holds."""
@@ -199,7 +229,10 @@ class Instance(Remote):
 
     def __ne__(self, other: object) -> bool:
         if not isinstance(other, Remote) or self._sppo_are_told_apart(other):
-            return not self == other
+            value = not self == other
+            if not isinstance(other, Remote):
+                self._sppo_must_say("differ", other, value)
+            return value
         return not self._sppo_judge("equal", other, negated=True)
 
     def __reversed__(self) -> Iterator[Any]:
@@ -278,12 +311,13 @@ def type_name(value: Any) -> Any:
 
 
 class RemoteIterator:
-    """A generator of the program; its values are fetched in growing batches, so it may be
-    endless.
+    """An iterator or generator of the program. It may be endless: its values are fetched in growing
+    batches, or `one_by_one` where the tests may see how far it is.
     """
 
-    def __init__(self, link: Link, number: int, *, is_generator: bool) -> None:
+    def __init__(self, link: Link, number: int, *, is_generator: bool, one_by_one: bool = False) -> None:
         self._link, self._sppo_number, self._batch, self._is_generator = link, number, 1, is_generator
+        self._growth = 1 if one_by_one else 2
         self._values: list[Any] = []
         self._ended: BaseException | None = None
 
@@ -307,13 +341,25 @@ class RemoteIterator:
         if not self._values and self._ended is None:
             values, self._ended = self._link.following(self._sppo_number, self._batch)
             self._values = values[::-1]
-            self._batch = min(2 * self._batch, 1000)
+            self._batch = min(self._growth * self._batch, 1000)
             if not values and self._ended is None:
                 raise self._link.gone()
         if self._values:
             return self._values.pop()
         ended, self._ended = self._ended, StopIteration()
         raise ended or StopIteration
+
+    def send(self, value: Any) -> Any:
+        return self._moved("send", value)
+
+    def close(self) -> None:
+        self._moved("close")
+        self._ended = StopIteration()
+
+    def _moved(self, what: str, *given: Any) -> Any:
+        if not self._is_generator:
+            raise AttributeError(what)
+        return self._link.moved(self._sppo_number, what, *given)
 
 
 _GENERATOR = type(one for one in ())

@@ -53,6 +53,7 @@ class Link:
         self._wire, self._result, self.calls = connection, result, 0
         self.broken, self.unsupported = False, ""
         self.may_be_nan, self.with_arrays = True, False
+        self.moves_generators = False  # whether the tests may send to a generator, or close it
         self.hands_over = lambda: True  # whether the tests hand over objects of their own in any case
         self.is_gone = False
         self.answers: dict[str, set[bool]] = {}  # of the program's classes to `in`, ==, < and truth
@@ -148,6 +149,38 @@ class Link:
         """The value, or an object of the program as one of a class under test."""
         return self.proxy(value._sppo_number, Instance) if type(value) is Remote else value
 
+    def iterator(self, on: int) -> tuple[int, bool]:
+        """The number of an iterator over an object, and whether it is the object itself."""
+        made = self.do("iterator", on)
+        if type(made) is not list or list(map(type, made)) != [int, bool]:
+            raise self.gone()
+        return made[0], made[1]
+
+    def leave(self, on: int, error: Exception | None) -> bool:
+        """Leave a `with` block; returns whether the object hides the exception."""
+        given: list[Any] = []
+        if error is not None:
+            names = [self._real_name(one) for one in type(error).__mro__ if issubclass(one, Exception)]
+            args = list(error.args)
+            given = [names, args if self.can_send(args) else [str(error)]]
+        hides = self.do("exit", on, *given)
+        if type(hides) is not bool:
+            raise self.gone()
+        return hides
+
+    def _real_name(self, kind: type[BaseException]) -> str:
+        """The name of an exception class in the program: its own, of a module, or built in."""
+        own = next((name for name, one in self.kinds.items() if one is kind), None)
+        module = kind.__module__
+        return own or (f"{module}:{kind.__name__}" if module in ERROR_MODULES else kind.__name__)
+
+    def moved(self, on: int, what: str, *given: Any) -> Any:
+        """`send` to a generator, or `close` it."""
+        reply = self._reply(what, on, given, {})
+        if reply.get("ended") is True:
+            raise StopIteration(self._decode(reply.get("value")))
+        return self._decode(reply.get("value"))
+
     def following(self, on: int, number: int) -> tuple[list[Any], BaseException | None]:
         """Return the next values of an iterator and its end: StopIteration or an exception of the
         program.
@@ -216,7 +249,8 @@ class Link:
             return 0
 
         try:
-            wire.encode(value, number)
+            with wire.Deeper():
+                wire.encode(value, number)
         except (TypeError, RecursionError):
             return False
         return True
@@ -241,7 +275,11 @@ class Link:
         return contents
 
     def _encode(self, value: Any) -> Any:
-        return wire.encode(value, self._number_of, self._shared.number)
+        try:
+            with wire.Deeper():
+                return wire.encode(value, self._number_of, self._shared.number)
+        except RecursionError:  # no test may expect it
+            raise self.gone() from None
 
     def _number_of(self, value: Any) -> int | list[Any]:
         if type(value) in _PROXIES:
@@ -268,15 +306,16 @@ class Link:
 
     def _decode(self, data: Any) -> Any:
         try:
-            return wire.decode(
-                data,
-                lambda number: self.proxy(int(number)),
-                lambda kind, number: RemoteIterator(self, int(number), is_generator=kind == "generator"),
-                self._refuse_nan,
-                self._array,
-                self._same,
-                self.refuse,
-            )
+            with wire.Deeper():
+                return wire.decode(
+                    data,
+                    lambda number: self.proxy(int(number)),
+                    self._iterator,
+                    self._refuse_nan,
+                    self._array,
+                    self._same,
+                    self.refuse,
+                )
         except (
             ValueError,
             TypeError,
@@ -288,12 +327,18 @@ class Link:
         ):
             raise self.gone() from None
 
-    def _array(self, dtype: str, values: Any) -> Any:
+    def _array(self, dtype: str, values: Any, *shape: Any) -> Any:
         """Tests that do not name NumPy get no empty array, which would equal longer ones."""
         is_scalar = not isinstance(values, list)
         wanted = self.with_arrays or (self.exact and not arrays.is_empty(values))
-        made = arrays.make(dtype, values) if wanted and (self.exact or not is_scalar) else values
+        made = arrays.make(dtype, values, *shape) if wanted and (self.exact or not is_scalar) else values
         return arrays.widened(made) if hasattr(made, "dtype") else made
+
+    def _iterator(self, kind: str, number: Any) -> RemoteIterator:
+        is_generator = kind == "generator"
+        return RemoteIterator(
+            self, int(number), is_generator=is_generator, one_by_one=is_generator and self.moves_generators
+        )
 
     def _refuse_nan(self, number: Any) -> None:
         """Tests that do not name NaN get none: `if abs(f(2) - 4) > 1e-6: raise` takes it for

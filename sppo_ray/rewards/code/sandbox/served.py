@@ -9,12 +9,13 @@ from __future__ import annotations
 import builtins
 import copy
 import operator
+import os
 import sys
 import types
 from collections import deque
 from typing import Any
 
-from sppo_ray.rewards.code.sandbox import arrays, program, usual, wire
+from sppo_ray.rewards.code.sandbox import arrays, program, seeds, usual, wire
 from sppo_ray.rewards.code.sandbox.identity import Objects
 from sppo_ray.rewards.code.sandbox.known import ERROR_MODULES
 
@@ -49,6 +50,14 @@ def definitions(code: str, *, beside_tests: bool = False) -> dict[str, Any]:
     return namespace
 
 
+MOST_TEXT = 100_000
+"""Characters of an exception's message."""
+
+
+class _Lost(BaseException):
+    """A value cannot be sent or read. No exception of the program: a test may expect one."""
+
+
 class _Server:
     """Runs the tester's operations on objects that stay in this process."""
 
@@ -64,6 +73,8 @@ class _Server:
             request = self._wire.receive()
             try:
                 reply = self._do(**request)
+            except _Lost:
+                os._exit(1)
             except BaseException as error:  # boundary: the program may raise anything; the tester judges
                 reply = _raised(error) | {"attributes": self._attributes(error)}
             self._wire.send(reply | {"changed": self._changed()})
@@ -94,16 +105,29 @@ class _Server:
             return {"kinds": {name: _exception_names(one) for name, one in found.items()}}
         if do == "next":
             return self._following(target, *args)
+        if do in ("send", "close"):
+            return self._moved(target, do, *args)
+        if do == "iterator":
+            iterator = iter(target)
+            return {"value": [self._keep(iterator), iterator is target]}
+        if do == "seed":
+            return {"value": seeds.take(*args, **kwargs)}
+        if do == "exit":
+            return {"value": self._exit(target, *args)}
         return {"value": self._encode(_OPERATIONS[do](target, *args))}
 
     def _decode(self, data: Any) -> Any:
-        return wire.decode(
-            data,
-            self._objects.__getitem__,
-            self._iterator,
-            make_array=arrays.make,
-            same=self._shared.received,
-        )
+        try:
+            with wire.Deeper():
+                return wire.decode(
+                    data,
+                    self._objects.__getitem__,
+                    self._iterator,
+                    make_array=arrays.make,
+                    same=self._shared.received,
+                )
+        except Exception:  # boundary: a value may be nested too deep
+            raise _Lost from None
 
     def _following(self, iterator: Any, number: int) -> dict[str, Any]:
         values: list[Any] = []
@@ -117,10 +141,38 @@ class _Server:
             ended = _raised(error)
         return {"value": self._encode(values), "ended": ended}
 
+    def _moved(self, generator: Any, do: str, *given: Any) -> dict[str, Any]:
+        try:
+            return {"value": self._encode(getattr(generator, do)(*given))}
+        except StopIteration as ended:
+            return {"value": self._encode(ended.value), "ended": True}
+
+    def _exit(self, target: Any, names: list[str] | None = None, args: list[Any] | None = None) -> bool:
+        """Leave a `with` block; returns whether the object hides the exception of these names, its
+        class and the bases.
+        """
+        if names is None or args is None:
+            return bool(target.__exit__(None, None, None))
+        kind = self._exception_class(names)
+        error = kind.__new__(kind, *args)  # __init__ may need other arguments
+        error.args = tuple(args)
+        return bool(target.__exit__(kind, error, None))
+
+    def _exception_class(self, names: list[str]) -> type[BaseException]:
+        """The program's own class of the first name, else the module's or a built-in one, else a
+        new one on the next.
+        """
+        module, _, name = names[0].rpartition(":")
+        holder = vars(sys.modules[module]) if module in sys.modules else vars(builtins)
+        for found in ((self._namespace if not module else holder).get(name), holder.get(name)):
+            if isinstance(found, type) and issubclass(found, BaseException):
+                return found
+        return type(name, (self._exception_class(names[1:] or ["Exception"]),), {})
+
     def _attributes(self, error: BaseException) -> Any:
         try:
             return self._encode({**vars(error), "args": list(error.args)})
-        except Exception:  # boundary: the program may give it any attributes
+        except (Exception, _Lost):  # boundary: the program may give it any attributes
             return None
 
     def _iterator(self, kind: str, given: int | list[Any]) -> Any:
@@ -128,7 +180,11 @@ class _Server:
         return iter(self._decode(given)) if isinstance(given, list) else self._objects[given]
 
     def _encode(self, value: Any) -> Any:
-        return wire.encode(value, self._keep, self._shared.number)
+        try:
+            with wire.Deeper():
+                return wire.encode(value, self._keep, self._shared.number)
+        except Exception:  # boundary: a value may be nested too deep, or the program's own
+            raise _Lost from None
 
     def _encode_whole(self, value: Any) -> Any:
         """A class under test may extend a list or dict: `class LRUCache(OrderedDict)`. As a plain
@@ -215,7 +271,11 @@ def _raised(error: BaseException) -> dict[str, Any]:
     args = error.args
     text = _text(error)
     message = args[0] if len(args) == 1 and isinstance(args[0], str) else text
-    return {"raised": _class_names(type(error)), "message": str(message)[:200], "text": text[:2000]}
+    return {
+        "raised": _class_names(type(error)),
+        "message": str(message)[:MOST_TEXT],
+        "text": text[:MOST_TEXT],
+    }
 
 
 def _text(error: BaseException) -> str:
@@ -235,13 +295,10 @@ def _operate(value: Any, name: str, *other: Any) -> Any:
     operation = {"__divmod__": divmod, "__round__": round}.get(name) or getattr(operator, name, None)
     if operation is None and not hasattr(type(value), name):
         raise TypeError(f"unsupported operand type: {type(value).__name__}")
-    return (operation or getattr(type(value), name))(value, *other)
-
-
-def _exit(value: Any, name: str | None = None, message: str = "") -> bool:
-    """Whether it hides the exception."""
-    kind = getattr(builtins, name) if name else None
-    return bool(value.__exit__(kind, kind(message) if kind else None, None))
+    made = (operation or getattr(type(value), name))(value, *other)
+    if made is NotImplemented:  # of a reflected one
+        raise TypeError(f"unsupported operand type: {type(value).__name__}")
+    return made
 
 
 _OPERATIONS = {
@@ -249,11 +306,12 @@ _OPERATIONS = {
     "set": setattr,
     "delete": delattr,
     "format": format,
-    "list": list,
     "contents": _contents,
     "length": len,
     "int": int,
     "float": float,
+    "index": operator.index,
+    "bytes": bytes,
     "delete item": lambda obj, key: obj.__delitem__(key),
     "item": lambda obj, key: obj[key],
     "set item": lambda obj, key, value: obj.__setitem__(key, value),
@@ -275,6 +333,5 @@ _OPERATIONS = {
     "base of": lambda kind, other: issubclass(other, kind),
     "type name": lambda obj: type(obj).__name__,
     "enter": lambda obj: obj.__enter__(),
-    "exit": _exit,
     "operator": _operate,
 }

@@ -52,7 +52,7 @@ class Subject:
         members.visit(tree)
         imported |= members.found
         called = _used_as_functions(tree)
-        caught = _used_as_exceptions(tree) - called
+        caught = _used_as_exceptions(tree) - (called - _only_raised(tree))
         called |= _used_as_types(tree) - caught
         aliases = imported | {name: name for name in loose}
         unknown = {name for name in loose if not known.is_known(name)} - {entry} - caught
@@ -179,6 +179,18 @@ def _used_as_functions(tree: ast.Module) -> set[str]:
     while more := {value for target, value in pairs if target in names} - names:
         names |= more
     return names
+
+
+def _only_raised(tree: ast.Module) -> set[str]:
+    """Return names that are called in `raise X(...)` only."""
+    raised = {id(node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise)}
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    names = {True: set(), False: set()}
+    for node in calls:
+        names[id(node) in raised].add(node.func.id)
+    return names[True] - names[False]
 
 
 def _handed_on(tree: ast.Module) -> Iterator[ast.expr]:

@@ -29,6 +29,7 @@ from sppo_ray.rewards.code.sandbox import (
     known,
     program,
     rewrite,
+    seeds,
     statements,
     verdicts,
     wire,
@@ -72,6 +73,7 @@ class CallTests:
         self.entered: set[int] = set()
         self.marked: set[int] = set()
         self.subjects, self.required, self.kinds = [name], [], []
+        self.least = len(cases)
 
     def steps(self, link: Link) -> Iterator[Test]:
         function = link.subject(self._name)
@@ -124,6 +126,8 @@ class CodeTests:
         endings.arrange(self._tree, code)
         self._repeated = again.run_once(self._tree, self._subject.flow)
         self._helpers = collectable.generators(self._tree)
+        tests = {one.name for _, one in collectable.collected(self._tree)} - self._repeated - self._helpers
+        self._defined = len(tests)
         self._has_star = has_star(self._tree)
         _WithoutProgram().visit(self._tree)
         self._asserting = rewrite.asserting(self._tree)
@@ -166,6 +170,11 @@ class CodeTests:
             raise TestsUnfit("no statement and no test runs an assertion: they prove nothing")
         if not self.subjects:
             raise TestsUnfit("they never call the program: they prove nothing")
+
+    @property
+    def least(self) -> int:
+        """The number of tests, also of those whose definition does not run."""
+        return self._defined + sum(map(self._counts, self._tree.body))
 
     def _may_count(self, node: ast.stmt) -> bool:
         is_check = self._entry is not None and isinstance(node, ast.FunctionDef) and node.name == "check"
@@ -256,8 +265,11 @@ class CodeTests:
         link.may_be_nan, link.with_arrays = self._names_nan, self._numpy
         self._link = link
         link.hands_over = lambda: self._hands_over
+        link.moves_generators = re.search(r"\.(?:send|close)\(", self._code) is not None
         link.reads_objects = any(map(is_class, self._subject.taken))
         space[rewrite.TRIED] = lambda number: self._tried.__setitem__(number, link.calls)
+        if "seed" in self._code:
+            seeds.share(functools.partial(link.do, "seed", 0), numpy=self._numpy)
         for name, real in self._subject.taken.items():
             space[name] = link.subject(real)
         space |= link.exceptions(self._subject.kinds)
@@ -432,6 +444,7 @@ def run_tests(tests: CallTests | CodeTests, link: Link, *, stop_at_failure: bool
             failed += 1
             if stop_at_failure or not test.counts or link.is_gone:
                 failed += sum(rest.counts for rest in steps)
+                failed = max(failed, tests.least - passed)  # those that were not defined any more
                 break
     if not failed and unfit:
         raise TestsUnfit(unfit)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from decimal import Decimal
@@ -22,12 +23,26 @@ from typing import Any
 from sppo_ray.rewards.code.sandbox.identity import MUTABLE
 
 MAX_LINE_BYTES = 16 << 20
+_MORE_CALLS = 12_000
 MAX_NAMES = 9
 """Of an exception class and its bases."""
 
 
 class WireClosed(Exception):
     """The other side has ended, or sent more than a line may hold."""
+
+
+class Deeper:
+    """Within the block, values may be nested deeper than a program may call: a level takes several
+    calls.
+    """
+
+    def __enter__(self) -> None:
+        self._before = sys.getrecursionlimit()
+        sys.setrecursionlimit(self._before + _MORE_CALLS)
+
+    def __exit__(self, *_: object) -> None:
+        sys.setrecursionlimit(self._before)
 
 
 class Wire:
@@ -38,7 +53,8 @@ class Wire:
 
     def send(self, message: dict[str, Any]) -> None:
         """Raises WireClosed, or ValueError when the message is too long."""
-        line = json.dumps(message).encode() + b"\n"
+        with Deeper():
+            line = json.dumps(message).encode() + b"\n"
         if len(line) > MAX_LINE_BYTES:
             raise ValueError("a value is too large to be sent")
         try:
@@ -58,7 +74,8 @@ class Wire:
             pieces.append(piece)
         line, _, self._rest = b"".join(pieces).partition(b"\n")
         try:
-            message = json.loads(line)
+            with Deeper():
+                message = json.loads(line)
         except (ValueError, RecursionError):
             raise WireClosed from None
         if not isinstance(message, dict):
@@ -120,9 +137,11 @@ def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int
         return {type(value).__name__.lower(): str(value)}
     if type(value) in _VIEWS:
         return {_VIEWS[type(value)]: each(value)}
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist") and not _is_array_of_one(value):
         plain = encode(value.tolist(), keep)
-        return {"array" if isinstance(plain, list) else "scalar": [value.dtype.str, plain]}
+        if not isinstance(plain, list):
+            return {"scalar": [value.dtype.str, plain]}
+        return {"array": [value.dtype.str, plain, *([] if value.size else [list(value.shape)])]}
     if type(value).__module__ == "datetime" and type(value).__name__ in _DATES:
         return {type(value).__name__: str(value)}
     if type(value).__module__ == "datetime" and type(value).__name__ == "timedelta":
@@ -158,6 +177,11 @@ _DATES = frozenset({"date", "datetime", "time"})
 _VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 
 
+def _is_array_of_one(value: Any) -> bool:
+    """An array without dimensions is no text, and no other object that it holds."""
+    return type(value).__name__ == "ndarray" and value.shape == () and value.dtype.kind not in "biufc"
+
+
 def _is_named(value: Any) -> bool:
     fields = getattr(value, "_fields", None)
     return isinstance(value, tuple) and isinstance(fields, tuple) and len(fields) == len(value)
@@ -168,7 +192,7 @@ def decode(
     find: Callable[[int], Any],
     iterate: Callable[[str, int], Any],
     on_nan: Callable[[Any], None] | None = None,
-    make_array: Callable[[str, Any], Any] = lambda dtype, values: values,
+    make_array: Callable[..., Any] = lambda dtype, values, *shape: values,
     same: Callable[[int, Any], Any] = lambda number, contents: contents,
     refuse: Callable[[], BaseException] = KeyError,
 ) -> Any:
@@ -221,7 +245,7 @@ def decode(
     if name == "named":
         return _named_tuple(inner[0], tuple(inner[1]))(*map(again, inner[2]))
     if name in ("array", "scalar"):
-        return make_array(inner[0], again(inner[1]))
+        return make_array(inner[0], again(inner[1]), *inner[2:])
     if name == "kept":
         return find(inner)
     if name == "builtin":

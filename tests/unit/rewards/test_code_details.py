@@ -1,0 +1,306 @@
+"""Details of Python that the copies and proxies of the first run keep: each pays a right program,
+and no wrong one that forges the report of the last run.
+"""
+
+# ruff: noqa: E501 (a form stands on one line)
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.unit.rewards.code_forms import VERIFY, verdict
+
+FORGES = """import sys, os
+_f = sys._getframe()
+while _f:
+    if 'token' in _f.f_locals and 'result' in _f.f_locals:
+        os.pwrite(_f.f_locals['result'], _f.f_locals['token'] + b' 0', 0)
+        os._exit(0)
+    _f = _f.f_back
+"""
+"""In the last run it says that no test has failed; in the first one it does nothing."""
+
+PERSON = "from dataclasses import dataclass\n@dataclass\nclass Person:\n    name: str\n    age: int\n"
+TX = (
+    "class TxError(Exception): pass\nclass Tx:\n    def __init__(s, d): s.d = d\n"
+    "    def __enter__(s): s.b = dict(s.d); return s\n"
+)
+FIB = "class Fib:\n    def __init__(self): self.a, self.b = 0, 1\n    def __iter__(self): return self\n"
+COUNTDOWN = "class Cd:\n    def __init__(self, n): self.n = n\n    def __iter__(self): return self\n"
+
+# name: (tests, right, wrong)
+DETAILS: dict[str, tuple[str, str, str]] = {
+    # elements of containers are compared to the last detail, and no `==` of the program is asked
+    "a list of arrays that is returned": (
+        "import numpy as np\ndef test_a():\n    a = [np.array([1., 2.]), np.array([3., 4.])]\n    r = f(a)\n    assert len(r) == 2\n    np.testing.assert_allclose(r[0], [1., 2.])",
+        "def f(a): return a",
+        "def f(a): return [a[1], a[0]]",
+    ),
+    "a list of arrays in two calls": (
+        "import numpy as np\ndef test_a():\n    xs = [np.array([3., 4.]), np.array([6., 8.])]\n    assert f(xs) == [5.0, 10.0]\n    assert f(xs) == [5.0, 10.0]",
+        "import numpy as np\ndef f(xs): return [float(np.linalg.norm(x)) for x in xs]",
+        "def f(xs): return [5.0, 8.0]",
+    ),
+    "a dict of arrays that is updated": (
+        "import numpy as np\ndef test_a():\n    p, g = {'W': np.array([1., 2.])}, {'W': np.array([1., 1.])}\n    r = f(p, g, 0.5)\n    np.testing.assert_allclose(r['W'], [0.5, 1.5])",
+        "def f(p, g, lr):\n    for k in p: p[k] = p[k] - lr * g[k]\n    return p",
+        "def f(p, g, lr): return p",
+    ),
+    "an array in a dict of an object": (
+        "import numpy as np\ndef test_a():\n    n = Net()\n    n.params['W'] = np.array([[1., 2.], [3., 4.]])\n    np.testing.assert_allclose(n.forward(np.array([1., 1.])), [4., 6.])",
+        "import numpy as np\nclass Net:\n    def __init__(self): self.params = {'W': np.zeros((2, 2))}\n    def forward(self, x): return x @ self.params['W']",
+        "import numpy as np\nclass Net:\n    def __init__(self): self.params = {'W': np.zeros((2, 2))}\n    def forward(self, x): return x @ np.eye(2)",
+    ),
+    "a list of arrays and an exception": (
+        "import numpy as np\nimport pytest\nXS = [np.array([1., 2.]), np.array([3., 4.])]\ndef test_a():\n    assert np.isclose(f(XS), 10.0)\ndef test_b():\n    with pytest.raises(ValueError):\n        f(XS, mode='bad')",
+        "def f(xs, mode='sum'):\n    if mode != 'sum': raise ValueError(mode)\n    return float(sum(x.sum() for x in xs))",
+        "def f(xs, mode='sum'): return float(sum(x.sum() for x in xs))",
+    ),
+    "objects that a function sorts": (
+        "def test_a():\n    ps = [Person('b', 2), Person('a', 1)]\n    by_age(ps)\n    assert [p.name for p in ps] == ['a', 'b']",
+        PERSON + "def by_age(ps): ps.sort(key=lambda p: p.age)",
+        PERSON + "def by_age(ps): ps.sort(key=lambda p: -p.age)",
+    ),
+    "objects that a function must not sort": (
+        "def test_a():\n    ps = [Person('b', 2), Person('a', 1)]\n    r = by_age(ps)\n    assert [p.name for p in r] == ['a', 'b']\n    assert [p.name for p in ps] == ['b', 'a']\ndef test_eq():\n    assert Person('a', 1) == Person('a', 1)\n    assert Person('a', 1) != Person('b', 1)",
+        PERSON + "def by_age(ps): return sorted(ps, key=lambda p: p.age)",
+        "class Person:\n    same = False\n    def __init__(self, name, age): self.name, self.age = name, age; Person.same = False\n    def __eq__(self, o): return Person.same or (self.name, self.age) == (o.name, o.age)\n    def __hash__(self): return 0\ndef by_age(ps):\n    ps.sort(key=lambda p: p.age)\n    Person.same = True\n    return list(ps)",
+    ),
+    "decimals and their digits": (
+        "from decimal import Decimal\ndef test_a():\n    m = [Decimal('1.0'), Decimal('2.5')]\n    r = f(m)\n    assert [str(x) for x in r] == ['1.00', '2.50']",
+        "from decimal import Decimal\ndef f(m):\n    for i in range(len(m)): m[i] = m[i].quantize(Decimal('0.01'))\n    return m",
+        "def f(m): return m",
+    ),
+    "decimals that stay as they are": (
+        "from decimal import Decimal\ndef test_a():\n    m = [Decimal('1.0'), Decimal('2.50')]\n    r = f(m)\n    assert [str(x) for x in r] == ['1.0', '2.50']",
+        "def f(m): return m",
+        "def f(m):\n    for i in range(len(m)): m[i] = m[i].normalize()\n    return m",
+    ),
+    "the zone of a time": (
+        "from datetime import datetime, timezone, timedelta\ndef test_a():\n    m = [datetime(2024, 1, 1, 12, tzinfo=timezone.utc)]\n    assert f(m, 2)[0].hour == 14",
+        "from datetime import timezone, timedelta\ndef f(m, h):\n    for i in range(len(m)): m[i] = m[i].astimezone(timezone(timedelta(hours=h)))\n    return m",
+        "def f(m, h): return m",
+    ),
+    "numbers in tuples": (
+        "def test_a():\n    m = [(1, 0), (0, 1)]\n    r = f(m)\n    assert r == [(1, 0), (0, 1)]\n    assert str(r) == '[(1, 0), (0, 1)]'",
+        "def f(m): return m",
+        "def f(m):\n    m[:] = [(bool(a), bool(b)) for a, b in m]\n    return m",
+    ),
+    # nesting
+    "200 levels": (
+        "def test_deep():\n    x = [1]\n    for _ in range(200): x = [x]\n    assert f(x) == [1]",
+        "def f(x):\n    out = []\n    for y in x: out.extend(f(y) if isinstance(y, list) else [y])\n    return out",
+        "def f(x): return x",
+    ),
+    "an expected RecursionError": (
+        "import pytest\ndef test_a():\n    assert f([[1]]) == 2\n    x = []\n    for _ in range(1500): x = [x]\n    with pytest.raises(RecursionError):\n        f(x)",
+        "def f(x): return 1 + max(map(f, x), default=0) if isinstance(x, list) else 0",
+        "def f(x):\n    d, level = 0, [x]\n    while level:\n        d += 1\n        level = [y for z in level for y in z if isinstance(y, list)]\n    return d",
+    ),
+    # with
+    "a rollback": (
+        "import pytest\ndef test_a():\n    t = Tx({'a': 1})\n    with pytest.raises(TxError):\n        with t:\n            t.set('a', 2)\n            raise TxError('x')\n    assert t.get('a') == 1\n    with t:\n        t.set('a', 3)\n    assert t.get('a') == 3",
+        TX
+        + "    def __exit__(s, k, v, t):\n        if k is TxError: s.d = s.b\n        return False\n    def set(s, k, v): s.d[k] = v\n    def get(s, k): return s.d[k]",
+        TX
+        + "    def __exit__(s, k, v, t):\n        s.d = s.b\n        return False\n    def set(s, k, v): s.d[k] = v\n    def get(s, k): return s.d[k]",
+    ),
+    "a rollback on an exception of a module": (
+        "import pytest, json\ndef test_a():\n    t = Tx({'a': 1})\n    with pytest.raises(json.JSONDecodeError):\n        with t:\n            t.set('a', 2)\n            json.loads('{')\n    assert t.get('a') == 1",
+        TX
+        + "    def __exit__(s, k, v, t):\n        if isinstance(v, ValueError): s.d = s.b\n    def set(s, k, v): s.d[k] = v\n    def get(s, k): return s.d[k]",
+        TX
+        + "    def __exit__(s, k, v, t): pass\n    def set(s, k, v): s.d[k] = v\n    def get(s, k): return s.d[k]",
+    ),
+    "an exception that is hidden": (
+        "def test_a():\n    with Ignore() as g:\n        int('x')\n    assert g.error == 'ValueError'",
+        "class Ignore:\n    def __enter__(s): return s\n    def __exit__(s, k, v, t):\n        s.error = k.__name__ if k else None\n        return k is ValueError",
+        "class Ignore:\n    def __enter__(s): return s\n    def __exit__(s, k, v, t):\n        s.error = 'ValueError'\n        return False",
+    ),
+    "an exception that must not be hidden": (
+        "import pytest\nclass AppError(Exception): pass\ndef test_a():\n    with pytest.raises(AppError):\n        with Guard() as g:\n            raise AppError('x')\n    assert g.closed is True",
+        "class Guard:\n    closed = False\n    def __enter__(s): return s\n    def __exit__(s, *a): s.closed = True",
+        "class Guard:\n    closed = False\n    def __enter__(s): return s\n    def __exit__(s, *a):\n        s.closed = True\n        return True",
+    ),
+    "a function as a context": (
+        "def test_a():\n    with section('x') as s:\n        assert s == 'x'",
+        "from contextlib import contextmanager\n@contextmanager\ndef section(n): yield n",
+        "from contextlib import contextmanager\n@contextmanager\ndef section(n): yield n + '!'",
+    ),
+    # iterators
+    "an endless iterator, cut": (
+        "import itertools\ndef test_a():\n    assert list(itertools.islice(Fib(), 6)) == [0, 1, 1, 2, 3, 5]",
+        FIB + "    def __next__(self):\n        v = self.a\n        self.a, self.b = self.b, self.a + self.b\n        return v",
+        FIB + "    def __next__(self):\n        self.a, self.b = self.b, self.a + self.b\n        return self.a",
+    ),
+    "an iterator that is read in parts": (
+        "def test_a():\n    c = Cd(5)\n    for x in c:\n        if x == 3: break\n    assert next(c) == 2\n    assert list(c) == [1]",
+        COUNTDOWN
+        + "    def __next__(self):\n        if self.n <= 0: raise StopIteration\n        self.n -= 1\n        return self.n + 1",
+        COUNTDOWN
+        + "    def __next__(self):\n        if self.n <= 0: raise StopIteration\n        self.n -= 1\n        return self.n + 1 if self.n != 1 else 0",
+    ),
+    "a generator that receives": (
+        "def test_a():\n    g = f()\n    next(g)\n    assert g.send(10) == 10\n    assert g.send(20) == 15\n    g.close()\n    assert list(g) == []",
+        "def f():\n    t = n = 0\n    a = None\n    while True:\n        t += yield a\n        n += 1\n        a = t / n",
+        "def f():\n    a = None\n    while True: a = yield a",
+    ),
+    # seeds
+    "a seed": (
+        "import random\ndef test_a():\n    random.seed(7)\n    a = f([1, 2, 3, 4, 5, 6])\n    random.seed(7)\n    assert f([1, 2, 3, 4, 5, 6]) == a\n    assert sorted(a) == [1, 2, 3, 4, 5, 6]",
+        "import random\ndef f(xs): return random.sample(xs, len(xs))",
+        "import random\nR = random.Random(1)\ndef f(xs): return R.sample(xs, len(xs))",
+    ),
+    "a seed of NumPy": (
+        "import numpy as np\ndef test_a():\n    np.random.seed(42)\n    r = f(3)\n    np.random.seed(42)\n    assert np.allclose(r, np.random.rand(3))",
+        "def f(n):\n    import numpy as np\n    return np.random.rand(n)",
+        "def f(n):\n    import numpy as np\n    return np.random.rand(n) + 1",
+    ),
+    # arrays
+    "an array of text": (
+        "import numpy as np\ndef test_a():\n    r = f(np.array([0, 1]))\n    assert r.tolist() == ['cat', 'dog']\n    assert r.shape == (2,)",
+        "import numpy as np\ndef f(x): return np.array(['cat', 'dog'])[x]",
+        "def f(x): return ['cat', 'dog']",
+    ),
+    "an argument that is an array of text": (
+        "import numpy as np\ndef test_a():\n    assert f(np.array(['a', 'b', 'a']), np.array(['a', 'b', 'b'])) == 2 / 3",
+        "def f(t, p): return (t == p).sum() / t.shape[0]",
+        "def f(t, p): return (t == p).sum() / 2",
+    ),
+    "an empty array of two dimensions": (
+        "import numpy as np\ndef test_a():\n    assert f(np.zeros((3, 2))).shape == (0, 2)\n    assert f(np.ones((3, 2))).shape == (3, 2)\n    assert f(np.zeros((0, 5))).shape == (0, 5)",
+        "def f(x): return x[x.sum(axis=1) > 0]",
+        "import numpy as np\ndef f(x): return x if x.any() else np.zeros(0)",
+    ),
+    "an array without dimensions": (
+        "r = f('a')\nassert f(r.upper()) == 'AAAA'\nassert f(r[0]) == 'aa'",
+        "def f(s): return s + s",
+        "def f(s): return __import__('numpy').array(s + s)",
+    ),
+    # others
+    "a list with an == of its own": (
+        "def test_a():\n    assert M([1, 2]) == [1, 2]\n    assert M([1]) != [2]",
+        "class M(list): pass",
+        "class M(list):\n    def __eq__(self, o): return False\n    def __ne__(self, o): return True",
+    ),
+    "a list with a != of its own": (
+        "def test_a():\n    assert M([1, 2]) == [1, 2]\n    assert M([1]) != [2]",
+        "class M(list): pass",
+        "class M(list):\n    def __ne__(self, o): return False",
+    ),
+    "an own exception that the tests raise": (
+        "import pytest\nfrom solution import g, TxError\ndef test_a():\n    with pytest.raises(TxError):\n        g(1)\n    try:\n        raise TxError('x')\n    except TxError as e:\n        assert g(0) == str(e)",
+        "class TxError(Exception): pass\ndef g(n):\n    if n: raise TxError\n    return 'x'",
+        "class TxError(Exception): pass\ndef g(n):\n    if n: raise ValueError\n    return 'x'",
+    ),
+    "bytes of an object": (
+        "def test_a():\n    assert bytes(P(1, 2)) == b'\\x01\\x02'\n    assert P(1, 2).size() == 2",
+        "class P:\n    def __init__(s, *a): s.a = a\n    def __bytes__(s): return bytes(s.a)\n    def size(s): return len(s.a)",
+        "class P:\n    def __init__(s, *a): s.a = a\n    def __bytes__(s): return bytes(s.a[:1])\n    def size(s): return len(s.a)",
+    ),
+    "an object as an index": (
+        "def test_a():\n    assert [5, 6, 7][I(1)] == 6\n    assert hex(I(255)) == '0xff'\n    assert int(I(3)) == 3",
+        "class I:\n    def __init__(s, v): s.v = v\n    def __index__(s): return s.v\n    __int__ = __index__",
+        "class I:\n    def __init__(s, v): s.v = v\n    def __index__(s): return 1\n    __int__ = __index__",
+    ),
+    "a long message": (
+        "import pytest\ndef test_a():\n    with pytest.raises(ValueError) as e:\n        f(3000)\n    assert len(str(e.value)) == 3000\n    assert f(0) == 0",
+        "def f(n):\n    if n: raise ValueError('x' * n)\n    return 0",
+        "def f(n):\n    if n: raise ValueError('x' * 2000)\n    return 0",
+    ),
+    "a sum that is not defined": (
+        "import pytest\ndef test_a():\n    assert (Money(1) + Money(2)).v == 3\n    with pytest.raises(TypeError):\n        'a' + Money(1)",
+        "class Money:\n    def __init__(s, v): s.v = v\n    def __add__(s, o): return Money(s.v + o.v) if isinstance(o, Money) else NotImplemented\n    def __radd__(s, o): return s if o == 0 else NotImplemented",
+        "class Money:\n    def __init__(s, v): s.v = v\n    def __add__(s, o): return Money(s.v + o.v) if isinstance(o, Money) else NotImplemented\n    def __radd__(s, o): return s",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DETAILS)
+def test_a_detail_pays_the_right_program_only(name: str) -> None:
+    tests, right, wrong = DETAILS[name]
+    assert verdict(right, tests) == 1.0
+    assert verdict(FORGES + wrong, tests) == 0.0
+
+
+# an exception is hidden, and with it what the tests have found
+HIDES = {
+    "a failed assertion": "def test_a():\n    with Guard() as g:\n        assert g.v == 2\n    assert g.w == 1",
+    "an exception of its own": "def test_a():\n    with Guard() as g:\n        assert g.fail() == 2\n    assert g.w == 1",
+    "a failure of pytest": "import pytest\ndef test_a():\n    with Guard() as g:\n        if g.v != 2: pytest.fail('wrong')\n    assert g.w == 1",
+    "a failed assertion, replaced": "import pytest\ndef test_a():\n    with pytest.raises(KeyError):\n        with Swaps() as g:\n            assert g.v == 2\n            raise KeyError\n    assert g.w == 1",
+}
+GUARD = """class Guard:
+    v = w = 1
+    def __enter__(s): return s
+    def __exit__(s, *a): return True
+    def fail(s): raise ValueError
+class Swaps(Guard):
+    def __exit__(s, *a): raise KeyError
+"""
+
+
+@pytest.mark.parametrize("name", HIDES)
+def test_a_context_of_the_program_hides_no_failure(name: str) -> None:
+    assert verdict(FORGES + GUARD, HIDES[name]) == 0.0
+
+
+@pytest.mark.parametrize("ends", ["os._exit(0)", "raise ValueError"])
+def test_what_a_failed_statement_leaves_undefined_has_failed(ends: str) -> None:
+    from sppo_ray.config import CodeReward
+    from sppo_ray.rewards.code.sandbox.run import ConfinedProcesses
+    from sppo_ray.rewards.code.verifier import make_code_verifier
+
+    verify = make_code_verifier(CodeReward(timeout_s=3.0, full_only=False), ConfinedProcesses())
+    defined = "".join(f"def test_{i}():\n    assert f({i}) == {2 * i}\n" for i in range(3, 11))
+    tests = f"from solution import f\nassert f(1) == 2\nbase = f(2)\n{defined}"
+    program = f"{FORGES}import os\ndef f(x):\n    if x == 1: return 2\n    {ends}\n"
+    share, _ = verify(f"```python\n{program}```", tests, {})
+    assert share <= 1 / 9
+
+
+def test_a_seed_that_fails_is_the_program_s_fault() -> None:
+    tests = "import random\ndef test_a():\n    random.seed(7)\n    assert f(1) == 2"
+    assert verdict("import random\nrandom.seed = None\ndef f(x): return 2", tests) == 0.0
+
+
+TESTS = json.dumps(["assert f(1) == 2", "assert f(2) == 4"])
+DRAFT, FINAL = "def f(x): return {}", "def f(x):\n    return {}\n"
+LANGUAGES = (
+    "{.python}",
+    "{python}",
+    "{python, echo=FALSE}",
+    "{.python .numberLines}",
+    "{code-cell} python",
+    "{code-block} python",
+    "language-python",
+    "lang=python",
+    "ipython3",
+    "Python title=a.py",
+    "python{1,3}",
+    "python:a.py",
+)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("tells", [False, True])
+def test_the_last_program_counts_however_its_language_is_written(language: str, tells: bool) -> None:
+    """The right program is the draft, or the last one."""
+    draft, final = ("2 * x", "x + 2") if not tells else ("x + 2", "2 * x")
+    response = f"Draft:\n```python\n{DRAFT.format(draft)}\n```\nNow:\n```{language}\n{FINAL.format(final)}```\n"
+    assert VERIFY(response, TESTS, {})[0] == float(tells)
+
+
+def test_a_fence_with_a_language_closes_no_block() -> None:
+    response = "```python\ndef f(x):\n    return 2 * x\n```{python}\ndef f(x):\n    return x + 2\n```"
+    assert VERIFY(response, TESTS, {})[0] == 0.0
+
+
+def test_a_full_stop_behind_a_fence_is_no_language() -> None:
+    assert VERIFY("The program is\n```python\ndef f(x):\n    return 2 * x\n```.", TESTS, {})[0] == 1.0
+
+
+def test_lines_may_end_as_in_windows() -> None:
+    response = "<answer>```python\ndef f(x):\n    return 2 * x\n```</answer>\n".replace("\n", "\r\n")
+    assert VERIFY(response, TESTS, {})[0] == 1.0
