@@ -157,6 +157,11 @@ DETAILS: dict[str, tuple[str, str, str]] = {
         "def f(n):\n    import numpy as np\n    return np.random.rand(n)",
         "def f(n):\n    import numpy as np\n    return np.random.rand(n) + 1",
     ),
+    "a limit of calls": (
+        "import sys\ndef test_a():\n    assert f(10) == 10\n    before = sys.getrecursionlimit()\n    sys.setrecursionlimit(300)\n    try:\n        assert f(800) == 800\n    finally:\n        sys.setrecursionlimit(before)",
+        "def f(n): return sum(1 for _ in range(n))",
+        "def f(n): return 1 + f(n - 1) if n else 0",
+    ),
     # arrays
     "an array of text": (
         "import numpy as np\ndef test_a():\n    r = f(np.array([0, 1]))\n    assert r.tolist() == ['cat', 'dog']\n    assert r.shape == (2,)",
@@ -263,6 +268,12 @@ def test_what_a_failed_statement_leaves_undefined_has_failed(ends: str) -> None:
 def test_a_seed_that_fails_is_the_program_s_fault() -> None:
     tests = "import random\ndef test_a():\n    random.seed(7)\n    assert f(1) == 2"
     assert verdict("import random\nrandom.seed = None\ndef f(x): return 2", tests) == 0.0
+
+
+def test_a_zero_with_a_large_exponent_is_compared() -> None:
+    tests = json.dumps({"inputs": [""], "outputs": ["0.0e999"]})
+    assert verdict("print(1)", tests) == 0.0
+    assert verdict("print('0.0e999')", tests) == 1.0
 
 
 TESTS = json.dumps(["assert f(1) == 2", "assert f(2) == 4"])

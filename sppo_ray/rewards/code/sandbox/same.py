@@ -79,7 +79,8 @@ def is_near(error: float, expected: float, text: str, *, is_printed: bool = Fals
     """
     size = abs(expected)
     mantissa, _, exponent = text.lower().partition("e")
-    digit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+    # clamped: 0.0e999 is 0
+    digit = 10.0 ** (max(-400, min(300, int(exponent or 0))) - len(mantissa.partition(".")[2]))
     digit = min(digit, size * 1e-12) if exponent and size >= 1.0 else digit  # 1e+16 has one digit
     if size >= 1.0:
         return error <= min(_TOLERANCE * size, max(digit, _TOLERANCE))

@@ -15,7 +15,7 @@ import types
 from collections import deque
 from typing import Any
 
-from sppo_ray.rewards.code.sandbox import arrays, program, seeds, usual, wire
+from sppo_ray.rewards.code.sandbox import arrays, program, told, usual, wire
 from sppo_ray.rewards.code.sandbox.identity import Objects
 from sppo_ray.rewards.code.sandbox.known import ERROR_MODULES
 
@@ -110,8 +110,8 @@ class _Server:
         if do == "iterator":
             iterator = iter(target)
             return {"value": [self._keep(iterator), iterator is target]}
-        if do == "seed":
-            return {"value": seeds.take(*args, **kwargs)}
+        if do == "set for all":
+            return {"value": told.take(*args, **kwargs)}
         if do == "exit":
             return {"value": self._exit(target, *args)}
         return {"value": self._encode(_OPERATIONS[do](target, *args))}

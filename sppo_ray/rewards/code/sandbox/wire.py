@@ -32,6 +32,9 @@ class WireClosed(Exception):
     """The other side has ended, or sent more than a line may hold."""
 
 
+_set_limit = sys.setrecursionlimit  # `told` replaces it in the module
+
+
 class Deeper:
     """Within the block, values may be nested deeper than a program may call: a level takes several
     calls.
@@ -39,10 +42,10 @@ class Deeper:
 
     def __enter__(self) -> None:
         self._before = sys.getrecursionlimit()
-        sys.setrecursionlimit(self._before + _MORE_CALLS)
+        _set_limit(min(self._before + _MORE_CALLS, 2**31 - 1))
 
     def __exit__(self, *_: object) -> None:
-        sys.setrecursionlimit(self._before)
+        _set_limit(self._before)
 
 
 class Wire:
