@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 _SETTERS = (("random", "seed"), ("numpy.random", "seed"), ("sys", "setrecursionlimit"))
 
 
-def share(tell: Callable[..., Any], code: str, *, numpy: bool) -> None:
-    """Let the functions that `code` names also call `tell(module, function, *arguments)`."""
+def share(tell: Callable[..., Any], code: str, numpy: bool) -> None:
+    """Let the functions that `code` names also call `tell(module, function, *arguments)`.
+    `numpy`: whether the tests use it.
+    """
     for name, function in _SETTERS:
         if function in code and (numpy or name != "numpy.random"):
             module = _module(name)
