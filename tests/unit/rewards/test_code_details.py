@@ -270,6 +270,24 @@ def test_a_seed_that_fails_is_the_program_s_fault() -> None:
     assert verdict("import random\nrandom.seed = None\ndef f(x): return 2", tests) == 0.0
 
 
+CASES_OF_LISTS: dict[str, tuple[str, str, str]] = {
+    "a tuple inside": ("[[[1, 2]]]", "def f(x): return [tuple(x)]", "def f(x): return [tuple(x), x]"),
+    "True for 1": ("[[[1, 2]]]", "def f(x): return [x]", "def f(x): return [[True, 2]]"),
+    "one list twice": ("[[[1, 2], [1, 2]]]", "def f(x): return [x] * 2", "def f(x): return [x, []]"),
+    "not a number": ("[[[1, 2]]]", "def f(x): return [x]", "def f(x): return [[1, float('nan')]]"),
+    "itself": ("[[[1, 2]]]", "def f(x): return [x]", "def f(x):\n    x.append(x)\n    return x"),
+    "its argument": ("[[2, 1]]", "def f(x): x.sort(reverse=True)", "def f(x): x[0] = x[1]"),
+}
+
+
+@pytest.mark.parametrize("name", CASES_OF_LISTS)
+def test_lists_of_json_cases_are_compared_by_value(name: str) -> None:
+    outputs, right, wrong = CASES_OF_LISTS[name]
+    tests = json.dumps({"inputs": [[[1, 2]]], "outputs": json.loads(outputs), "fn_name": "f"})
+    assert verdict(right, tests) == 1.0
+    assert verdict(wrong, tests) == 0.0
+
+
 def test_a_zero_with_a_large_exponent_is_compared() -> None:
     tests = json.dumps({"inputs": [""], "outputs": ["0.0e999"]})
     assert verdict("print(1)", tests) == 0.0

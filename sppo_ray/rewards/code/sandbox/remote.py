@@ -64,6 +64,7 @@ class Link:
         self._found: dict[str, list[str]] = {}
         self._proxies: dict[int, Remote] = {}
         self._shared = Objects(-1)
+        self.with_identity = True  # whether containers are objects; else only their values count
         self.as_python = False  # whether every change of a container of the tests holds
         self.ignored = False  # whether one did not hold
         self._in_place = False  # whether the program may change containers of the tests
@@ -82,7 +83,8 @@ class Link:
         begun = time.monotonic()
         self._ask({"do": "start"})
         self._subjects = subjects
-        named = {"dict": [["kinds", kinds], ["required", required]]}
+        settings = [["kinds", kinds], ["required", required], ["identity", self.with_identity]]
+        named = {"dict": settings}
         reply = self._ask({"do": "find", "on": 0, "given": subjects, "named": named} | self._news())
         os.pwrite(self._result, b"%.2f" % (time.monotonic() - begun), 1)
         found = reply.get("kinds")
@@ -277,7 +279,8 @@ class Link:
     def _encode(self, value: Any) -> Any:
         try:
             with wire.Deeper():
-                return wire.encode(value, self._number_of, self._shared.number)
+                number = self._shared.number if self.with_identity else None
+                return wire.encode(value, self._number_of, number)
         except RecursionError:  # no test may expect it
             raise self.gone() from None
 
@@ -311,7 +314,7 @@ class Link:
                     data,
                     lambda number: self.proxy(int(number)),
                     self._iterator,
-                    self._refuse_nan,
+                    None if self.may_be_nan else self._refuse_nan,
                     self._array,
                     self._same,
                     self.refuse,
@@ -344,8 +347,7 @@ class Link:
         """Tests that do not name NaN get none: `if abs(f(2) - 4) > 1e-6: raise` takes it for
         right.
         """
-        if not self.may_be_nan:
-            raise self.refuse()
+        raise self.refuse()
 
     def _exception(self, reply: Any) -> BaseException:
         """Return a built-in exception, or one that the tests name, by the names of the class and

@@ -66,6 +66,7 @@ class _Server:
         self._numbers: dict[int, int] = {}
         self._classes: list[type] = []  # under test
         self._shared = Objects(1)
+        self._with_identity = True
         self._wire.send({"ready": True})
 
     def serve(self) -> None:
@@ -99,6 +100,7 @@ class _Server:
             return {"value": self._encode_whole(value), "after": after if after != [given, named] else None}
         if do == "find":
             check_names(self._namespace, kwargs["required"])
+            self._with_identity = kwargs["identity"]
             self._objects += [find(self._namespace, name) for name in args]
             self._classes = [one for one in self._objects if isinstance(one, type)]
             found = {name: self._namespace[name] for name in kwargs["kinds"] if name in self._namespace}
@@ -182,7 +184,8 @@ class _Server:
     def _encode(self, value: Any) -> Any:
         try:
             with wire.Deeper():
-                return wire.encode(value, self._keep, self._shared.number)
+                number = self._shared.number if self._with_identity else None
+                return wire.encode(value, self._keep, number)
         except Exception:  # boundary: a value may be nested too deep, or the program's own
             raise _Lost from None
 

@@ -485,6 +485,7 @@ def main(setup_fd: int) -> None:
         cases = setup["cases"]
         tests = CodeTests(setup["tests"], setup["name"]) if cases is None else CallTests(setup["name"], cases)
         link.exact, link.as_python = cases is None, setup["as_python"]
+        link.with_identity = cases is None
         link.await_program(tests.subjects, tests.kinds, tests.required)
         report = run_tests(tests, link, stop_at_failure=setup["stop_at_failure"])
         report["ignored"] = link.ignored

@@ -88,8 +88,10 @@ class Wire:
 
 def encode(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int] | None = None) -> Any:
     """Convert `value` to JSON; `keep` stores an object without a plain form and returns its
-    number; `number` gives the one of a container (see `identity`).
+    number; `number` gives the one of a container (see `identity`), None = it is not asked for.
     """
+    if number is None and type(value) is list and _is_plain(value):
+        return value
     data = _encoded(value, keep, number)
     return {"same": [number(value), data]} if number is not None and type(value) in MUTABLE else data
 
@@ -180,6 +182,18 @@ _DATES = frozenset({"date", "datetime", "time"})
 _VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 
 
+def _is_plain(value: list[Any]) -> bool:
+    """Whether it is made of lists and scalars only: lists of JSON may have a million parts."""
+    rest = [value]
+    while rest:
+        for one in rest.pop():
+            if type(one) is list:
+                rest.append(one)
+            elif type(one) not in _SCALARS:
+                return False
+    return True
+
+
 def _is_array_of_one(value: Any) -> bool:
     """An array without dimensions is no text, and no other object that it holds."""
     return type(value).__name__ == "ndarray" and value.shape == () and value.dtype.kind not in "biufc"
@@ -205,11 +219,15 @@ def decode(
     Raises ValueError, TypeError and the like for invalid input.
     """
 
+    scalars = _SIMPLE if on_nan else _SCALARS
+
     def again(one: Any) -> Any:
+        if type(one) is list:  # here, because lists of JSON may have a million parts
+            return [part if type(part) in scalars else again(part) for part in one]
         return decode(one, find, iterate, on_nan, make_array, same, refuse)
 
     if isinstance(data, list):
-        return [one if type(one) in _SIMPLE else again(one) for one in data]
+        return again(data)
     if not isinstance(data, dict):
         if on_nan is not None and isinstance(data, float) and data != data:
             on_nan(data)
