@@ -178,6 +178,51 @@ DETAILS: dict[str, tuple[str, str, str]] = {
         "def f(x): return x[x.sum(axis=1) > 0]",
         "import numpy as np\ndef f(x): return x if x.any() else np.zeros(0)",
     ),
+    "a number in an array without dimensions": (
+        "def test_a():\n    r = f([1., 2.])\n    assert isinstance(r, float)\n    assert r == 1.5\n    assert len({f([1.]), f([1.])}) == 1",
+        "def f(x): return sum(x) / len(x)",
+        "import numpy as np\ndef f(x): return np.array(np.mean(x))",
+    ),
+    "a number without dimensions": (
+        "import numpy as np\ndef test_a():\n    r = f([1., 2.])\n    assert isinstance(r, np.ndarray)\n    assert r.shape == ()\n    assert r == 1.5",
+        "import numpy as np\ndef f(x): return np.array(np.mean(x))",
+        "import numpy as np\ndef f(x): return np.mean(x)",
+    ),
+    "a matrix": (
+        "import numpy as np\ndef test_a():\n    r = f(2)\n    assert np.allclose(r * r, [[1, 4], [9, 16]])",
+        "import numpy as np\ndef f(n): return np.array([[1, 2], [3, 4]])",
+        "import numpy as np\ndef f(n): return np.matrix([[1, 2], [3, 4]])",
+    ),
+    "texts of NumPy": (
+        "def test_a():\n    assert str(f('b a')) == \"['a', 'b']\"",
+        "def f(s): return sorted(s.split())",
+        "import numpy as np\ndef f(s): return list(np.unique(s.split()))",
+    ),
+    "a long double": (
+        "import numpy as np\ndef test_a():\n    assert abs(f(2) - 1.41421356) < 1e-6\n    assert abs(f(4) - 2) < 1e-9",
+        "import numpy as np\ndef f(x): return np.sqrt(np.longdouble(x))",
+        "import numpy as np\ndef f(x): return np.longdouble(x)",
+    ),
+    "a default that is taken away": (
+        "import pytest\nfrom collections import defaultdict\ndef test_a():\n    d = defaultdict(int, a=1)\n    r = f(d)\n    with pytest.raises(KeyError):\n        r['zz']\n    assert r['a'] == 1",
+        "def f(d):\n    d.default_factory = None\n    return d",
+        "def f(d): return d",
+    ),
+    "a generator and the state of its object": (
+        "def test_a():\n    p = Pipe([1, 2, 3, 4])\n    g = p.run()\n    assert p.done == 0\n    assert next(g) == 2\n    assert next(g) == 4\n    assert p.done == 2\n    assert list(g) == [6, 8]\n    assert p.done == 4",
+        "class Pipe:\n    def __init__(s, xs): s.xs, s.done = xs, 0\n    def run(s):\n        for x in s.xs:\n            s.done += 1\n            yield 2 * x",
+        "class Pipe:\n    def __init__(s, xs): s.xs, s.done = xs, 0\n    def run(s):\n        s.done = len(s.xs)\n        return iter([2 * x for x in s.xs])",
+    ),
+    "notes of an exception": (
+        "import pytest\ndef test_a():\n    with pytest.raises(ValueError) as e:\n        f(1)\n    assert 'hint' in e.value.__notes__\n    assert f(0) == 0",
+        "def f(n):\n    if n:\n        e = ValueError('x')\n        e.add_note('hint')\n        raise e\n    return 0",
+        "def f(n):\n    if n: raise ValueError('hint')\n    return 0",
+    ),
+    "what an exception extends": (
+        "import pytest\nfrom solution import MyError, f\ndef test_kind():\n    assert issubclass(MyError, ValueError)\ndef test_f():\n    assert f(1) == 2\n    with pytest.raises(MyError):\n        f(0)",
+        "class MyError(ValueError): pass\ndef f(n):\n    if not n: raise MyError('x')\n    return 2",
+        "class MyError(Exception): pass\ndef f(n):\n    if not n: raise MyError('x')\n    return 2",
+    ),
     "an array without dimensions": (
         "r = f('a')\nassert f(r.upper()) == 'AAAA'\nassert f(r[0]) == 'aa'",
         "def f(s): return s + s",

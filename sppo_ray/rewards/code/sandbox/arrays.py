@@ -24,27 +24,31 @@ def operate(name: str, left: Any, right: Any) -> Any:
 
 
 def make(dtype: str, values: Any, shape: list[int] | None = None) -> Any:
-    """An array of numbers or text, or one number; others stay plain. `shape`: of an empty array.
+    """An array of numbers or text, or one of them; others stay plain. `shape`: of an array that is
+    empty or has no dimensions.
     Raises ValueError for what is no number: NumPy would read numbers, and NaN, from text.
     """
-    if dtype[1:2] == "U" and isinstance(values, list):
+    if dtype[1:2] == "U" and isinstance(values, (list, str)):
         return _of_text(dtype, values, shape)
     if dtype[1:2] not in ("b", "i", "u", "f", "c"):
         return values
     import numpy
 
-    if shape is not None:
+    if shape:
         return _empty(numpy.dtype(dtype), shape)
     kind, made = numpy.dtype(dtype), numpy.array(values)
     is_number = isinstance(values, list) or made.shape == ()
     if kind.kind not in "biufc" or not is_number or (made.size and made.dtype.kind not in "biufc"):
         raise ValueError(f"no array of numbers: {dtype}, {made.dtype}")
-    return numpy.array(values, dtype=kind) if isinstance(values, list) else kind.type(values)
+    is_array = isinstance(values, list) or shape is not None
+    return numpy.array(values, dtype=kind) if is_array else kind.type(values)
 
 
-def _of_text(dtype: str, values: list[Any], shape: list[int] | None) -> Any:
+def _of_text(dtype: str, values: list[Any] | str, shape: list[int] | None) -> Any:
     import numpy
 
+    if isinstance(values, str):
+        return numpy.str_(values)
     if shape is not None:
         return _empty(numpy.dtype(dtype), shape)
     made = numpy.array(values)

@@ -130,7 +130,8 @@ def alike(one: Any, other: Any) -> bool:
         )
     if kind in MUTABLE or isinstance(one, tuple):
         mine, theirs = parts(one), parts(other)
-        return len(mine) == len(theirs) and all(map(alike, mine, theirs))
+        same_factory = getattr(one, "default_factory", None) is getattr(other, "default_factory", None)
+        return same_factory and len(mine) == len(theirs) and all(map(alike, mine, theirs))
     if kind.__name__ == "ndarray":
         return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
     return one == other if kind in _EXACT else kind.__module__ in _WRITTEN and repr(one) == repr(other)
@@ -141,5 +142,7 @@ def fill(value: Any, contents: Any) -> None:
     value.clear()
     if isinstance(value, (dict, set)):
         value.update(contents)
+        if isinstance(value, defaultdict):
+            value.default_factory = contents.default_factory
     else:
         value.extend(contents)

@@ -53,7 +53,7 @@ class Link:
         self._wire, self._result, self.calls = connection, result, 0
         self.broken, self.unsupported = False, ""
         self.may_be_nan, self.with_arrays = True, False
-        self.moves_generators = False  # whether the tests may send to a generator, or close it
+        self.moves_generators = False  # whether the tests see how far a generator is
         self.hands_over = lambda: True  # whether the tests hand over objects of their own in any case
         self.is_gone = False
         self.answers: dict[str, set[bool]] = {}  # of the program's classes to `in`, ==, < and truth
@@ -109,7 +109,8 @@ class Link:
                     self.kinds[real] = type(real, self._bases(names_of[1:]), {"_program_names": names_of})
                 except TypeError:  # no class has these bases: the program forged its answer
                     raise self.gone() from None
-        self.involved = self.involved or not set(names.values()) <= set(self.kinds)
+        # what a class extends, and whether it is there, is the program's
+        self.involved = self.involved or bool(names)
         return {name: self.kinds.get(real, _NO_EXCEPTION) for name, real in kinds.items()}
 
     def _bases(self, names: list[str]) -> tuple[type[BaseException], ...]:
@@ -382,6 +383,8 @@ class Link:
         for name, value in attributes.items() if type(attributes) is dict else ():
             if name == "args" and type(value) is list:
                 error.args = tuple(value)
+            elif name == "__notes__" and type(value) is list:
+                error.__notes__ = [one for one in value if type(one) is str]
             elif type(name) is str and name.isidentifier() and not name.startswith("_"):
                 error.__dict__.setdefault(name, value)
 

@@ -265,7 +265,7 @@ class CodeTests:
         link.may_be_nan, link.with_arrays = self._names_nan, self._numpy
         self._link = link
         link.hands_over = lambda: self._hands_over
-        link.moves_generators = re.search(r"\.(?:send|close)\(", self._code) is not None
+        link.moves_generators = re.search(r"\.(?:send|close)\(|\bnext\(", self._code) is not None
         link.reads_objects = any(map(is_class, self._subject.taken))
         space[rewrite.TRIED] = lambda number: self._tried.__setitem__(number, link.calls)
         told.share(lambda *what, **named: link.do("set for all", 0, *what, **named), self._code, self._numpy)

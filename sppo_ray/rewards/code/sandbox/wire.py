@@ -127,8 +127,8 @@ def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int
             return {name: each(value)}
     if type(value) in (Counter, OrderedDict):
         return {type(value).__name__: [each(item) for item in value.items()]}
-    if type(value) is defaultdict and value.default_factory in _FACTORIES:
-        name = value.default_factory.__name__
+    if type(value) is defaultdict and value.default_factory in (*_FACTORIES, None):
+        name = getattr(value.default_factory, "__name__", None)
         return {"defaultdict": [name, [each(item) for item in value.items()]]}
     if type(value) is defaultdict:
         return {"kind": ["defaultdict", {"dict": [each(item) for item in value.items()]}, True]}
@@ -142,12 +142,14 @@ def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int
         return {type(value).__name__.lower(): str(value)}
     if type(value) in _VIEWS:
         return {_VIEWS[type(value)]: each(value)}
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist") and not _is_array_of_one(value):
-        plain = encode(value.tolist(), keep)
-        if not isinstance(plain, list):
-            return {"scalar": [value.dtype.str, plain]}
-        return {"array": [value.dtype.str, plain, *([] if value.size else [list(value.shape)])]}
-    if type(value).__module__ == "datetime" and type(value).__name__ in _DATES:
+    if type(value).__module__ == "numpy" and hasattr(value, "dtype") and _is_array_or_number(value):
+        plain = float(value) if value.dtype.char == "g" and value.shape == () else value.tolist()
+        data = [value.dtype.str, encode(plain, keep)]
+        if type(value).__name__ != "ndarray":
+            return {"scalar": data}
+        has_shape = value.size == 0 or value.shape == ()  # else the lists have it
+        return {"array": [*data, *([list(value.shape)] if has_shape else [])]}
+    if type(value).__module__ == "datetime" and type(value).__name__ in _DATES and _has_plain_zone(value):
         return {type(value).__name__: str(value)}
     if type(value).__module__ == "datetime" and type(value).__name__ == "timedelta":
         return {"timedelta": [value.days, value.seconds, value.microseconds]}
@@ -194,9 +196,20 @@ def _is_plain(value: list[Any]) -> bool:
     return True
 
 
-def _is_array_of_one(value: Any) -> bool:
-    """An array without dimensions is no text, and no other object that it holds."""
-    return type(value).__name__ == "ndarray" and value.shape == () and value.dtype.kind not in "biufc"
+def _is_array_or_number(value: Any) -> bool:
+    """Whether a list or a plain value tells all of it: of no matrix, and of no array without
+    dimensions that holds a text or an object.
+    """
+    if value.dtype.char == "g" and value.shape != ():  # long doubles, which no list holds
+        return False
+    is_array = type(value).__name__ == "ndarray"
+    return value.dtype.kind in "biufc" if is_array and value.shape == () else is_array or value.shape == ()
+
+
+def _has_plain_zone(value: Any) -> bool:
+    """Whether the text of a time tells its zone: one with a summer time has more than an offset."""
+    zone = getattr(value, "tzinfo", None)
+    return zone is None or type(zone).__module__ == "datetime"
 
 
 def _is_named(value: Any) -> bool:
@@ -251,7 +264,7 @@ def decode(
         return pairs if name == "dict" else pairs.items()
     if name == "defaultdict":
         kinds = {kind.__name__: kind for kind in _FACTORIES}
-        return defaultdict(kinds[inner[0]], map(again, inner[1]))
+        return defaultdict(kinds[inner[0]] if inner[0] is not None else None, map(again, inner[1]))
     if name in ("Counter", "OrderedDict"):
         pairs = dict(map(again, inner))
         return Counter(pairs) if name == "Counter" else OrderedDict(pairs)
