@@ -9,13 +9,8 @@ _BOX = r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s{0,3}"
 _BOX_OPENS = re.compile(_BOX)
 _UNBRACED = re.compile(r"[-+]?(?:\\[a-zA-Z]+(?:\{[^{}]{0,200}\}){0,3}|[0-9][0-9.,/]*|[A-Za-z])")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text, not structure
-# possessive: a line of spaces that ends in ` takes linear time. The language may be written
-# `python`, `{python}`, `{.python .numberLines}`, `{code-cell} python` or `language-python`.
-_FENCE = re.compile(
-    r"^([ \t]*+)(```++|~~~++)[ \t]*+(?:\{code(?:-cell|-block)?\}[ \t]*+)?[{.]*+"
-    r"(?:lang(?:uage)?[-=:])?((?:[^\W\d][\w+#.-]*+)?)[^\n`]*+$",
-    re.MULTILINE | re.IGNORECASE,
-)
+# possessive: a line of spaces that ends in ` takes linear time
+_FENCE = re.compile(r"^([ \t]*+)(```++|~~~++)([^\n`]*+)$", re.MULTILINE)
 # Behind other text, `<answer>```python`, it opens a block if it names Python. No group is
 # possessive: Python 3.11.2 takes those wrong.
 _FENCE_BEHIND_TEXT = re.compile(
@@ -23,7 +18,9 @@ _FENCE_BEHIND_TEXT = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _FENCE_INDENT = 3  # that a closing fence may have more than its opening one, as in CommonMark
-_PYTHON = re.compile(r"i?py(?:thon)?[0-9.]*", re.IGNORECASE)
+# in any form: `python`, `{.python .numberLines}`, `{code-cell} python`, `language-python`
+_PYTHON = re.compile(r"(?<![^\W\d_])i?py(?:thon)?(?![^\W\d_])", re.IGNORECASE)
+_LANGUAGE = re.compile(r"\s*[{.]*\w")  # `</answer>` behind a fence is none, nor is a full stop
 _MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```|~~~", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _THINKING = (
@@ -150,7 +147,7 @@ def last_program(text: str) -> str | None:
     text = without_thinking(text).replace("\r\n", "\n")
     fences = [*_FENCE.finditer(text), *_FENCE_BEHIND_TEXT.finditer(text)]
     for fence in sorted(fences, key=lambda one: one.start()):
-        if opened is None or (opened.re is _FENCE_BEHIND_TEXT and _PYTHON.fullmatch(fence[3])):
+        if opened is None or (opened.re is _FENCE_BEHIND_TEXT and _PYTHON.search(fence[3])):
             opened = fence  # the text before may only have spoken of a fence
         elif fence.re is _FENCE and _closes(fence, opened):
             code = text[opened.end() : fence.start()].strip("\n")
@@ -160,8 +157,8 @@ def last_program(text: str) -> str | None:
     # truncated inside its last block, unless the last words only speak of a fence
     if opened is not None and (opened.re is _FENCE or text[opened.end() :].strip()):
         blocks.append((opened[3], None))
-    python = [code for language, code in blocks if _PYTHON.fullmatch(language)] or [
-        code for language, code in blocks if not language
+    python = [code for language, code in blocks if _PYTHON.search(language)] or [
+        code for language, code in blocks if not _LANGUAGE.match(language)
     ]
     return python[-1] if python and python[-1] and python[-1].strip() else None
 
@@ -169,7 +166,8 @@ def last_program(text: str) -> str | None:
 def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:
     """A fence in a docstring, which is indented, closes no block; nor does a shorter one."""
     indents = [len(one[1].expandtabs(4)) for one in (fence, opened)]
-    return not fence[3] and fence[2].startswith(opened[2]) and indents[0] <= indents[1] + _FENCE_INDENT
+    is_plain = not _LANGUAGE.match(fence[3]) and not _PYTHON.search(fence[3])
+    return is_plain and fence[2].startswith(opened[2]) and indents[0] <= indents[1] + _FENCE_INDENT
 
 
 def _without_indent(code: str, indent: str) -> str:

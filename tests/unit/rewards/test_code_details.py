@@ -354,6 +354,18 @@ LANGUAGES = (
     "Python title=a.py",
     "python{1,3}",
     "python:a.py",
+    "{ .python }",
+    "{#sol .python}",
+    "{.numberLines .python}",
+    '{language="python"}',
+    " [python]",
+    "(python)",
+    "\u00a0python",
+    "python+",
+    "{class=python}",
+    "{ code-cell } python",
+    "py3",
+    "Py",
 )
 
 
@@ -366,8 +378,9 @@ def test_the_last_program_counts_however_its_language_is_written(language: str, 
     assert VERIFY(response, TESTS, {})[0] == float(tells)
 
 
-def test_a_fence_with_a_language_closes_no_block() -> None:
-    response = "```python\ndef f(x):\n    return 2 * x\n```{python}\ndef f(x):\n    return x + 2\n```"
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_fence_with_a_language_closes_no_block(language: str) -> None:
+    response = f"```python\ndef f(x):\n    return 2 * x\n```{language}\ndef f(x):\n    return x + 2\n```"
     assert VERIFY(response, TESTS, {})[0] == 0.0
 
 
