@@ -135,7 +135,8 @@ class ParquetData(SourceSettings):
 
 class JsonlData(SourceSettings):
     """One JSON object a line, or one array of objects in a .json file: `prompt` (a string or chat
-    messages) and `ground_truth` (keys configurable).
+    messages) and `ground_truth` (keys configurable). The reward gets all other keys of a row, and
+    those of its `extra_info`, as `extra`.
     """
 
     type: Literal["jsonl"] = "jsonl"

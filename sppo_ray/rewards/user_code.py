@@ -17,7 +17,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+import sppo_ray
 from sppo_ray.errors import UserError
+
+_PACKAGE = Path(sppo_ray.__file__).parent
 
 
 def import_object(path: str, setting: str, packages: Sequence[str] | None = None) -> Any:
@@ -102,6 +105,8 @@ def written_signature(takes: ast.arguments) -> inspect.Signature:
 def _source_of(module_name: str) -> Path | None:
     """The source of a module, found without importing the packages that it is in."""
     places = [Path(entry or ".") for entry in (os.getcwd(), *sys.path)]
+    if module_name.split(".")[0] == _PACKAGE.name:  # an editable installation is on no path
+        places = [_PACKAGE.parent]
     for place in places:
         leaf = place.joinpath(*module_name.split("."))
         for file in (leaf.with_suffix(".py"), leaf / "__init__.py"):

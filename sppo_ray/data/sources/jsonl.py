@@ -28,7 +28,8 @@ _SCHEMA = pa.schema(
 
 
 def read_jsonl(path: str, fields: Fields) -> pa.Table:
-    """Read the columns of TableSource; `extra` is each row's `extra_info` as JSON.
+    """Read the columns of TableSource; `extra` has, as JSON, all other fields of each row and those
+    of its `extra_info`.
 
     Blank lines are skipped. Raises UserError naming the file, the line or entry of an array (from
     1), and the field.
@@ -133,11 +134,12 @@ def _example(row: Any, fields: Fields, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {fields.source} is {_kind(source)}: it must be a string")
     if not isinstance(extra, (dict, type(None))):
         raise UserError(f"{where}: {fields.extra} is {_kind(extra)}: it must be an object")
+    others = {name: value for name, value in row.items() if name not in fields.heads}
     return {
         "prompt": _messages(_value(row, fields.prompt, where), fields.prompt, where),
         "ground_truth": _truth(_value(row, fields.ground_truth, where), fields.ground_truth, where),
         "source": source,
-        "extra": None if extra is None else json.dumps(extra),
+        "extra": json.dumps(others | (extra or {})) if others or extra is not None else None,
     }
 
 

@@ -28,10 +28,14 @@ class Fields:
     source: str = "data_source"  # optional string
     extra: str = "extra_info"  # optional struct
 
+    @property
+    def heads(self) -> set[str]:
+        """The columns that contain these fields."""
+        return {field.split(".")[0] for field in (self.prompt, self.ground_truth, self.source, self.extra)}
+
     def columns_in(self, present: Sequence[str]) -> list[str]:
         """Return the columns in `present` that contain these fields."""
-        heads = {field.split(".")[0] for field in (self.prompt, self.ground_truth, self.source, self.extra)}
-        return [column for column in present if column in heads]
+        return [column for column in present if column in self.heads]
 
 
 class TableSource:
@@ -83,7 +87,7 @@ def rows_table(rows: Any, origin: str) -> pa.Table:
         if isinstance(rows, pa.Table):
             return rows
         if isinstance(rows, Sequence) and not isinstance(rows, str):
-            return pa.Table.from_pylist([dict(row) for row in rows])
+            return pa.Table.from_pylist([_with_extra(dict(row)) for row in rows])
         if hasattr(rows, "with_format"):  # datasets.Dataset
             return rows.with_format("arrow")[:]
         return pa.table(rows)  # pandas, polars and others, by Arrow's own interface
@@ -92,6 +96,13 @@ def rows_table(rows: Any, origin: str) -> pa.Table:
             f"{origin}: is no table ({error}): give a list of dicts, an Arrow table, a Hugging Face dataset "
             "or a data frame, whose columns have one type each"
         ) from None
+
+
+def _with_extra(row: dict[str, Any]) -> dict[str, Any]:
+    """Move fields that no column is for into `extra_info`, as `read_jsonl` does."""
+    others = {name: row.pop(name) for name in [*row] if name not in Fields().heads | {"ground_truth"}}
+    extra = row.get("extra_info")
+    return row | {"extra_info": others | (extra or {})} if others and isinstance(extra, dict | None) else row
 
 
 def fields_of(columns: Sequence[str]) -> Fields:

@@ -290,6 +290,18 @@ class TestJsonLines:
         )
         assert second.messages == (USER,)
 
+    def test_all_other_fields_are_for_the_reward(self, tmp_path: Path) -> None:
+        row = {"question": "q", "label": {"answer": "7"}, "level": 3, "notes": ["a"], "data_source": "d"}
+        path = write_lines(
+            tmp_path / "a.jsonl", row, {**row, "extra_info": {"level": 4, "k": None}}, {**row, "notes": None}
+        )
+        settings = JsonlData(path=path, prompt_key="question", ground_truth_key="label.answer")
+        assert [one.extra for one in open_one(settings)] == [
+            {"level": 3, "notes": ["a"]},
+            {"level": 4, "notes": ["a"], "k": None},
+            {"level": 3, "notes": None},
+        ]
+
     def test_other_keys_and_a_path_into_objects(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "a.jsonl", {"question": "q", "label": {"answer": "7"}})
         settings = JsonlData(path=path, prompt_key="question", ground_truth_key="label.answer")

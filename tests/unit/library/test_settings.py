@@ -155,6 +155,17 @@ def test_rows_become_a_file_of_the_run(make: Any, tmp_path: Path) -> None:
     assert first.messages == ({"role": "user", "content": "1+1="},)
 
 
+def test_other_fields_of_rows_are_for_the_reward(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "ground_truth": "b", "level": 1},
+        {"prompt": "c", "ground_truth": "d", "level": 2, "extra_info": {"k": "e"}},
+    ]
+    config = sr.load_config("quickstart", data={"train": [rows_setting(rows, tmp_path / "d.parquet", "d")]})
+    [source] = open_sources(config.data.train)
+    found = [{k: v for k, v in one.extra.items() if v is not None} for one in source.examples([0, 1])]
+    assert found == [{"level": 1}, {"level": 2, "k": "e"}]
+
+
 def test_a_data_frame_and_paths_are_rows_too(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame([{"prompt": "1+1=", "ground_truth": "2"}])

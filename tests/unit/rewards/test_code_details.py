@@ -141,6 +141,32 @@ DETAILS: dict[str, tuple[str, str, str]] = {
         COUNTDOWN
         + "    def __next__(self):\n        if self.n <= 0: raise StopIteration\n        self.n -= 1\n        return self.n + 1 if self.n != 1 else 0",
     ),
+    "an iterator that is its own": (
+        "def test_a():\n    c = Cd(3)\n    assert iter(c) is c\n    assert list(c) == [3, 2, 1]",
+        COUNTDOWN
+        + "    def __next__(self):\n        if self.n <= 0: raise StopIteration\n        self.n -= 1\n        return self.n + 1",
+        "class Cd:\n    def __init__(self, n): self.n = n\n    def __iter__(self): return iter(range(self.n, 0, -1))",
+    ),
+    "an iterator that has more later": (
+        "def test_a():\n    q = Q()\n    i = iter(q)\n    assert list(i) == []\n    q.put(1)\n    assert next(i) == 1\n    assert q.size() == 0",
+        "class Q:\n    def __init__(s): s.x = []\n    def put(s, v): s.x.append(v)\n    def size(s): return len(s.x)\n    def __iter__(s): return s\n    def __next__(s):\n        if not s.x: raise StopIteration\n        return s.x.pop(0)",
+        "class Q:\n    def __init__(s): s.x = []\n    def put(s, v): s.x.append(v)\n    def size(s): return 0\n    def __iter__(s): return iter([])",
+    ),
+    "a range in a list": (
+        "def test_a():\n    c = [range(0, 3, 2)]\n    f(c)\n    assert repr(c) == '[range(0, 3, 2)]'",
+        "def f(c): pass",
+        "def f(c): c[0] = range(0, 4, 2)",
+    ),
+    "a traceback for a context": (
+        "import pytest\ndef test_a():\n    with pytest.raises(ValueError):\n        with G() as g:\n            raise ValueError('x')\n    assert g.had == (True, 'x')",
+        "class G:\n    def __enter__(s): return s\n    def __exit__(s, k, v, t): s.had = (t is not None, str(v))",
+        "class G:\n    def __enter__(s): return s\n    def __exit__(s, k, v, t): s.had = (t is None, str(v))",
+    ),
+    "an exception with two names": (
+        "import pytest\nfrom solution import Stack, EmptyStack\ndef test_a():\n    s = Stack()\n    with pytest.raises(EmptyStack):\n        s.pop()\n    s.push(1)\n    assert s.pop() == 1",
+        "class EmptyStackError(Exception): pass\nEmptyStack = EmptyStackError\nclass Stack:\n    def __init__(s): s.x = []\n    def push(s, v): s.x.append(v)\n    def pop(s):\n        if not s.x: raise EmptyStackError('empty')\n        return s.x.pop()",
+        "class EmptyStackError(Exception): pass\nEmptyStack = EmptyStackError\nclass Stack:\n    def __init__(s): s.x = []\n    def push(s, v): s.x.append(v)\n    def pop(s): return s.x.pop()",
+    ),
     "a generator that receives": (
         "def test_a():\n    g = f()\n    next(g)\n    assert g.send(10) == 10\n    assert g.send(20) == 15\n    g.close()\n    assert list(g) == []",
         "def f():\n    t = n = 0\n    a = None\n    while True:\n        t += yield a\n        n += 1\n        a = t / n",
@@ -308,6 +334,11 @@ def test_what_a_failed_statement_leaves_undefined_has_failed(ends: str) -> None:
     program = f"{FORGES}import os\ndef f(x):\n    if x == 1: return 2\n    {ends}\n"
     share, _ = verify(f"```python\n{program}```", tests, {})
     assert share <= 1 / 9
+
+
+def test_tests_that_fail_behind_a_seed_are_an_error() -> None:
+    tests = "import random\nrandom.seed(7)\nXS = [][1]\ndef test_a(): assert f(1) == 2"
+    assert "IndexError" in str(verdict("def f(x): return 2 * x", tests))
 
 
 def test_a_seed_that_fails_is_the_program_s_fault() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MUTABLE = frozenset({list, dict, set, deque, bytearray, Counter, OrderedDict, defaultdict})
-_EXACT = frozenset({bool, int, str, bytes, range})  # equal ones are the same
+_EXACT = frozenset({bool, int, str, bytes})  # equal ones are the same
 _WRITTEN = ("builtins", "datetime", "decimal", "fractions")
 """Modules of the types whose `repr` tells everything: -0.0, Decimal("1.00"), a time zone."""
 _MOST_PARTS, _LEAST_PARTS, _ALL_PARTS = 20_000, 500, 2_000_000

@@ -73,7 +73,9 @@ class Remote:
         if not self._sppo_link.reads_objects:
             raise self._sppo_link.refuse()
         number, is_own = self._sppo_link.iterator(self._sppo_number)
-        return RemoteIterator(self._sppo_link, number, is_generator=False, one_by_one=is_own)
+        if is_own:
+            return self._sppo_link.instance(self)
+        return RemoteIterator(self._sppo_link, number, is_generator=False)
 
     def __len__(self) -> int:
         return self._sppo_plain("length", int)

@@ -72,6 +72,7 @@ class Link:
         self.involved = False
         # exceptions of the program's that the tests name
         self.kinds: dict[str, type[Exception]] = {}
+        self._by_class: dict[str, type[Exception]] = {}  # by the name of the class, which may have others
 
     def await_program(self, subjects: list[str], kinds: list[str], required: list[str]) -> None:
         """Let the program run its definitions and wait for them; its message is not read. Not
@@ -106,7 +107,8 @@ class Link:
         for real in sorted(kinds.values(), key=lambda real: len(self._found[real])):  # bases first
             if names_of := self._found[real]:
                 try:
-                    self.kinds[real] = type(real, self._bases(names_of[1:]), {"_program_names": names_of})
+                    kind = type(real, self._bases(names_of[1:]), {"_program_names": names_of})
+                    self.kinds[real] = self._by_class[names_of[0]] = kind
                 except TypeError:  # no class has these bases: the program forged its answer
                     raise self.gone() from None
         # what a class extends, and whether it is there, is the program's
@@ -147,6 +149,13 @@ class Link:
         if found is None or (kind is not None and type(found) is not kind):
             found = self._proxies[number] = (kind or Remote)(self, number)
         return found
+
+    def set_for_all(self, *what: Any, **named: Any) -> None:
+        """Do in the program's process what the tests have done in theirs: see `told`."""
+        try:
+            self.do("set for all", 0, *what, **named)
+        except Exception:  # the program's own: it has replaced the function
+            raise self.gone() from None
 
     def instance(self, value: Any) -> Any:
         """The value, or an object of the program as one of a class under test."""
@@ -240,7 +249,7 @@ class Link:
         except (wire.WireClosed, ValueError, RecursionError, MemoryError):
             raise self.gone() from None
         finally:
-            self.involved = self.involved or message["do"] not in ("start", "find")
+            self.involved = self.involved or message["do"] not in _BEFORE_VALUES
             os.pwrite(self._result, INVOLVED if self.involved else ALONE, 0)
 
     def can_send(self, value: Any) -> bool:
@@ -293,6 +302,8 @@ class Link:
         # `f(c.count)`, where the program gave a list for `c`, and `f(c.tzinfo)`, a date
         owner = getattr(value, "__self__", None)
         if type(owner) not in (type(None), type(os)) and type(owner).__module__ in _PLAIN_MODULES:
+            raise self.refuse()
+        if getattr(value, "_of_program", False):  # an exception
             raise self.refuse()
         may_come = self.involved and (_may_come_from_program(value) or not self.hands_over())
         if type(value).__module__ == "datetime" or may_come:
@@ -360,7 +371,7 @@ class Link:
         names = reply.get("raised") if isinstance(reply, dict) else None
         names = _texts(names)
         kind = next((kind for kind in map(_built_in, names) if kind is not None), RuntimeError)
-        named = next((self.kinds[name] for name in names if name in self.kinds), None)
+        named = next((self._by_class[name] for name in names if name in self._by_class), None)
         if kind is RuntimeError and named is None and "BaseException" in names and "Exception" not in names:
             return self.refuse()  # KeyboardInterrupt and the like end pytest: no test expects them
         message = str(reply.get("message", "")) if isinstance(reply, dict) else ""
@@ -420,6 +431,7 @@ _NO_EXCEPTION = object()
 
 
 _PROXIES = (Remote, Instance, RemoteIterator)
+_BEFORE_VALUES = ("start", "find", "set for all")  # they give the tests no value of the program
 _MOST_VALUES = 100_000
 _ENDLESS = (itertools.count, itertools.cycle, itertools.repeat)
 

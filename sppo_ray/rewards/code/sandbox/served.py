@@ -158,7 +158,11 @@ class _Server:
         kind = self._exception_class(names)
         error = kind.__new__(kind, *args)  # __init__ may need other arguments
         error.args = tuple(args)
-        return bool(target.__exit__(kind, error, None))
+        try:
+            raise error
+        except kind:  # with a traceback
+            told = sys.exc_info()
+        return bool(target.__exit__(*told))
 
     def _exception_class(self, names: list[str]) -> type[BaseException]:
         """The program's own class of the first name, else the module's or a built-in one, else a
