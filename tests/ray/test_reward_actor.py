@@ -152,4 +152,5 @@ def test_a_frozen_actor_is_found_and_a_dead_one_named(
     assert "reward: gave no answer to scoring 2 responses in 2 s" in str(failures[0])
     process.resume()
     ray_cluster.kill(actor)
+    assert psutil.wait_procs([process], timeout=30)[0]  # until then it answers
     assert [type(failure) for failure in asyncio.run(score())] == [WorkerDied] * 2
