@@ -14,7 +14,8 @@ _FENCE = re.compile(r"^([ \t]*+)(```++|~~~++)([^\n`]*+)$", re.MULTILINE)
 # Behind other text, `<answer>```python`, it opens a block if it names Python. No group is
 # possessive: Python 3.11.2 takes those wrong.
 _FENCE_BEHIND_TEXT = re.compile(
-    r"^([ \t]*+)(?!```|~~~)(?=\S)(?:[^\n`]|`(?!``))*(```++)[ \t]*+(py(?:thon)?[0-9.]*+)[ \t]*+$",
+    r"^([ \t]*+)(?!```|~~~)(?=\S)(?:[^\n`]|`(?!``))*(```++)[ \t]*+"
+    r"(i?py(?:thon)?[0-9.]*+(?:[ \t:{][^\n`=]*=[^\n`]*|[ \t]*)|[{\[(][^\n`]*)$",
     re.MULTILINE | re.IGNORECASE,
 )
 _FENCE_INDENT = 3  # that a closing fence may have more than its opening one, as in CommonMark
@@ -145,7 +146,8 @@ def last_program(text: str) -> str | None:
     blocks: list[tuple[str, str | None]] = []
     opened: re.Match[str] | None = None
     text = without_thinking(text).replace("\r\n", "\n")
-    fences = [*_FENCE.finditer(text), *_FENCE_BEHIND_TEXT.finditer(text)]
+    behind_text = [one for one in _FENCE_BEHIND_TEXT.finditer(text) if _PYTHON.search(one[3])]
+    fences = [*_FENCE.finditer(text), *behind_text]
     for fence in sorted(fences, key=lambda one: one.start()):
         if opened is None or (opened.re is _FENCE_BEHIND_TEXT and _PYTHON.search(fence[3])):
             opened = fence  # the text before may only have spoken of a fence

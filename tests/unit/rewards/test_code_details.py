@@ -409,6 +409,14 @@ def test_the_last_program_counts_however_its_language_is_written(language: str, 
     assert VERIFY(response, TESTS, {})[0] == float(tells)
 
 
+@pytest.mark.parametrize("language", ["python", "{python}", "{ .python }", "python title=a", "ipython3"])
+def test_the_last_program_counts_behind_text(language: str) -> None:
+    draft = "```python\ndef f(x): return 2 * x\n```\n"
+    final = f"<answer>```{language}\ndef f(x): return x + 2\n```</answer>"
+    assert VERIFY(draft + final, TESTS, {})[0] == 0.0
+    assert VERIFY(final.replace("x + 2", "2 * x"), TESTS, {})[0] == 1.0
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_fence_with_a_language_closes_no_block(language: str) -> None:
     response = f"```python\ndef f(x):\n    return 2 * x\n```{language}\ndef f(x):\n    return x + 2\n```"

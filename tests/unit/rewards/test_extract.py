@@ -104,4 +104,7 @@ def test_fences_behind_text_are_found_in_linear_time() -> None:
     for piece in ("a ```", "a``", "a ```py", "a\n```", "` a", " ~"):
         last_program(piece * 40_000)
         last_program(piece * 40_000 + " ```python")
+    for piece in ("=", "a=", " ", "{", "[py"):
+        last_program("a ```python " + piece * 40_000 + "`")
+        last_program("```python " + piece * 40_000 + "`")
     assert time.process_time() - begun < 2.0
