@@ -99,10 +99,14 @@ def rows_table(rows: Any, origin: str) -> pa.Table:
 
 
 def _with_extra(row: dict[str, Any]) -> dict[str, Any]:
-    """Move fields that no column is for into `extra_info`, as `read_jsonl` does."""
-    others = {name: row.pop(name) for name in [*row] if name not in Fields().heads | {"ground_truth"}}
-    extra = row.get("extra_info")
-    return row | {"extra_info": others | (extra or {})} if others and isinstance(extra, dict | None) else row
+    """Move fields that no column is for into `extra_info`, as `read_jsonl` does. A row with a
+    mistake stays as it is, so that the message names its fields.
+    """
+    columns, extra = Fields().heads | {"ground_truth"}, row.get("extra_info")
+    others = {name: value for name, value in row.items() if name not in columns}
+    if not others or "prompt" not in row or not isinstance(extra, dict | None):
+        return row
+    return {name: row[name] for name in row if name in columns} | {"extra_info": others | (extra or {})}
 
 
 def fields_of(columns: Sequence[str]) -> Fields:

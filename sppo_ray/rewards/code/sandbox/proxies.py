@@ -104,8 +104,8 @@ class Remote:
         is_failure = isinstance(told, AssertionError) or getattr(told, "_of_program", False)
         try:
             hides = self._sppo_link.leave(self._sppo_number, told)
-        except Exception:
-            if is_failure:  # it would replace it
+        except Exception:  # boundary: its `__exit__` may raise anything
+            if is_failure:  # which would replace it
                 raise self._sppo_link.refuse() from None
             raise
         if hides and is_failure:

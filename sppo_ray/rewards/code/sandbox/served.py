@@ -50,7 +50,7 @@ def definitions(code: str, *, beside_tests: bool = False) -> dict[str, Any]:
     return namespace
 
 
-MOST_TEXT = 100_000
+_MOST_TEXT = 100_000
 """Characters of an exception's message."""
 
 
@@ -169,8 +169,8 @@ class _Server:
         new one on the next.
         """
         module, _, name = names[0].rpartition(":")
-        holder = vars(sys.modules[module]) if module in sys.modules else vars(builtins)
-        for found in ((self._namespace if not module else holder).get(name), holder.get(name)):
+        spaces = [vars(sys.modules[module])] if module in sys.modules else [self._namespace, vars(builtins)]
+        for found in (space.get(name) for space in spaces):
             if isinstance(found, type) and issubclass(found, BaseException):
                 return found
         return type(name, (self._exception_class(names[1:] or ["Exception"]),), {})
@@ -280,8 +280,8 @@ def _raised(error: BaseException) -> dict[str, Any]:
     message = args[0] if len(args) == 1 and isinstance(args[0], str) else text
     return {
         "raised": _class_names(type(error)),
-        "message": str(message)[:MOST_TEXT],
-        "text": text[:MOST_TEXT],
+        "message": str(message)[:_MOST_TEXT],
+        "text": text[:_MOST_TEXT],
     }
 
 

@@ -268,7 +268,7 @@ class CodeTests:
         link.moves_generators = re.search(r"\.(?:send|close)\(|\bnext\(", self._code) is not None
         link.reads_objects = any(map(is_class, self._subject.taken))
         space[rewrite.TRIED] = lambda number: self._tried.__setitem__(number, link.calls)
-        told.share(lambda *what, **named: link.set_for_all(*what, **named), self._code, self._numpy)
+        told.share(link.set_for_all, self._code, self._numpy)
         for name, real in self._subject.taken.items():
             space[name] = link.subject(real)
         space |= link.exceptions(self._subject.kinds)
