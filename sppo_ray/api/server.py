@@ -22,7 +22,9 @@ def run(settings: ApiSettings) -> int:
     app = create_app(settings)
     listener = _listener(settings.host.strip("[]"), settings.port)
     port = listener.getsockname()[1]  # with 0, the system chooses
-    settings.runs.mkdir(parents=True, exist_ok=True)
+    if not settings.runs.is_dir():
+        settings.runs.mkdir(parents=True)
+        print(f"{settings.runs} did not exist and was made: it has no runs yet", flush=True)
     print(f"sppo-ray serves {settings.runs} at http://{settings.host}:{port}/", flush=True)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"

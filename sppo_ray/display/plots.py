@@ -57,9 +57,10 @@ Series = tuple[list[float], list[float]]  # x, y
 def learning_curve(run_dir: Path, *, title: str | None = None) -> Path:
     """Draw curve.png into the run directory and return its path.
 
-    It shows held-out accuracy with its 95 % interval and the smoothed training reward, against
-    steps and against training time; below, response length, the critic's log-loss against the best
-    constant's, and the time of each stage. Raises UserError when the run has no metrics yet.
+    It shows the held-out accuracy (or mean reward) with its 95 % interval and the smoothed training
+    reward, against steps and against training time; below, response length, the critic's log-loss
+    against the best constant's, and the time of each stage. Raises UserError when the run has no
+    metrics yet.
     """
     image = draw_learning_curve(run_dir, title=title)
     path = RunDir(run_dir).curve
@@ -101,7 +102,9 @@ def curve_text(run_dir: Path) -> str:
     """
     rows = _rows(run_dir)
     elapsed = _elapsed(rows)
-    lines = [f"{'step':>6}  {'time':>7}  {'held-out accuracy':<17}  0{'-' * 18}0.5{'-' * 18}1"]
+    head = f"held-out {held_out_name(rows)}"
+    width = max(17, len(head))  # of a figure with its interval
+    lines = [f"{'step':>6}  {'time':>7}  {head:<{width}}  0{'-' * 18}0.5{'-' * 18}1"]
     for row, seconds in zip(rows, elapsed, strict=True):
         if row.get(ACCURACY) is None:
             continue
@@ -109,7 +112,7 @@ def curve_text(run_dir: Path) -> str:
             f"{row[ACCURACY]:.2f} [{_figure(row, 'eval/accuracy_low')}, {_figure(row, 'eval/accuracy_high')}]"
         )
         lines.append(
-            f"{row['step']:>6}  {format_seconds(seconds):>7}  {accuracy:<17}  "
+            f"{row['step']:>6}  {format_seconds(seconds):>7}  {accuracy:<{width}}  "
             f"{'█' * round(row[ACCURACY] * 40)}"
         )
     if len(lines) == 1:
@@ -127,6 +130,15 @@ def print_curve(run_dir: Path, stream: TextIO | None = None) -> None:
     """Print `curve_text`; a terminal without block characters shows question marks."""
     stream = stream or sys.stdout
     print(printable(curve_text(run_dir), stream), file=stream, flush=True)
+
+
+def held_out_name(rows: Sequence[Row]) -> str:
+    """Return "accuracy" when eval/accuracy is the share of solved responses, "mean reward" when
+    partial rewards are in it.
+    """
+    pairs = [(row.get(ACCURACY), row.get("eval/pass@1")) for row in rows]
+    is_share = all(math.isclose(mean, solved) for mean, solved in pairs if None not in (mean, solved))
+    return "accuracy" if is_share else "mean reward"
 
 
 def smooth(values: Sequence[float], *, weight: float) -> list[float]:
@@ -181,17 +193,20 @@ def _time_axis(rows: Sequence[Row]) -> tuple[list[float], str]:
 def _headline(run_dir: Path, rows: Sequence[Row]) -> str:
     accuracies = _series(rows, ACCURACY, range(len(rows)))[1]
     rise = (
-        f"held-out accuracy {accuracies[0]:.2f} → {accuracies[-1]:.2f} after " if len(accuracies) > 1 else ""
+        f"held-out {held_out_name(rows)} {accuracies[0]:.2f} → {accuracies[-1]:.2f} after "
+        if len(accuracies) > 1
+        else ""
     )
     return f"{run_dir.resolve().name}:  {rise}{rows[-1]['step']} steps, {format_seconds(_elapsed(rows)[-1])}"
 
 
 def _draw_accuracy(axes: Axes, rows: Sequence[Row], x: Sequence[float], label: str) -> None:
-    axes.set(title=f"Accuracy against {label}", ylim=(0, 1.02), xlim=(0, max(x) or 1.0))
+    name = held_out_name(rows)
+    axes.set(title=f"{name.capitalize()} against {label}", ylim=(0, 1.02), xlim=(0, max(x) or 1.0))
     at, accuracies = _series(rows, ACCURACY, x)
     if accuracies:
         look = {"color": BLUE, "linewidth": 2, "markersize": 4.5, "clip_on": False, "zorder": 3}
-        axes.plot(at, accuracies, "o-", label="held-out accuracy", **look)
+        axes.plot(at, accuracies, "o-", label=f"held-out {name}", **look)
         (band_at, low), (_, high) = (
             _series(rows, "eval/accuracy_low", x),
             _series(rows, "eval/accuracy_high", x),
@@ -201,7 +216,7 @@ def _draw_accuracy(axes: Axes, rows: Sequence[Row], x: Sequence[float], label: s
         axes.annotate(f"{accuracies[-1]:.2f}", (at[-1], accuracies[-1]), **place, color=BLUE, weight="bold")
     _draw_smoothed(axes, _series(rows, "reward/mean", x), ORANGE, "training reward, smoothed")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")  # a curve that stays low would be covered in a fixed corner
 
 
 def _draw_length(axes: Axes, rows: Sequence[Row]) -> None:

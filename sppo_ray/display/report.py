@@ -17,7 +17,7 @@ from typing import Any
 
 from sppo_ray.config.outside_yaml import write_yaml
 from sppo_ray.display.panels import draw_panels
-from sppo_ray.display.plots import draw_learning_curve
+from sppo_ray.display.plots import draw_learning_curve, held_out_name
 from sppo_ray.errors import UserError
 from sppo_ray.formatting import format_fraction, format_seconds
 from sppo_ray.redaction import redact, redact_tree
@@ -55,12 +55,13 @@ def report_html(run_dir: Path) -> str:
     return environment.from_string(template).render(
         run=run_dir.resolve().name,
         made=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        facts=_facts(run_dir),
+        facts=_facts(run_dir, rows),
         alerts=_alerts(run_dir),
         error=read_status(run_dir).last_error,
         curve=_picture(draw_learning_curve(run_dir, dpi=110)) if rows else None,
         panels=_picture(draw_panels(rows)),
         evaluations=list(_evaluations(run_dir)),
+        held_out_name=held_out_name(rows),
         samples=_samples(run_dir),
         roles=_times_by_role(rows),
         memory=_memory(run_dir),
@@ -71,7 +72,7 @@ def report_html(run_dir: Path) -> str:
     )
 
 
-def _facts(run_dir: Path) -> dict[str, str]:
+def _facts(run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     status, job = read_status(run_dir), read_job(run_dir)
     summary, state = Summary.read(RunFile(run_dir, SUMMARY)), status.state
     ends = summary or state
@@ -83,7 +84,7 @@ def _facts(run_dir: Path) -> dict[str, str]:
         "training time": format_seconds(state.seconds or 0.0),
         "samples": f"{state.samples:,}",
         "generated tokens": f"{state.response_tokens:,}",
-        "held-out accuracy": " → ".join(
+        f"held-out {held_out_name(rows)}": " → ".join(
             format_fraction(math.nan if value is None else value)
             for value in (ends.initial_accuracy, ends.final_accuracy)
         ),

@@ -149,6 +149,7 @@ def _in_run_dir(
                 require_local_cpus(config, cpus)
             if is_checked:
                 _check_memory(config, paths, recorder, "cpu", [Resources(cpus, 0.0)], is_local=True)
+            recorder.message("reading models and prompts" + (", starting Ray" if is_local else ""))
             # Inputs and Ray take seconds each, mostly on different cores. Mistakes in files are
             # told before Ray starts.
             loading = in_daemon_thread(lambda: gather_inputs(pin_models(config, commits), recorder.message))

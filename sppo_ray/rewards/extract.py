@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from textwrap import dedent
 
 _BOX = r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s{0,3}"
 _BOX_OPENS = re.compile(_BOX)
 _UNBRACED = re.compile(r"[-+]?(?:\\[a-zA-Z]+(?:\{[^{}]{0,200}\}){0,3}|[0-9][0-9.,/]*|[A-Za-z])")
 _BRACE_OR_ESCAPE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is text, not structure
-# possessive: a line of spaces that ends in ` takes linear time
-_FENCE = re.compile(r"^([ \t]*+)(```++|~~~++)([^\n`]*+)$", re.MULTILINE)
-# Behind other text, `<answer>```python`, it opens a block if it names Python. No group is
-# possessive: Python 3.11.2 takes those wrong.
+# possessive: a line of spaces that ends in ` takes linear time; no group is, Python 3.11.2 takes
+# those wrong
+_FENCE = re.compile(r"^([^\S\n]*+)(```++|~~~++)([^\n`]*+)$", re.MULTILINE)
 _FENCE_BEHIND_TEXT = re.compile(
-    r"^([ \t]*+)(?!```|~~~)(?=\S)(?:[^\n`]|`(?!``))*(```++)[ \t]*+"
-    r"(i?py(?:thon)?[0-9.]*+(?:[ \t:{][^\n`=]*=[^\n`]*|[ \t]*)|[{\[(][^\n`]*)$",
-    re.MULTILINE | re.IGNORECASE,
+    r"^([^\S\n]*+)(?!```|~~~)(?=\S)(?:[^\n`~]|`(?!``)|~(?!~~))*(```++|~~~++)([^\n`]*)$", re.MULTILINE
+)
+# what may stand before any fence: an item of a list, a quote, `<answer>`
+_MARKUP = re.compile(r"(?:[-*+>|]|\d{1,9}[.)]|<[^<>\n]*>|\s)*")
+# behind other text, words behind the language only speak of a fence, but for `title="a.py"`
+_LANGUAGE_ALONE = re.compile(
+    r"[^\S\n]*+(?:i?py(?:py|thon)?[0-9.]*+(?:[\s:{][^\n`=]*=[^\n`]*|\s*)|[{\[(][^\n`]*)", re.IGNORECASE
 )
 _FENCE_INDENT = 3  # that a closing fence may have more than its opening one, as in CommonMark
 # in any form: `python`, `{.python .numberLines}`, `{code-cell} python`, `language-python`
-_PYTHON = re.compile(r"(?<![^\W\d_])i?py(?:thon)?(?![^\W\d_])", re.IGNORECASE)
+_PYTHON = re.compile(r"(?<![^\W\d_])i?py(?:py|thon)?(?![^\W\d_])", re.IGNORECASE)
+_MARK_OF_FENCE = re.compile(r"(?:```|~~~)[^\n]*")
 _LANGUAGE = re.compile(r"\s*[{.]*\w")  # `</answer>` behind a fence is none, nor is a full stop
 _MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```|~~~", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
@@ -141,28 +146,60 @@ def final_answer(text: str) -> str | None:
 def last_program(text: str) -> str | None:
     """Return the last fenced Python block after the thinking; None when missing, empty or never
     closed. A block without a language counts only if no block names Python; other languages never
-    count. Linear in the text.
+    count. When behind it another block of Python seems to open in a form that is not understood,
+    there is none: a draft might be taken for the answer. Linear in the text.
     """
-    blocks: list[tuple[str, str | None]] = []
+    text = without_thinking(text).replace("\r\n", "\n").replace("\r", "\n")
+    blocks = _blocks(text)
+    python = [block for block in blocks if _PYTHON.search(block.language)]
+    last = (python or [block for block in blocks if not _LANGUAGE.match(block.language)] or [None])[-1]
+    if last is None or last.code is None or _may_open_another(text, last, blocks):
+        return None
+    return last.code if last.code.strip() else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    language: str  # all that stands behind the opening fence
+    code: str | None  # None: it is never closed
+    begins: int
+    ends: int
+
+
+def _blocks(text: str) -> list[_Block]:
+    blocks: list[_Block] = []
     opened: re.Match[str] | None = None
-    text = without_thinking(text).replace("\r\n", "\n")
-    behind_text = [one for one in _FENCE_BEHIND_TEXT.finditer(text) if _PYTHON.search(one[3])]
-    fences = [*_FENCE.finditer(text), *behind_text]
-    for fence in sorted(fences, key=lambda one: one.start()):
+    behind_text = (one for one in _FENCE_BEHIND_TEXT.finditer(text) if _opens_behind_text(one))
+    for fence in sorted([*_FENCE.finditer(text), *behind_text], key=lambda one: one.start()):
         if opened is None or (opened.re is _FENCE_BEHIND_TEXT and _PYTHON.search(fence[3])):
             opened = fence  # the text before may only have spoken of a fence
         elif fence.re is _FENCE and _closes(fence, opened):
             code = text[opened.end() : fence.start()].strip("\n")
-            is_dedented = opened.re is _FENCE_BEHIND_TEXT
-            blocks.append((opened[3], dedent(code) if is_dedented else _without_indent(code, opened[1])))
+            code = dedent(code) if opened.re is _FENCE_BEHIND_TEXT else _without_indent(code, opened[1])
+            blocks.append(_Block(opened[3], code, opened.start(), fence.end()))
             opened = None
     # truncated inside its last block, unless the last words only speak of a fence
     if opened is not None and (opened.re is _FENCE or text[opened.end() :].strip()):
-        blocks.append((opened[3], None))
-    python = [code for language, code in blocks if _PYTHON.search(language)] or [
-        code for language, code in blocks if not _LANGUAGE.match(language)
-    ]
-    return python[-1] if python and python[-1] and python[-1].strip() else None
+        blocks.append(_Block(opened[3], None, opened.start(), len(text)))
+    return blocks
+
+
+def _opens_behind_text(fence: re.Match[str]) -> bool:
+    before = fence.string[fence.end(1) : fence.start(2)]
+    is_whole = _MARKUP.fullmatch(before) or _LANGUAGE_ALONE.fullmatch(fence[3])
+    return bool(is_whole and _PYTHON.search(fence[3]))
+
+
+def _may_open_another(text: str, last: _Block, blocks: list[_Block]) -> bool:
+    begins = last.ends
+    for block in [*(one for one in blocks if one.begins >= last.ends), None]:
+        ends = len(text) if block is None else block.begins
+        for mark in _MARK_OF_FENCE.finditer(text, begins, ends):
+            named = _PYTHON.search(text, *mark.span())
+            if named and text[named.end() :].strip():
+                return True
+        begins = ends if block is None else block.ends
+    return False
 
 
 def _closes(fence: re.Match[str], opened: re.Match[str]) -> bool:

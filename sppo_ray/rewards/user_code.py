@@ -64,7 +64,7 @@ def find_definition(
             "path, or start where the module is"
         )
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = ast.parse(file.read_text(encoding="utf-8"), filename=file.name)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{setting}: {file} is no Python: {error}") from None
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

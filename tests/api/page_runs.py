@@ -36,7 +36,11 @@ TEX_RESPONSE = (
 class RecordedRun:
     """A run that records n steps on `advance(n)` and ends on `end()`."""
 
-    def __init__(self, path: Path, *, seed: int, steps: int = 30, budget_s: float | None = None) -> None:
+    def __init__(
+        self, path: Path, *, seed: int, steps: int = 30, budget_s: float | None = None, failure: float = 0.0
+    ) -> None:
+        """`failure`: the reward of a response that is wrong, in evaluations."""
+        self.failure = failure
         numbers = {
             "seed": seed,
             "loop.steps": steps,
@@ -167,7 +171,7 @@ class RecordedRun:
                 f"held-out/{i}",
                 "running-sum",
                 0,
-                float(self.random.random() < chance),
+                1.0 if self.random.random() < chance else self.failure,
                 "",
                 36 + i % 9,
                 False,

@@ -11,7 +11,7 @@ const share = (value) => percent(value, value > 0 && value < 0.01 ? 2 : 0);
 /** `names`: the metric of each series, in order. */
 const CURVES = [
   {
-    title: "Reward and held-out accuracy",
+    title: "Reward, in training and held out",
     hint: "Held-out with its 95% interval: the number that counts.",
     names: ["reward/mean", "eval/accuracy_high", "eval/accuracy_low", "eval/accuracy"],
     series: [

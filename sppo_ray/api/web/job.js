@@ -127,7 +127,7 @@ function figuresOf(job, rows) {
   const age = samples ? ages.reduce((sum, [years, count]) => sum + years * count, 0) / samples : null;
   const healthy = job.workers.filter(({ state }) => state === "HEALTHY").length;
   return [
-    ["Held-out accuracy", percent(accuracy), [interval, gain].filter(Boolean).join(", ")],
+    [`Held-out ${rows.heldOut}`, percent(accuracy), [interval, gain].filter(Boolean).join(", ")],
     ["Reward", number(job.reward), "mean of the newest step"],
     ["Tokens", job.tokens_per_second ? `${compact(job.tokens_per_second)}/s` : DASH, `${compact(job.tokens)} in ${compact(job.samples)} samples`],
     ["Policy version", whole(job.policy_version), age === null ? "" : `staleness ${number(age)} on average`],

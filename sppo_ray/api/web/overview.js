@@ -45,7 +45,7 @@ const PANELS = [
   { title: "Fleet", on: ["job", "rows"], of: ({ job, rows }) => ({ workers: job.workers, pending: job.pending, version: job.policy_version, busy: busyOf(job, rows) }), draw: fleet },
   { title: "Worker time", on: ["rows"], of: ({ rows }) => timesOf(rows), draw: workerTimes },
   { title: "Staleness", on: ["job"], of: ({ job }) => job.staleness ?? {}, draw: staleness },
-  { title: "Held-out evaluations", on: ["rows"], of: ({ rows }) => evaluationsOf(rows), draw: evaluations },
+  { title: "Held-out evaluations", on: ["rows"], of: ({ rows }) => ({ figure: rows.heldOut, list: evaluationsOf(rows) }), draw: evaluations },
   { title: "Events", on: ["events"], of: ({ events }) => events.slice(0, MOST_SHOWN), draw: events },
   { title: "Commands", on: ["job"], of: ({ job }) => (job.commands ?? []).toReversed(), draw: commands, hideEmpty: true },
   { title: "Checkpoints", on: ["job", "events"], of: checkpointsOf, draw: checkpoints },
@@ -99,9 +99,9 @@ function staleness(ages) {
 
 const evaluationsOf = (rows) => rows.all.filter((row) => typeof row["eval/accuracy"] === "number").map((row) => [row.step, row["eval/accuracy"], row["eval/accuracy_low"], row["eval/accuracy_high"], row["eval/response_length"]]).toReversed();
 
-function evaluations(list) {
+function evaluations({ figure, list }) {
   if (!list.length) return notice("empty", "No evaluation yet");
-  const heads = ["Step", "Accuracy", "95% interval", "Tokens"];
+  const heads = ["Step", `${figure[0].toUpperCase()}${figure.slice(1)}`, "95% interval", "Tokens"];
   const head = h("tr", {}, heads.map((name, i) => h("th", { scope: "col", class: i ? "num" : "" }, name)));
   const row = ([step, accuracy, low, high, length]) => h("tr", {}, h("th", { scope: "row" }, whole(step)), h("td.num", {}, h("b", {}, percent(accuracy))), h("td.num", {}, `${percent(low)} to ${percent(high)}`), h("td.num", {}, number(length)));
   return h("div.scroll.tall", { tabindex: "0", role: "region", "aria-label": "Held-out evaluations" }, h("table", {}, h("caption.sr", {}, "Held-out evaluations, newest first"), h("thead", {}, head), h("tbody", {}, list.map(row))));

@@ -47,6 +47,12 @@ export class Rows {
     return this.all.find((row) => row[name] !== null && row[name] !== undefined)?.[name] ?? null;
   }
 
+  /** What eval/accuracy is: with partial rewards it is no share of solved responses. */
+  get heldOut() {
+    const isPartial = (row) => Math.abs((row["eval/pass@1"] ?? row["eval/accuracy"]) - row["eval/accuracy"]) > 1e-9;
+    return this.all.some(isPartial) ? "mean reward" : "accuracy";
+  }
+
   /** The sorted names of all metrics. */
   get names() {
     return [...new Set(this.all.flatMap((row) => Object.keys(row)))].filter((name) => !NO_METRICS.has(name)).sort();

@@ -24,8 +24,8 @@ def test_a_finished_job_shows_its_curves_and_figures(open_page: Callable[..., An
     expect(page.locator(".chart canvas")).to_have_count(11)
     expect(page.locator(".chart.wide .where, .chart[hidden]")).to_have_count(0)
     for title, colour in (
-        ("Reward and held-out accuracy", "c-green"), ("Value mean", "c-orange"), ("Brier score of the value",
-        "c-orange"),
+        ("Reward, in training and held out", "c-green"), ("Value mean", "c-orange"),
+        ("Brier score of the value", "c-orange"),
         ("Explained variance of the reward", "c-orange"), ("Effective sample size", "c-blue"),
         ("Clip fraction", "c-red"), ("KL to the sampling policy", "c-violet"), ("Response length", "c-teal"),
         ("Entropy", "c-gold"), ("Where a step's time goes", "c-blue"),

@@ -53,6 +53,20 @@ def test_a_run_that_failed_before_its_first_step_has_no_empty_charts(
         page.close()
 
 
+def test_an_accuracy_with_partial_rewards_is_called_mean_reward(
+    open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = RecordedRun(tmp_path / "partial", seed=11, failure=0.25)
+    run.advance(3)
+    run.end("stopped")
+    with serving(runs=tmp_path) as url:
+        page = open_page("#/jobs/partial", at=url)
+        expect(page.locator(".figures dt").nth(0)).to_have_text("Held-out mean reward")
+        evaluations = page.get_by_role("region", name="Held-out evaluations")
+        expect(evaluations.get_by_role("columnheader").nth(1)).to_have_text("Mean reward")
+        page.close()
+
+
 def test_a_new_engine_has_no_version_and_a_paused_run_no_time_left(
     open_page: Callable[..., Any], tmp_path: Path
 ) -> None:

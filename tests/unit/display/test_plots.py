@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sppo_ray.display.plots import curve_text, learning_curve, print_curve, smooth
+from sppo_ray.display.plots import curve_text, held_out_name, learning_curve, print_curve, smooth
 from sppo_ray.errors import UserError
-from sppo_ray.rundir.metrics import MetricsWriter
+from sppo_ray.rundir.metrics import MetricsWriter, read_metrics
 
 
 @pytest.fixture
@@ -70,6 +70,17 @@ def test_the_terminal_version_has_a_line_an_evaluation(run_dir: Path):
     assert [line.count("█") for line in evaluations] == [16, 24, 32]  # of 40 for 1.0
     assert head.index("0---") == evaluations[0].index("█")
     assert reward.startswith("training reward 0.25 ▃") and reward.endswith("▇ 0.75")
+
+
+def test_an_accuracy_with_partial_rewards_is_called_mean_reward(run_dir: Path, tmp_path: Path):
+    with MetricsWriter(tmp_path) as writer:
+        for step, solved in ((0, 0.4), (10, 0.2)):
+            figures = {"eval/accuracy": 0.4, "eval/accuracy_low": 0.3, "eval/accuracy_high": 0.5}
+            writer.write(step, figures | {"eval/pass@1": solved, "reward/mean": 0.4})
+    head, first, *_ = curve_text(tmp_path).splitlines()
+    assert "held-out mean reward" in head and head.index("0---") == first.index("█")
+    assert held_out_name(read_metrics(tmp_path)) == "mean reward"
+    assert held_out_name(read_metrics(tmp_path)[:1]) == held_out_name(read_metrics(run_dir)) == "accuracy"
 
 
 def test_a_terminal_without_block_characters_gets_the_figures(run_dir: Path):

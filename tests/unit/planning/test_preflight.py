@@ -97,7 +97,7 @@ def test_large_files_are_checked_by_their_beginning(
     [
         (None, "no module mine in the working directory or on the PYTHONPATH"),
         ("def g(response, ground_truth, extra): return 1.0\n", "f does not exist in module mine"),
-        ("def f(:\n", "is no Python"),
+        ("def f(:\n", r"is no Python: invalid syntax \(\w+.py, line 1\)"),
         ("def f(answer): return 1.0\n", r"it takes \(answer\), and is called with \(response, ground_truth"),
         ("def f(a, b, c, d): return 1.0\n", r"it takes \(a, b, c, d\)"),
         ("def f(completions, **kwargs): return [1.0]\n", None),  # TRL's

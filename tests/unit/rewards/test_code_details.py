@@ -31,6 +31,47 @@ COUNTDOWN = "class Cd:\n    def __init__(self, n): self.n = n\n    def __iter__(
 
 # name: (tests, right, wrong)
 DETAILS: dict[str, tuple[str, str, str]] = {
+    # classes under test that extend a built-in one have methods and operators of their own
+    "an int with operators": (
+        "from solution import Mod7\ndef test_a():\n    assert int(Mod7(9)) == 2\n    assert Mod7(5) + Mod7(4) == 2\n    assert Mod7(3) * Mod7(4) == 5\n    assert sum([Mod7(5), Mod7(6)], Mod7(0)) == 4 and isinstance(Mod7(1), int)",
+        "class Mod7(int):\n    def __new__(c, v): return super().__new__(c, v % 7)\n    def __add__(s, o): return Mod7(int(s) + int(o))\n    def __mul__(s, o): return Mod7(int(s) * int(o))",
+        "class Mod7(int):\n    def __new__(c, v): return super().__new__(c, v % 7)\n    def __add__(s, o): return int(s) + int(o)\n    def __mul__(s, o): return Mod7(int(s) * int(o))",
+    ),
+    "a float with operators and attributes": (
+        "from solution import Money\ndef test_a():\n    assert Money(2, 'EUR') + Money(3, 'EUR') == 5\n    assert 3 * Money(2, 'EUR') == 6\n    assert abs(Money(-2, 'EUR')) == 2 and str(Money(2, 'EUR')) == '2.00 EUR'\n    assert Money(2, 'EUR').half().unit == 'EUR' and format(Money(2, 'USD'), 'x') == 'USD'",
+        "class Money(float):\n    def __new__(c, v, unit):\n        self = super().__new__(c, v)\n        self.unit = unit\n        return self\n    def __str__(s): return f'{float(s):.2f} {s.unit}'\n    def __format__(s, form): return s.unit\n    def half(s): return Money(s / 2, s.unit)",
+        "class Money(float):\n    def __new__(c, v, unit):\n        self = super().__new__(c, v)\n        self.unit = unit\n        return self\n    def __str__(s): return f'{float(s):.2f} {s.unit}'\n    def __format__(s, form): return s.unit\n    def __rmul__(s, o): return Money(float(s) + o, s.unit)\n    def half(s): return Money(s / 2, s.unit)",
+    ),
+    "a frozenset with operators": (
+        "from solution import Bag\ndef test_a():\n    assert len(Bag([1, 2]) | Bag([3])) == 3\n    assert 1 in Bag([1])\n    assert 2 not in Bag([1])",
+        "class Bag(frozenset):\n    def __or__(s, o): return Bag(frozenset(s).union(o))\n    def __contains__(s, o): return frozenset.__contains__(s, o)",
+        "class Bag(frozenset):\n    def __or__(s, o): return Bag(frozenset(s).union(o))\n    def __contains__(s, o): return o == 2",
+    ),
+    "a text with a method": (
+        "from solution import Name\ndef test_a():\n    n = Name('ada')\n    assert n.shout() == 'ADA!' and n == 'ada' and 'x' + n == 'xada'\n    assert ','.join([n, n]) == 'ada,ada' and len(n) == 3 and {n: 1}['ada'] == 1",
+        "class Name(str):\n    def shout(self): return self.upper() + '!'",
+        "class Name(str):\n    def shout(self): return self.upper()",
+    ),
+    "a member of an int enum with an operator": (
+        "from solution import P\ndef test_a():\n    assert P.R | P.W == 3\n    assert P.R & P.W == 0\n    assert P.R.value == 1 and P.R is P.R and P(2) is P.W and P.W.name == 'W'",
+        "from enum import IntEnum\nclass P(IntEnum):\n    R = 1\n    W = 2\n    def __or__(s, o): return int(s) + int(o)",
+        "from enum import IntEnum\nclass P(IntEnum):\n    R = 1\n    W = 2\n    def __or__(s, o): return 77",
+    ),
+    "a named tuple with operators": (
+        "from solution import Vec\ndef test_a():\n    assert Vec(1, 2) + Vec(3, 4) == Vec(4, 6)\n    assert Vec(1, 2) != Vec(3, 4)\n    assert str(Vec(1, 2)) == '<1, 2>' and Vec(3, 4).x == 3\n    x, y = Vec(5, 6)\n    assert (x, y) == (5, 6)",
+        "from typing import NamedTuple\nclass Vec(NamedTuple):\n    x: int\n    y: int\n    def __add__(self, other): return Vec(self.x + other.x, self.y + other.y)\n    def __str__(self): return f'<{self.x}, {self.y}>'",
+        "from typing import NamedTuple\nclass Vec(NamedTuple):\n    x: int\n    y: int\n    def __add__(self, other): return Vec(self.x + other.y, self.y + other.x)\n    def __str__(self): return f'<{self.x}, {self.y}>'",
+    ),
+    "a tuple with an operator and a method": (
+        "from solution import Vec\ndef test_a():\n    v = Vec((1, 2)) + Vec((3, 4))\n    assert v == (4, 6)\n    assert v.norm2() == 52\n    assert [w.norm2() for w in (Vec((0, 1)), v)] == [1, 52]",
+        "class Vec(tuple):\n    def __add__(s, o): return Vec(a + b for a, b in zip(s, o))\n    def norm2(s): return sum(a * a for a in s)",
+        "class Vec(tuple):\n    def norm2(s): return sum(a * a for a in s)",
+    ),
+    "a text with an order of its own": (
+        "from solution import Version\ndef test_a():\n    assert Version('b').key() == 1\n    assert Version('a') < Version('b')\n    assert not Version('b') < Version('a')\n    assert sorted([Version('b'), Version('a')]) == ['a', 'b']",
+        "class Version(str):\n    def key(self): return ord(self) - 97\n    def __lt__(self, o): return self.key() < o.key()",
+        "class Version(str):\n    def key(self): return ord(self) - 97\n    def __lt__(self, o): return self.key() > o.key()",
+    ),
     # elements of containers are compared to the last detail, and no `==` of the program is asked
     "a list of arrays that is returned": (
         "import numpy as np\ndef test_a():\n    a = [np.array([1., 2.]), np.array([3., 4.])]\n    r = f(a)\n    assert len(r) == 2\n    np.testing.assert_allclose(r[0], [1., 2.])",

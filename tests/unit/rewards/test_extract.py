@@ -91,7 +91,8 @@ def test_a_block_in_an_item_of_a_list_loses_its_indent(block: str, program: str)
         ("```python\nx = 1\n```\nThis was ```python", "x = 1"),
         ("```python\nx = 1\n```\nThis was ```python\nx =", None),  # what begins last never ends
         ("```python\nx = 1\n```\n```python", None),
-        ("```python\nx = 1\n```\nThis was ```python x``` and ```bash", "x = 1"),
+        ("```python\nx = 1\n```\nThis was ```bash x``` and ```bash", "x = 1"),
+        ("```python\nx = 1\n```\nThis was ```python x``` and ```bash", None),  # an answer in one line?
         ("This is ```cpp\nint x;\n```", None),
     ],
 )
@@ -99,12 +100,53 @@ def test_a_fence_of_python_counts_behind_text(text: str, program: str | None) ->
     assert last_program(text) == program
 
 
+DRAFT = "A draft:\n```python\nx = 0\n```\n"
+
+
+@pytest.mark.parametrize(
+    "fence",
+    [
+        *(f"{space}```python" for space in "\u00a0\u3000\u2003\f\v\x85\u2028\r"),
+        "<answer>~~~python",
+        "1. ~~~python",
+        "Finally: ~~~py",
+        "1. ```python solution.py",
+        "- ```python linenums",
+        "> ```python",
+        "<answer>```python solution.py",
+        "```pypy3",
+    ],
+)
+def test_a_final_block_in_an_unusual_form_counts_and_not_the_draft(fence: str) -> None:
+    closing = "~~~" if "~" in fence else "```"
+    assert last_program(f"{DRAFT}{fence}\nx = 1\n{closing}") == "x = 1"
+
+
+@pytest.mark.parametrize(
+    "final",
+    [
+        "It is ```python x = 1```.",
+        "It is ```python the whole of it\nx = 1\n```",
+        "\u200b``` python of mine\nx = 1\n```",
+        "```a ```python\nx = 1\n```",
+    ],
+)
+def test_a_draft_is_no_answer_when_the_final_block_is_not_understood(final: str) -> None:
+    assert last_program(DRAFT + final) is None
+    # in a block of another language it is text
+    assert last_program(f"{DRAFT}````markdown\n{final}\n````") == "x = 0"
+
+
 def test_fences_behind_text_are_found_in_linear_time() -> None:
     begun = time.process_time()
-    for piece in ("a ```", "a``", "a ```py", "a\n```", "` a", " ~"):
+    for piece in ("a ```", "a``", "a ```py", "a\n```", "` a", " ~", "~~~", "1. ", "<a", "> ", "\u3000", "1"):
         last_program(piece * 40_000)
         last_program(piece * 40_000 + " ```python")
+        last_program(piece * 40_000 + " ```python x")
     for piece in ("=", "a=", " ", "{", "[py"):
         last_program("a ```python " + piece * 40_000 + "`")
         last_program("```python " + piece * 40_000 + "`")
+    for line in ("a ```python x\n", "a ```python`\n", "~~~python\n", "1. ```python x\n", "```\nx\n```\n"):
+        last_program(line * 20_000)
+        last_program(DRAFT + line * 20_000)
     assert time.process_time() - begun < 2.0

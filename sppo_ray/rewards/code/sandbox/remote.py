@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 
-from sppo_ray.rewards.code.sandbox import arrays, wire
+from sppo_ray.rewards.code.sandbox import arrays, extended, wire
 from sppo_ray.rewards.code.sandbox.flow import is_class
 from sppo_ray.rewards.code.sandbox.identity import Objects, alike
 from sppo_ray.rewards.code.sandbox.known import ERROR_MODULES
@@ -63,6 +63,7 @@ class Link:
         # of each name that the tests use as an exception, the names of its class and bases
         self._found: dict[str, list[str]] = {}
         self._proxies: dict[int, Remote] = {}
+        self._values: dict[int, Any] = {}  # see `extended`
         self._shared = Objects(-1)
         self.with_identity = True  # whether containers are objects; else only their values count
         self.as_python = False  # whether every change of a container of the tests holds
@@ -149,6 +150,14 @@ class Link:
         if found is None or (kind is not None and type(found) is not kind):
             found = self._proxies[number] = (kind or Remote)(self, number)
         return found
+
+    def _extended(self, number: int, plain: Any, names: list[Any]) -> Any:
+        """The one value that stands for an object of the program, so that `is` holds. What a tuple
+        holds may have changed.
+        """
+        if number not in self._values or isinstance(plain, tuple):
+            self._values[number] = extended.make(self, number, plain, names)
+        return self._values[number]
 
     def set_for_all(self, *what: Any, **named: Any) -> None:
         """Do in the program's process what the tests have done in theirs: see `told`."""
@@ -330,6 +339,7 @@ class Link:
                     self._array,
                     self._same,
                     self.refuse,
+                    self._extended,
                 )
         except (
             ValueError,

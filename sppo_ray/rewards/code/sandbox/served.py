@@ -15,7 +15,7 @@ import types
 from collections import deque
 from typing import Any
 
-from sppo_ray.rewards.code.sandbox import arrays, program, told, usual, wire
+from sppo_ray.rewards.code.sandbox import arrays, extended, program, told, usual, wire
 from sppo_ray.rewards.code.sandbox.identity import Objects
 from sppo_ray.rewards.code.sandbox.known import ERROR_MODULES
 
@@ -64,7 +64,8 @@ class _Server:
     def __init__(self, connection: wire.Wire, namespace: dict[str, Any]) -> None:
         self._wire, self._namespace, self._objects = connection, namespace, [None]
         self._numbers: dict[int, int] = {}
-        self._classes: list[type] = []  # under test
+        # classes under test; their methods, where they extend a built-in one: see `extended`
+        self._own: dict[type, list[str] | None] = {}
         self._shared = Objects(1)
         self._with_identity = True
         self._wire.send({"ready": True})
@@ -102,7 +103,8 @@ class _Server:
             check_names(self._namespace, kwargs["required"])
             self._with_identity = kwargs["identity"]
             self._objects += [find(self._namespace, name) for name in args]
-            self._classes = [one for one in self._objects if isinstance(one, type)]
+            own = [one for one in self._objects if isinstance(one, type) and one.__module__ == MODULE]
+            self._own = {one: extended.own_names(one, MODULE) for one in own}
             found = {name: self._namespace[name] for name in kwargs["kinds"] if name in self._namespace}
             return {"kinds": {name: _exception_names(one) for name, one in found.items()}}
         if do == "next":
@@ -189,19 +191,16 @@ class _Server:
         try:
             with wire.Deeper():
                 number = self._shared.number if self._with_identity else None
-                return wire.encode(value, self._keep, number)
+                return wire.encode(value, self._keep, number, lambda one: self._own.get(type(one)))
         except Exception:  # boundary: a value may be nested too deep, or the program's own
             raise _Lost from None
 
     def _encode_whole(self, value: Any) -> Any:
         """A class under test may extend a list or dict: `class LRUCache(OrderedDict)`. As a plain
-        one it would lose its methods; a named tuple without methods stays one.
+        one it would lose its methods.
         """
-        is_own = type(value) in self._classes and type(value).__module__ == MODULE
-        fields = {*getattr(value, "_fields", ())} if is_own and isinstance(value, tuple) else None
-        if fields is not None and all(name[0] == "_" or name in fields for name in vars(type(value))):
-            return self._encode(value)
-        return {"kept": self._keep(value)} if is_own and _contents(value) else self._encode(value)
+        is_own = type(value) in self._own and isinstance(value, (list, dict, set, deque))
+        return {"kept": self._keep(value)} if is_own else self._encode(value)
 
     def _keep(self, value: Any) -> int:
         """The same object has one number."""
@@ -299,7 +298,7 @@ def _contents(value: Any) -> list[Any]:
 
 def _operate(value: Any, name: str, *other: Any) -> Any:
     """`operator` has all but the reflected ones and these two."""
-    operation = {"__divmod__": divmod, "__round__": round}.get(name) or getattr(operator, name, None)
+    operation = {"__divmod__": divmod, "__round__": round}.get(name) or vars(operator).get(name)
     if operation is None and not hasattr(type(value), name):
         raise TypeError(f"unsupported operand type: {type(value).__name__}")
     made = (operation or getattr(type(value), name))(value, *other)

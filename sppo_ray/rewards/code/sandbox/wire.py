@@ -86,22 +86,37 @@ class Wire:
         return message
 
 
-def encode(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int] | None = None) -> Any:
+def encode(
+    value: Any,
+    keep: Callable[[Any], int],
+    number: Callable[[Any], int] | None = None,
+    own: Callable[[Any], list[str] | None] = lambda value: None,
+) -> Any:
     """Convert `value` to JSON; `keep` stores an object without a plain form and returns its
-    number; `number` gives the one of a container (see `identity`), None = it is not asked for.
+    number; `number` gives the one of a container (see `identity`), None = it is not asked for;
+    `own` gives the methods of a class under test that extends a built-in one (see `extended`).
     """
     if number is None and type(value) is list and _is_plain(value):
         return value
-    data = _encoded(value, keep, number)
+    data = _encoded(value, keep, number, own)
     return {"same": [number(value), data]} if number is not None and type(value) in MUTABLE else data
 
 
-def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int] | None) -> Any:
+def _encoded(
+    value: Any,
+    keep: Callable[[Any], int],
+    number: Callable[[Any], int] | None,
+    own: Callable[[Any], list[str] | None],
+) -> Any:
     def each(values: Any) -> list[Any]:
-        return [one if type(one) in _SCALARS else encode(one, keep, number) for one in values]
+        return [one if type(one) in _SCALARS else encode(one, keep, number, own) for one in values]
 
     if value is None or isinstance(value, bool):
         return value
+    if hasattr(type(value), "_sppo_number"):
+        return {"kept": type(value)._sppo_number}
+    if (names := own(value)) is not None:
+        return {"own": [keep(value), _encoded(value, keep, number, lambda value: None), names]}
     if (name := _NAMES.get(id(value))) is not None:
         return {"builtin": name}
     for base, plain_of in _NUMBERS_AND_TEXT:
@@ -114,7 +129,7 @@ def _encoded(value: Any, keep: Callable[[Any], int], number: Callable[[Any], int
         return each(value)
     base = next((base for base in _BASES if isinstance(value, base)), None)
     if base is not None and type(value) not in MUTABLE and type(value) is not base and not _is_named(value):
-        plain = _encoded(base(value), keep, number)
+        plain = _encoded(base(value), keep, number, own)
         return {"kind": [type(value).__name__, plain, hasattr(value, "__missing__")]}
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
@@ -225,10 +240,11 @@ def decode(
     make_array: Callable[..., Any] = lambda dtype, values, *shape: values,
     same: Callable[[int, Any], Any] = lambda number, contents: contents,
     refuse: Callable[[], BaseException] = KeyError,
+    extend: Callable[..., Any] = lambda number, plain, names: plain,
 ) -> Any:
     """Convert JSON back to the value; `find` returns the object of a number, `iterate` an iterator
     or generator; `on_nan` is called for a number that is none; `same` returns the container of a
-    number, with the contents that it gets.
+    number, with the contents that it gets; `extend` a value with methods of the program's.
     Raises ValueError, TypeError and the like for invalid input.
     """
 
@@ -237,7 +253,7 @@ def decode(
     def again(one: Any) -> Any:
         if type(one) is list:  # here, because lists of JSON may have a million parts
             return [part if type(part) in scalars else again(part) for part in one]
-        return decode(one, find, iterate, on_nan, make_array, same, refuse)
+        return decode(one, find, iterate, on_nan, make_array, same, refuse, extend)
 
     if isinstance(data, list):
         return again(data)
@@ -282,6 +298,8 @@ def decode(
         return make_array(inner[0], again(inner[1]), *inner[2:])
     if name == "kept":
         return find(inner)
+    if name == "own":
+        return extend(int(inner[0]), again(inner[1]), inner[2])
     if name == "builtin":
         return _SHARED[inner]
     value = _PLAIN[name](inner)
