@@ -47,6 +47,7 @@ ARMS: Mapping[str, str] = {
     "sppo-dis": "sppo,algorithm.loss.type=dis",
     "sppo-privileged": 'sppo,data.critic_suffix="{ground_truth}"',
     "sppo-tracker": "sppo,algorithm.tracker.rho=0.875",
+    "sppo-centered": "sppo,algorithm.center=true",
     "sao": "sao",
     "spo": "spo",
     "ppo": "ppo",

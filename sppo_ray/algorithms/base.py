@@ -136,6 +136,13 @@ class AlgorithmSettings(Settings):
         return None
 
     @property
+    def centers(self) -> bool:
+        """Whether the mean of the step's advantages is subtracted, so that they wait for all its
+        samples.
+        """
+        return False
+
+    @property
     def corrects_engine(self) -> bool:
         """Whether the loss has importance weights of the learner against the engine."""
         return self.importance_cap is not None or self.importance_mask is not None

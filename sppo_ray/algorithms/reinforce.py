@@ -20,6 +20,10 @@ class REINFORCESettings(AlgorithmSettings):
 
     type: Literal["reinforce"] = "reinforce"
 
+    @property
+    def centers(self) -> bool:
+        return True
+
 
 def advantages(samples: Sequence[RewardedSample], settings: REINFORCESettings) -> list[Advantage]:
     """Return one number per response, in the order of `samples`; 0 for a single sample."""

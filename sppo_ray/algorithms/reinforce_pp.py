@@ -24,6 +24,10 @@ class ReinforcePPSettings(AlgorithmSettings):
 
     type: Literal["reinforce++"] = "reinforce++"
 
+    @property
+    def centers(self) -> bool:
+        return True
+
 
 def advantages(samples: Sequence[RewardedSample], settings: ReinforcePPSettings) -> list[Advantage]:
     """Return one number per response, in the order of `samples`; 0 when all rewards are equal."""

@@ -28,6 +28,10 @@ class SPOSettings(AlgorithmSettings):
     def tracked(self) -> TrackerSettings:
         return self.tracker
 
+    @property
+    def centers(self) -> bool:
+        return self.normalize
+
 
 def advantages(samples: Sequence[RewardedSample], settings: SPOSettings) -> list[Advantage]:
     """Return one number per response, in the order of `samples`.

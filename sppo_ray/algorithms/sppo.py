@@ -5,12 +5,18 @@
 All tokens of a response have the same advantage. It is neither whitened nor discounted. It does not
 depend on other samples, so it can be computed as soon as the response is scored.
 
+    A_i <- A_i - mean(A)      over all samples of the step, with `center`
+
+takes out the error that all values share: a new critic says 0.5 of every prompt, and where most
+are hopeless it takes some steps until it does not.
+
 With `tracker` the baseline is V + share (rate - V), a blend of V with the prompt's own past success
 rate (`tracker`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,21 +30,32 @@ class SPPOSettings(AlgorithmSettings):
 
     type: Literal["sppo"] = "sppo"
     tracker: TrackerSettings | None = None
+    """Blend the critic's value with the prompt's own past success rate; null = off."""
+    center: bool = False
+    """Subtract the mean advantage of the step, so that only the differences between values count
+    and not their level. A step's updates then begin with its last sample.
+    """
 
     @property
     def tracked(self) -> TrackerSettings | None:
         return self.tracker
 
+    @property
+    def centers(self) -> bool:
+        return self.center
+
 
 def advantages(samples: Sequence[RewardedSample], settings: SPPOSettings) -> list[Advantage]:
-    """Return reward - baseline of each sample, in order.
+    """Return reward - baseline of each sample, in order; with `center`, less their mean.
 
-    Rewards and baselines are in [0, 1], so advantages are in [-1, 1].
+    Rewards and baselines are in [0, 1], so advantages are in [-1, 1], centered ones in [-2, 2].
 
     Raises:
         ValueError: a sample has no value.
     """
-    return [sample.reward - _baseline_of(sample) for sample in samples]
+    raw = [sample.reward - _baseline_of(sample) for sample in samples]
+    mean = math.fsum(raw) / max(1, len(raw)) if settings.center else 0.0
+    return [advantage - mean for advantage in raw]
 
 
 def _baseline_of(sample: RewardedSample) -> float:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Union
+from typing import Annotated, Literal, Union
 
 from pydantic import Discriminator, SerializeAsAny
 
@@ -26,6 +26,11 @@ Algorithm = Annotated[
 def spec_of(algorithm: Algorithm) -> AlgorithmSpec:
     own = ALGORITHMS.get(algorithm.type)
     return plugins.load("algorithms", algorithm.type) if own is None else own
+
+
+def needs_of(algorithm: Algorithm) -> Literal["sample", "group", "step"]:
+    """Return the samples of a step that are needed before an advantage is known."""
+    return "step" if algorithm.centers else spec_of(algorithm).needs
 
 
 def critic_needs_probabilities(algorithm: Algorithm) -> bool:

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sppo_ray.algorithms.spo import SPOSettings
-from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, needs_unit_rewards, spec_of
+from sppo_ray.config.algorithm import (
+    Algorithm,
+    critic_needs_probabilities,
+    needs_of,
+    needs_unit_rewards,
+    spec_of,
+)
 from sppo_ray.config.data import DataSettings, DataSource
 from sppo_ray.config.environment import EnvironmentSettings
 from sppo_ray.config.loop import LoopSettings
@@ -108,15 +113,15 @@ def _check_transforms(name: str, reward: RewardSettings) -> None:
 
 def _check_samples(algorithm: Algorithm, data: DataSettings, loop: LoopSettings) -> None:
     """Check that samples which the algorithm compares exist and are in the same minibatch."""
-    name, needs = algorithm.type, spec_of(algorithm).needs
+    name, needs = algorithm.type, needs_of(algorithm)
     if needs == "group":
         _check_groups(name, data, loop)
-    centres = isinstance(algorithm, SPOSettings) and algorithm.normalize
-    if (centres or name in ("reinforce", "reinforce++")) and data.samples_per_step < 2:
+    if algorithm.centers and data.samples_per_step < 2:
+        option = {"spo": "normalize", "sppo": "center"}.get(name)
         raise ValueError(
             f"algorithm {name} subtracts the mean of a step, and a step of one sample is its own mean: "
             "every advantage would be 0; raise data.prompts_per_step or data.samples_per_prompt"
-            + (", or set normalize to false" if centres else "")
+            + (f", or set {option} to false" if option else "")
         )
     if needs == "step" and loop.minibatch_order == "finish":
         raise ValueError(

@@ -11,7 +11,13 @@ from pydantic import Field, field_validator, model_validator
 from sppo_ray.algorithms.base import AlgorithmSpec
 from sppo_ray.algorithms.shaping import shaped_reward
 from sppo_ray.algorithms.sppo import SPPOSettings
-from sppo_ray.config.algorithm import Algorithm, critic_needs_probabilities, needs_unit_rewards, spec_of
+from sppo_ray.config.algorithm import (
+    Algorithm,
+    critic_needs_probabilities,
+    needs_of,
+    needs_unit_rewards,
+    spec_of,
+)
 from sppo_ray.config.checks import (
     check_algorithm,
     check_critic_input,
@@ -110,6 +116,10 @@ class RunConfig(Settings):
     @property
     def spec(self) -> AlgorithmSpec:
         return spec_of(self.algorithm)
+
+    @property
+    def needs(self) -> Literal["sample", "group", "step"]:
+        return needs_of(self.algorithm)
 
     @property
     def has_critic(self) -> bool:

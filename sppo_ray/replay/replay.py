@@ -162,7 +162,7 @@ class Replay:
             if self._config.spec.critic == "token":
                 scored = [sample.scored for sample in samples]
                 self._found.token_values = await action_values(self._critic, scored)
-        judged_together = [samples] if self._config.spec.needs == "step" else self._target.minibatches
+        judged_together = [samples] if self._config.needs == "step" else self._target.minibatches
         self._found.samples = [sample for part in judged_together for sample in self._estimated(part)]
 
     def _estimated(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:

@@ -83,7 +83,7 @@ class AdvantageEstimator:
         errors of the cohort.
         """
         parts = self._informative(cohort, policy_version, tally)
-        if self._spec.needs == "step":
+        if self._config.needs == "step":
             waiting = [part async for part in parts]
             samples = iter(await self._estimate(list(itertools.chain(*waiting)), critic_version))
             for part in waiting:

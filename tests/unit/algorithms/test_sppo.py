@@ -25,6 +25,31 @@ def test_advantage_is_reward_minus_value() -> None:
     assert advantages(samples, SETTINGS) == [0.25, -0.75, 0.0]
 
 
+def test_centered_advantages_lose_the_error_that_all_values_share() -> None:
+    # raw 0.5, -0.5, -0.5, -0.5: mean -0.25
+    samples = [sampled(reward, 0.5) for reward in (1.0, 0.0, 0.0, 0.0)]
+    centered = SPPOSettings(center=True)
+    assert advantages(samples, centered) == [0.75, -0.25, -0.25, -0.25]
+    # that is REINFORCE, when the critic tells no prompt from another
+    plain = ALGORITHMS["reinforce"]
+    assert advantages(samples, centered) == plain.advantages(samples, plain.settings())
+    # a critic that is right on average, 1 - 0.9 - 0.1 = 0, stays as it is
+    fair = [sampled(1.0, 0.9), sampled(0.0, 0.1)]
+    assert advantages(fair, centered) == pytest.approx([0.1, -0.1])
+    assert advantages(fair, centered) == pytest.approx(advantages(fair, SETTINGS))
+
+
+@given(st.lists(st.tuples(unit, st.floats(0.0, 0.5)), min_size=1, max_size=20), st.floats(0.0, 0.5))
+def test_the_level_of_the_values_does_not_count_when_centered(
+    rows: list[tuple[float, float]], shift: float
+) -> None:
+    centered = SPPOSettings(center=True)
+    here = advantages([sampled(reward, value) for reward, value in rows], centered)
+    there = advantages([sampled(reward, value + shift) for reward, value in rows], centered)
+    assert here == pytest.approx(there, abs=1e-12) and sum(here) == pytest.approx(0.0, abs=1e-12)
+    assert all(-2.0 <= advantage <= 2.0 for advantage in here)
+
+
 def test_a_sample_without_a_value_is_named() -> None:
     with pytest.raises(ValueError, match="p: Sequence-Level PPO needs the prompt critic's value"):
         advantages([sampled(1.0, None)], SETTINGS)

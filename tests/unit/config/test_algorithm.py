@@ -185,6 +185,8 @@ def test_a_step_of_one_sample_for_reinforce() -> None:
     assert quickstart("algorithm.type=sppo", *one).data.samples_per_step == 1
     # spo subtracts the mean of the step when it scales
     assert "or set normalize to false" in refusal("algorithm.type=spo", *one)
+    assert "or set center to false" in refusal("algorithm.center=true", *one)
+    assert "and sppo needs all samples" in refusal("algorithm.center=true", "loop.minibatch_order=finish")
     raw = quickstart("algorithm.type=spo", "algorithm.normalize=false", *one)
     assert raw.data.samples_per_step == 1
 
