@@ -520,7 +520,8 @@ def test_pause_checkpoint_and_stop_are_legal(tmp_path: Path) -> None:
 
     async def scenario(case: Case, gate: PauseGate) -> TrainerState:
         running = asyncio.ensure_future(case._run((), gate))
-        await asyncio.sleep(0.05)
+        while "learner-0 update" not in case.gpu.calls:  # the whole run takes milliseconds
+            await asyncio.sleep(0)
         gate.pause("test")
         await asyncio.sleep(0.1)
         gate.resume()
