@@ -9,6 +9,7 @@ import json
 
 import pytest
 
+from sppo_ray.rewards.code.sandbox import extended
 from tests.unit.rewards.code_forms import VERIFY, verdict
 
 FORGES = """import sys, os
@@ -403,6 +404,23 @@ def test_lists_of_json_cases_are_compared_by_value(name: str) -> None:
     tests = json.dumps({"inputs": [[[1, 2]]], "outputs": json.loads(outputs), "fn_name": "f"})
     assert verdict(right, tests) == 1.0
     assert verdict(wrong, tests) == 0.0
+
+
+class FakeLink:
+    """The connection to a program that cannot get any value of the tests."""
+
+    def can_send(self, value: object) -> bool:
+        return False
+
+    def refuse(self) -> BaseException:
+        return LookupError("refused")
+
+
+def test_a_verdict_that_neither_side_can_give_is_refused() -> None:
+    made = extended.make(FakeLink(), 1, 3, ["__contains__", "__eq__"])
+    with pytest.raises(LookupError, match="refused"):
+        _ = object() in made
+    assert made == 3 and made != 4 and hash(made) == hash(3)
 
 
 def test_a_zero_with_a_large_exponent_is_compared() -> None:

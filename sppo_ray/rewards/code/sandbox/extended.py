@@ -119,7 +119,11 @@ def _verdict(name: str, base: type) -> Callable[..., Any]:
     def judge(value: Any, *other: Any) -> Any:
         link = value._sppo_link
         expected = None if built_in is None else built_in(value, *other)
-        if expected is NotImplemented or not link.can_send(other):
+        if expected is NotImplemented:
+            return expected
+        if not link.can_send(other):
+            if expected is None:  # nothing says it
+                raise link.refuse()
             return expected
         found = link.do("operator", value._sppo_number, name, *other)
         if type(found) is not bool or expected not in (None, found):
