@@ -131,6 +131,8 @@ class ParquetData(SourceSettings):
     prompt_key: str = "prompt"
     ground_truth_key: str = "reward_model.ground_truth"
     """A dot separates a struct from its field."""
+    extra_columns: tuple[str, ...] = ()
+    """Other columns that the reward gets, beside the fields of `extra_info`."""
 
 
 class JsonlData(SourceSettings):
@@ -155,6 +157,8 @@ class HFDiskData(SourceSettings):
     split: str | None = None
     prompt_key: str = "prompt"
     ground_truth_key: str = "ground_truth"
+    extra_columns: tuple[str, ...] = ()
+    """Other columns that the reward gets, beside the fields of `extra_info`."""
 
 
 class HFData(SourceSettings):
@@ -173,6 +177,8 @@ class HFData(SourceSettings):
     """A branch, tag or commit; give a commit to read the same rows for ever."""
     prompt_key: str = "prompt"
     ground_truth_key: str = "ground_truth"
+    extra_columns: tuple[str, ...] = ()
+    """Other columns that the reward gets, beside the fields of `extra_info`."""
 
 
 class ReasoningGymData(SourceSettings):

@@ -111,7 +111,7 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
             f"the policy's tokenizer has no chat template: messages are joined as plain text; prompt "
             f"{first.id} is read as {first.text[:SHOWN_CHARACTERS]!r}"
         )
-    try_rewards(config.reward, ScoreRequest.of(first, ""), first.id)
+    try_rewards(config.reward, ScoreRequest.of(first, ""), first.id, config.rollout.max_response_tokens)
     return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out, observations, begun.tools)
 
 
@@ -217,30 +217,37 @@ def try_rewards_at_once(config: RunConfig) -> None:
     if row is not None:
         prompt = "\n".join(message["content"] for message in row.messages)
         request = ScoreRequest("", row.ground_truth, row.source, prompt, row.extra, row.messages)
-        try_rewards(config.reward, request, row.id)
+        try_rewards(config.reward, request, row.id, config.rollout.max_response_tokens)
 
 
 ORDINARY = "I do not know."
 """A response that a policy may well write: no number, no JSON, no box."""
+CHARACTERS_PER_TOKEN = 4  # about, of English text
+LONGEST_TRIAL = 100_000  # characters
 
 
-def try_rewards(settings: RewardSettings, row: ScoreRequest, name: str) -> None:
-    """Call each reward function of the user's on the row called `name`. Raises UserError when one
-    fails, or returns what is no reward.
+def try_rewards(settings: RewardSettings, row: ScoreRequest, name: str, max_tokens: int) -> None:
+    """Call each reward function of the user's on the row called `name`, with responses of up to
+    about `max_tokens` tokens. Raises UserError when one fails, or returns what is no reward.
     """
     for path, leaf in settings.leaves:
         if isinstance(leaf, UserReward) and ".routes." not in path:  # a route's may refuse another's rows
-            asyncio.run(_try_reward(settings.model_copy(update={"function": leaf}), row, name))
+            asyncio.run(_try_reward(settings.model_copy(update={"function": leaf}), row, name, max_tokens))
 
 
-async def _try_reward(settings: RewardSettings, row: ScoreRequest, name: str) -> None:
-    """Score the row's ground truth, an ordinary sentence and an empty response. A function may fail
-    on one of them, and on both of the others where such responses may be left out.
+async def _try_reward(settings: RewardSettings, row: ScoreRequest, name: str, max_tokens: int) -> None:
+    """Score an ordinary sentence, a long text of such sentences, an empty response and the row's
+    ground truth. A function may fail on one of them, but on the long text only where it fails on
+    the sentence too; and on all but the ground truth where such responses may be left out.
     """
     from sppo_ray.rewards.pool.pool import VerifierPool
 
+    length = min(CHARACTERS_PER_TOKEN * max_tokens, LONGEST_TRIAL)
+    long = f"{ORDINARY} " * max(1, length // (len(ORDINARY) + 1))
+    sentence, long_text = f"the response {ORDINARY!r}", f"a response of {len(long):,} characters"
     texts = {
-        f"the response {ORDINARY!r}": ORDINARY,
+        sentence: ORDINARY,
+        long_text: long,
         "an empty one": "",
         "its ground truth as the response": row.ground_truth,
     }
@@ -255,7 +262,10 @@ async def _try_reward(settings: RewardSettings, row: ScoreRequest, name: str) ->
         if verdict.reward is None
     }
     scores_some = verdicts[-1].reward is not None
-    if len(failed) < 2 or (scores_some and settings.max_error_rate == 1.0):
+    only_when_long = long_text in failed and sentence not in failed
+    if sentence in failed:  # for the same reason, most likely
+        failed.pop(long_text, None)
+    if (len(failed) < 2 and not only_when_long) or (scores_some and settings.max_error_rate == 1.0):
         return
     remedy = "let it return a number for every text"
     if scores_some:

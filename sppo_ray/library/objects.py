@@ -49,7 +49,8 @@ def rows_setting(rows: Any, file: Path, origin: str) -> dict[str, Any]:
         pq.write_table(table, file)
     except (ValueError, NotImplementedError) as error:  # Arrow's own, e.g. for an empty struct
         raise UserError(f"{origin}: cannot be written as Parquet ({error}): remove that column") from None
-    return {"type": "parquet", "path": str(file), "ground_truth_key": fields.ground_truth}
+    columns = {"ground_truth_key": fields.ground_truth, "extra_columns": list(fields.others)}
+    return {"type": "parquet", "path": str(file), **columns}
 
 
 def _import_path(function: Callable[..., Any]) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from sppo_ray.api.services import Visit
@@ -190,3 +191,13 @@ def test_a_taken_port_is_one_line(runs: Path, capsys: pytest.CaptureFixture[str]
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"error: serve: cannot listen at 127.0.0.1:{port} (Address already in use): ")
+
+
+def test_a_directory_of_runs_that_is_not_there_is_made_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
+    runs = tmp_path / "runs"
+    for said in (f"{runs} did not exist and was made: it has no runs yet", f"sppo-ray serves {runs} at"):
+        assert main(["serve", "--runs", str(runs), "--port", "0"]) == 0
+        assert runs.is_dir() and capsys.readouterr().out.startswith(said)

@@ -23,10 +23,10 @@ SMALL_FILE = 4 << 20  # bytes that are read and checked in a fraction of a secon
 
 
 def open_parquet(settings: ParquetData, name: str, where: str) -> Concatenation:
-    """Open Parquet files. Reads the columns of prompt and ground truth, and data_source and
-    extra_info if present.
+    """Open Parquet files. Reads the columns of prompt and ground truth, the extra columns, and
+    data_source and extra_info if present.
     """
-    fields = Fields(prompt=settings.prompt_key, ground_truth=settings.ground_truth_key)
+    fields = _fields(settings)
     return _open_files(
         _matching_files(settings.path, ".parquet", where),
         partial(_read_parquet, fields=fields),
@@ -50,7 +50,7 @@ def open_jsonl(settings: JsonlData, name: str, where: str) -> Concatenation:
 
 def peek_parquet(settings: ParquetData, where: str) -> None:
     """Check that the files are there and have the columns; small ones are read."""
-    fields = Fields(prompt=settings.prompt_key, ground_truth=settings.ground_truth_key)
+    fields = _fields(settings)
     for path in _matching_files(settings.path, ".parquet", where):
         if Path(path).stat().st_size <= SMALL_FILE:
             _read_parquet(path, fields)
@@ -105,8 +105,13 @@ def open_hf(settings: HFData, name: str, where: str) -> TableSource:
     return _table_of(loaded, settings, name, settings.dataset)
 
 
+def _fields(settings: ParquetData | HFDiskData | HFData) -> Fields:
+    prompt, truth = settings.prompt_key, settings.ground_truth_key
+    return Fields(prompt=prompt, ground_truth=truth, others=settings.extra_columns)
+
+
 def _table_of(dataset: Any, settings: HFDiskData | HFData, name: str, path: str) -> TableSource:
-    fields = Fields(prompt=settings.prompt_key, ground_truth=settings.ground_truth_key)
+    fields = _fields(settings)
     require_fields(dataset.features.arrow_schema, fields, path)
     if dataset.num_rows == 0:
         raise UserError(f"{path}: has no rows: give a dataset with at least one prompt")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,13 @@ class Fields:
     ground_truth: str = "reward_model.ground_truth"  # a string or an integer
     source: str = "data_source"  # optional string
     extra: str = "extra_info"  # optional struct
+    others: tuple[str, ...] = ()  # columns whose values join those of `extra`
 
     @property
     def heads(self) -> set[str]:
         """The columns that contain these fields."""
-        return {field.split(".")[0] for field in (self.prompt, self.ground_truth, self.source, self.extra)}
+        fields = (self.prompt, self.ground_truth, self.source, self.extra)
+        return {field.split(".")[0] for field in fields} | set(self.others)
 
     def columns_in(self, present: Sequence[str]) -> list[str]:
         """Return the columns in `present` that contain these fields."""
@@ -111,9 +113,10 @@ def _with_extra(row: dict[str, Any]) -> dict[str, Any]:
 
 def fields_of(columns: Sequence[str]) -> Fields:
     """Return the fields of a table without settings: `ground_truth` where that is a column, else
-    the field's common format.
+    the field's common format, and all other columns as `others`.
     """
-    return Fields(ground_truth="ground_truth") if "ground_truth" in columns else Fields()
+    fields = Fields(ground_truth="ground_truth") if "ground_truth" in columns else Fields()
+    return replace(fields, others=tuple(column for column in columns if column not in fields.heads))
 
 
 def rows_source(rows: Any, name: str) -> TableSource:
@@ -127,14 +130,20 @@ def rows_source(rows: Any, name: str) -> TableSource:
 
 
 def require_fields(schema: pa.Schema, fields: Fields, path: str) -> None:
-    """Raise UserError with the most similar name when the prompt or ground truth has no column, and
-    for a column that occurs twice.
+    """Raise UserError with the most similar name when the prompt, the ground truth or one of the
+    others has no column, and for a column that occurs twice.
     """
     for column in fields.columns_in(schema.names):
         if schema.names.count(column) > 1:
             raise UserError(
                 f"{path}: the column {column!r} occurs {schema.names.count(column)} times: rename or remove "
                 "all but one"
+            )
+    for column in fields.others:
+        if column not in schema.names:
+            raise UserError(
+                f"{path}: no column {column!r} ({_nearest(column, schema.names)}): correct the source's "
+                "extra_columns"
             )
     for field in (fields.prompt, fields.ground_truth):
         head, *inner = field.split(".")
@@ -167,6 +176,8 @@ def checked_table(raw: pa.Table, fields: Fields, path: str) -> pa.Table:
     if fields.extra in raw.column_names:
         columns["extra"] = raw[fields.extra]
         _check_type(columns["extra"].type, pa.types.is_struct, f"{path}: {fields.extra}", "a struct")
+    if fields.others:
+        columns["extra"] = _joined(raw, fields.others, columns.get("extra"))
     return check_rows(pa.table(columns), fields, path, "row {}".format)
 
 
@@ -181,6 +192,14 @@ def check_rows(table: pa.Table, fields: Fields, path: str, row_name: Callable[[i
     _check_prompts(table["prompt"], fields.prompt, path, row_name)
     truths = _checked_truths(table["ground_truth"], fields.ground_truth, path, row_name)
     return table.set_column(table.column_names.index("ground_truth"), "ground_truth", truths)
+
+
+def _joined(raw: pa.Table, others: Sequence[str], extra: pa.ChunkedArray | None) -> pa.ChunkedArray:
+    """Return one struct of the columns `others` and the fields of `extra`, which win."""
+    parts: dict[str, pa.ChunkedArray] = {name: raw[name] for name in others}
+    if extra is not None and pa.types.is_struct(extra.type):
+        parts |= {field.name: pc.struct_field(extra, field.name) for field in extra.type}
+    return pc.make_struct(*parts.values(), field_names=list(parts))
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

@@ -134,6 +134,23 @@ class TestParquet:
         [example] = open_one(ParquetData(path=path, prompt_key="problem", ground_truth_key="answer"))
         assert (example.messages[0]["content"], example.ground_truth) == ("1+1?", "2")
 
+    def test_extra_columns_join_the_fields_of_extra_info(self, tmp_path: Path) -> None:
+        row = {"prompt": "1+1?", "answer": "2", "level": 3, "tags": ["a"]}
+        rows = [row | {"extra_info": {"level": 4, "k": "v"}}, row | {"extra_info": None}]
+        path = write_parquet(tmp_path / "a.parquet", rows)
+        keys = {"path": path, "ground_truth_key": "answer"}
+        first, second = open_one(ParquetData(extra_columns=("level", "tags", "answer"), **keys))
+        assert first.extra == {"level": 4, "tags": ["a"], "answer": "2", "k": "v"}
+        assert second.extra == {"level": None, "tags": ["a"], "answer": "2", "k": None}
+        assert open_one(ParquetData(**keys))[0].extra == {"level": 4, "k": "v"}
+        said = refusal(ParquetData(extra_columns=("levle",), **keys))
+        assert "no column 'levle' (the nearest is 'level'): correct the source's extra_columns" in said
+
+    def test_extra_columns_without_extra_info(self, tmp_path: Path) -> None:
+        path = write_parquet(tmp_path / "a.parquet", [{"prompt": "1+1?", "answer": "2", "level": 3}])
+        source = open_one(ParquetData(path=path, ground_truth_key="answer", extra_columns=("level",)))
+        assert source[0].extra == {"level": 3}
+
     @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
     def test_every_kind_of_text(self, tmp_path: Path, kind: pa.DataType) -> None:
         table = pa.table({"prompt": pa.array(["1+1?", "1+2?"]), "answer": pa.array(["2", "3"])})

@@ -35,7 +35,7 @@ def test_responses_are_decoded_as_arrays() -> None:
 def test_a_reward_function_that_fails_on_the_first_row_is_told_before_an_actor_starts() -> None:
     def trial(name: str, **more: float) -> None:
         function = CustomReward(function=f"tests.unit.rewards.reward_conventions:{name}")
-        try_rewards(RewardSettings(function=function, **more), ROW, "own/0")
+        try_rewards(RewardSettings(function=function, **more), ROW, "own/0", max_tokens=100)
 
     trial("openrlhf")
     message = r"fails on prompt own/0 .* ground truth .*: ZeroDivisionError"
@@ -47,6 +47,9 @@ def test_a_reward_function_that_fails_on_the_first_row_is_told_before_an_actor_s
         trial("reads_only_numbers")
     trial("reads_only_numbers", max_error_rate=1.0)
     trial("fails_on_empty_responses")
+    with pytest.raises(UserError, match=r"with a response of 390 characters: ValueError: too long"):
+        trial("fails_on_long_responses")
+    trial("fails_on_long_responses", max_error_rate=1.0)
     with pytest.raises(UserError, match="returned str where a number"):
         trial("returns_text")
     with pytest.raises(UserError, match="outside its declared range"):

@@ -164,6 +164,10 @@ def test_other_fields_of_rows_are_for_the_reward(tmp_path: Path) -> None:
     [source] = open_sources(config.data.train)
     found = [{k: v for k, v in one.extra.items() if v is not None} for one in source.examples([0, 1])]
     assert found == [{"level": 1}, {"level": 2, "k": "e"}]
+    table = pa.table({"prompt": ["a"], "ground_truth": ["b"], "level": [1]})
+    config = sr.load_config("quickstart", data={"train": [rows_setting(table, tmp_path / "e.parquet", "d")]})
+    [source] = open_sources(config.data.train)
+    assert source[0].extra == {"level": 1}
 
 
 def test_a_data_frame_and_paths_are_rows_too(tmp_path: Path) -> None:

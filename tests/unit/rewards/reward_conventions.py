@@ -52,6 +52,12 @@ def fails_on_empty_responses(response, ground_truth, extra):
     return float(response.split()[-1] == ground_truth)
 
 
+def fails_on_long_responses(response, ground_truth, extra):
+    if len(response) > 200:
+        raise ValueError("too long")
+    return 0.0
+
+
 def returns_text(response, ground_truth, extra):
     return "right"
 
