@@ -5,6 +5,7 @@ figures of a page by hand. No run is made.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from benchmarks import report as result_files
 from benchmarks.paper import kept_runs, single_sample, single_sample_report
 from benchmarks.paper.kept_runs import Kept, Run, Study, fingerprint, kept_path, plan_of, read_kept
 from benchmarks.paper.single_sample import RATES, STUDIES, SWEEP_SEED
+from benchmarks.paper.single_sample_overview import draw, relative_cost, rows_by_axis
 from benchmarks.paper.single_sample_report import rows_of, verdicts
 from sppo_ray.compare.curves import Point
 from sppo_ray.compare.plan import Job
@@ -312,3 +314,19 @@ def _cores(pid: int) -> set[int]:
     threads = psutil.Process(pid).threads()
     cores = [os.sched_getaffinity(thread.id) for thread in threads]
     return set().union(*cores) if len(cores) > 1 else set()
+
+
+def test_the_overview_inverts_the_savings_of_a_report() -> None:
+    way = {"target": 0.5, "reached": 2, "cost": {"mean": 50.0, "low": 40.0, "high": 75.0, "censored": 0}}
+    saving = {"ratio": 2.0, "low": 1.25, "high": None, "bound": "at least"}
+    arm = {"arm": "ppo", "ways": [way | {"saving": saving}]}
+    cost, low, high, bound = relative_cost(arm, 0.5) or pytest.fail("no cost")
+    assert (cost, high, bound) == (0.5, 0.8, "at most") and math.isnan(low)
+    baseline = {"arm": "sppo", "ways": [way | {"saving": saving | {"ratio": None}}]}
+    assert relative_cost(baseline, 0.5) == (1.0, 0.8, 1.5, "exact")
+    assert relative_cost(baseline | {"arm": "spo"}, 0.5) is None
+
+
+def test_the_overview_has_the_committed_studies() -> None:
+    assert rows_by_axis("quickstart").keys() >= {"tokens"} and rows_by_axis("no-such-study") == {}
+    assert draw(["quickstart"]).startswith(b"\x89PNG")
