@@ -37,7 +37,7 @@ from sppo_ray.compare.curves import area
 
 RATES = (2.5e-4, 5e-4, 1e-3)
 SWEEP_SEED = 101
-SEEDS = {"sppo": 5, "grpo": 5, "ppo": 5, "sao": 5}
+SEEDS = dict.fromkeys(("sppo", "grpo", "ppo", "sao", "sppo-privileged", "sppo-tracker", "sppo-centered"), 5)
 OTHER_SEEDS = 3
 ROUNDS = 3  # of timing
 TIMED_RATE = 5e-4  # learning rate of the runs for timing

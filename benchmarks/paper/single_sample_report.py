@@ -75,19 +75,22 @@ def budget_of(runs: Sequence[Kept], axis: str) -> float | None:
 
 
 def rows_of(study: Study, runs: Mapping[str, Sequence[Kept]], axis: str) -> list[Row]:
-    """Return a row for each arm that has runs."""
+    """Return a row for each arm that has runs. It is compared with the baseline's runs of its own
+    seeds, because seeds differ in their prompts.
+    """
     budget = budget_of([kept for of_arm in runs.values() for kept in of_arm], axis)
     curves = {
-        arm: [on_axis(kept, axis) for kept in of_arm if kept.failed is None] for arm, of_arm in runs.items()
+        arm: {kept.run.seed: on_axis(kept, axis) for kept in of_arm if kept.failed is None}
+        for arm, of_arm in runs.items()
     }
     rows = []
     for arm, of_arm in runs.items():
         if not of_arm:
             continue
-        mine = curves[arm]
+        mine = list(curves[arm].values())
+        theirs = [curve for seed, curve in curves.get(study.baseline, {}).items() if seed in curves[arm]]
         ways = tuple(
-            _way(mine, curves.get(study.baseline, []), target, budget, is_baseline=arm == study.baseline)
-            for target in study.targets
+            _way(mine, theirs, target, budget, is_baseline=arm == study.baseline) for target in study.targets
         )
         rows.append(
             Row(
@@ -207,7 +210,8 @@ def _setting(study: Study, runs: Sequence[Kept]) -> str:
         f"Recipe `{study.recipe}`, {' '.join(f'`{override}`' for override in study.overrides)}; "
         f"runs on {study.num_cores} core{'s' * (study.num_cores > 1)}; "
         f"baseline {study.baseline}; commits {commits}. Intervals are "
-        "95 % bootstraps over seeds; with three seeds they are too narrow. A target is reached at the first "
+        "95 % bootstraps over seeds; with three seeds they are too narrow. Ratios are of the seeds that both "
+        "arms have. A target is reached at the first "
         "of two evaluations in a row at or above it; a run that never reached it counts with the whole "
         "budget (>)."
     )

@@ -86,7 +86,7 @@ def test_the_sweep_comes_first_and_chooses_the_rates(results: Path) -> None:
         is_best = (run.arm, run.rate) in {("sppo", RATES[-1]), ("sppo-tracker", RATES[0])}
         one = kept(run.arm, (0, 0, 0.4), (60, 600, 0.9 if is_best else 0.5), seed=SWEEP_SEED, rate=run.rate)
         keep(one)
-        assert single_sample.missing("tiny") == 6 + 8 - number - 1  # 5 seeds of sppo, 3 of the tracker
+        assert single_sample.missing("tiny") == 6 + 10 - number - 1  # 5 seeds of each
     assert next_run("tiny") == Run("sppo", RATES[-1], 1)
     assert single_sample.sweep("tiny")["sppo"][RATES[-1]] == pytest.approx(0.65)  # over all tokens
     keep(kept("sppo", (0, 0, 0.4), (60, 600, 0.9), rate=RATES[-1]))
@@ -251,6 +251,8 @@ def test_the_arms_at_equal_cost_by_hand() -> None:
         ],
     }
     sppo, tracker = rows_of(TINY, runs, "tokens")
+    (one_seed,) = rows_of(TINY, runs | {"sppo-tracker": runs["sppo-tracker"][:1]}, "tokens")[1:]
+    assert one_seed.ways[0].saving.ratio == pytest.approx(300 / one_seed.ways[0].cost.mean)
     # all are cut at 800 tokens, what the shortest run generated
     assert sppo.accuracy.mean == pytest.approx((0.6 + 0.5 + 0.2 * 100 / 300) / 2)
     assert tracker.accuracy.mean == pytest.approx((0.8 + 0.6 + 0.2 * 400 / 500) / 2)
