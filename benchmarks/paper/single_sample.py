@@ -31,13 +31,13 @@ from dataclasses import replace
 from itertools import product
 
 from benchmarks.paper.kept_runs import SECONDS_PER_TOKEN, Kept, Run, Study, claimed, make, read_kept
-from benchmarks.paper.single_sample_report import on_axis, write
+from benchmarks.paper.single_sample_report import IDEAS, on_axis, write
 from sppo_ray.compare.comparison import say
 from sppo_ray.compare.curves import area
 
 RATES = (2.5e-4, 5e-4, 1e-3)
 SWEEP_SEED = 101
-SEEDS = dict.fromkeys(("sppo", "grpo", "ppo", "sao", "sppo-privileged", "sppo-tracker", "sppo-centered"), 5)
+SEEDS = dict.fromkeys(("sppo", "grpo", "ppo", "sao", *IDEAS), 5)
 OTHER_SEEDS = 3
 ROUNDS = 3  # of timing
 TIMED_RATE = 5e-4  # learning rate of the runs for timing
@@ -48,6 +48,7 @@ ARMS: Mapping[str, str] = {
     "sppo-privileged": 'sppo,data.critic_suffix="{ground_truth}"',
     "sppo-tracker": "sppo,algorithm.tracker.rho=0.875",
     "sppo-centered": "sppo,algorithm.center=true",
+    "sppo-one-sided": "sppo,algorithm.center=negative",
     "sao": "sao",
     "spo": "spo",
     "ppo": "ppo",
@@ -105,7 +106,7 @@ STUDIES: Mapping[str, Study] = {
     "few-prompts": Study(
         "256 distinct prompts over many passes: what is learned by heart, critic against tracker",
         "register-machine",
-        {name: ARMS[name] for name in ("sppo", "sppo-privileged", "sppo-tracker", "sppo-centered", "spo")}
+        {name: ARMS[name] for name in ("sppo", *IDEAS, "spo")}
         | {
             "spo-prioritised": "spo,data.curriculum.candidates=2,data.curriculum.sharpness=0.5,"
             "data.curriculum.floor=0.1"

@@ -30,7 +30,7 @@ AXES: Mapping[str, tuple[str, Callable[[Kept, Point], float]]] = {
     "tokens": ("generated tokens", lambda kept, point: point.tokens),
     "prompts": ("prompts trained on", lambda kept, point: point.samples / kept.samples_per_prompt),
 }
-IDEAS = ("sppo-privileged", "sppo-tracker", "sppo-centered")
+IDEAS = ("sppo-privileged", "sppo-tracker", "sppo-centered", "sppo-one-sided")
 SAVING = 0.1  # share of plain sppo's tokens that an idea has to save; fixed before the runs
 GRID_POINTS = 200
 NO_TIMES = "Not measured yet (`--times`)."

@@ -8,7 +8,8 @@ depend on other samples, so it can be computed as soon as the response is scored
     A_i <- A_i - mean(A)      over all samples of the step, with `center`
 
 takes out the error that all values share: a new critic says 0.5 of every prompt, and where most
-are hopeless it takes some steps until it does not.
+are hopeless it takes some steps until it does not. With `center` "negative" this is done only where
+mean(A) < 0: values that lag behind a policy which improves make its successes more likely.
 
 With `tracker` the baseline is V + share (rate - V), a blend of V with the prompt's own past success
 rate (`tracker`).
@@ -31,9 +32,10 @@ class SPPOSettings(AlgorithmSettings):
     type: Literal["sppo"] = "sppo"
     tracker: TrackerSettings | None = None
     """Blend the critic's value with the prompt's own past success rate; null = off."""
-    center: bool = False
+    center: bool | Literal["negative"] = False
     """Subtract the mean advantage of the step, so that only the differences between values count
-    and not their level. A step's updates then begin with its last sample.
+    and not their level: true = in every step, negative = where the mean is below 0, that is, where
+    the values are too high. A step's updates then begin with its last sample.
     """
 
     @property
@@ -42,7 +44,7 @@ class SPPOSettings(AlgorithmSettings):
 
     @property
     def centers(self) -> bool:
-        return self.center
+        return self.center is not False
 
 
 def advantages(samples: Sequence[RewardedSample], settings: SPPOSettings) -> list[Advantage]:
@@ -54,8 +56,11 @@ def advantages(samples: Sequence[RewardedSample], settings: SPPOSettings) -> lis
         ValueError: a sample has no value.
     """
     raw = [sample.reward - _baseline_of(sample) for sample in samples]
-    mean = math.fsum(raw) / max(1, len(raw)) if settings.center else 0.0
-    return [advantage - mean for advantage in raw]
+    if not settings.centers:
+        return raw
+    mean = math.fsum(raw) / max(1, len(raw))
+    level = min(0.0, mean) if settings.center == "negative" else mean
+    return [advantage - level for advantage in raw]
 
 
 def _baseline_of(sample: RewardedSample) -> float:

@@ -39,6 +39,14 @@ def test_centered_advantages_lose_the_error_that_all_values_share() -> None:
     assert advantages(fair, centered) == pytest.approx(advantages(fair, SETTINGS))
 
 
+def test_only_a_negative_mean_is_subtracted_when_so_set() -> None:
+    one_sided = SPPOSettings(center="negative")
+    high = [sampled(reward, 0.5) for reward in (1.0, 0.0, 0.0, 0.0)]  # mean -0.25
+    assert advantages(high, one_sided) == [0.75, -0.25, -0.25, -0.25]
+    low = [sampled(reward, 0.25) for reward in (1.0, 1.0, 0.0, 0.0)]  # mean 0.25
+    assert advantages(low, one_sided) == [0.75, 0.75, -0.25, -0.25]
+
+
 @given(st.lists(st.tuples(unit, st.floats(0.0, 0.5)), min_size=1, max_size=20), st.floats(0.0, 0.5))
 def test_the_level_of_the_values_does_not_count_when_centered(
     rows: list[tuple[float, float]], shift: float

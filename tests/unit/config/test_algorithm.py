@@ -186,6 +186,8 @@ def test_a_step_of_one_sample_for_reinforce() -> None:
     # spo subtracts the mean of the step when it scales
     assert "or set normalize to false" in refusal("algorithm.type=spo", *one)
     assert "or set center to false" in refusal("algorithm.center=true", *one)
+    assert "or set center to false" in refusal("algorithm.center=negative", *one)
+    assert "negative" in refusal("algorithm.center=positive")
     assert "and sppo needs all samples" in refusal("algorithm.center=true", "loop.minibatch_order=finish")
     raw = quickstart("algorithm.type=spo", "algorithm.normalize=false", *one)
     assert raw.data.samples_per_step == 1
