@@ -229,6 +229,13 @@ class Trajectory(Comparable):
         """The number of action tokens, A."""
         return len(self.response_ids) if self.turns is None else int(self.turns.lengths[:, 0].sum())
 
+    @property
+    def is_truncated(self) -> bool:
+        """Whether it was cut off for its length: of an episode, also where the next turn has no
+        room.
+        """
+        return self.finish_reason in ("length", "context")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrajectoryBlock(Comparable):

@@ -47,6 +47,11 @@ def check_algorithm(
             f"data.critic_suffix is for a critic that reads prompts, and {algorithm.type} has none: set "
             "algorithm.type to sppo, or data.critic_suffix to null"
         )
+    if algorithm.overlong is not None and environment is not None:
+        raise ValueError(
+            "algorithm.overlong penalises single responses near rollout.max_response_tokens, and an episode "
+            "also has tokens of its environment: set algorithm.overlong to null"
+        )
     low, high = reward_range(reward, environment)
     if needs_unit_rewards(algorithm) and (low < 0.0 or high > 1.0):
         if environment is None or environment.asks_reward_function:
@@ -71,8 +76,8 @@ def reward_range(reward: RewardSettings, environment: EnvironmentSettings | None
     if environment is None:
         return reward.range
     if not environment.asks_reward_function:
-        return environment.range
-    (low, high), (least, most) = reward.range, environment.range
+        return environment.range or (0.0, 1.0)
+    (low, high), (least, most) = reward.range, environment.range or (0.0, 0.0)
     return low + least, high + most
 
 

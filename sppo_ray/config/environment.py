@@ -198,9 +198,9 @@ class CustomEnvironment(EnvironmentBase):
     """environment: the reward is the sum of its parts. function: reward.function scores the last
     action, and the parts are added.
     """
-    range: tuple[float, float] = (0.0, 1.0)
-    """The declared range of the sum of the parts. A critic trained by binary cross-entropy (sppo;
-    ppo with critic_loss bce) needs [0, 1].
+    range: tuple[float, float] | None = None
+    """The declared range of the sum of the parts; null = [0, 1], with scored_by function [0, 0]. A
+    critic trained by binary cross-entropy (sppo; ppo with critic_loss bce) needs [0, 1].
     """
     confined: bool = True
     """true: it reads the Python installation and the import path, but writes no file, opens no

@@ -133,6 +133,8 @@ class PromptStream:
         # There are fewer, so the scan has judged every row of the epoch.
         size = first.size
         self._check_size(size)
+        if start == stop:  # a mix may draw nothing from a source of small weight
+            return first[:0]
         epochs = range(start // size, (stop - 1) // size + 1)
         rows = np.concatenate([first if epoch == 0 else self._kept(self._order(epoch)) for epoch in epochs])
         return rows[start - epochs[0] * size : stop - epochs[0] * size]

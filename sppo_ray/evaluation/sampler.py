@@ -54,7 +54,7 @@ class GradedTrajectory:
             reward=self.verdict.reward,
             response_text=self.text,
             num_tokens=self.trajectory.num_actions,
-            truncated=self.trajectory.finish_reason in ("length", "context"),
+            truncated=self.trajectory.is_truncated,
             answer=self.verdict.answer,
             parts=self.verdict.parts,
         )

@@ -137,8 +137,10 @@ class ActorFactory:
             timeout_s=sync.transfer_timeout_s,
         ).announce
 
-    async def critic(self, critic_path: Path) -> Critic | None:
-        """Create the prompt critic or the token critic; None when the algorithm has no critic."""
+    async def critic(self, critic_path: Path, policy_path: Path) -> Critic | None:
+        """Create the prompt critic or the token critic; None when the algorithm has no critic. A
+        token critic is exported with the policy's tokenizer, as it reads the policy's prompts.
+        """
         config = self._config
         if not config.has_critic:
             return None
@@ -162,7 +164,8 @@ class ActorFactory:
                 "critic", CriticActor, config.critic, critic_path, total_updates=updates
             )
         critic_loss = "bce" if config.critic_needs_probabilities else "mse"
-        return CriticGroup(ranks, tokenizer_path=str(critic_path), critic_loss=critic_loss)
+        reads = policy_path if config.spec.critic == "token" else critic_path
+        return CriticGroup(ranks, tokenizer_path=str(reads), critic_loss=critic_loss)
 
     async def reference(self, policy_path: Path) -> Reference | None:
         """Create the frozen starting policy, one copy for each learner rank; None without a KL

@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from sppo_ray.config import DataSettings, EnvironmentSettings, RewardSettings, RunConfig, UserReward
 from sppo_ray.errors import UserError
@@ -78,18 +79,9 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
     from sppo_ray.data.prompts import PromptEncoder, load_held_out
     from sppo_ray.evaluation.critic_card import check_warm_start
     from sppo_ray.models.exported_critic import check_value_head
-    from sppo_ray.models.tokenizers import load_tokenizer
 
     policy_path, critic_path = model_paths(config, report)
-    tokenizer, critic_tokenizer = load_tokenizer(policy_path), load_tokenizer(critic_path)
-    if config.spec.critic == "token" and critic_tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise UserError(
-            f"critic.model {config.critic.model}: the token-level critic of {config.algorithm.type} reads "
-            "the policy's response "
-            f"tokens, and its vocabulary is another than that of learner.model {config.learner.model}: use a "
-            "critic of the same "
-            "family"
-        )
+    tokenizer, critic_tokenizer = load_tokenizers(config, policy_path, critic_path)
     if config.has_critic:
         check_value_head(critic_path, required=False)
     observations = observation_encoder(
@@ -113,6 +105,26 @@ def gather_inputs(config: RunConfig, report: Report) -> RunInputs:
         )
     try_rewards(config.reward, ScoreRequest.of(first, ""), first.id, config.rollout.max_response_tokens)
     return RunInputs(policy_path, critic_path, tokenizer, prompts, held_out, observations, begun.tools)
+
+
+def load_tokenizers(
+    config: RunConfig, policy_path: Path, critic_path: Path
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """Return the tokenizers with which policy and critic read prompts. A token critic reads the
+    policy's prompts, whatever its own chat template. Raises UserError.
+    """
+    from sppo_ray.models.tokenizers import load_tokenizer
+
+    policy, critic = load_tokenizer(policy_path), load_tokenizer(critic_path)
+    if config.spec.critic != "token":
+        return policy, critic
+    if critic.get_vocab() != policy.get_vocab():
+        raise UserError(
+            f"critic.model {config.critic.model}: the token-level critic of {config.algorithm.type} reads "
+            "the policy's response tokens, and its vocabulary is another than that of "
+            f"learner.model {config.learner.model}: use a critic of the same family"
+        )
+    return policy, policy
 
 
 def reads_files(data: DataSettings) -> bool:
@@ -295,30 +307,51 @@ def model_paths(config: RunConfig, report: Report) -> tuple[Path, Path]:
 def pin_models(config: RunConfig, commits: Mapping[str, str]) -> RunConfig:
     """Return the config with the known commit in the name of each model of the hub."""
     roles = {"learner": config.learner, "critic": config.critic}
-    pinned = {
-        role: settings.model_copy(
-            update={"model": f"{settings.model.partition('@')[0]}@{commits[settings.model]}"}
-        )
+    pinned: dict[str, Any] = {
+        role: settings.model_copy(update={"model": _pinned(settings.model, commits)})
         for role, settings in roles.items()
-        if settings.model in commits
     }
-    return config.model_copy(update=pinned)
+    return config.model_copy(update=pinned | {"reward": pin_reward_models(config.reward, commits)})
 
 
-def commits_of(config: RunConfig, paths: tuple[Path, Path]) -> dict[str, str]:
-    """Return the commits of the hub's models by their setting; `paths` are policy and critic."""
-    names = (config.learner.model, config.critic.model if config.has_critic else config.learner.model)
-    found = {
-        name: commit_of(path)
-        for name, path in zip(names, paths, strict=True)
-        if hub_model(name) is not None
-    }
+def pin_reward_models(reward: RewardSettings, commits: Mapping[str, str]) -> RewardSettings:
+    """Return the settings with the known commit in the name of each reward model of the hub."""
+
+    def pin(tree: Any) -> Any:
+        if isinstance(tree, list | tuple):
+            return [pin(item) for item in tree]
+        if not isinstance(tree, dict):
+            return tree
+        if tree.get("type") == "model":
+            return tree | {"model": _pinned(tree["model"], commits)}
+        return {name: pin(value) for name, value in tree.items()}
+
+    if not any(model.model in commits for model in reward.models):
+        return reward
+    return RewardSettings.model_validate(pin(reward.model_dump()))
+
+
+def _pinned(model: str, commits: Mapping[str, str]) -> str:
+    return f"{model.partition('@')[0]}@{commits[model]}" if model in commits else model
+
+
+def commits_of(directories: Mapping[str, Path]) -> dict[str, str]:
+    """Return the commits of the hub's models by their setting. `directories`: the checkpoints of
+    models by their setting.
+    """
+    found = {name: commit_of(path) for name, path in directories.items() if hub_model(name) is not None}
     return {name: commit for name, commit in found.items() if commit is not None}
+
+
 def check_reward_models(
-    reward: RewardSettings, report: Report, environment: EnvironmentSettings | None = None
-) -> None:
+    reward: RewardSettings,
+    report: Report,
+    environment: EnvironmentSettings | None = None,
+    commits: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Path]:
     """Reach the judges, and find or make the reward models and check that they are such, and that
-    they read the turns of `environment`. Raises UserError.
+    they read the turns of `environment`. `commits`: of the hub's models, where they are known.
+    Returns the checkpoints of the reward models by their setting. Raises UserError.
     """
     from sppo_ray.models.bundled import resolve_model
     from sppo_ray.rewards.build import judge_keys
@@ -328,11 +361,13 @@ def check_reward_models(
     for judge in reward.judges:
         require_judge(judge, keys.get(judge.key_variable or ""))
     scores_turns = environment is not None and environment.asks_reward_function
-    for model in reward.models:
-        directory = resolve_model(model.model, report)
-        check_reward_model(directory, model.model)
+    names = {model.model for model in reward.models}
+    found = {name: resolve_model(_pinned(name, commits), report) for name in sorted(names)}
+    for name, directory in found.items():
+        check_reward_model(directory, name)
         if scores_turns and "tool" in environment.roles:
-            _require_tool_messages(directory, model.model)
+            _require_tool_messages(directory, name)
+    return found
 
 
 def _require_tool_messages(directory: Path, name: str) -> None:

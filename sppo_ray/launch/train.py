@@ -29,6 +29,7 @@ from sppo_ray.launch.run_inputs import (
     gather_inputs,
     model_paths,
     pin_models,
+    pin_reward_models,
     reads_files,
     try_rewards_at_once,
 )
@@ -135,11 +136,15 @@ def _in_run_dir(
             # what can be told in milliseconds is told before Ray starts
             check_files(config)
             try_rewards_at_once(config)
-            paths = model_paths(pin_models(config, read_job(run_dir.path).models), recorder.message)
-            commits = commits_of(config, paths)
-            remember_models(run_dir, commits)
+            known = read_job(run_dir.path).models
+            paths = model_paths(pin_models(config, known), recorder.message)
             check_policy(config, paths[0])
-            check_reward_models(config.reward, recorder.message, config.environment)
+            found = check_reward_models(config.reward, recorder.message, config.environment, known)
+            found[config.learner.model] = paths[0]
+            if config.has_critic:
+                found[config.critic.model] = paths[1]
+            commits = commits_of(found)
+            remember_models(run_dir, commits)
             for path in dict.fromkeys(paths):
                 require_finite_files(path, CHECKED_BYTES)
             is_local = starts_cluster(config)  # as long as Ray has not started
@@ -163,6 +168,7 @@ def _in_run_dir(
             with cluster_with_room(config, bundles_of(config), check, report=recorder.message) as device:
                 inputs = loading.result()
                 signals.take()
+                config = config.model_copy(update={"reward": pin_reward_models(config.reward, commits)})
                 hooks = {"device": device, "signals": signals, "callbacks": callbacks}
                 return asyncio.run(_train(config, run_dir, recorder, inputs, start, **hooks))
     except BaseException as error:

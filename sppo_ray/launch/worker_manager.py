@@ -101,7 +101,7 @@ class WorkerManager:
         report = self._report
         policy, critic = inputs.policy_path, inputs.critic_path
         self._learner: Role[Learner] = Role("learner", lambda: factory.learner(policy), report)
-        self._critic: Role[Critic | None] = Role("critic", lambda: factory.critic(critic), report)
+        self._critic: Role[Critic | None] = Role("critic", lambda: factory.critic(critic, policy), report)
         self._reference: Role[Reference | None] = Role(
             "reference", lambda: factory.reference(policy), report
         )

@@ -50,7 +50,9 @@ async def _rederive(
     policy_path, critic_path = paths
     async with actor_factory(config, device, bundles) as factory:
         learner, critic, reference = await asyncio.gather(
-            factory.learner(policy_path), factory.critic(critic_path), factory.reference(policy_path)
+            factory.learner(policy_path),
+            factory.critic(critic_path, policy_path),
+            factory.reference(policy_path),
         )
         try:
             if start.path is not None:

@@ -76,7 +76,7 @@ def _responses(samples: Sequence[TrainingSample]) -> dict[str, float]:
     return (
         {"response/tokens": sum(lengths)}
         | _spread("response/length_", lengths)
-        | {"response/truncation_rate": _mean([t.finish_reason == "length" for t in trajectories])}
+        | {"response/truncation_rate": _mean([t.is_truncated for t in trajectories])}
         | _spread("rollout/seconds_", [t.seconds for t in trajectories])
         | {
             "rollout/mixed_version_rate": _mean(

@@ -36,13 +36,29 @@ def test_an_environment_has_an_actor_of_its_own() -> None:
         ("guess-number", "--environment.max_turn_tokens=64", "exceeds rollout.max_response_tokens 32"),
         ("quickstart", "--environment={type: guess-number}", "max_turn_tokens"),
         ("quickstart", CUSTOM % "range: [-1, 1]", "with an environment: environment.range"),
-        ("quickstart", CUSTOM % "scored_by: function", "with an environment: environment.range"),  # 1 + 1
+        (
+            "quickstart",
+            CUSTOM % "scored_by: function, range: [0, 1]",  # 1 + 1
+            "with an environment: environment.range",
+        ),
         ("quickstart", CUSTOM.replace("games:Game", "games.py") % "", "is no import path"),
+        ("guess-number", "--algorithm.overlong.buffer_tokens=4", "set algorithm.overlong to null"),
     ],
 )
 def test_what_cannot_work_is_refused(recipe: str, override: str, message: str) -> None:
     with pytest.raises((UserError, ValueError), match=message):
         load_config(recipe, [override])
+
+
+def test_a_function_alone_decides_the_range_unless_parts_are_declared() -> None:
+    """A sum of [0, 1] and undeclared parts of [0, 1] would end at 2, so that 1 is never solved."""
+    algorithm = "--algorithm.type=reinforce"
+    alone, with_parts, parts = (
+        load_config("quickstart", [algorithm, CUSTOM % more]).reward_range
+        for more in ("scored_by: function", "scored_by: function, range: [-0.5, 0]", "range: [0, 2]")
+    )
+    assert (alone, with_parts, parts) == ((0.0, 1.0), (-0.5, 1.0), (0.0, 2.0))
+    assert load_config("quickstart", [algorithm, CUSTOM % "role: user"]).reward_range == (0.0, 1.0)
 
 
 def test_a_resumed_run_has_the_same_rules() -> None:

@@ -47,6 +47,13 @@ def test_weights_decide_the_share_and_every_row_comes_once_an_epoch(tmp_path: Pa
     assert all(3 <= sum(of_many[at : at + 8]) <= 5 for at in range(392))
 
 
+def test_a_source_of_small_weight_is_left_out_of_some_steps(tmp_path: Path) -> None:
+    """At a step that begins a new epoch of the 8 rows and takes none of them, too."""
+    drawn = prompts(settings(tmp_path, 0.02, 0.08, 0.9), 200)
+    counts = Counter(id.split("/")[0] for id in drawn)
+    assert (counts.total(), counts["few"]) == (2000, pytest.approx(40, abs=1))
+
+
 def test_a_step_follows_from_settings_and_seed(tmp_path: Path) -> None:
     data = settings(tmp_path, 0.3, 0.7)
     assert prompts(data, 1, first=7) == prompts(data, 8)[70:]

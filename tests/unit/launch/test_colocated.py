@@ -311,7 +311,7 @@ class Factory:
     async def learner(self, _: Path) -> Learner:
         return Learner(self.gpu, self._sends)
 
-    async def critic(self, _: Path) -> Critic | None:
+    async def critic(self, _: Path, __: Path) -> Critic | None:
         return Critic(self.gpu) if self._has_critic else None
 
     async def reference(self, _: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from sppo_ray.config import CustomReward, JudgeReward, ModelReward, RewardSettings, SigmoidTransform
 from sppo_ray.config.environment import ToolsEnvironment
+from sppo_ray.config.loading import load_config
 from sppo_ray.errors import UserError
-from sppo_ray.launch.run_inputs import check_reward_models, decoder, try_rewards
+from sppo_ray.launch.run_inputs import check_reward_models, decoder, load_tokenizers, try_rewards
+from sppo_ray.models.tiny import byte_tokenizer
 from sppo_ray.types import ScoreRequest
 from tests.training_data import save_llama
 from tests.unit.models.test_reward_model import character_tokenizer, save
@@ -54,6 +56,22 @@ def test_a_reward_function_that_fails_on_the_first_row_is_told_before_an_actor_s
         trial("returns_text")
     with pytest.raises(UserError, match="outside its declared range"):
         trial("returns_seven")
+
+
+@pytest.mark.parametrize(("algorithm", "is_critics_own"), [("ppo", False), ("sao", False), ("sppo", True)])
+def test_a_token_critic_reads_prompts_as_the_policy_does(
+    algorithm: str, is_critics_own: bool, tmp_path: Path
+) -> None:
+    """An instruct model with its base model as critic: one vocabulary, two chat templates."""
+    paths = [tmp_path / "policy", tmp_path / "critic"]
+    for path, template in zip(paths, (CHAT, "{{ messages[0].content }}"), strict=True):
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(path)
+    config = load_config("quickstart", [f"--algorithm.type={algorithm}"])
+    policy, critic = load_tokenizers(config, *paths)
+    assert policy.chat_template == CHAT
+    assert (critic.chat_template != CHAT) is is_critics_own
 
 
 def test_judges_and_reward_models_are_checked_before_anything_starts(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from sppo_ray.config import RewardSettings
 from sppo_ray.config.loading import load_config
-from sppo_ray.launch.run_inputs import commits_of, pin_models
+from sppo_ray.launch.run_inputs import commits_of, pin_models, pin_reward_models
 from sppo_ray.models.hub import HubModel, hub_model
 from sppo_ray.rundir.layout import RunDir
 from tests.hub_stand_in import TOKEN, Hub, Repository, hub
@@ -171,11 +172,24 @@ def test_a_directory_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_resumed_run_takes_the_commit_of_its_first_start(tmp_path: Path) -> None:
     config = load_config("quickstart", ["--learner.model=org/a", "--critic.model=org/b@v1"])
     cached = [tmp_path / "snapshots" / commit for commit in ("1" * 40, "2" * 40)]
-    commits = commits_of(config, (cached[0], cached[1]))
+    commits = commits_of({"org/a": cached[0], "org/b@v1": cached[1], "builtin:x": tmp_path})
     assert commits == {"org/a": "1" * 40, "org/b@v1": "2" * 40}
     pinned = pin_models(config, commits)
     assert (pinned.learner.model, pinned.critic.model) == (f"org/a@{'1' * 40}", f"org/b@{'2' * 40}")
     assert pin_models(config, {}) == config
+
+
+def test_reward_models_are_pinned_wherever_they_stand() -> None:
+    model = {"type": "model", "model": "org/rm", "transform": {"type": "sigmoid", "scale": 2.0}}
+    right = {"name": "right", "weight": 2.0, "function": {"type": "math"}}
+    parts = [{"name": "good", "function": model}, right]
+    given = RewardSettings.model_validate({"function": {"type": "sum", "parts": parts}, "deadline_s": 3.0})
+    pinned = pin_reward_models(given, {"org/rm": "1" * 40})
+    assert [one.model for one in pinned.models] == [f"org/rm@{'1' * 40}"]
+    renamed = pinned.model_dump()
+    renamed["function"]["parts"][0]["function"]["model"] = "org/rm"
+    assert renamed == given.model_dump()
+    assert pin_reward_models(given, {"org/other": "1" * 40}) is given
 
 
 def test_no_actor_can_download() -> None:

@@ -49,3 +49,16 @@ def test_the_trackers_share() -> None:
     fresh = replace(one, scored=replace(one.scored, history=PromptHistory(0.5, 0.0, 0.0)))
     figures = summarise_samples([known, fresh], 0)
     assert (figures["tracker/known"], figures["tracker/share"]) == (0.5, 0.2)
+
+
+def test_an_episode_without_room_for_another_turn_is_truncated() -> None:
+    one = sample(1.0, 0.5)
+    ends = ("stop", "length", "context", "turns")
+    samples = [
+        replace(
+            one,
+            scored=replace(one.scored, trajectory=replace(one.scored.trajectory, finish_reason=end)),
+        )
+        for end in ends
+    ]
+    assert summarise_samples(samples, 0)["response/truncation_rate"] == 0.5
