@@ -260,16 +260,16 @@ class TrainingEngine:
         torch.distributed.all_gather_object(parts, numbers)
         return set().union(*parts)
 
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter with its Transformers name; tied ones once. A weight with a LoRA
-        adapter is merged with it.
+    def parameters(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield each parameter with its Transformers name, as `dtype` or as it is; tied ones once.
+        A weight with a LoRA adapter is merged with it.
 
         A collective under ZeRO-3: iterate to the end on every rank. A tensor is only valid until
         the next one is requested.
         """
         for whole in whole_parameters(self.model):
             with self._gathered(whole.parts):
-                yield whole.name, whole.merged()
+                yield whole.name, whole.merged(dtype)
 
     def trained_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each trained parameter with its name in the model. A collective as `parameters`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ class LearnerRank(TrainingRank):
             self._sync_buffer = torch.empty(size, dtype=dtype)
         buffer = self._sync_buffer
         names, shapes, offsets, end = [], [], [], 0
-        for name, parameter in self.engine.parameters():
+        for name, parameter in self.engine.parameters(dtype):
             if self.rank == 0:
                 names.append(name)
                 shapes.append(tuple(parameter.shape))
@@ -194,7 +195,7 @@ class LearnerRank(TrainingRank):
     def sender(self) -> ChunkSender:
         if self._sender is None:
             self._sender = ChunkSender(
-                self.engine.parameters,
+                partial(self.engine.parameters, DTYPES[self.sync_dtype]),
                 dtype=self.sync_dtype,
                 device=self.device,
                 is_first=self.rank == 0,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sppo_ray.config import LoraSettings
 from sppo_ray.errors import UserError
+from sppo_ray.models.rounding import rounded
 
 ADAPTER = "default"
 """PEFT's name of a model's only adapter."""
@@ -42,15 +43,16 @@ class WholeParameter:
         return [self.weight, *(self.adapter or ())]
 
     @torch.no_grad()
-    def merged(self) -> Tensor:
-        """Return W + scale * B A, computed in float32 and rounded once to the type of W; without an
-        adapter W itself.
+    def merged(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return W + scale * B A, computed in float32 and rounded once, to `dtype` or the type of
+        W (`rounding`); without an adapter W.
         """
+        dtype = dtype or self.weight.dtype
         if self.adapter is None:
-            return self.weight.detach()
+            return rounded(self.weight.detach(), dtype, self.name)
         a, b = self.adapter
         product = torch.addmm(self.weight.float(), b.float(), a.float(), alpha=self.scale)
-        return product.to(self.weight.dtype)
+        return rounded(product, dtype, self.name)
 
 
 def add_adapters(model: Any, settings: LoraSettings, *, seed: int, directory: str | Path) -> None:

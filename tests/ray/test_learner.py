@@ -22,6 +22,7 @@ from sppo_ray.config import LearnerSettings, OptimizerSettings, SPPOSettings
 from sppo_ray.data.packing import pack
 from sppo_ray.errors import UserError
 from sppo_ray.models.policy import load_policy
+from sppo_ray.models.rounding import rounded
 from sppo_ray.rollout.weight_digest import flat_digest
 from sppo_ray.types import Minibatch
 from tests.reference_sppo import sequence_logprobs
@@ -213,6 +214,9 @@ def test_sync_dtype_halves_the_buffer(llama: Path) -> None:
     assert manifest.dtype == "bfloat16" and buffer.nbytes == 2 * sum(
         math.prod(shape) for shape in manifest.shapes
     )
+    sent = torch.from_numpy(buffer.copy()).view(torch.bfloat16)
+    due = [rounded(weight, torch.bfloat16, name).reshape(-1) for name, weight in learner.engine.parameters()]
+    assert torch.equal(sent, torch.cat(due))
     learner.close()
 
 

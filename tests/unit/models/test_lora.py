@@ -114,15 +114,17 @@ def test_a_merge_and_a_gradient_by_hand() -> None:
 
 
 def test_a_merged_weight_is_rounded_once() -> None:
-    """bfloat16 has no number between 1 and 1 + 2^-7: rounded after each addition of 2^-9, the sum
-    would stay 1.
+    """bfloat16 has no number between 1 and 1 + 2^-7. The sum lies at three quarters of the way; if
+    each addition of 2^-9 was rounded, some elements would rise twice.
     """
-    weight = nn.Parameter(torch.tensor([[1.0]], dtype=torch.bfloat16))
-    a = nn.Parameter(torch.full((3, 1), 2.0**-9, dtype=torch.bfloat16))
-    b = nn.Parameter(torch.ones(1, 3, dtype=torch.bfloat16))
-    # 1 + 3 x 2^-9 lies between 1 and 1 + 2^-7, and nearer to the latter
+    weight = nn.Parameter(torch.ones(200, 200, dtype=torch.bfloat16))
+    a = nn.Parameter(torch.full((3, 200), 2.0**-9, dtype=torch.bfloat16))
+    b = nn.Parameter(torch.ones(200, 3, dtype=torch.bfloat16))
     merged = WholeParameter("w", weight, (a, b), 1.0).merged()
-    assert merged.dtype == torch.bfloat16 and merged.item() == 1 + 2.0**-7
+    assert merged.dtype == torch.bfloat16 and set(merged.unique().tolist()) == {1.0, 1 + 2.0**-7}
+    assert (merged > 1).float().mean().item() == pytest.approx(0.75, abs=0.01)
+    a.data.zero_()
+    assert torch.equal(WholeParameter("w", weight, (a, b), 1.0).merged(), weight)
 
 
 @pytest.mark.parametrize("model", ["llama", "qwen"])
