@@ -46,7 +46,7 @@ def doctor() -> int:
     for finding in examine():
         print(_line(finding), flush=True)
         failed += finding.status == "fail"
-    print(f"{failed} checks failed" if failed else "nothing stands in the way")
+    print(f"{failed} checks failed" if failed else "all checks passed")
     return 1 if failed else 0
 
 

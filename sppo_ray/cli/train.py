@@ -187,7 +187,7 @@ def _require_prompts(config: RunConfig) -> str:
         models.append(str(critic_directory(config.critic.model)))
     absent = [model for model in models if find_model(model) is None]
     if absent:
-        return f"not checked: {absent[0]} is not on this machine yet"
+        return f"not checked: {absent[0]} is not on this machine yet; sppo-ray prepare fetches it"
     if any(source.type == "hf" for source in (*config.data.train, *config.data.held_out)):
         return "not checked: a data set of the hub may not be on this machine yet"
     from sppo_ray.launch.run_inputs import gather_inputs

@@ -229,8 +229,8 @@ DETECTORS: dict[str, Detector] = {
         skipped_updates,
         (),
         meaning="a learning rate that is too high, an overflow in bfloat16, or a damaged batch",
-        remedy="lower the learning rate of the model that is named or set its optimizer.grad_clip, and go on "
-        "from a checkpoint",
+        remedy="start a new run with a lower learning rate of the model that is named, or with its "
+        "optimizer.grad_clip set (a resumed run keeps its own)",
         window=20,
         needed=None,
     ),
@@ -250,7 +250,7 @@ DETECTORS: dict[str, Detector] = {
         ("response/truncation_rate",),
         meaning="too little room for an answer, or a model that does not know how to end (no end token in "
         "its chat template or generation_config.json)",
-        remedy="read some samples; raise rollout.max_response_tokens, or mend eos_token_id",
+        remedy="read some samples; raise rollout.max_response_tokens, or correct eos_token_id",
         window=None,
         needed=None,
         only_warns=True,
@@ -259,7 +259,7 @@ DETECTORS: dict[str, Detector] = {
         value_collapse,
         _VALUES,
         meaning="a critic that went dead or saturated, so that advantages are rewards minus a constant",
-        remedy="lower critic.optimizer.lr, give it warmup_steps, and go on from a checkpoint before it",
+        remedy="start a new run with a lower critic.optimizer.lr, or with critic.warmup_steps",
     ),
     "critic_blind": Detector(
         critic_blind,
@@ -298,8 +298,8 @@ DETECTORS: dict[str, Detector] = {
         over_optimisation,
         ("reward/mean", "reward/watched"),
         meaning="a policy that exploits what its reward model gets wrong",
-        remedy="go on from a checkpoint before it; set algorithm.kl, train the reward model on responses of "
-        "the present policy, or add a second reward to the first",
+        remedy="start a new run with algorithm.kl, with a reward model trained on responses of the present "
+        "policy, or with a second reward added to the first",
     ),
     "clip_fraction_rise": Detector(
         clip_fraction_rise,
