@@ -33,7 +33,7 @@ from itertools import product
 from benchmarks.paper.kept_runs import SECONDS_PER_TOKEN, Kept, Run, Study, claimed, make, read_kept
 from benchmarks.paper.single_sample_report import IDEAS, on_axis, write
 from sppo_ray.compare.comparison import say
-from sppo_ray.compare.curves import area
+from sppo_ray.compare.curves import area, crossing
 
 RATES = (2.5e-4, 5e-4, 1e-3)
 SWEEP_SEED = 101
@@ -265,6 +265,22 @@ def sweep(name: str) -> dict[str, dict[float, float]]:
     return found
 
 
+def swept_costs(name: str) -> dict[str, dict[float, list[float]]]:
+    """Return the tokens to each target by arm and learning rate, of the finished runs of the sweep;
+    infinite where the target was not reached.
+    """
+    study = STUDIES[name]
+    found: dict[str, dict[float, list[float]]] = {}
+    for arm, rate in product(study.arms, RATES):
+        kept = read_kept(folder(name), study, Run(arm, rate, SWEEP_SEED))
+        if kept is None or not kept.curve:
+            continue
+        curve = on_axis(kept, "tokens")
+        ways = [crossing(curve, target, curve[-1].seconds) for target in study.targets]
+        found.setdefault(arm, {})[rate] = [way.seconds if way.reached else math.inf for way in ways]
+    return found
+
+
 def chosen_rates(name: str) -> dict[str, float]:
     """Return the learning rate of each arm whose sweep is finished."""
     study = STUDIES[name]
@@ -329,8 +345,9 @@ def report(name: str) -> str:
         arm = kept.run.arm
         if arm in study.arms and kept.run.seed != SWEEP_SEED and kept.run.rate == rates.get(arm):
             runs[arm].append(timed(kept, measured[arm]) if arm in measured else kept)
-    swept = sweep(name) if study.rates_of is None else {}
-    return str(write(folder(name), study, runs, swept, measured))
+    own = study.rates_of is None
+    swept, costs = (sweep(name), swept_costs(name)) if own else ({}, {})
+    return str(write(folder(name), study, runs, swept, costs, measured))
 
 
 if __name__ == "__main__":

@@ -157,10 +157,12 @@ def write(
     study: Study,
     runs: Mapping[str, Sequence[Kept]],
     sweep: Mapping[str, Mapping[float, float]],
+    swept_costs: Mapping[str, Mapping[float, Sequence[float]]],
     times: Mapping[str, Sequence[Kept]],
 ) -> Path:
     """Write report.md, report.json and a plot an axis to results/paper/NAME. `sweep`: mean accuracy
-    by arm and learning rate; `times`: timing runs by arm. Returns the page.
+    by arm and learning rate; `swept_costs`: tokens to each target; `times`: timing runs by arm.
+    Returns the page.
     """
     has_times = all(arm in times for arm in study.arms)
     axes = [axis for axis in study.axes if axis != "seconds" or has_times]
@@ -195,7 +197,7 @@ def write(
     blocks += ["## Ideas", "\n".join(f"- {line}" for line in told)] if told else []
     blocks += ["## Signals", _signals(runs)]
     if sweep:
-        blocks += ["## Learning rates", _sweep(sweep)]
+        blocks += ["## Learning rates", _sweep(sweep), _swept_costs(study, swept_costs)]
     page = REPORTS / name / "report.md"
     page.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
     return page
@@ -291,6 +293,21 @@ def _sweep(sweep: Mapping[str, Mapping[float, float]]) -> str:
         "* is taken."
     )
     return f"{told}\n\n{_markdown(lines)}"
+
+
+def _swept_costs(study: Study, costs: Mapping[str, Mapping[float, Sequence[float]]]) -> str:
+    rates = sorted({rate for of in costs.values() for rate in of})
+    lines = [["arm", *(f"{rate:g}" for rate in rates)], ["---"] * (len(rates) + 1)]
+    for arm, of in costs.items():
+        texts = {rate: " / ".join(_thousands(cost) for cost in ways) for rate, ways in of.items()}
+        lines.append([f"**{arm}**", *(texts.get(rate, "-") for rate in rates)])
+    targets = " / ".join(f"{target:g}" for target in study.targets)
+    told = f"Thousand generated tokens of the same runs to {targets}; - is not reached."
+    return f"{told}\n\n{_markdown(lines)}"
+
+
+def _thousands(tokens: float) -> str:
+    return f"{tokens / 1000:.0f}" if math.isfinite(tokens) else "-"
 
 
 def _markdown(lines: Sequence[Sequence[Any]]) -> str:
