@@ -93,6 +93,11 @@ class AlgorithmSettings(Settings):
     """Ratios below 1 - clip_low are clipped. Only with loss null."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     """Ratios above 1 + clip_high are clipped. Only with loss null."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Ratios above it are clipped where the advantage is negative, too, so that one token cannot
+    dominate a minibatch (dual-clip PPO, arXiv 1912.09729; verl's clip_ratio_c, TRL's delta). null =
+    off. Only with loss null.
+    """
     ratio: Literal["token", "sequence"] = "token"
     """The ratio that is clipped: pi / pi_old of each token, or its geometric mean over the response
     (GSPO, arXiv 2507.18071).
@@ -158,6 +163,15 @@ class AlgorithmSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _dual_clip_is_the_wider(self) -> AlgorithmSettings:
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.clip_high:
+            raise ValueError(
+                f"dual_clip {self.dual_clip} lies within the clip range, which ends at 1 + clip_high = "
+                f"{1 + self.clip_high:g}: raise it, e.g. to 3, or set it to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _loss_form_alone(self) -> AlgorithmSettings:
         if self.loss is None:
             return self
@@ -166,12 +180,13 @@ class AlgorithmSettings(Settings):
                 f"ratio sequence belongs to PPO's clip, and loss {self.loss.type} weights each token by its "
                 "own ratio: set ratio to token, or loss to null"
             )
-        for name in ("clip_low", "clip_high"):
+        for name in ("clip_low", "clip_high", "dual_clip"):
             usual = type(self).model_fields[name].default
             if getattr(self, name) != usual:  # a recipe may state the usual value
                 raise ValueError(
                     f"{name} belongs to PPO's clip, and loss {self.loss.type} has bounds of its own "
-                    f"(settings of algorithm.loss): set {name} to {usual}, or loss to null"
+                    f"(settings of algorithm.loss): set {name} to {'null' if usual is None else usual}, or "
+                    "loss to null"
                 )
         if self.corrects_engine and self.loss.type != "cispo":
             raise ValueError(

@@ -1,6 +1,7 @@
 """PPO's clipped policy loss (arXiv 1707.06347, eq. 7) with KL penalty and entropy bonus.
 
     L   = - sum_t w_t * c_t * min(r_t * A_t, clip(r_t, 1 - clip_low, 1 + clip_high) * A_t)
+          (with dual_clip, r_t in the first term is at most dual_clip)
           + kl.coefficient * sum_t w_t * KL_t
           - entropy_coefficient * sum_t H_t / num_global_tokens
 
@@ -18,6 +19,7 @@ sample after sample.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -91,6 +93,7 @@ def training_loss(
             weights,
             clip_low=settings.clip_low,
             clip_high=settings.clip_high,
+            dual_clip=settings.dual_clip,
             lengths=batch.lengths if settings.ratio == "sequence" else None,
             **common,
         )
@@ -203,6 +206,7 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     num_global_tokens: int,
+    dual_clip: float | None = None,
     lengths: Tensor | None = None,
     importance: Tensor | None = None,
     entropies: Tensor | None = None,
@@ -218,6 +222,7 @@ def policy_loss(
         clip_low: ratios below 1 - clip_low are clipped.
         clip_high: ratios above 1 + clip_high are clipped.
         num_global_tokens: tokens of weight > 0 in the global minibatch; divisor of the metrics.
+        dual_clip: where A < 0, ratios above it are clipped as well. None = they are not.
         lengths: [B] int64, response tokens of each sample: clip the geometric mean of each
             response's ratios. None = clip each token's ratio.
         importance: [N] float32, from `importance_weights`; None = 1.
@@ -230,20 +235,23 @@ def policy_loss(
         ratio_mean, ratio_max: of the ratios that are clipped;
         approx_kl_k1 = mean(-log r), approx_kl_k3 = mean(r - 1 - log r): estimates of
             KL(pi_old || pi) from the token ratios (joschu.net/blog/kl-approx.html);
-        masked_fraction: share of tokens without a gradient, by the clip or by importance 0;
+        masked_fraction: share of tokens without a gradient, by the clip, by dual_clip or by
+            importance 0;
         entropy, importance_mean: means of the arguments, if given.
     """
     counted = weights > 0
     log_ratio = torch.where(counted, logprobs - old_logprobs, 0.0)
     ratio = (log_ratio if lengths is None else _response_means(log_ratio, lengths)).exp()
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    objective = torch.minimum(ratio * advantages, clipped * advantages)
+    bounded = ratio if dual_clip is None else ratio.clamp(max=dual_clip)
+    objective = torch.minimum(bounded * advantages, clipped * advantages)
     if importance is not None:
         objective = objective * importance
     loss = -(torch.where(counted, objective, 0.0) * weights).sum()
     low, high = (advantages < 0) & (ratio < 1.0 - clip_low), (advantages > 0) & (ratio > 1.0 + clip_high)
+    masked = low | high | ((advantages < 0) & (ratio > (dual_clip or math.inf)))
     metrics = _Metrics(counted, num_global_tokens, importance, entropies)
-    found = metrics.of(ratio=ratio, log_ratio=log_ratio, low=low, high=high, masked=low | high)
+    found = metrics.of(ratio=ratio, log_ratio=log_ratio, low=low, high=high, masked=masked)
     return PolicyLoss(loss, *found)
 
 

@@ -131,7 +131,7 @@ class ParquetData(SourceSettings):
     prompt_key: str = "prompt"
     ground_truth_key: str = "reward_model.ground_truth"
     """A dot separates a struct from its field."""
-    extra_columns: tuple[str, ...] = ()
+    extra_columns: tuple[str, ...] | None = None
     """Other columns that the reward gets, beside the fields of `extra_info`."""
 
 
@@ -157,7 +157,7 @@ class HFDiskData(SourceSettings):
     split: str | None = None
     prompt_key: str = "prompt"
     ground_truth_key: str = "ground_truth"
-    extra_columns: tuple[str, ...] = ()
+    extra_columns: tuple[str, ...] | None = None
     """Other columns that the reward gets, beside the fields of `extra_info`."""
 
 
@@ -177,7 +177,7 @@ class HFData(SourceSettings):
     """A branch, tag or commit; give a commit to read the same rows for ever."""
     prompt_key: str = "prompt"
     ground_truth_key: str = "ground_truth"
-    extra_columns: tuple[str, ...] = ()
+    extra_columns: tuple[str, ...] | None = None
     """Other columns that the reward gets, beside the fields of `extra_info`."""
 
 

@@ -107,7 +107,7 @@ def open_hf(settings: HFData, name: str, where: str) -> TableSource:
 
 def _fields(settings: ParquetData | HFDiskData | HFData) -> Fields:
     prompt, truth = settings.prompt_key, settings.ground_truth_key
-    return Fields(prompt=prompt, ground_truth=truth, others=settings.extra_columns)
+    return Fields(prompt=prompt, ground_truth=truth, others=settings.extra_columns or ())
 
 
 def _table_of(dataset: Any, settings: HFDiskData | HFData, name: str, path: str) -> TableSource:

@@ -92,6 +92,21 @@ def test_clip_range_may_be_asymmetric() -> None:
     assert loss_of_ratios([1.3], [1.0], clip_high=0.4).loss.item() == pytest.approx(-1.3)
 
 
+def test_a_dual_clip_bounds_the_loss_of_a_negative_advantage() -> None:
+    # A = -1: r = 4 counts as 3, r = 2 as it is; A = 1 and r = 4 is clipped at 1.2 in any case
+    # loss = (3 + 2 - 1.2) / 3
+    result = loss_of_ratios([4.0, 2.0, 4.0], [-1.0, -1.0, 1.0], dual_clip=3.0)
+    assert result.loss.item() == pytest.approx(3.8 / 3)
+    assert result.sums["clip_fraction_high"].item() == pytest.approx(1 / 3)
+    assert result.sums["masked_fraction"].item() == pytest.approx(2 / 3)
+    assert loss_of_ratios([4.0, 2.0, 4.0], [-1.0, -1.0, 1.0]).loss.item() == pytest.approx(4.8 / 3)
+    logprobs = torch.tensor([4.0, 2.0]).log().requires_grad_()
+    policy_loss(
+        logprobs, torch.zeros(2), -torch.ones(2), torch.ones(2), num_global_tokens=2, dual_clip=3.0, **CLIP
+    ).loss.backward()
+    assert logprobs.grad.tolist() == pytest.approx([0.0, 2.0])
+
+
 def test_aggregations() -> None:
     # lengths 1 and 3: token-mean weighs each token 1/4; sequence-mean 1/(1*2) and 1/(3*2)
     assert weights_of([1, 3]).tolist() == pytest.approx([0.25] * 4)

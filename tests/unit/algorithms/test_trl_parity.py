@@ -218,6 +218,19 @@ def test_loss_forms(
     )
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_dual_clip(checkpoint: Path, tmp_path: Path, level: str) -> None:
+    """TRL's delta. Without it the loss of tokens is another; no response's ratio is that high."""
+    options = {"loss_type": "bnpo", "importance_sampling_level": level, "beta": 0.0, "delta": 1.25}
+    assert_same_loss(
+        trainer_of("GRPO", checkpoint, tmp_path, **options),
+        AlgorithmSettings(loss_aggregation="token-mean", ratio=level, dual_clip=1.25),
+    )
+    if level == "token":
+        with pytest.raises(AssertionError):
+            assert_same_loss(trainer_of("GRPO", checkpoint, tmp_path, **options), AlgorithmSettings())
+
+
 def test_entropy_bonus(checkpoint: Path, tmp_path: Path) -> None:
     """A mean over tokens, also where the policy's term is a mean over responses."""
     trainer = trainer_of("GRPO", checkpoint, tmp_path, loss_type="grpo", beta=0.0, entropy_coef=0.1)

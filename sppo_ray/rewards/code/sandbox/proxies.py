@@ -276,6 +276,10 @@ class Instance(Remote):
 
 def _operator(name: str) -> Any:
     def operate(self: Instance, *other: Any) -> Any:
+        link = self._sppo_link
+        is_value = self._sppo_number in link.returned and not any(isinstance(one, Remote) for one in other)
+        if is_value:  # of a method that was asked for a plain one: `abs(s.mean() - 2) < 1e-9`
+            raise link.refuse()
         return self._sppo_of_operation(self._sppo_link.do("operator", self._sppo_number, name, *other))
 
     return operate

@@ -59,11 +59,13 @@ class Link:
         self.answers: dict[str, set[bool]] = {}  # of the program's classes to `in`, ==, < and truth
         self.judged = 0
         self.reads_objects = False  # whether classes are under test
+        self.extends = False  # whether these may extend a built-in one: see `extended`
         self._subjects: list[str] = []
         # of each name that the tests use as an exception, the names of its class and bases
         self._found: dict[str, list[str]] = {}
         self._proxies: dict[int, Remote] = {}
         self._values: dict[int, Any] = {}  # see `extended`
+        self.returned: set[int] = set()  # instances that a method has returned
         self._shared = Objects(-1)
         self.with_identity = True  # whether containers are objects; else only their values count
         self.as_python = False  # whether every change of a container of the tests holds
@@ -136,6 +138,8 @@ class Link:
         self.calls += 1
         reply = self._reply("call in place" if in_place else "call", on, given, named)
         value = self._decode(reply.get("value"))
+        if type(value) is Instance and on > len(self._subjects):
+            self.returned.add(value._sppo_number)
         if in_place:
             self._in_place = True
             try:
@@ -153,18 +157,28 @@ class Link:
 
     def _extended(self, number: int, plain: Any, names: list[Any]) -> Any:
         """The one value that stands for an object of the program, so that `is` holds. What a tuple
-        holds may have changed.
+        holds may have changed. Only in tests of classes: a function's value is a plain one,
+        whatever its process says.
         """
+        if not self.extends:
+            return plain
         if number not in self._values or isinstance(plain, tuple):
             self._values[number] = extended.make(self, number, plain, names)
         return self._values[number]
 
     def set_for_all(self, *what: Any, **named: Any) -> None:
-        """Do in the program's process what the tests have done in theirs: see `told`."""
+        """Do in the program's process what the tests have done in theirs: see `told`. Until its
+        answer is read, failures are the program's: it may have replaced the function.
+        """
+        before, self.involved = self.involved, True
         try:
-            self.do("set for all", 0, *what, **named)
-        except Exception:  # the program's own: it has replaced the function
+            self._reply("set for all", 0, what, named)
+        except Unsupported:  # the tests' own argument
+            raise
+        except BaseException:  # the program's own, SystemExit included
             raise self.gone() from None
+        self.involved = before
+        os.pwrite(self._result, INVOLVED if before else ALONE, 0)
 
     def instance(self, value: Any) -> Any:
         """The value, or an object of the program as one of a class under test."""

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+_HOLDS_FUNCTIONS = "Solution"  # the class whose methods stand for functions, in many data sets
+
 
 class Test:
     """One step of the tests. `counts` is False for preparation (an import, a definition, a plain
@@ -266,7 +268,9 @@ class CodeTests:
         self._link = link
         link.hands_over = lambda: self._hands_over
         link.moves_generators = re.search(r"\.(?:send|close)\(|\bnext\(", self._code) is not None
-        link.reads_objects = any(map(is_class, self._subject.taken))
+        classes = {name.rpartition(".")[2] for name in self._subject.taken if is_class(name)}
+        link.reads_objects = bool(classes)
+        link.extends = bool(classes - {_HOLDS_FUNCTIONS})
         space[rewrite.TRIED] = lambda number: self._tried.__setitem__(number, link.calls)
         told.share(link.set_for_all, self._code, self._numpy)
         for name, real in self._subject.taken.items():
