@@ -191,8 +191,12 @@ def _opens_behind_text(fence: re.Match[str]) -> bool:
 
 
 def _may_open_another(text: str, last: _Block, blocks: list[_Block]) -> bool:
+    later = [one for one in blocks if one.begins >= last.ends]
+    # a language in other letters, which may look like Python
+    if any(not block.language.isascii() for block in later):
+        return True
     begins = last.ends
-    for block in [*(one for one in blocks if one.begins >= last.ends), None]:
+    for block in [*later, None]:
         ends = len(text) if block is None else block.begins
         for mark in _MARK_OF_FENCE.finditer(text, begins, ends):
             named = _PYTHON.search(text, *mark.span())

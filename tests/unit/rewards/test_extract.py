@@ -150,3 +150,10 @@ def test_fences_behind_text_are_found_in_linear_time() -> None:
         last_program(line * 20_000)
         last_program(DRAFT + line * 20_000)
     assert time.process_time() - begun < 2.0
+
+
+@pytest.mark.parametrize("name", ["\u0440ython", "\uff50ython", "pyt\u200bhon", "p\u0301ython"])
+def test_a_later_block_in_letters_that_look_like_python_leaves_no_answer(name: str) -> None:
+    draft = "```python\nright\n```\nThat is wrong. Finally:\n"
+    assert last_program(f"{draft}```{name}\nwrong\n```") is None
+    assert last_program(f"{draft}```text\n{name}\n```") == "right"
