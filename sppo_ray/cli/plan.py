@@ -83,8 +83,8 @@ def cluster_of(
     found = (live(config) if address else None) or this_machine(config.cluster.local_cpus)
     if config.device == "cuda" and found.num_gpus == 0:
         raise UserError(
-            f"{config.name} runs on GPUs, and none of a known kind is here: say which to plan for, e.g. "
-            f"sppo-ray plan --gpus={max(1, round(config.logical_gpus()))}xH100"
+            f"{config.name} needs GPUs, and none of a known kind was found: name those to plan for, e.g. "
+            f"sppo-ray plan RECIPE --gpus={max(1, round(config.logical_gpus()))}xH100"
         )
     return found
 

@@ -223,7 +223,7 @@ def _list_index(node: list[Any], part: str, key: str) -> int:
 
 
 def _explain(item: Mapping[str, Any], root: type[BaseModel] = RunConfig) -> str:
-    where = ".".join(str(part) for part in item["loc"])
+    where = _written(item["loc"], root)
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
         return f"{where}: unknown setting; {_hint(parents, str(key), root)}"
@@ -233,9 +233,25 @@ def _explain(item: Mapping[str, Any], root: type[BaseModel] = RunConfig) -> str:
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{where}.type: there is no {given!r}; {hint}Known: {', '.join(tags)}"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] in ("model_type", "model_attributes_type"):
+        models = _models_at(item["loc"], root)
+        keys = ["type"] if len(models) > 1 else [key for model in models for key in model.model_fields]
+        message = "is a section, not a single value: set its keys" + "".join(
+            f", e.g. {where}.{key}" for key in keys[:1]
+        )
     given = item.get("input")
     shown = f" (given: {_short(given)})" if isinstance(given, (str, int, float, bool, type(None))) else ""
     return f"{where}: {message}{shown}" if where else message
+
+
+def _written(location: Sequence[Any], root: type[BaseModel]) -> str:
+    """Return a setting's path as a user writes it: without the tags of its unions."""
+    parts = []
+    for end, part in enumerate(location):
+        models = _models_at(location[:end], root)
+        if len(models) == 1 or not any(_tag(model) == part for model in models):
+            parts.append(str(part))
+    return ".".join(parts)
 
 
 def _short(given: Any) -> str:

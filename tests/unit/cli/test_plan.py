@@ -76,9 +76,9 @@ def test_gpus_are_asked_for_where_there_are_none(
 ) -> None:
     monkeypatch.setattr("sppo_ray.planning.devices.local_gpus", lambda: (None, 0))
     assert main(["plan", "paper-7b"]) == 2
-    assert "--gpus=4xH100" in capsys.readouterr().err
+    assert "sppo-ray plan RECIPE --gpus=4xH100" in capsys.readouterr().err
     assert main(["train", "paper-7b", "--dry-run"]) == 2
-    assert "# none: paper-7b runs on GPUs" in capsys.readouterr().out
+    assert "# none: paper-7b needs GPUs" in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_the_plan_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:

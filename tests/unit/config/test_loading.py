@@ -178,7 +178,7 @@ def test_bounds_of_scaling_that_cannot_hold_are_refused(rollout: dict[str, Any],
         ({"algorithm": {"type": "sppo", "clip_low": 1.0}}, "clip_low"),
         ({"data__train": [{"type": "running-sum", "max_operands": 27}]}, "max_operands"),
         ({"data__train": [{"type": "csv", "path": "x"}]}, "data.train.0"),
-        ({"data__train": [{"type": "parquet"}]}, "data.train.0.parquet.path"),
+        ({"data__train": [{"type": "parquet"}]}, "data.train.0.path"),
     ],
 )
 def test_a_value_out_of_range_names_its_setting(overrides: dict[str, Any], where: str) -> None:
@@ -187,6 +187,24 @@ def test_a_value_out_of_range_names_its_setting(overrides: dict[str, Any], where
 
 def test_a_refused_value_is_shown() -> None:
     assert "(given: -1)" in refusal(loop__max_staleness=-1)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("--algorithm.kl=0.1", "--algorithm.kl: is a section, not a single value"),
+        ("--algorithm.kl=0.1", "e.g. algorithm.kl.coefficient (given: 0.1)"),
+        ("--learner.lora=true", "e.g. learner.lora.rank (given: True)"),
+        ("--reward.function=math", "e.g. reward.function.type (given: 'math')"),
+        ("--algorithm.clip_low=abc", "--algorithm.clip_low: Input should be a valid number"),
+        # model is the type and one of its settings
+        ("--reward.function={type: model}", "--reward.function.model: Field required"),
+    ],
+)
+def test_a_message_names_a_setting_as_it_is_written(override: str, told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_config("quickstart", [override])
+    assert told in str(refused.value)
 
 
 # ---------------------------------------------------------------------------------------- overrides
