@@ -43,6 +43,7 @@ class KLSettings(Settings):
     """KL penalty against the starting policy, whose frozen copy is loaded if coefficient > 0."""
 
     coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the penalty in the loss; 0 = none."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """With d = log pi - log pi_ref of the sampled token: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d
     (joschu.net/blog/kl-approx.html). In a loss, k2's gradient is that of the reverse KL; k1's is

@@ -21,7 +21,9 @@ class DISLoss(Settings):
 
     type: Literal["dis"] = "dis"
     low: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    """A token with this ratio or a lower one has no gradient."""
     high: Annotated[float, Field(gt=1)] = 6.0
+    """A token with this ratio or a higher one has no gradient."""
 
 
 class DPPOLoss(Settings):
@@ -44,7 +46,9 @@ class CISPOLoss(Settings):
 
     type: Literal["cispo"] = "cispo"
     low: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Lowest weight."""
     high: Annotated[float, Field(gt=1)] = 5.0
+    """Highest weight."""
 
 
 LossForm = Annotated[Union[DISLoss, DPPOLoss, CISPOLoss], Field(discriminator="type")]
@@ -54,4 +58,6 @@ class ImportanceMaskSettings(Settings):
     """Token-level mask of importance weights (IcePop)."""
 
     low: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Lowest pi_learner / pi_engine of a trained token."""
     high: Annotated[float, Field(gt=1)] = 5.0
+    """Highest pi_learner / pi_engine of a trained token."""

@@ -53,10 +53,13 @@ class RunningSumData(SourceSettings):
 
     type: Literal["running-sum"] = "running-sum"
     name: str = "running-sum"
+    """In ids and metrics."""
     size: PositiveInt = 100_000
     """Number of prompts. Prompt i is generated from (seed, i); short prompts repeat."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds from 1,000,000 on draw prompts that smaller ones never draw."""
     max_operands: Annotated[int, Field(ge=2, le=26)] = 8
+    """A prompt has two to this many numbers."""
 
 
 class RegisterMachineData(SourceSettings):
@@ -66,9 +69,11 @@ class RegisterMachineData(SourceSettings):
 
     type: Literal["register-machine"] = "register-machine"
     name: str = "register-machine"
+    """In ids and metrics."""
     size: PositiveInt = 100_000
     """Number of prompts. Prompt i is generated from (seed, i)."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds from 1,000,000 on draw prompts that smaller ones never draw."""
     max_rounds: Annotated[int, Field(ge=1, le=9)] = 9
     """A prompt has this many rounds, or up to three less."""
 
@@ -78,8 +83,11 @@ class GuessNumberData(SourceSettings):
 
     type: Literal["guess-number"] = "guess-number"
     name: str = "guess-number"
+    """In ids and metrics."""
     size: PositiveInt = 100_000
+    """Number of prompts. Prompt i is generated from (seed, i)."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed gives other ranges and numbers."""
 
 
 class ProductData(SourceSettings):
@@ -89,8 +97,11 @@ class ProductData(SourceSettings):
 
     type: Literal["product"] = "product"
     name: str = "product"
+    """In ids and metrics."""
     size: PositiveInt = 100_000
+    """Number of prompts. Prompt i is generated from (seed, i)."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds from 1,000,000 on draw prompts that smaller ones never draw."""
 
 
 class VowelsData(SourceSettings):
@@ -100,9 +111,11 @@ class VowelsData(SourceSettings):
 
     type: Literal["vowels"] = "vowels"
     name: str = "vowels"
+    """In ids and metrics."""
     size: PositiveInt = 100_000
     """Number of prompts. Prompt i is generated from (seed, i)."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds from 1,000,000 on draw prompts that smaller ones never draw."""
 
 
 class EnvironmentData(SourceSettings):
@@ -112,6 +125,7 @@ class EnvironmentData(SourceSettings):
 
     type: Literal["environment"] = "environment"
     name: str = "environment"
+    """In ids and metrics."""
     size: PositiveInt = 100_000
     """Number of rows, each with a seed of its own for `reset`."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -119,7 +133,7 @@ class EnvironmentData(SourceSettings):
 
 
 class ParquetData(SourceSettings):
-    """Parquet in the field's common format: data_source, prompt (chat messages or a string),
+    """Parquet in verl's format: data_source, prompt (chat messages or a string),
     reward_model.ground_truth, extra_info. Other columns are named by the keys.
     """
 
@@ -129,6 +143,7 @@ class ParquetData(SourceSettings):
     path: str
     """A file, a directory of files, or a glob."""
     prompt_key: str = "prompt"
+    """Column of the prompt."""
     ground_truth_key: str = "reward_model.ground_truth"
     """A dot separates a struct from its field."""
     extra_columns: tuple[str, ...] | None = None
@@ -143,9 +158,13 @@ class JsonlData(SourceSettings):
 
     type: Literal["jsonl"] = "jsonl"
     name: str | None = None
+    """In ids and metrics; null = the name of the file."""
     path: str
+    """A file, a directory of files, or a glob."""
     prompt_key: str = "prompt"
+    """Key of the prompt."""
     ground_truth_key: str = "ground_truth"
+    """Key of the right answer."""
 
 
 class HFDiskData(SourceSettings):
@@ -153,10 +172,15 @@ class HFDiskData(SourceSettings):
 
     type: Literal["hf-disk"] = "hf-disk"
     name: str | None = None
+    """In ids and metrics; null = the name of the directory."""
     path: str
+    """The directory."""
     split: str | None = None
+    """Which split of a DatasetDict; null = the only one, or for a single Dataset."""
     prompt_key: str = "prompt"
+    """Column of the prompt."""
     ground_truth_key: str = "ground_truth"
+    """Column of the right answer."""
     extra_columns: tuple[str, ...] | None = None
     """Other columns that the reward gets, beside the fields of `extra_info`."""
 
@@ -168,15 +192,19 @@ class HFData(SourceSettings):
 
     type: Literal["hf"] = "hf"
     name: str | None = None
+    """In ids and metrics; null = the dataset's."""
     dataset: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-    """owner/name"""
+    """owner/name on the hub."""
     subset: str | None = None
     """One of its configurations, e.g. main; null = the only one."""
     split: str = "train"
+    """Which split, e.g. train or test."""
     revision: str | None = None
     """A branch, tag or commit; give a commit to read the same rows for ever."""
     prompt_key: str = "prompt"
+    """Column of the prompt."""
     ground_truth_key: str = "ground_truth"
+    """Column of the right answer."""
     extra_columns: tuple[str, ...] | None = None
     """Other columns that the reward gets, beside the fields of `extra_info`."""
 
@@ -186,8 +214,11 @@ class ReasoningGymData(SourceSettings):
 
     type: Literal["reasoning-gym"] = "reasoning-gym"
     task: str
+    """A dataset of reasoning-gym, e.g. basic_arithmetic."""
     size: PositiveInt = 10_000
+    """Number of prompts."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed gives other prompts."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """Passed to `reasoning_gym.create_dataset`."""
 
@@ -243,6 +274,7 @@ class CurriculumSettings(Settings):
     candidates: Annotated[int, Field(ge=2)] = 4
     """Prompts to choose from for each prompt that is trained on."""
     sharpness: Annotated[float, Field(gt=0)] = 1.0
+    """The higher, the more do draws concentrate on prompts of uncertain outcome."""
     floor: Annotated[float, Field(gt=0, le=1)] = 1e-4
     """Smallest weight of a prompt. SPO has sharpness 0.5 and adds 0.1."""
 
@@ -256,6 +288,7 @@ class DataSettings(Settings):
     it out of training and count it; allow = train on it. Procedural sources always leave it out.
     """
     prompts_per_step: PositiveInt = 256
+    """Prompts of a step, each with samples_per_prompt responses."""
     samples_per_prompt: PositiveInt = 1
     """N. Group methods (grpo and rloo) need 2 or more, as the baseline is the other samples; one is
     enough for all others.
@@ -263,11 +296,13 @@ class DataSettings(Settings):
     minibatch_size: PositiveInt = 64
     """Samples per optimizer step, over all learner ranks."""
     max_prompt_tokens: PositiveInt = 1024
+    """Longest prompt, as the policy and a prompt critic count it; see overlong_prompts."""
     overlong_prompts: Literal["refuse", "drop"] = "refuse"
     """When a prompt is longer than max_prompt_tokens: refuse = stop and name it; drop = leave it
     out and count it. Prompts are never cut.
     """
     shuffle: bool = True
+    """Read the rows in a new random order in each epoch; false = in the order of the file."""
     curriculum: CurriculumSettings | None = None
     """Chooses the prompts of a step; null = all, in order. Needs a prompt critic or a tracker
     (sppo, spo).

@@ -17,7 +17,7 @@ def import_path(given: str) -> str:
     module, separator, name = given.partition(":")
     if not separator or not all(part.isidentifier() for part in (*module.split("."), name)):
         raise ValueError(
-            f"{given!r} is no import path: write it as package.module:Name, without slashes or file names"
+            f"{given!r} is not an import path: write it as package.module:Name, without slashes or file names"
         )
     return given
 
@@ -26,7 +26,9 @@ class ObservationFormat(Settings):
     """The text around an observation, between the end of an action and the start of the next."""
 
     before: str = ""
+    """Between the end of an action and the observation."""
     after: str = ""
+    """Between the observation and the next action."""
 
 
 class EnvironmentBase(Settings):
@@ -52,6 +54,7 @@ class EnvironmentBase(Settings):
     memory_mib: PositiveInt = 2048
     """Limit on the address-space growth of a process."""
     cpus: Annotated[float, Field(gt=0)] = 0.5
+    """Logical CPUs that Ray reserves for all its processes."""
     observation_format: ObservationFormat | None = None
     """The text around an observation. null = as the policy's chat template writes a message after
     the assistant's.
@@ -98,7 +101,9 @@ class PythonTool(Settings):
     type: Literal["python"] = "python"
     name: ClassVar[str] = "python"
     timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    """Limit for all programs of one action."""
     memory_mib: Annotated[int, Field(ge=64)] = 512
+    """Address space of a program."""
 
 
 class FunctionTool(Settings):

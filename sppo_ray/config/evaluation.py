@@ -116,7 +116,7 @@ class EvaluationConfig(Settings):
             raise ValueError(
                 "reward.function reasoning-gym judges only data of type reasoning-gym, and data.held_out "
                 f"has {foreign[0].type}: "
-                "evaluate them apart, each with its own --reward"
+                "evaluate them separately, each with its own --reward"
             )
         check_engine_device(self.device, self.rollout, {})
         check_environment(self.environment, sources=self.data.held_out, rollout=self.rollout)

@@ -217,7 +217,8 @@ def _descend(node: Any, part: str, key: str) -> Any:
 def _list_index(node: list[Any], part: str, key: str) -> int:
     if not part.isdigit() or int(part) >= len(node):
         raise UserError(
-            f"override --{key}: {part!r} is no index of a list of {len(node)} entries (0 to {len(node) - 1})"
+            f"override --{key}: {part!r} is not an index of a list of {len(node)} entries (0 to "
+            f"{len(node) - 1})"
         )
     return int(part)
 

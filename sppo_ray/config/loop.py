@@ -13,6 +13,7 @@ from sppo_ray.settings import PositiveInt, Settings
 
 class LoopSettings(Settings):
     steps: PositiveInt = 100
+    """Steps of the run. A resumed run may have more or fewer."""
     budget_s: Annotated[float, Field(gt=0)] | None = None
     """End after the step that reaches this many seconds of training (without evaluations and
     checkpoints), even if steps are left.
@@ -43,6 +44,7 @@ class EvalSettings(Settings):
     temperature: Annotated[float, Field(ge=0)] | None = None
     """null = the temperature of training."""
     at_start: bool = True
+    """Evaluate before the first step."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> EvalSettings:
@@ -61,5 +63,6 @@ class CheckpointSettings(Settings):
     the beginning.
     """
     keep: PositiveInt = 2
+    """Newest checkpoints that stay on the disk."""
     export: bool = True
     """Write policy and critic as plain Transformers checkpoints at the end."""

@@ -25,18 +25,24 @@ class OptimizerSettings(Settings):
     """AdamW and its schedule. Steps of the schedule are optimizer steps (minibatches)."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-6
+    """Learning rate: that of constant, the highest of linear."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon, added to the denominator."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
     grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Global gradient norm bound; null = no clipping."""
     schedule: Literal["constant", "linear"] = "constant"
+    """constant = lr after the warm-up; linear = falls to final_lr_fraction of it."""
     final_lr_fraction: Probability = 0.1
     """linear: the learning rate falls linearly to this fraction of lr at the last update of a full
     run. A minibatch without samples (dropped by dynamic sampling, or none scored) makes no update,
     so such a run ends at a higher rate. An update skipped for a non-finite gradient counts.
     """
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps in which the learning rate rises linearly to lr."""
 
 
 class LoraSettings(Settings):
@@ -46,6 +52,7 @@ class LoraSettings(Settings):
     """
 
     rank: int = 16
+    """Inner dimension of the two matrices."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """The adapter's product is multiplied by alpha / rank."""
     dropout: float = 0.0
@@ -96,12 +103,19 @@ class ModelSettings(Settings):
     lora: LoraSettings | None = None
     """null = train the whole model."""
     ranks: PositiveInt = 1
+    """Processes that train the model; each takes a share of every minibatch."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """DeepSpeed's ZeRO stage: 1 = the ranks share the optimizer's state, 2 = also gradients, 3
+    = also weights. In bfloat16, 0 becomes 2.
+    """
     offload_optimizer: bool = False
+    """Keep the optimizer's state in host memory. Needs zero_stage 1, 2 or 3."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     max_tokens_per_microbatch: PositiveInt = 8192
     """Tokens of one forward on one rank; determines gradient accumulation."""
     cpus_per_rank: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs that Ray reserves for a rank."""
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
     """Deadline of one call (an update, a checkpoint); a rank that exceeds it counts as dead even if
     it answers probes.
@@ -124,7 +138,7 @@ def _pattern(given: str) -> str:
     try:
         re.compile(given)
     except re.error as error:
-        raise ValueError(f"is no regular expression ({error}): write e.g. self_attn") from None
+        raise ValueError(f"is not a regular expression ({error}): write e.g. self_attn") from None
     return given
 
 
@@ -161,4 +175,6 @@ class ReferenceSettings(Settings):
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
     """At most 1; 0 = on CPUs."""
     dtype: Annotated[Dtype, ByDevice] = BY_DEVICE
+    """Of its weights and computations."""
     cpus_per_rank: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs that Ray reserves for a copy."""

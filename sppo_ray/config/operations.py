@@ -36,14 +36,20 @@ def _list_if_one(given: object) -> object:
 
 class LoggingSettings(Settings):
     tensorboard: bool = True
+    """Write the metrics as TensorBoard's event files into the run directory."""
     trackers: Annotated[tuple[str, ...], BeforeValidator(_list_if_one)] = ()
-    """More experiment trackers, e.g. [wandb, mlflow] (pip install "sppo-ray[trackers]"), also those
-    that an installed package registers; tensorboard is the setting above. See docs/tools.md.
+    """More experiment trackers, e.g. [wandb, mlflow] (in the checkout: pip install '.[trackers]'),
+    also those that an installed package registers; tensorboard is the setting above. See
+    docs/tools.md.
     """
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")] = "sppo-ray"
     """The run's project in W&B, its experiment in MLflow."""
     trajectories: bool = True
+    """Write each step's samples as Parquet; the page's samples and replay need them."""
     progress: Literal["auto", "live", "plain", "off"] = "auto"
+    """live = a table that is redrawn; plain = a line a step; off = none; auto = live on a
+    terminal, else plain.
+    """
     trace: bool = False
     """Write trace.json: what each process did when, for ui.perfetto.dev (short form: --trace)."""
 
@@ -70,6 +76,9 @@ class ClusterSettings(Settings):
     spread: on as many nodes as possible, the largest actors first, e.g. one engine per node.
     """
     ready_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Limit of the wait for processors and GPUs, and of the start of an actor other than an
+    engine.
+    """
     actor_output: bool = False
     """Print what the actors print, e.g. DeepSpeed's warnings and C++ lines, among the run's lines
     (short form: --verbose). Ray's logs have it in any case.

@@ -67,7 +67,7 @@ class _OneOfEachKey(_Loader):
             line, name = key.start_mark.line + 1, (key.tag, str(key.value))
             if name in first:
                 raise _Refused(
-                    f"{name[1][:80]!r} stands on line {first[name]} and again on line {line}: keep one of "
+                    f"{name[1][:80]!r} is on line {first[name]} and again on line {line}: keep one of "
                     "them"
                 )
             first[name] = line

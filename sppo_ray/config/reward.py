@@ -33,6 +33,7 @@ class RewardSettings(Settings):
     step, are reward errors.
     """
     cpus: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs that Ray reserves for the verifier processes together."""
 
     @property
     def range(self) -> tuple[float, float]:

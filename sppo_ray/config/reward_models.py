@@ -22,6 +22,7 @@ class SigmoidTransform(Settings):
     center: float = 0.0
     """The score whose reward is 0.5."""
     scale: Annotated[float, Field(gt=0)] = 1.0
+    """The larger, the flatter."""
 
 
 class AffineTransform(Settings):
@@ -60,11 +61,13 @@ class ModelReward(Settings):
     gpus_per_replica: Annotated[float, Field(ge=0, le=1)] = 0.0
     """0 = on CPUs."""
     dtype: Annotated[Dtype, ByDevice] = BY_DEVICE
+    """Of its weights and computations."""
     max_tokens_per_microbatch: PositiveInt = 8192
     """Tokens of one forward pass, padding included. A longer conversation is a reward error."""
     replicas: PositiveInt = 1
     """Copies of the model, each in its own process."""
     cpus_per_replica: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs that Ray reserves for a copy."""
 
     @property
     def range(self) -> tuple[float, float]:
@@ -72,7 +75,7 @@ class ModelReward(Settings):
 
 
 PLACEHOLDERS = ("prompt", "response", "ground_truth")
-_NO_URL = "it is no base URL of an API: write it as http://HOST:PORT/v1, without a query"
+_NO_URL = "it is not the base URL of an API: write it as http://HOST:PORT/v1, without a query"
 
 
 class JudgeReward(Settings):
@@ -97,6 +100,7 @@ class JudgeReward(Settings):
     max_tokens: PositiveInt = 1024
     """Of a reply."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of the judge's replies."""
     concurrency: PositiveInt = 16
     """Requests at the same time."""
     timeout_s: Annotated[float, Field(gt=0)] = 60.0

@@ -40,6 +40,7 @@ class RolloutSettings(Settings):
     workers: PositiveInt = 1
     """Workers at the start; `sppo-ray scale` changes the number during the run."""
     min_workers: PositiveInt = 1
+    """Lower bound of scaling."""
     max_workers: PositiveInt | None = None
     """Bounds of scaling; null = no upper bound."""
     autoscale: AutoscaleSettings | None = None
@@ -49,13 +50,19 @@ class RolloutSettings(Settings):
     again.
     """
     tensor_parallel_size: PositiveInt = 1
+    """Devices that share one engine's model."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """0 = the engines run on CPUs; else tensor_parallel_size, or a fraction for an engine that
     shares its GPU with other roles.
     """
     max_response_tokens: PositiveInt = 8192
+    """Longest response; a longer one is cut off and counts as truncated. Of an episode: actions
+    and observations together.
+    """
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of sampling. Log-probs are of softmax(logits / temperature), in the learner too."""
     dtype: Annotated[Dtype, ByDevice] = BY_DEVICE
+    """Of the engine's weights and computations."""
     max_sequences: PositiveInt = 256
     """Responses that one engine generates at the same time."""
     kv_cache_gib: Annotated[Annotated[float, Field(gt=0)] | None, ByDevice] = BY_DEVICE
@@ -66,12 +73,15 @@ class RolloutSettings(Settings):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Not used with kv_cache_gib."""
     block_size: PositiveInt = 32
+    """Tokens of a block of vLLM's KV cache."""
     enforce_eager: Annotated[bool, ByDevice] = BY_DEVICE
     """true = no CUDA graphs and no compilation."""
     async_scheduling: Annotated[bool, ByDevice] = BY_DEVICE
     """The engine schedules a step while the one before runs. GPUs only."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """Logical CPUs that Ray reserves for an engine."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """An engine that takes longer to start counts as dead."""
     probe_every_s: Annotated[float, Field(gt=0)] = 5.0
     """Interval between probes of each worker."""
     probe_timeout_s: Annotated[float, Field(gt=0)] = 30.0
@@ -87,18 +97,19 @@ class RolloutSettings(Settings):
     the run goes back to its checkpoint (recovery.max_restarts).
     """
     restart_window_s: Annotated[float, Field(gt=0)] = 3600.0
+    """Period of max_restarts."""
 
     @model_validator(mode="after")
     def _workers_within_bounds(self) -> RolloutSettings:
         if self.workers < self.min_workers:
             raise ValueError(
-                f"workers {self.workers} is less than min_workers {self.min_workers}: raise the one or lower "
-                "the other"
+                f"workers {self.workers} is less than min_workers {self.min_workers}: raise workers or "
+                "lower min_workers"
             )
         if self.max_workers is not None and self.workers > self.max_workers:
             raise ValueError(
-                f"workers {self.workers} is more than max_workers {self.max_workers}: lower the one or raise "
-                "the other"
+                f"workers {self.workers} is more than max_workers {self.max_workers}: lower workers or "
+                "raise max_workers"
             )
         if self.autoscale is not None and self.max_workers is None:
             raise ValueError("autoscale without max_workers could take the whole cluster: set max_workers")
@@ -138,3 +149,4 @@ class WeightSyncSettings(Settings):
     1. Off without `verify`.
     """
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Limit of one engine's pull of a version, or of its proof."""

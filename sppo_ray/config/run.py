@@ -46,6 +46,7 @@ class RunConfig(Settings):
     name: str = "run"
     """Of the run's directory. A recipe without a name is called after its file."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    """Of everything random in a run: the order of prompts, sampling, new heads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = each role by its GPU share; cuda = all roles have one; cpu = none has."""
     algorithm: Algorithm = SPPOSettings()

@@ -38,6 +38,7 @@ class ReasoningGymReward(UnitReward):
 
     type: Literal["reasoning-gym"] = "reasoning-gym"
     full_only: bool = True
+    """1 for full credit, else 0. false: the task's own partial credit."""
 
 
 class CodeReward(UnitReward):
@@ -93,8 +94,8 @@ class CustomReward(UserReward):
         module, separator, name = given.partition(":")
         if not separator or not all(part.isidentifier() for part in (*module.split("."), name)):
             raise ValueError(
-                f"{given!r} is no import path: write it as package.module:function, without slashes or file "
-                "names"
+                f"{given!r} is not an import path: write it as package.module:function, without slashes or "
+                "file names"
             )
         return given
 
