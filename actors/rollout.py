@@ -457,7 +457,7 @@ class RolloutWorker:
         what, model = " ".join(str(error).split()), self._model_path
         if not os.path.isfile(os.path.join(model, "config.json")):
             return (
-                f"{self.name}: {model} is no model directory (no config.json in it): give a Transformers "
+                f"{self.name}: {model} is not a model directory (no config.json in it): give a Transformers "
                 "checkpoint"
             )
         if "max_model_len" in what:

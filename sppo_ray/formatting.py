@@ -35,6 +35,11 @@ def format_fraction(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "-"
 
 
+def format_count(number: float, what: str) -> str:
+    """1 core, 2 cores, 0.5 cores."""
+    return f"{number:g} {what}" + ("" if number == 1 else "s")
+
+
 def is_unicode(stream: TextIO) -> bool:
     """Whether the stream can write every character; a stream in memory has no encoding and can."""
     return stream.encoding is None or stream.encoding.lower().startswith("utf")

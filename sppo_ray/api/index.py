@@ -109,7 +109,7 @@ class JobIndex:
                     trouble[path.name] = f"{type(error).__name__}: {error}"
                     if trouble[path.name] != self._trouble.get(path.name):
                         log.error(
-                            "run %s is left out of the list: mend or remove its directory",
+                            "run %s is left out of the list: fix or remove its directory",
                             path.name,
                             exc_info=error,
                         )

@@ -63,7 +63,8 @@ class ApiSettings(Settings):
         """
         if address is not None and not address.startswith(("http://", "https://")):
             raise ValueError(
-                f"{address!r} is no URL of a job server: write it with http:// or https://, e.g. {JOB_SERVER}"
+                f"{address!r} is not a URL of a job server: write it with http:// or https://, e.g. "
+                f"{JOB_SERVER}"
             )
         return address
 

@@ -153,7 +153,7 @@ class TokenStore:
                 if (found.st_mtime_ns, found.st_size, found.st_ino) != self._signature:
                     self._callers = self._read(self._path)
             except (OSError, UserError) as error:
-                log.error("no token is accepted until this is mended: %s", error)
+                log.error("no token is accepted until this is fixed: %s", error)
                 self._callers = {}
                 self._signature = None
 

@@ -116,7 +116,7 @@ def _subject(options: Options, overrides: Sequence[str]) -> Subject:
         tree = settings_of_card(critic_directory(options.critic))
     elif not RunDir(options.run_dir).config.is_file():
         raise UserError(
-            f"run {options.run_dir}: no {CONFIG} in it, so it is no run directory: check the path, or use "
+            f"run {options.run_dir}: no {CONFIG} in it, so it is not a run directory: check the path, or use "
             "--critic"
         )
     else:

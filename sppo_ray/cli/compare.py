@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from sppo_ray.cli.shared import AllowModule, AllowUnconfined, Overrides, repeated, runs_directory
 from sppo_ray.errors import UserError
-from sppo_ray.formatting import format_seconds, printable
+from sppo_ray.formatting import format_count, format_seconds, printable
 
 if TYPE_CHECKING:
     from sppo_ray.compare.plan import Plan
@@ -124,7 +124,7 @@ def _compare_runs(
 
     others = [name for name in names if not is_run_directory(Path(name))]
     if others:
-        raise UserError(f"{others[0]}: is no run directory: give one recipe, or two or more runs")
+        raise UserError(f"{others[0]}: is not a run directory: give one recipe, or two or more runs")
     if len(names) == 1:
         raise UserError(f"{names[0]} is a run: give the directory of another run too, or a recipe")
     if typed:
@@ -198,7 +198,7 @@ def _describe(plan: Plan) -> str:
     lines.append(f"all: {' '.join(plan.common)}")
     lines.append(
         f"{len(plan.jobs)} runs with {plan.budget_s:g} s of training, {plan.concurrent} at a time on "
-        f"{plan.cores_per_run} cores: "
+        f"{format_count(plan.cores_per_run, 'core')}: "
         f"{format_seconds(least)} and what start-up and evaluations take"
     )
     return "\n".join(lines)

@@ -34,7 +34,7 @@ def continuation(
 
     old = RunDir(run.expanduser().resolve())
     if not old.config.is_file():
-        raise UserError(f"--from {run}: no {old.config.name} in it, so it is no run: check the path")
+        raise UserError(f"--from {run}: no {old.config.name} in it, so it is not a run: check the path")
     if old.finished_after is None or not old.exported_policy.is_dir():
         raise UserError(
             f"--from {run}: has no export of a finished run: finish it (sppo-ray train ... --resume "

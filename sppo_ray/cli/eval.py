@@ -1,6 +1,6 @@
 """`sppo-ray eval`: its arguments. `eval_options` makes them settings, `evaluate` does the work.
 
-    --data FILE|DIRECTORY|GLOB            Parquet in the field's format, JSON lines, or a Hugging
+    --data FILE|DIRECTORY|GLOB            Parquet in verl's format, JSON lines, or a Hugging
                                           Face dataset, by its suffix
     --data running-sum:size=256,seed=7    a source of the settings with its fields; procedural ones
                                           have 256 prompts by default

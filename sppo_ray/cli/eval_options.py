@@ -139,7 +139,7 @@ def _reward_of(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(own) > 1:
         raise UserError(
             f"--data of {' and '.join(sorted(kinds))} are judged by different reward functions: evaluate "
-            "them apart, or name one "
+            "them separately, or name one "
             "that fits all with --reward"
         )
     return {"type": own.pop() if own else "math"}
@@ -165,7 +165,7 @@ def _fields(text: str, whole: str) -> dict[str, Any]:
     for part in filter(None, text.split(",")):
         key, separator, value = part.partition("=")
         if not separator:
-            raise UserError(f"--data {whole}: {part!r} is no key=value; write e.g. {_examples()}")
+            raise UserError(f"--data {whole}: {part!r} is not key=value; write e.g. {_examples()}")
         fields[key] = read_yaml(value, f"--data {whole}")
     return fields
 

@@ -74,7 +74,7 @@ def _config_of(run_dir: Path, overrides: Sequence[str]) -> RunConfig:
 
     path = RunDir(run_dir).config
     if not path.is_file():
-        raise UserError(f"run {run_dir}: no {path.name} in it, so it is no run directory: check the path")
+        raise UserError(f"run {run_dir}: no {path.name} in it, so it is not a run directory: check the path")
     recorded, config = (resumable_settings(load_config(str(path), given)) for given in ((), overrides))
     different = sorted(
         name for name in recorded.keys() | config.keys() if recorded.get(name) != config.get(name)

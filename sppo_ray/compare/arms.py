@@ -244,8 +244,8 @@ def _defined(definition: str, base: RunConfig) -> Arm:
     for part in parts:
         if "=" not in part:
             raise UserError(
-                f"arm {name}: {part!r} is no override: write section.key=value, after the name of at most "
-                "one built-in arm"
+                f"arm {name}: {part!r} is not an override: write section.key=value, after the name of at "
+                "most one built-in arm"
             )
         require_own(name, part)
     if not parts and kin is None:

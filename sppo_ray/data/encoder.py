@@ -148,7 +148,7 @@ class _Reader:
         problem = problem_of(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None
         if problem is not None:
             raise UserError(
-                f"the {model}'s chat template {problem}: use another checkpoint, or mend its chat_template"
+                f"the {model}'s chat template {problem}: use another checkpoint, or fix its chat_template"
             )
         # A chat template writes the special tokens itself. The tokenizer would add a second BOS.
         self._bos = [] if tokenizer.chat_template else _own_bos(tokenizer)
@@ -180,7 +180,7 @@ class _Reader:
             raise UserError(
                 f"prompt {ids[min(len(texts), len(ids) - 1)]}: the {self._model}'s chat template takes more "
                 "than "
-                f"{RENDER_S:g} s or {GROWTH_BYTES >> 30} GiB to render it: use another checkpoint, or mend "
+                f"{RENDER_S:g} s or {GROWTH_BYTES >> 30} GiB to render it: use another checkpoint, or fix "
                 "its chat_template"
             ) from None
         return texts
@@ -190,7 +190,7 @@ class _Reader:
             raise UserError(
                 f"prompt {of}: the {self._model}'s chat template makes {len(text)} characters of it: no "
                 "prompt has more than "
-                f"{LONGEST_TEXT}; use another checkpoint, or mend its chat_template"
+                f"{LONGEST_TEXT}; use another checkpoint, or fix its chat_template"
             )
 
     def _check_known(self, tokens: list[int], of: str) -> None:

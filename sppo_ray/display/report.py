@@ -45,7 +45,7 @@ _COLUMNS = (
 def report_html(run_dir: Path) -> str:
     """Return the page. Raises UserError when `run_dir` holds no run."""
     if not is_run_directory(run_dir):
-        raise UserError(f"{run_dir}: is no run directory: check the path")
+        raise UserError(f"{run_dir}: is not a run directory: check the path")
     from jinja2 import Environment, StrictUndefined
 
     rows = read_metrics(run_dir)

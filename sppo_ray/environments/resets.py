@@ -54,7 +54,7 @@ async def _reset_all(
             result = await pool.step(request)
         if result.error:
             raise UserError(
-                f"prompt {example.id}: the environment makes no first messages of it ({result.error}): mend "
+                f"prompt {example.id}: the environment makes no first messages of it ({result.error}): fix "
                 "its reset, or leave the row out"
             )
         return replace(example, messages=result.messages, row_text=text_of(example.messages))

@@ -154,7 +154,9 @@ def read_card(directory: Path) -> Mapping[str, Any] | None:
         what = f"format {card['format']!r} instead of {_FORMAT}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
-    raise UserError(f"{path}: is no calibration card ({what}): export the critic again, or remove the file")
+    raise UserError(
+        f"{path}: is not a calibration card ({what}): export the critic again, or remove the file"
+    )
 
 
 def settings_of_card(directory: Path) -> dict[str, dict[str, Any]]:

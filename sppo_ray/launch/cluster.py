@@ -81,7 +81,7 @@ def require_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         raise UserError(
-            f"{address!r} is no address of a Ray cluster: give HOST:PORT of its head, usually HOST:6379 "
+            f"{address!r} is not an address of a Ray cluster: give HOST:PORT of its head, usually HOST:6379 "
             "(cluster.address or RAY_ADDRESS)"
         )
     try:

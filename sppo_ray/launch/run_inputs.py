@@ -121,7 +121,7 @@ def load_tokenizers(
     if critic.get_vocab() != policy.get_vocab():
         raise UserError(
             f"critic.model {config.critic.model}: the token-level critic of {config.algorithm.type} reads "
-            "the policy's response tokens, and its vocabulary is another than that of "
+            "the policy's response tokens, and its vocabulary differs from that of "
             f"learner.model {config.learner.model}: use a critic of the same family"
         )
     return policy, policy

@@ -1,7 +1,7 @@
 """`sppo-ray train --restarts N`: runs the training in a child process and restarts it with --resume
 after a crash.
 
-    supervisor --starts--> sppo-ray train ... --run-dir DIR --exit code--> 0, 2, 4, 130, 143: the end
+    supervisor --starts--> sppo-ray train ... --run-dir DIR --exit code--> 0, 2, 4, 5, 130, 143: the end
         ^                                                                  killed, 1, 3: wait 1, 2, 4, ... s
         '------------------------ again, with --resume -----------------------'
 

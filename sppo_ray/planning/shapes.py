@@ -143,7 +143,7 @@ def read_shape(path: Path) -> ModelShape:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a model's config.json ({error})") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: cannot be read as a model's config.json (it is no mapping)")
+        raise UserError(f"{path}: cannot be read as a model's config.json (it is not a mapping)")
     return shape_of(tree.get("text_config", tree), str(path))
 
 

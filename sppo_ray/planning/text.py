@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sppo_ray.formatting import format_seconds
+from sppo_ray.formatting import format_count, format_seconds
 from sppo_ray.planning.devices import GIB
 from sppo_ray.planning.plan import Plan, RolePlan
 
@@ -41,7 +41,7 @@ def plan_text(plan: Plan) -> str:
     lines.append(f"KV cache  {max(0, plan.cached_tokens):,} tokens an engine")
     stages = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in plan.stages.items())
     lines.append(f"step      {format_seconds(plan.step_seconds)}, estimated: {stages}")
-    gpus = f", {plan.gpu_hours:,.0f} GPU hours on {plan.gpus} GPUs" if plan.gpus else ""
+    gpus = f", {plan.gpu_hours:,.0f} GPU hours on {format_count(plan.gpus, 'GPU')}" if plan.gpus else ""
     lines.append(f"run       {plan.steps} steps: {plan.hours:,.1f} hours{gpus}, without evaluations")
     lines += [f"warning   {text}" for text in plan.warnings]
     lines += [f"problem   {problem.text}" for problem in plan.problems]

@@ -86,7 +86,7 @@ def send(run_dir: Path | str, kind: Kind, *, rollout_workers: int | None = None,
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is no run directory: nobody would read the command")
+        raise UserError(f"{run_dir} is not a run directory: nobody would read the command")
     command = Command(secrets.token_hex(8), kind, by, time.time(), rollout_workers)
     _require_sound(command)
     inbox = run_dir / CONTROL_INBOX

@@ -91,7 +91,7 @@ def test_whatever_a_run_runs_into_is_logged_once_and_the_others_are_shown(
         assert [job["id"] for job in server.get("/v1/jobs").json()["jobs"]] == ["good"]
     problem(server.get("/v1/jobs/bad"), 404, "unknown-job")
     assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
-        "run bad is left out of the list: mend or remove its directory"
+        "run bad is left out of the list: fix or remove its directory"
     ]
 
 

@@ -183,7 +183,7 @@ def test_bad_starts_are_explained_and_a_killed_engine_is_seen(ray_cluster: objec
     untied_llama().save_pretrained(model)
     too_long = start_engine("rollout-long", model, context=CONTEXT + 1)
     doomed = start_engine("rollout-doomed", model)
-    with pytest.raises(UserError, match="rollout-missing: .*/nothing is no model directory"):
+    with pytest.raises(UserError, match="rollout-missing: .*/nothing is not a model directory"):
         ray.get(missing.ready.remote(), timeout=240)
     with pytest.raises(
         UserError, match="rollout-long: the model in .* does not support a context of 513 tokens"

@@ -33,7 +33,7 @@ class DataPlugin:
     """A type of data source: the object of an entry point of `sppo_ray.data`.
 
     `open(settings, name)` opens it on the driver, before an actor starts; it raises UserError for
-    what a user can mend.
+    what a user can fix.
     """
 
     settings: type[SourceSettings]

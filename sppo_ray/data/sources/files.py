@@ -212,7 +212,7 @@ def _load_hf(path: str, split: str | None, where: str) -> Any:
         loaded = datasets.load_from_disk(path)
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         raise UserError(
-            f"{path}: is no dataset written by save_to_disk ({error}): write one, or use type parquet"
+            f"{path}: is not a dataset written by save_to_disk ({error}): write one, or use type parquet"
         ) from None
     if isinstance(loaded, datasets.Dataset):
         if split is not None:

@@ -95,8 +95,8 @@ def rows_table(rows: Any, origin: str) -> pa.Table:
         return pa.table(rows)  # pandas, polars and others, by Arrow's own interface
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise UserError(
-            f"{origin}: is no table ({error}): give a list of dicts, an Arrow table, a Hugging Face dataset "
-            "or a data frame, whose columns have one type each"
+            f"{origin}: is not a table ({error}): give a list of dicts, an Arrow table, a Hugging Face "
+            "dataset or a data frame, whose columns have one type each"
         ) from None
 
 

@@ -105,7 +105,7 @@ def test_refusals(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     unfinished = Path(shutil.copytree(run, tmp_path / "unfinished"))
     (unfinished / "summary.json").unlink()
     for words, message in {
-        ("--from", str(tmp_path / "none")): "no config.yaml in it, so it is no run",
+        ("--from", str(tmp_path / "none")): "no config.yaml in it, so it is not a run",
         ("--from", str(unfinished)): "has no export of a finished run: finish it",
         ("--from", str(run), "--learner.model=x"): "both name the starting policy",
         (): "name a recipe",

@@ -158,7 +158,7 @@ SUM = ("--data", "running-sum")
         ((*SUM, "--reward", "reasoning-gym"), (), "judges only data of type reasoning-gym"),
         ((*SUM, "a.parquet"), (), "parquet and running-sum are judged by different reward functions"),
         (("--data", "a.txt"), (), "--data a.txt: neither a .parquet or .jsonl file"),
-        (("--data", "running-sum:8"), (), "'8' is no key=value"),
+        (("--data", "running-sum:8"), (), "'8' is not key=value"),
         (("--data", "running-sum:sise=8"), (), "sise: unknown setting; did you mean size?"),
         (SUM, ("--rollout.wokers=2",), "rollout.wokers: unknown setting; did you mean workers?"),
         (SUM, ("--data.held_out=[]",), "held_out names no data source"),

@@ -149,7 +149,7 @@ def test_an_arm_of_overrides_alone() -> None:
         ),
         (["a b:sppo"], (), r"its name 'a b' has to be letters"),
         (["x:"], (), r"arm x: names no settings"),
-        (["x:algorithm.clip_low=0.1,grpo"], (), r"'grpo' is no override"),
+        (["x:algorithm.clip_low=0.1,grpo"], (), r"'grpo' is not an override"),
         (["x:algorithm.clip=0.1"], (), r"arm x: .*unknown setting; did you mean"),
         (["x:seed=3"], (), r"arm x: seed cannot differ between arms: it is what --seeds varies"),
         (["x:eval.every=3"], (), r"arm x: eval.every cannot differ"),

@@ -53,7 +53,7 @@ def test_refusals(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.Captur
     for words, message in {
         (run,): "is a run: give the directory of another run too, or a recipe",
         (run, run): "is given twice",
-        (run, "quickstart"): "quickstart: is no run directory: give one recipe, or two or more runs",
+        (run, "quickstart"): "quickstart: is not a run directory: give one recipe, or two or more runs",
         (run, str(going_on)): "has no summary.json, so it has not ended",
         (run, str(runs[1]), "--seeds", "2"): "--seeds needs a recipe",
         ("quickstart", "--plot", "x.png"): "--plot draws finished runs",

@@ -219,7 +219,7 @@ def test_a_critic_suffix_needs_a_prompt_critic_and_a_field_of_the_row() -> None:
 def test_frozen_parameters_of_the_critic() -> None:
     assert quickstart("critic.frozen_parameters=self_attn").critic.frozen_parameters == "self_attn"
     message = refusal("critic.frozen_parameters='(attn'")
-    assert "critic.frozen_parameters" in message and "is no regular expression" in message
+    assert "critic.frozen_parameters" in message and "is not a regular expression" in message
     message = refusal("critic.frozen_parameters=attn", "critic.lora.rank=4")
     assert "lora already freezes the whole model" in message and "frozen_parameters to null" in message
 

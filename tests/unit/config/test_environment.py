@@ -41,7 +41,7 @@ def test_an_environment_has_an_actor_of_its_own() -> None:
             CUSTOM % "scored_by: function, range: [0, 1]",  # 1 + 1
             "with an environment: environment.range",
         ),
-        ("quickstart", CUSTOM.replace("games:Game", "games.py") % "", "is no import path"),
+        ("quickstart", CUSTOM.replace("games:Game", "games.py") % "", "is not an import path"),
         ("guess-number", "--algorithm.overlong.buffer_tokens=4", "set algorithm.overlong to null"),
     ],
 )

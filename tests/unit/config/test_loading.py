@@ -142,11 +142,11 @@ def test_what_cannot_work_is_refused_with_the_remedy(overrides: dict[str, Any], 
     [
         (
             {"workers": 1, "min_workers": 2},
-            "workers 1 is less than min_workers 2: raise the one or lower the other",
+            "workers 1 is less than min_workers 2: raise workers or lower min_workers",
         ),
         (
             {"workers": 3, "max_workers": 2},
-            "workers 3 is more than max_workers 2: lower the one or raise the other",
+            "workers 3 is more than max_workers 2: lower workers or raise max_workers",
         ),
         ({"autoscale": {}}, "autoscale without max_workers could take the whole cluster: set max_workers"),
         (
@@ -257,8 +257,8 @@ def test_an_override_makes_the_section_that_the_recipe_left_out() -> None:
         ("=3", "write it as --section.key=value"),
         ("--rollout.workers=[1", "is not valid YAML"),
         ("--seed.x=1", "seed is a value, not a section"),
-        ("--data.train.5.size=3", "'5' is no index of a list of 1 entries (0 to 0)"),
-        ("--data.train.first.size=3", "'first' is no index"),
+        ("--data.train.5.size=3", "'5' is not an index of a list of 1 entries (0 to 0)"),
+        ("--data.train.first.size=3", "'first' is not an index"),
         ("--rollout.wokers=2", "did you mean workers?"),
         ("--rollout.workers=many", "rollout.workers"),
     ],

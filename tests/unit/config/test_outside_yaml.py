@@ -22,8 +22,8 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (LAUGHS, "line 1: the anchor &a"),
         ("a: 1\nb: *a", r"line 2: the alias \*a"),
-        ("loop: {steps: 1}\nname: x\nloop: {steps: 2}", "'loop' stands on line 1 and again on line 3"),
-        ("data:\n  a: 1\n  a: 2", "'a' stands on line 2 and again on line 3"),
+        ("loop: {steps: 1}\nname: x\nloop: {steps: 2}", "'loop' is on line 1 and again on line 3"),
+        ("data:\n  a: 1\n  a: 2", "'a' is on line 2 and again on line 3"),
         ("{a: 1, a: 2}", "again on line 1"),
         ("[" * 100_000, "nested more than 40 deep"),
         ("- 1\n" * 60_000, "more than 50000 values"),
@@ -48,7 +48,7 @@ def test_a_recipe_with_a_section_twice_or_an_alias_is_refused(tmp_path) -> None:
     recipe = tmp_path / "mine.yaml"
     text = dump_config(load_config("quickstart"))
     recipe.write_text(text + "loop: {steps: 3}\n")
-    with pytest.raises(UserError, match=r"'loop' stands on line \d+ and again on line"):
+    with pytest.raises(UserError, match=r"'loop' is on line \d+ and again on line"):
         load_config(str(recipe))
     recipe.write_text(text.replace("name: quickstart", "name: &n quickstart"))
     with pytest.raises(UserError, match="the anchor &n"):

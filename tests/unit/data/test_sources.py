@@ -413,7 +413,7 @@ class TestHuggingFaceOnDisk:
     def test_bad_sets(self, tmp_path: Path) -> None:
         assert "no such directory" in refusal(HFDiskData(path=str(tmp_path / "none")))
         (tmp_path / "dir").mkdir()
-        assert "no dataset written by save_to_disk" in refusal(HFDiskData(path=str(tmp_path / "dir")))
+        assert "not a dataset written by save_to_disk" in refusal(HFDiskData(path=str(tmp_path / "dir")))
         datasets.Dataset.from_list([{"prompt": "q", "truth": "1"}]).save_to_disk(str(tmp_path / "set"))
         assert "no column 'ground_truth' (the nearest is 'truth')" in refusal(
             HFDiskData(path=str(tmp_path / "set"))

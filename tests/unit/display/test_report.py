@@ -97,4 +97,4 @@ def test_the_report_shows_what_the_run_wrote(html: str) -> None:
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    assert f"{tmp_path}: is no run directory" in capsys.readouterr().err
+    assert f"{tmp_path}: is not a run directory" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def test_the_calls_of_an_action_share_the_time_of_the_python_tool() -> None:
         ({"tools": []}, "tools is empty"),
         ({"tools": [{"type": "calculator"}] * 2}, "tools has calculator twice"),
         ({"tools": [{"type": "python", "timeout_s": 20}]}, "not below deadline_s"),
-        ({"tools": [{"type": "function", "function": "tools/add.py"}]}, "is no import path"),
+        ({"tools": [{"type": "function", "function": "tools/add.py"}]}, "is not an import path"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:

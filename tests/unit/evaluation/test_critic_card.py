@@ -200,7 +200,7 @@ def test_a_card_without_an_evaluation_says_so(critic: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 9, "settings": {}}', '{"format": 1}'])
 def test_a_damaged_card_is_one_message(carded: Path, text: str) -> None:
     (carded / "calibration.json").write_text(text)
-    with pytest.raises(UserError, match=r"calibration.json: is no calibration card"):
+    with pytest.raises(UserError, match=r"calibration.json: is not a calibration card"):
         read_card(carded)
 
 
@@ -418,7 +418,7 @@ def test_a_plot_of_one_prompt_can_be_drawn_and_one_of_none_is_refused(tmp_path: 
         (["calibrate", "RUN", "-k", "0"], "-k is 0: at least one is needed"),
         (["calibrate", "RUN", "--prompts", "0"], "--prompts is 0"),
         (["calibrate", "RUN", "--bins", "1"], "at least two bins"),
-        (["calibrate", "RUN"], "no config.yaml in it, so it is no run directory"),
+        (["calibrate", "RUN"], "no config.yaml in it, so it is not a run directory"),
         (["calibrate", "--critic", "x", "--policy", "y"], "give held-out ones with --data FILE"),
         (["map", "CRITIC", "--data", "EMPTY", "--out", "m.parquet"], "is empty"),
         (["map", "CRITIC", "--data", "nowhere.parquet", "--out", "m.parquet"], "no such file"),

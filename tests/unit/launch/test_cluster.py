@@ -46,8 +46,8 @@ def test_a_dead_cluster_is_told_at_once() -> None:
     ("address", "message"),
     [
         ("http://head:8265", "is a Ray job server, which takes jobs: .*sppo-ray submit.*HOST:6379"),
-        ("head", "'head' is no address of a Ray cluster: give HOST:PORT"),
-        ("head:http", "is no address of a Ray cluster"),
+        ("head", "'head' is not an address of a Ray cluster: give HOST:PORT"),
+        ("head:http", "is not an address of a Ray cluster"),
         ("no-such-host.invalid:6379", "no Ray cluster answers at no-such-host.invalid:6379"),
     ],
 )

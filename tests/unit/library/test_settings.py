@@ -180,12 +180,12 @@ def test_a_data_frame_and_paths_are_rows_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (ROWS, "dataset: is no table"),  # 2 as text and 3 as a number
+        (ROWS, "dataset: is not a table"),  # 2 as text and 3 as a number
         (
             [{"question": "1+1=", "ground_truth": "2"}],
             r"dataset: no column 'prompt' \(there are: question, ground_truth\)",
         ),
-        (3, "dataset: is no table"),
+        (3, "dataset: is not a table"),
         ([{"prompt": "a", "ground_truth": "b", "extra_info": {}}], "cannot be written as Parquet"),
     ],
 )

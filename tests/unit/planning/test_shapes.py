@@ -67,7 +67,7 @@ def test_an_unknown_model_names_the_remedy() -> None:
     ("text", "message"),
     [
         ("no json", "cannot be read as a model's config.json"),
-        ("[]", "no mapping"),
+        ("[]", "not a mapping"),
         (json.dumps(QWEN_7B | {"model_type": "mixtral"}), "model_type is 'mixtral'"),
         (json.dumps({k: v for k, v in QWEN_7B.items() if k != "vocab_size"}), "vocab_size"),
         (json.dumps(QWEN_7B | {"hidden_size": "wide"}), "has it wrong"),

@@ -169,8 +169,8 @@ def test_an_unreachable_judge_is_told_before_anything_starts(
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ("url: 'judge:8000'", "is no base URL of an API"),
-        ("url: 'http://judge:80000/v1'", "is no base URL of an API"),
+        ("url: 'judge:8000'", "is not the base URL of an API"),
+        ("url: 'http://judge:80000/v1'", "is not the base URL of an API"),
         ("url: 'https://user:word@judge/v1'", "holds a secret|holds a user or password"),
         ("rubric: Is it good?", r"does not show the response to the judge: write \{response\}"),
         ("scale: [5, 5]", r"scale is \[5, 5\]"),

@@ -151,7 +151,7 @@ def test_a_custom_function_that_cannot_be_loaded_is_named(path: str, message: st
     ],
 )
 def test_an_import_path_that_is_none_is_refused_with_the_settings(path: str) -> None:
-    with pytest.raises(ValidationError, match=r"is no import path: write it as package.module:function"):
+    with pytest.raises(ValidationError, match=r"is not an import path: write it as package.module:function"):
         CustomReward(function=path)
 
 

@@ -71,7 +71,7 @@ def test_a_command_that_no_run_could_obey_is_not_sent(
 
 
 def test_a_run_that_is_not_there_gets_no_command(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         send(tmp_path / "nowhere", "pause")
 
 
