@@ -68,6 +68,7 @@ class Study:
     overrides: tuple[str, ...] = ()
     # the study in which the learning rates are swept; None = in this one
     rates_of: str | None = None
+    rate: float | None = None  # of all arms, without a sweep
     # the study whose runs these are, when only the seconds differ; None = own runs
     runs_of: str | None = None
     baseline: str = "sppo"

@@ -238,6 +238,17 @@ def test_the_seconds_of_a_token_by_hand() -> None:
     assert kept_runs._slope(rows[:2]) is None
 
 
+def test_a_study_of_one_rate_has_no_sweep(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = replace(TINY, rate=5e-4, most_seeds=1)
+    monkeypatch.setattr(single_sample, "STUDIES", {"tiny": study})
+    assert next_run("tiny") == Run("sppo", 5e-4, 1) and single_sample.missing("tiny") == 2
+    keep(kept("sppo", (0, 0, 0.4), (30, 400, 0.6), (60, 800, 0.8), rate=1e-3), study)  # of earlier settings
+    assert next_run("tiny") == Run("sppo", 5e-4, 1) and single_sample.missing("tiny") == 2
+    keep(kept("sppo", (0, 0, 0.4), (30, 400, 0.6), (60, 800, 0.8)), study)
+    assert next_run("tiny") == Run("sppo-tracker", 5e-4, 1) and single_sample.missing("tiny") == 1
+    assert "| **sppo** | 1 | 0.0005 |" in Path(single_sample.report("tiny")).read_text()
+
+
 def test_the_arms_at_equal_cost_by_hand() -> None:
     # sppo meets .5 halfway between 0 and 600 tokens, then at 700 of 1,000; the tracker at 200
     runs = {
