@@ -83,7 +83,7 @@ def test_a_whole_config_with_overrides(runs: Path) -> None:
                                                                            "/", "not the name"),
         ({"recipe": "quickstart", "overrides": {"--x": 1}}, 422, "body.overrides.--x",
         "not the name of a setting"),
-        ({"config": {"data": 3}}, 422, "config.data", "valid dictionary"),
+        ({"config": {"data": 3}}, 422, "config.data", "is a section, not a single value"),
         ({"config": {}}, 422, "config.data", "Field required"),
         ({"recipe": "quickstart", "overrides": {"cluster.address": "auto"}}, 422, "cluster.address",
         "leave it out"),

@@ -294,7 +294,7 @@ def test_what_cannot_be_replayed_is_refused(tmp_path: Path) -> None:
     (path / "trajectories/step-000003.parquet").unlink()
     with pytest.raises(UserError, match="step 3 cannot be replayed: .* no trajectories of step 3"):
         recorded.replay(4)
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="not a run directory"):
         _config_of(tmp_path / "nowhere", [])
     with pytest.raises(UserError, match="learner.optimizer.lr: decides what is computed"):
         _config_of(path, ["--learner.optimizer.lr=0.1"])
