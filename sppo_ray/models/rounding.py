@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _LOW_BITS = 16  # that float32 has and bfloat16 has not
+_PIECE = 1 << 24  # elements that are rounded at a time: their copies take 200 MB
 
 
 @torch.no_grad()
@@ -30,9 +31,11 @@ def rounded(weight: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     if dtype != torch.bfloat16:
         return weight.to(dtype)
     generator = torch.Generator(device=weight.device).manual_seed(zlib.crc32(name.encode()))
-    thresholds = torch.randint(
-        1 << _LOW_BITS, weight.shape, generator=generator, dtype=torch.int32, device=weight.device
-    )
-    bits = weight.contiguous().view(torch.int32).add(thresholds)
-    found = bits.bitwise_and_(-1 << _LOW_BITS).view(torch.float32)
-    return torch.where(weight.isfinite(), found, weight).to(dtype)
+    found = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    for piece, target in zip(weight.reshape(-1).split(_PIECE), found.view(-1).split(_PIECE), strict=True):
+        thresholds = torch.randint(
+            1 << _LOW_BITS, piece.shape, generator=generator, dtype=torch.int32, device=weight.device
+        )
+        bits = thresholds.add_(piece.view(torch.int32)).bitwise_and_(-1 << _LOW_BITS)
+        target.copy_(torch.where(piece.isfinite(), bits.view(torch.float32), piece))
+    return found

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from sppo_ray.models import rounding
 from sppo_ray.models.rounding import rounded
 
 ULP = 2.0**-7  # between 1 and 2 bfloat16 has 128 numbers
@@ -37,6 +38,16 @@ def test_equal_weights_give_equal_bits_and_one_step_up() -> None:
     assert torch.equal(found[20], rounded(levels[20].expand(64), torch.bfloat16, "w").float())
     assert (found.diff(dim=0) >= 0).all() and (found[0] == 1).all() and (found[-1] == 1 + ULP).all()
     assert not torch.equal(found[32], rounded(levels[32].expand(64), torch.bfloat16, "v").float())
+
+
+def test_a_large_tensor_is_rounded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "_PIECE", 1000)
+    weights = torch.full((70, 130), 1 + ULP / 2).t()  # not contiguous
+    found = rounded(weights, torch.bfloat16, "w")
+    assert found.shape == (130, 70) and set(found.unique().tolist()) == {1.0, 1 + ULP}
+    pieces = (found > 1).reshape(-1).split(1000)
+    assert all(0.4 < piece.float().mean() < 0.6 for piece in pieces)
+    assert not torch.equal(pieces[0], pieces[1])
 
 
 def test_what_is_not_finite_is_not_hidden() -> None:
