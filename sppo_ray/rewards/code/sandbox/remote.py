@@ -174,6 +174,7 @@ class Link:
         try:
             self._reply("set for all", 0, what, named)
         except Unsupported:  # the tests' own argument
+            self.involved = before
             raise
         except BaseException:  # the program's own, SystemExit included
             raise self.gone() from None
