@@ -108,7 +108,7 @@ STUDIES: Mapping[str, Study] = {
     "few-prompts": Study(
         "256 distinct prompts over many passes: what is learned by heart, critic against tracker",
         "register-machine",
-        {name: ARMS[name] for name in ("sppo", *IDEAS, "spo")}
+        {name: ARMS[name] for name in ("sppo", "sppo-privileged", "sppo-tracker", "spo")}
         | {
             "spo-prioritised": "spo,data.curriculum.candidates=2,data.curriculum.sharpness=0.5,"
             "data.curriculum.floor=0.1"

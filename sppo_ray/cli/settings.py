@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 
-def settings() -> int:
+from typer import Argument
+
+
+def settings(
+    word: Annotated[str | None, Argument(metavar="WORD", help="only those with WORD in their name")] = None,
+) -> int:
     """Print every setting with its default and meaning."""
-    from sppo_ray.config.reference import reference
+    from sppo_ray.config.reference import named, reference
 
-    print(reference(), end="")
+    print(reference() if word is None else named(word), end="")
     return 0

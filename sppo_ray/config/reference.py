@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -15,18 +16,44 @@ from pydantic.fields import FieldInfo
 from sppo_ray.config import RunConfig
 from sppo_ray.config.devices import DEFAULTS, ByDevice
 from sppo_ray.config.loading import models_in
+from sppo_ray.errors import UserError
 
 HEADER = """# Settings
 
-Every setting of a recipe, from `sppo_ray/config/` (`sppo-ray settings` prints this page). On the command line a key is
-written `--section.key=value`, as in `--rollout.workers=2`; an entry of a list goes by its number, as in
-`--data.train.0.path=FILE`. Batch sizes are in samples over all ranks; times are in seconds.
+Every setting of a recipe, from `sppo_ray/config/`. `sppo-ray settings` prints this page, and `sppo-ray settings lora` those
+with this word in their name. On the command line a key is written `--section.key=value`, as in `--rollout.workers=2`; an entry
+of a list goes by its number, as in `--data.train.0.path=FILE`. Batch sizes are in samples over all ranks; times are in seconds.
 """  # noqa: E501
 
 
 def reference() -> str:
     """Return the whole page as Markdown."""
     return HEADER + "\n" + "\n".join(_section("", RunConfig, {})) + "\n"
+
+
+def named(word: str) -> str:
+    """Return what the page says of the sections, types and settings with `word` in their name.
+
+    Raises:
+        UserError: when there is none.
+    """
+    found: list[str] = []
+    for section in reference().split("\n## ")[1:]:
+        heading, _, text = section.partition("\n")
+        lines = text.strip().split("\n")
+        if not _is_in(word, heading):
+            lines = [line for line in lines if line.startswith("- ") and _is_in(word, heading, line)]
+        if lines:
+            found += [f"## {heading}", "", *lines, ""]
+    if not found:
+        raise UserError(f"no setting has {word!r} in its name; `sppo-ray settings` prints all of them")
+    return "\n".join(found)
+
+
+def _is_in(word: str, heading: str, entry: str = "") -> bool:
+    """Whether a section, or a setting of it, has the word in its name, with and without types."""
+    name = f".{entry.split('`')[1]}" if entry else ""
+    return any(word in re.sub(r" \(type: (.*?)\)", as_, heading) + name for as_ in (r".\1", ""))
 
 
 def _section(path: str, model: type[BaseModel], shown: dict[type[BaseModel], str]) -> Iterator[str]:

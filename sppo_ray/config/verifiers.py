@@ -16,7 +16,7 @@ class UnitReward(Settings):
 
 
 class MathReward(UnitReward):
-    """Compares the final answer in \\boxed{} with the ground truth (rules: docs/rewards.md)."""
+    """Compares the final answer in \\boxed{} with the ground truth (rules: docs/verifiers.md)."""
 
     type: Literal["math"] = "math"
     extract: Literal["boxed", "last"] = "boxed"
@@ -43,7 +43,7 @@ class ReasoningGymReward(UnitReward):
 
 class CodeReward(UnitReward):
     """Runs the last Python block of the response against the row's unit tests, in a sandbox without
-    network (docs/rewards.md).
+    network (rules: docs/programs.md).
     """
 
     type: Literal["code"] = "code"

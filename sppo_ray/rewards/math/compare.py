@@ -1,7 +1,7 @@
 """Whether an answer means the same as the ground truth. Not symmetric: the ground truth sets the
 form.
 
-The rules are in docs/rewards.md. What no rule decides is different.
+The rules are in docs/verifiers.md. What no rule decides is different.
 """
 
 from __future__ import annotations

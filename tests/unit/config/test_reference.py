@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sppo_ray.config.reference import reference
+import pytest
+
+from sppo_ray.config.reference import named, reference
+from sppo_ray.errors import UserError
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "settings.md"
 
@@ -25,3 +28,13 @@ def test_it_names_types_defaults_and_meaning() -> None:
         "hf-disk, hf or reasoning-gym"
     )
     assert f"As data.train: type {types}." in page
+
+
+def test_a_word_selects_sections_types_and_settings() -> None:
+    assert named("rollout.workers").startswith("## rollout\n\n- `workers` (int; default `1`)")
+    assert named("rollout.workers").count("\n- ") == 1
+    assert named("grpo").startswith("## algorithm (type: grpo)\n\nGRPO: ")
+    assert "## algorithm (type: ppo).kl\n" in named("algorithm.kl")
+    assert "clip_low" not in named("algorithm.kl")
+    with pytest.raises(UserError, match="no setting has 'quux' in its name"):
+        named("quux")
