@@ -29,16 +29,19 @@ _MARK_OF_FENCE = re.compile(r"(?:```|~~~)[^\n]*")
 _LANGUAGE = re.compile(r"\s*[{.]*\w")  # `</answer>` behind a fence is none, nor is a full stop
 _MARK_OF_ANSWER = re.compile(rf"{_BOX}|<answer>|```|~~~", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_THINKING = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+_THINKING = tuple(
+    (re.compile(opens, re.IGNORECASE), re.compile(closes, re.IGNORECASE))
+    for opens, closes in (
+        *(
+            (rf"<{name}(?:\s[^<>]*+)?>", rf"</{name}\s*+>")
+            for name in ("think", "thinking", "thought", "seed:think")
+        ),
+        (r"\[THINK\]", r"\[/THINK\]"),
+        ("◁think▷", "◁/think▷"),
+        (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
+    )
 )
-"""Tags that reasoning models put around their thinking."""
+"""Tags that reasoning models put around their thinking, the opening and the closing one."""
 _BETWEEN_BOXES = re.compile(
     r"(?:\\[()\[\],;:! ]|\\q?quad|\\text\{ ?(?:and|or) ?\}|and|or|[A-Za-z]\s*=|[\s$,;:.&])*", re.IGNORECASE
 )
@@ -224,8 +227,8 @@ def _without_indent(code: str, indent: str) -> str:
 def without_thinking(text: str) -> str:
     """Return the text after the thinking; empty when the thinking never ends."""
     for opens, closes in _THINKING:
-        text = text.rpartition(closes)[2]
-        if opens in text:
+        text = text[_end_of_last(closes, text) :]
+        if opens.search(text):
             return ""
     return text
 
@@ -237,9 +240,15 @@ def with_open_thinking(response: str, prompt: str) -> str:
     its own.
     """
     for opens, closes in _THINKING:
-        if prompt.rfind(opens) > prompt.rfind(closes) and closes not in response:
-            return opens + response
+        opened = opens.search(prompt, _end_of_last(closes, prompt))
+        if opened and not closes.search(response):
+            return opened.group() + response
     return response
+
+
+def _end_of_last(tag: re.Pattern[str], text: str) -> int:
+    """Return where the last match ends; 0 when there is none."""
+    return max((match.end() for match in tag.finditer(text)), default=0)
 
 
 def without_echo(response: str, prompt: str) -> str:

@@ -661,7 +661,7 @@ def test_choices_that_are_stated_without_a_box() -> None:
 
 
 @pytest.mark.parametrize(
-    "opens", ["<think>", "<thinking>", "[THINK]", "<seed:think>", "◁think▷", "<|begin_of_thought|>"]
+    "opens", ["<think>", "<Thinking>", "[THINK]", "<seed:think>", "◁think▷", "<|begin_of_thought|>"]
 )
 def test_thinking_that_the_prompt_opens_and_nothing_closes_does_not_count(opens: str) -> None:
     odd = {"[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|begin_of_thought|>": "<|end_of_thought|>"}
@@ -670,6 +670,13 @@ def test_thinking_that_the_prompt_opens_and_nothing_closes_does_not_count(opens:
     assert verify_math(with_open_thinking(r"it is \boxed{5}, since", prompt), "5", {})[0] == 0.0
     assert verify_math(with_open_thinking(rf"hm \boxed{{4}}{closes} \boxed{{5}}", prompt), "5", {})[0] == 1.0
     assert with_open_thinking("plain", f"{opens}example{closes} now you") == "plain"
+
+
+@pytest.mark.parametrize("opens", ["<Think>", "<THINK>", "<think >", '<think id="1">'])
+def test_think_tags_in_other_spellings(opens: str) -> None:
+    assert verify_math(rf"{opens} it is \boxed{{5}}, since", "5", {})[0] == 0.0
+    assert verify_math(rf"{opens} \boxed{{4}}</think> \boxed{{5}}", "5", {})[0] == 1.0
+    assert verify_math(rf"{opens} \boxed{{5}}</THINK > \boxed{{4}}", "5", {})[0] == 0.0
 
 
 def test_truths_of_gsm8k() -> None:
