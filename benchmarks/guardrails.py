@@ -153,6 +153,7 @@ FAULTS: dict[str, Callable[[Figures, int], Figures]] = {
         f | {"value/std": f["value/std"] * (1 - _share(age, 5)), "value/mean": 0.99}
     ),
     "critic_blind": lambda f, age: f | {"value/std": 1e-5},
+    "negative_advantages": lambda f, age: f | {"advantage/mean": -0.37},
     "entropy_collapse": lambda f, age: (
         f | {"policy/entropy": f["policy/entropy"] * 0.6**age, "reward/mean": 0.2}
     ),

@@ -53,6 +53,8 @@ class GuardrailSettings(Settings):
     """While rewards vary, the critic's values spread less than this (standard deviation) for 20
     steps in a row: it has learned the mean reward and nothing about prompts. Only warns.
     """
+    negative_advantages: Positive | None = 0.2
+    """The mean advantage of a step is below minus this. Only warns."""
     entropy_collapse: Probability | None = 0.1
     """The policy's entropy is below this share of the usual one while the reward does not rise, or
     below a tenth of this share in any case.

@@ -129,6 +129,11 @@ def critic_blind(figures: Figures, usual: Baseline, limit: float) -> Anomaly | N
     return Anomaly(f"value/std is {figures['value/std']:.2g} around {figures['value/mean']:.2f}")
 
 
+def negative_advantages(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
+    now = figures["advantage/mean"]
+    return Anomaly(f"advantage/mean is {now:.2g}") if now < -limit else None
+
+
 def entropy_collapse(figures: Figures, usual: Baseline, limit: float) -> Anomaly | None:
     if not usual.is_known:
         return None
@@ -272,6 +277,16 @@ DETECTORS: dict[str, Detector] = {
         needed=20,
         only_warns=True,
     ),
+    "negative_advantages": Detector(
+        negative_advantages,
+        ("advantage/mean",),
+        meaning="a critic whose values are still far above the rewards (a new one says 0.5 of every prompt), "
+        "so that most responses are made less likely",
+        remedy="wait some steps; if it lasts, raise critic.optimizer.lr. Where few prompts are solved at the "
+        "start, a new run with algorithm.center=negative (sppo), or with the critic of an earlier run, "
+        "begins at the right level",
+        only_warns=True,
+    ),
     "entropy_collapse": Detector(
         entropy_collapse,
         ("policy/entropy", "reward/mean"),
@@ -319,7 +334,7 @@ DETECTORS: dict[str, Detector] = {
         ("policy/effective_sample_size",),
         meaning="samples of a policy so far from the learner's that few tokens outweigh all others",
         remedy="lower loop.max_staleness or learner.optimizer.lr, take fewer minibatches a step; with "
-        "PPO's clip, set algorithm.loss to dis or dppo",
+        "algorithm.loss dis, try PPO's clip",
     ),
     "kl": Detector(
         kl,

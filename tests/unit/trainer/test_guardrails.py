@@ -28,7 +28,8 @@ FIGURES = Path(__file__).parent / "guardrail_figures.jsonl"
 CALM = {
     "reward/mean": 0.6, "reward/std": 0.49, "reward/watched": 0.6, "reward/errors": 0, "samples/count": 256,
     "response/truncation_rate": 0.01,
-    "value/mean": 0.58, "value/std": 0.2, "policy/entropy": 0.02, "policy/clip_fraction_low": 0.001,
+    "value/mean": 0.58, "value/std": 0.2, "advantage/mean": 0.02,
+    "policy/entropy": 0.02, "policy/clip_fraction_low": 0.001,
     "policy/clip_fraction_high": 0.001, "policy/ratio_mean": 1.0, "policy/approx_kl_k3": 1e-4,
     "policy/loss": 0.01,
     "policy/grad_norm": 0.1, "policy/skipped": 0.0, "critic/loss": 0.5, "critic/grad_norm": 0.6,
@@ -107,6 +108,15 @@ def test_a_fresh_critic_is_no_collapse() -> None:
         assert watch(rows)[1] == []
 
 
+def test_a_new_critic_on_hopeless_prompts_is_told() -> None:
+    # register-machine, whose base solves .13: the mean advantages of the first seven steps
+    means = (-0.37, -0.33, -0.25, -0.12, -0.07, -0.03, 0.01)
+    [alarm] = watch([CALM | {"advantage/mean": mean} for mean in means])[1]
+    assert (alarm.detector, alarm.step, alarm.action) == ("negative_advantages", 3, "warn")
+    assert "advantage/mean is -0.25, since step 1" in alarm.message
+    assert "algorithm.center=negative" in alarm.message
+
+
 def test_entropy_may_fall_while_the_reward_rises() -> None:
     # From a solve rate of 0.05 and 1.5 nats to 0.75 and 0.1 nats, a fifteenth: learning. At the old
     # reward: a collapse.
@@ -145,7 +155,8 @@ def test_a_fault_in_a_real_run_is_seen_within_20_steps(name: str) -> None:
             delays[run] = delay(Recorded(run, True, rows), name, at)
     # its critic is blind from the start
     already = {"smollm2-arithmetic, sppo"} if name in ("critic_blind", "value_collapse") else set()
-    assert len(delays) >= 2 or name == "over_optimisation"  # no run of before had a watched part
+    # no run of then had a watched part, or recorded the mean advantage
+    assert len(delays) >= 2 or name in ("over_optimisation", "negative_advantages")
     assert {
         run: late
         for run, late in delays.items()
