@@ -14,9 +14,10 @@ study at the same time, e.g. by `taskset -c 0` and `taskset -c 1`: they share ou
 makes it again.
 
 What a token costs in seconds depends on what else the machine does, and on the machine. So runs end
-after a number of steps (equal-prompts: of seconds), learning is compared by tokens, and seconds are
-measured on their own: --times runs all arms in turn, three rounds, on a machine that does nothing
-else. The seconds of a page are the tokens of a run times the median seconds of a token of its arm.
+after a number of steps (equal-prompts, equal-rates: of seconds), learning is compared by tokens,
+and seconds are measured on their own: --times runs all arms in turn, three rounds, on a core that
+does nothing else. The seconds of a page are the tokens of a run times the median seconds of a token
+of its arm.
 """  # noqa: E501, W505 (a drawing)
 
 from __future__ import annotations
@@ -97,6 +98,13 @@ STUDIES: Mapping[str, Study] = {
         "quickstart", {"sppo": "sppo", "grpo-equal-prompts": "grpo-equal-prompts"},
         240, ("seconds", "tokens"), (0.7, 0.86, 0.9, 0.94), ("eval.every_s=6",),
         baseline="grpo-equal-prompts",
+    ),
+    # As in the paper. GRPO's steps have eight times the samples and bear a higher rate.
+    "equal-rates": Study(
+        "equal-prompts with one learning rate for both, the lowest of its sweep",
+        "quickstart", {"sppo": "sppo", "grpo-equal-prompts": "grpo-equal-prompts"},
+        150, ("tokens",), (0.7, 0.86, 0.9), ("eval.every_s=5",),
+        rate=2.5e-4, baseline="grpo-equal-prompts", most_seeds=3,
     ),
     # At one rate, at which all methods learn equally fast from fresh samples. At its best rate for
     # these, 1e-3, sppo learned from stale ones worse than grpo at 5e-4, and the mask collapsed.

@@ -273,9 +273,10 @@ def _times(study: Study, times: Mapping[str, Sequence[Kept]]) -> str:
             ]
         )
     commits = ", ".join(sorted({one.commit for of in times.values() for one in of}))
+    where = "their core" if study.num_cores == 1 else "their cores"
     told = (
         f"Median, least and most of {max(map(len, times.values()))} short runs of each arm, made in turn "
-        f"with nothing else on the machine (commits {commits}), and the shares of its stages. The seconds "
+        f"with nothing else on {where} (commits {commits}), and the shares of its stages. The seconds "
         "of this page are the tokens of a run times the median of its arm."
     )
     return f"{told}\n\n{_markdown(lines)}"
